@@ -1,0 +1,249 @@
+"""The command line. Exit codes: 0 done, 1 failed but resumable, 2 wrong use or config, 130 stopped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.config import PipelineConfig, load_config
+from pipeline.errors import ConfigError, KoeError
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan, load_plan
+from pipeline.storage import Storage
+
+app = typer.Typer(
+    name="koe",
+    help="From speech clips and instruction samples to Arrow shards and a stable pretraining run.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console()
+err = Console(stderr=True)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's configuration.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: encode.threshold_ovrl=2.8")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only, on stdout.")]
+DEFAULT_CONFIG = Path("pipeline.yaml")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write the corpus.")],
+    clips: Annotated[int, typer.Option(min=12, help="Speech clips.")] = 320,
+    samples: Annotated[int, typer.Option(min=20, help="Instruction samples.")] = 1000,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Write a small corpus of Japanese speech and instructions, with its pipeline.yaml."""
+    from pipeline.demo import write_demo
+    from pipeline.progress import counting
+
+    with counting(err, "synthesising speech") as report:
+        written = write_demo(
+            folder, num_clips=clips, num_instructions=samples, seed=seed, progress=report
+        )
+    err.print(written.summary(), markup=False)
+    err.print(f"Next: koe run -c {folder / 'pipeline.yaml'}", markup=False)
+
+
+@app.command()
+def run(
+    config: ConfigOption = DEFAULT_CONFIG,
+    from_stage: Annotated[str | None, typer.Option("--from", help="First stage to run.")] = None,
+    to_stage: Annotated[str | None, typer.Option("--to", help="Last stage to run.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="The one stage to run.")] = None,
+    overrides: SetOption = None,
+    force: Annotated[
+        list[str] | None, typer.Option("--force", help="Do a stage's units again.")
+    ] = None,
+) -> None:
+    """Run the pipeline: ingest, score, encode, tokenize, interleave, train. Resumes what is done."""
+    from pipeline import views
+    from pipeline.job import run_job, select_stages
+    from pipeline.stats import run_stats
+
+    settings = load_config(config, overrides)
+    selection = select_stages(from_stage, to_stage, only, force or [])
+    report = run_job(settings, selection, err)
+    plan, ledger = _opened(settings)
+    out.print(views.stats_view(run_stats(plan, ledger)))
+    if report.training is not None:
+        out.print(views.training_view(report.training.metrics[-5:]))
+    if report.failed:
+        err.print(
+            f"{len(report.failed)} units failed (listed above). Run the same command again: "
+            "only they and what depends on them are done.",
+            style="red",
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Plan the units from the sources and list them; nothing else is run."""
+    from pipeline import views
+    from pipeline.job import plan_run
+
+    settings = load_config(config, overrides)
+    out.print(views.plan_view(plan_run(settings, err)))
+
+
+@app.command()
+def status(
+    config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Show the units done, left and failed of every stage, throughput and time left."""
+    from pipeline import views
+    from pipeline.status import run_status
+
+    rows = run_status(*_opened(load_config(config, overrides)))
+    if as_json:
+        _print_json(rows)
+    else:
+        out.print(views.status_view(rows))
+
+
+@app.command()
+def stats(
+    config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Show shard statistics and where every clip and sample went."""
+    from pipeline import views
+    from pipeline.stats import run_stats
+
+    found = run_stats(*_opened(load_config(config, overrides)))
+    if as_json:
+        _print_json(found)
+    else:
+        out.print(views.stats_view(found))
+
+
+@app.command()
+def inspect(
+    place: Annotated[str, typer.Argument(help="SHARD or SHARD:ROW, as train-00000:12.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Token ids, the special ones by name.")
+    ] = False,
+    wav: Annotated[
+        Path | None, typer.Option("--wav", help="Write original and reconstruction here.")
+    ] = None,
+) -> None:
+    """Decode a row: documents, text, codes, scores, and the clips they came from."""
+    from pipeline import views
+    from pipeline.inspection import find_shard, read_documents
+    from pipeline.job import text_decoder, write_wavs
+
+    name, _, row = place.rpartition(":") if ":" in place else (place, "", "0")
+    if not row.isdigit():
+        raise ConfigError(
+            f"{place} does not name a row", remedy="Write SHARD:ROW, as train-00000:12."
+        )
+    settings = load_config(config)
+    ledger, shard = find_shard(name, Path(settings.run_dir))
+    documents = read_documents(ledger, shard, int(row))
+    decode = (lambda ids: "") if raw else text_decoder(settings)
+    out.print(views.documents_view(documents, decode, raw))
+    if wav is not None:
+        for path in write_wavs(settings, documents, wav):
+            err.print(f"wrote {path}", markup=False)
+
+
+@app.command()
+def verify(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+    """Read everything again and prove hashes, schemas, books, rows, grammar and provenance."""
+    from pipeline.verify import verify_run
+
+    verify_run(
+        *_opened(load_config(config, overrides)),
+        on_proof=lambda proof: out.print(
+            f"[green]proved[/] {proof.what} ({proof.count:,} {proof.unit})", highlight=False
+        ),
+    )
+
+
+@app.command()
+def score(
+    files: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    windows: Annotated[str, typer.Option(help="reference | all")] = "reference",
+    threshold: Annotated[float, typer.Option(help="keep: ovrl above it.")] = 2.5,
+    as_json: JsonOption = False,
+) -> None:
+    """Score audio files with DNSMOS."""
+    from pipeline.job import score_paths
+
+    _print_files(score_paths(files, windows, threshold), as_json)
+
+
+@app.command()
+def encode(
+    files: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode audio files to SNAC codes, with the codec that the config names."""
+    from pipeline.job import encode_paths
+
+    _print_files(encode_paths(files, load_config(config, overrides)), as_json)
+
+
+@app.command()
+def train(
+    config: ConfigOption = DEFAULT_CONFIG,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = True,
+    overrides: SetOption = None,
+) -> None:
+    """Train on the shards, on the local GPUs, CPUs, or the Ray cluster."""
+    from pipeline import views
+    from pipeline.job import run_training
+
+    result = run_training(load_config(config, overrides), err, resume=resume)
+    out.print(views.training_view(result.metrics[-5:]))
+
+
+def _opened(settings: PipelineConfig) -> tuple[Plan, Ledger]:
+    storage = Storage(settings.run_dir)
+    planned = load_plan(storage)
+    if planned is None:
+        raise ConfigError(
+            f"{settings.run_dir} holds no run", remedy="Start one with `koe run -c CONFIG`."
+        )
+    return planned, Ledger(storage)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def _print_files(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print_json(rows)
+    else:
+        from pipeline import views
+
+        out.print(views.files_view(rows))
+    if any("error" in row for row in rows):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of `koe`: turns typed errors into one message and an exit code."""
+    try:
+        app()
+    except ConfigError as error:
+        err.print(f"koe: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KoeError as error:
+        err.print(f"koe: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("koe: interrupted. Run the same command again to go on.", style="yellow")
+        sys.exit(130)

@@ -1,0 +1,169 @@
+"""Runs chains of stages on Ray Data: one row is one unit, one actor pool a stage.
+
+Only names of units travel between actors; what the stages read and write lies in the storage.
+Nothing here decides bytes: receipts and unit order in the plan do, so any number of workers and
+any order of completion give the same result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipeline.errors import ConfigError
+from pipeline.runner import FAILED, STOPPED, UnitResult, Work
+
+_POLL_SECONDS = 0.3
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) -> Iterator[None]:
+    """Join the Ray at `address`, or start a local one, for the time of a run.
+
+    `chain_cpus`: what one worker of every stage together asks for. A local Ray offers at least
+    that many logical CPUs, so that a small machine takes turns instead of waiting for ever.
+    Raises: ConfigError when a cluster offers less.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry from a user's cluster
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        cpus = num_cpus or os.cpu_count() or 1
+        options |= {"num_cpus": max(cpus, math.ceil(chain_cpus)), "include_dashboard": False}
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray could be reached at {address or 'this machine'}",
+            str(error).splitlines()[0],
+            "Check ray.address, or leave it null to start a local Ray.",
+        ) from error
+    try:
+        offered = ray.cluster_resources().get("CPU", 0)
+        if offered < chain_cpus:
+            raise ConfigError(
+                f"the Ray cluster offers {offered:g} CPUs",
+                f"one worker of every stage together asks for {chain_cpus:g}",
+                "Add nodes, or lower cpus_per_worker of the stages.",
+            )
+        yield
+    finally:
+        ray.shutdown()
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Collects results as they arise, so that progress is seen in every stage, not at the end."""
+
+    def __init__(self) -> None:
+        self._results: list[UnitResult] = []
+
+    def post(self, result: UnitResult) -> None:
+        self._results.append(result)
+
+    def drain(self) -> list[UnitResult]:
+        results, self._results = self._results, []
+        return results
+
+
+class _Worker:
+    """One actor of a stage's pool."""
+
+    def __init__(self, work: Work, board: Any) -> None:
+        self._run, self._board = work.open(), board
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        statuses = []
+        for unit, status in zip(batch["unit"], batch["status"], strict=True):
+            if status in (FAILED, STOPPED):  # an earlier stage could not do it
+                statuses.append(status)
+                continue
+            result = self._run(str(unit))
+            ray.get(self._board.post.remote(result))
+            statuses.append(result.status)
+        return {"unit": batch["unit"], "status": statuses}
+
+
+def run_ray(
+    chain: Sequence[Work], units: Sequence[str], on_result: Callable[[UnitResult], None]
+) -> bool:
+    """Stream the units through the chain's actor pools.
+
+    `on_result` is called once for every unit and stage, from this process. Returns False when
+    the run had to stop.
+    """
+    if not units:
+        return True
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    board = _Board.remote()
+    dataset = ray.data.from_items(
+        [{"unit": unit, "status": ""} for unit in units], override_num_blocks=len(units)
+    )
+    for work in chain:
+        dataset = dataset.map_batches(
+            _Worker,
+            fn_constructor_args=(work, board),
+            batch_size=1,
+            batch_format="numpy",
+            num_cpus=work.resources.cpus,
+            num_gpus=work.resources.gpus or None,
+            compute=_pool(work, len(units)),
+        )
+    seen: set[tuple[str, str]] = set()
+    stopped = threading.Event()
+    finished = threading.Event()
+    failure: list[BaseException] = []
+
+    def deliver() -> None:
+        for result in ray.get(board.drain.remote()):
+            # A task that Ray retried after a worker's death may report twice.
+            if (result.stage, result.unit) not in seen:
+                seen.add((result.stage, result.unit))
+                on_result(result)
+            if result.status == STOPPED:
+                stopped.set()
+
+    def consume() -> None:
+        try:
+            for row in dataset.iter_rows():
+                if row["status"] == STOPPED or stopped.is_set():
+                    break
+        except BaseException as error:  # handed to the main thread, which raises it
+            failure.append(error)
+        finally:
+            finished.set()
+
+    consumer = threading.Thread(target=consume, daemon=True)
+    consumer.start()
+    while not finished.wait(_POLL_SECONDS) and not stopped.is_set():
+        deliver()
+    deliver()
+    if failure:
+        raise failure[0]
+    return not stopped.is_set()
+
+
+def _pool(work: Work, num_units: int) -> ActorPoolStrategy:
+    if work.resources.workers:
+        return ActorPoolStrategy(size=min(work.resources.workers, num_units))
+    # Ray Data grows a pool while its stage is the bottleneck and CPUs are free.
+    cluster = ray.cluster_resources()
+    most = int(cluster.get("CPU", 1) / work.resources.cpus)
+    if work.resources.gpus:
+        most = min(most, int(cluster.get("GPU", 0) / work.resources.gpus))
+    return ActorPoolStrategy(min_size=1, max_size=max(1, min(most, num_units)))

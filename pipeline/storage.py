@@ -1,0 +1,186 @@
+"""The run directory on a local disk, NFS, or any fsspec file system; every write is atomic."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from pipeline.errors import ContractError, StorageError
+from pipeline.fingerprint import sha256_bytes
+
+TEMPORARY = ".tmp"
+BATCH_ROWS = 1024  # of a record batch: bounds what one random access has to touch
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a write left behind: path in the storage, SHA-256, size and table rows."""
+
+    path: str
+    sha256: str
+    num_bytes: int
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Files below one root, named by relative paths with forward slashes.
+
+    A local write goes to a temporary name, is synced and renamed; an object store's single PUT
+    is atomic by itself. Raises StorageError for anything the medium refuses.
+    """
+
+    root: str
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.root
+
+    @cached_property
+    def _remote(self) -> tuple[Any, str]:
+        file_system, base = fsspec.core.url_to_fs(self.root)
+        return file_system, base
+
+    def local_path(self, path: str = "") -> Path:
+        """Return the path on the local disk.
+
+        Raises: StorageError when the storage is not local.
+        """
+        if not self.is_local:
+            raise StorageError(
+                f"{self.root} is not a local folder",
+                "this step memory-maps its files",
+                "Copy the folder to a local disk first.",
+            )
+        return Path(self.root) / path
+
+    def write_bytes(self, path: str, data: bytes | memoryview) -> Written:
+        with self._explained("write", path):
+            if self.is_local:
+                _write_atomically(self.local_path(path), data)
+            else:
+                file_system, base = self._remote
+                file_system.pipe_file(f"{base}/{path}", bytes(data))
+        return Written(path, sha256_bytes(data), len(data))
+
+    def write_table(self, path: str, table: pa.Table) -> Written:
+        """Write an Arrow IPC file, the same bytes for the same rows."""
+        data = encode_table(table)
+        written = self.write_bytes(path, memoryview(data))
+        return Written(path, written.sha256, written.num_bytes, table.num_rows)
+
+    def read_bytes(self, path: str) -> bytes:
+        with self._explained("read", path):
+            if self.is_local:
+                return self.local_path(path).read_bytes()
+            file_system, base = self._remote
+            return file_system.cat_file(f"{base}/{path}")
+
+    def read_table(self, path: str) -> pa.Table:
+        """Read an Arrow IPC file, memory-mapped where the storage is local.
+
+        Raises: ContractError for a file that is torn or not Arrow.
+        """
+        with self._explained("read", path):
+            try:
+                if self.is_local:
+                    return pa.ipc.open_file(pa.memory_map(str(self.local_path(path)))).read_all()
+                return pa.ipc.open_file(pa.BufferReader(self.read_bytes(path))).read_all()
+            except pa.ArrowInvalid as error:
+                raise ContractError(
+                    f"{path} is not a whole Arrow file",
+                    str(error),
+                    "Run again: a unit whose output is torn is redone.",
+                ) from error
+
+    def size(self, path: str) -> int | None:
+        """Return the size in bytes, or None where there is no such file."""
+        with self._explained("read", path):
+            try:
+                if self.is_local:
+                    return self.local_path(path).stat().st_size
+                file_system, base = self._remote
+                return file_system.size(f"{base}/{path}")
+            except FileNotFoundError:
+                return None
+
+    def names(self, folder: str) -> list[str]:
+        """List the file names in a folder, sorted; none if there is no such folder."""
+        with self._explained("list", folder):
+            try:
+                if self.is_local:
+                    found = [entry.name for entry in os.scandir(self.local_path(folder))]
+                else:
+                    file_system, base = self._remote
+                    listed = file_system.ls(f"{base}/{folder}", detail=False, refresh=True)
+                    found = [name.rstrip("/").rsplit("/", 1)[-1] for name in listed]
+            except FileNotFoundError:
+                return []
+        return sorted(found)
+
+    def remove(self, path: str) -> None:
+        """Remove a file if it exists."""
+        with self._explained("remove", path):
+            try:
+                if self.is_local:
+                    self.local_path(path).unlink()
+                else:
+                    file_system, base = self._remote
+                    file_system.rm_file(f"{base}/{path}")
+            except FileNotFoundError:
+                return
+
+    def sweep(self, folder: str) -> int:
+        """Remove what a killed writer left under temporary names; return how many."""
+        torn = [name for name in self.names(folder) if name.endswith(TEMPORARY)]
+        for name in torn:
+            self.remove(f"{folder}/{name}")
+        return len(torn)
+
+    @contextmanager
+    def _explained(self, verb: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"cannot {verb} {path} in {self.root}",
+                str(error),
+                "Free space or restore access, then run the same command again: it resumes.",
+            ) from error
+
+
+def encode_table(table: pa.Table) -> pa.Buffer:
+    """Serialise a table as an Arrow IPC file in batches of BATCH_ROWS rows."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        # One chunk first: how a table was put together must not show in its bytes.
+        writer.write_table(table.combine_chunks(), max_chunksize=BATCH_ROWS)
+    return sink.getvalue()
+
+
+def _write_atomically(path: Path, data: bytes | memoryview) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

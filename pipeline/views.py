@@ -1,0 +1,233 @@
+"""Rich renderings of statistics, status, proofs, documents and training metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.inspection import Document, named_ids, num_frames, text_ids
+from pipeline.plan import Plan
+from pipeline.vocabulary import CODEC_HZ, FRAME_SAMPLES, unflatten_codes
+
+
+def _grid(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    return "\n".join(f"{reason} {count:,}" for reason, count in counts.items()) or "0"
+
+
+def stats_view(stats: dict[str, Any]) -> RenderableType:
+    """Render `koe stats`."""
+    books = _grid(
+        "Records", "source", "in", "kept", "rejected", "quarantined", "pending", "hours kept"
+    )
+    for name, account in stats["sources"].items():
+        speech = "clips_in" in account
+        books.add_row(
+            name,
+            f"{account['clips_in' if speech else 'samples_in']:,}",
+            f"{account['kept']:,}",
+            _reasons(account["rejected"]),
+            _reasons(account["quarantined"]),
+            f"{account['pending']:,}",
+            f"{account['hours_kept']:.3f} of {account['hours_in']:.3f}" if speech else "",
+        )
+    parts: list[RenderableType] = [books]
+    for name, key, name_in in (
+        ("clips", "accounting", "clips_in"),
+        ("samples", "samples", "samples_in"),
+    ):
+        account = stats[key]
+        parts.append(
+            f"{name}: {account[name_in]:,} in = {account['kept']:,} kept "
+            f"+ {sum(account['rejected'].values()):,} rejected "
+            f"+ {sum(account['quarantined'].values()):,} quarantined"
+            + (f" + {account['pending']:,} pending" if account["pending"] else "")
+            + ("" if account["closed"] else "  THE BOOKS DO NOT CLOSE")
+        )
+    if stats["scores"]:
+        parts.append(_scores_view(stats["scores"]))
+    parts.append(_shards_view(stats["shards"]))
+    parts.append(codec_line(stats["codec"]))
+    return Group(*parts)
+
+
+def _scores_view(scores: dict[str, Any]) -> Table:
+    present = [name for name in ("sig", "bak", "ovrl") if name in scores]
+    marks = list(scores[present[0]]) if present else []
+    table = _grid(
+        f"DNSMOS of {scores['clips']:,} clips, {scores['windows']:,} windows", "score", *marks
+    )
+    for name in present:
+        table.add_row(name, *(f"{value:.2f}" for value in scores[name].values()))
+    return table
+
+
+def _shards_view(shards: dict[str, Any]) -> RenderableType:
+    if not shards["num_shards"]:
+        return Text("no shards yet", style="yellow")
+    table = _grid("Shards", "shards", "rows", "documents", "tokens", "fill", "longest row")
+    table.add_row(
+        f"{shards['num_shards']:,}",
+        f"{shards['rows']:,}",
+        f"{shards['documents']:,}",
+        "\n".join(
+            [f"{shards['tokens']:,}"]
+            + [f"{name} {count:,}" for name, count in shards["tokens_by_modality"].items()]
+        ),
+        f"{shards['fill']:.2%}",
+        f"{shards['max_row_tokens']:,} of {shards['row_capacity']:,}",
+    )
+    return table
+
+
+def codec_line(codec: dict[str, Any]) -> RenderableType:
+    if not codec:
+        return Text("")
+    if codec.get("trained", True):
+        return Text(f"codec: {codec.get('label')}  sha256 {codec.get('sha256', '')[:12]}")
+    return Text(
+        f"codec: {codec.get('label')} - the speech tokens are noise, good for trials only",
+        style="bold red",
+    )
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """Render `koe plan`."""
+    table = _grid("Plan", "source", "units", "records", "files", "faults")
+    for source in plan.modalities:
+        units = [unit for unit in plan.units if unit.source == source]
+        table.add_row(
+            f"{source} ({plan.modalities[source]})",
+            f"{len(units):,}",
+            f"{sum(unit.records for unit in units):,}",
+            f"{len({unit.path for unit in units}):,}",
+            "\n".join(f"{unit.path}: {unit.fault}" for unit in units if unit.fault) or "0",
+        )
+    return table
+
+
+def files_view(rows: Sequence[dict[str, Any]]) -> Table:
+    """Render `koe score` and `koe encode`."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = _grid("", *columns)
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    return table
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("")
+    if isinstance(value, float):
+        return Text(f"{value:.3f}")
+    if isinstance(value, list):  # three codebooks
+        return Text(
+            "\n".join(" ".join(map(str, book[:12])) + " ..." * (len(book) > 12) for book in value)
+        )
+    return Text(str(value))
+
+
+def status_view(rows: Sequence[dict[str, Any]]) -> Table:
+    """Render `koe status`: a line a stage."""
+    table = _grid(
+        "Units", "stage", "done", "left", "records", "kept", "work", "rate", "left at that rate"
+    )
+    for row in rows:
+        table.add_row(
+            row["stage"],
+            f"{row['done']:,}",
+            f"{row['left']:,}",
+            f"{row['records']:,}",
+            f"{row['kept']:,}",
+            f"{row['seconds']:,.0f} s",
+            f"{row['units_per_second']:.3f} units/s" if row["units_per_second"] else "",
+            f"{row['eta_seconds']:,.0f} s" if row["eta_seconds"] is not None else "",
+        )
+    return table
+
+
+def training_view(metrics: Sequence[dict[str, Any]]) -> Table:
+    """Render the last steps of a training run."""
+    table = _grid(
+        "Training, last steps",
+        "step",
+        "loss",
+        "text",
+        "speech",
+        "gradient norm",
+        "rate",
+        "tokens/s",
+    )
+    for row in metrics:
+        table.add_row(
+            str(row["step"]),
+            f"{row['loss']:.4f}",
+            *(
+                f"{row[k]:.4f}" if row.get(k) is not None else "-"
+                for k in ("loss_text", "loss_speech")
+            ),
+            f"{row['gradient_norm']:.3f}",
+            f"{row['learning_rate']:.2e}",
+            f"{row['tokens_per_second']:,.0f}",
+        )
+    return table
+
+
+def documents_view(
+    documents: Sequence[Document], decode_text: Callable[[list[int]], str], raw: bool
+) -> RenderableType:
+    """Render `koe inspect`: a panel a document, blue for speech, green for text."""
+    panels: list[RenderableType] = []
+    for number, document in enumerate(documents):
+        lines = Text()
+        if raw:
+            lines.append(" ".join(named_ids(document.input_ids)))
+        else:
+            lines.append(decode_text(text_ids(document.input_ids)) + "\n")
+            if document.codes is not None:
+                lines.append(_codes_line(document), style="cyan")
+            if document.clip is not None:
+                lines.append(_clip_line(document.clip), style="dim")
+        part = f" part {document.part}" if document.part else ""
+        panels.append(
+            Panel(
+                lines,
+                title=f"{number}  {document.id}{part}  {document.modality} of {document.source}  "
+                f"{len(document.input_ids)} tokens  unit {document.unit}",
+                title_align="left",
+                border_style="blue" if document.codes is not None else "green",
+            )
+        )
+    return Group(*panels)
+
+
+def _codes_line(document: Document) -> str:
+    assert document.codes is not None
+    frames = num_frames(document)
+    books = unflatten_codes(document.codes)
+    heads = "  ".join(
+        f"c{level} {' '.join(map(str, book[:6]))}{' ...' if len(book) > 6 else ''}"
+        for level, book in enumerate(books)
+    )
+    return f"{frames} frames, {frames * FRAME_SAMPLES / CODEC_HZ:.2f} s   {heads}\n"
+
+
+def _clip_line(clip: dict[str, Any]) -> str:
+    member = f" member {clip['audio_member']}" if clip["audio_member"] else ""
+    start = f" from {clip['start_seconds']:.2f} s" if clip["start_seconds"] else ""
+    return (
+        f"ovrl {clip['ovrl']:.3f} over {clip['windows']} windows   {clip['seconds']:.2f} s, "
+        f"{clip['audio_hz']} Hz, {clip['channels']} channels\n"
+        f"{clip['audio_path']}{member} at {clip['audio_offset']}{start}"
+    )

@@ -1,0 +1,1 @@
+"""Pure transforms of Arrow tables, and the sources that records come from."""

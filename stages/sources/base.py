@@ -1,0 +1,68 @@
+"""What every source offers: slices of its files (units), and the records of one slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A fixed slice of one source file; fields as in `pipeline.schema.UNIT`.
+
+    `start` and `stop` are byte offsets, or row numbers for Parquet. `records` is the number of
+    records that the slice holds. `fault` says why the file could not be read past `stop` (a
+    truncated tar, a broken JSON array): it counts as one quarantined record of this unit.
+    """
+
+    unit: str
+    source: str
+    modality: str
+    path: str
+    stamp: str
+    start: int
+    stop: int
+    records: int
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a slice: its raw fields, or the reason why it has none.
+
+    `key` is unique within the source unless the source itself repeats an id. `audio_*` say
+    where a speech record's audio lies (see `pipeline.schema.CLIP`). `reason` and `detail` are set
+    when the record could not be read (broken JSON line, tar member outside its archive).
+    """
+
+    key: str
+    location: str
+    fields: dict[str, Any]
+    audio_kind: str = ""
+    audio_path: str = ""
+    audio_member: str = ""
+    audio_offset: int = 0
+    audio_bytes: int = 0
+    reason: str = ""
+    detail: str = ""
+
+
+class Source(Protocol):
+    """A named set of files of one kind. Frozen and picklable."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def modality(self) -> str: ...
+
+    def units(self) -> Iterator[Unit]:
+        """Plan the slices of all files, in a fixed order.
+
+        Raises: ConfigError when a path matches nothing.
+        """
+        ...
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        """Yield the records of one slice: exactly `unit.records` of them."""
+        ...

@@ -1,0 +1,1 @@
+"""The koe trainer: shards in, checkpoints out."""
