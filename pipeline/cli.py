@@ -71,11 +71,15 @@ def run(
 
     settings = load_config(config, overrides)
     selection = select_stages(from_stage, to_stage, only, force or [])
-    report = run_job(settings, selection, err)
+    try:
+        report = run_job(settings, selection, err)
+    except KeyboardInterrupt:
+        err.print("koe: interrupted. Run the same command again to go on.", style="yellow")
+        raise typer.Exit(130) from None
     plan, ledger = _opened(settings)
     out.print(views.stats_view(run_stats(plan, ledger)))
     if report.training is not None:
-        out.print(views.training_view(report.training.metrics[-5:]))
+        out.print(views.training_view(report.training.last_rows[-5:]))
     if report.failed:
         err.print(
             f"{len(report.failed)} units failed (listed above). Run the same command again: "
@@ -138,8 +142,8 @@ def inspect(
 ) -> None:
     """Decode a row: documents, text, codes, scores, and the clips they came from."""
     from pipeline import views
+    from pipeline.files import text_decoder, write_wavs
     from pipeline.inspection import find_shard, read_documents
-    from pipeline.job import text_decoder, write_wavs
 
     name, _, row = place.rpartition(":") if ":" in place else (place, "", "0")
     if not row.isdigit():
@@ -177,7 +181,7 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score audio files with DNSMOS."""
-    from pipeline.job import score_paths
+    from pipeline.files import score_paths
 
     _print_files(score_paths(files, windows, threshold), as_json)
 
@@ -190,7 +194,7 @@ def encode(
     as_json: JsonOption = False,
 ) -> None:
     """Encode audio files to SNAC codes, with the codec that the config names."""
-    from pipeline.job import encode_paths
+    from pipeline.files import encode_paths
 
     _print_files(encode_paths(files, load_config(config, overrides)), as_json)
 
@@ -206,7 +210,7 @@ def train(
     from pipeline.job import run_training
 
     result = run_training(load_config(config, overrides), err, resume=resume)
-    out.print(views.training_view(result.metrics[-5:]))
+    out.print(views.training_view(result.last_rows[-5:]))
 
 
 def _opened(settings: PipelineConfig) -> tuple[Plan, Ledger]:
@@ -237,13 +241,10 @@ def _print_files(rows: list[dict[str, Any]], as_json: bool) -> None:
 def main() -> None:
     """Entry point of `koe`: turns typed errors into one message and an exit code."""
     try:
-        app()
+        app()  # exits with 2 on wrong use and 130 on Ctrl-C by itself
     except ConfigError as error:
         err.print(f"koe: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KoeError as error:
         err.print(f"koe: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("koe: interrupted. Run the same command again to go on.", style="yellow")
-        sys.exit(130)

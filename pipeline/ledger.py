@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.fingerprint import sha256_json
-from pipeline.stage import Outcome, Stage
+from pipeline.stage import Outcome, Recorded
 from pipeline.storage import Storage, Written
 
 
@@ -58,7 +58,7 @@ class Check:
     why: str = ""
 
 
-def content_sha256(stage: Stage) -> str:
+def content_sha256(stage: Recorded) -> str:
     """Fingerprint all that decides a stage's output apart from its input."""
     return sha256_json({"stage": stage.name, "version": stage.version, "content": stage.content})
 
@@ -77,7 +77,7 @@ class Ledger:
         except ValidationError:
             return None  # written by another version or torn: the unit is simply not done
 
-    def check(self, stage: Stage, unit: str, input_sha256: str) -> Check:
+    def check(self, stage: Recorded, unit: str, input_sha256: str) -> Check:
         """Say whether the unit's output can be used as it is."""
         receipt = self.receipt(stage.name, unit)
         if receipt is None:
@@ -110,7 +110,7 @@ class Ledger:
 
     def commit(
         self,
-        stage: Stage,
+        stage: Recorded,
         unit: str,
         input_sha256: str,
         outcome: Outcome,
@@ -119,6 +119,7 @@ class Ledger:
         seconds: float,
         kept: int | None = None,
         output_path: str | None = None,
+        measures: dict[str, float] | None = None,
     ) -> Receipt:
         """Store a unit's outcome: outputs first, then the receipt.
 
@@ -146,7 +147,7 @@ class Ledger:
             kept=outcome.kept.num_rows if kept is None else kept,
             rejected=_reasons(outcome.rejected),
             quarantined=_reasons(outcome.quarantined),
-            measures=_measures(outcome.kept),
+            measures=_measures(outcome.kept) if measures is None else measures,
             seconds=round(seconds, 3),
         )
         self.storage.write_bytes(

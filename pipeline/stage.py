@@ -39,8 +39,8 @@ class Outcome:
 Transform = Callable[[pa.Table], Outcome]
 
 
-class Stage(Protocol):
-    """A frozen, picklable description of work; `open` binds the model once per worker.
+class Recorded(Protocol):
+    """What a receipt records of the work that made an output.
 
     `content` holds all that decides the output's bytes (settings and model hashes) and nothing
     that does not (worker counts, batch sizes): it is fingerprinted into every receipt.
@@ -51,13 +51,18 @@ class Stage(Protocol):
     @property
     def version(self) -> int: ...
     @property
+    def content(self) -> dict[str, Any]: ...
+
+
+class Stage(Recorded, Protocol):
+    """A frozen, picklable description of work; `open` binds the model once per worker."""
+
+    @property
     def input_schema(self) -> pa.Schema: ...
     @property
     def output_schema(self) -> pa.Schema: ...
     @property
     def resources(self) -> Resources: ...
-    @property
-    def content(self) -> dict[str, Any]: ...
     def open(self) -> Transform: ...
 
 

@@ -1,0 +1,1 @@
+"""The koe pipeline: configuration, units, ledger, engine and command line."""

@@ -1,0 +1,80 @@
+"""Single audio files through the models, and documents back to sound: `koe score, encode, inspect`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import soundfile
+
+from pipeline.config import PipelineConfig
+from pipeline.errors import BadRecord, ConfigError
+from pipeline.inspection import Document
+from pipeline.schema import CLIP
+from pipeline.vocabulary import CODEC_HZ
+from stages.clips import load_clips
+from stages.dnsmos import DnsmosScorer, find_model
+from stages.encode import encode_files
+from stages.score import score_files
+from stages.snac import Codec, clip_seed, resolve_codec
+from stages.tokenizer import load_tokenizer
+
+
+def score_paths(files: Sequence[Path], windows: str, threshold: float) -> list[dict[str, Any]]:
+    """Score files; one row each, with `error` where a file cannot be scored."""
+    if windows not in ("reference", "all"):
+        raise ConfigError(f"--windows {windows} is neither reference nor all")
+    scorer = DnsmosScorer(find_model().path, "cpu", num_threads=1)
+    return score_files([str(file) for file in files], scorer, windows, threshold)
+
+
+def encode_paths(files: Sequence[Path], config: PipelineConfig) -> list[dict[str, Any]]:
+    """Encode files with the configured codec; `error` where a file cannot be encoded."""
+    return encode_files([str(file) for file in files], _codec(config))
+
+
+def text_decoder(config: PipelineConfig) -> Callable[[list[int]], str]:
+    """Return the function that spells text ids out."""
+    tokenizer = load_tokenizer(config.tokenize.tokenizer)
+    return lambda ids: str(tokenizer.decode(ids))
+
+
+def write_wavs(
+    config: PipelineConfig, documents: Sequence[Document], folder: Path
+) -> Iterator[Path]:
+    """Write original and reconstruction (24 kHz mono) of every speech document; yield the paths.
+
+    A source file that is gone is said in place of the original.
+    """
+    codec = _codec(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, document in enumerate(documents):
+        if document.codes is None:
+            continue
+        digest = hashlib.sha256(document.id.encode()).hexdigest()[:8]
+        base = f"{number:03d}-{digest}"
+        if document.clip is not None:
+            clip = pa.Table.from_pylist([document.clip], schema=CLIP)
+            audio = next(iter(load_clips(clip, CODEC_HZ)))
+            if isinstance(audio, BadRecord):
+                raise ConfigError(
+                    f"the audio of {document.id} cannot be read",
+                    str(audio),
+                    "Restore the source file, or leave --wav out.",
+                )
+            yield _write(folder / f"{base}.original.wav", audio)
+        decoded = codec.decode(document.codes, clip_seed(document.id, config.snac.seed))
+        yield _write(folder / f"{base}.reconstruction.wav", decoded)
+
+
+def _codec(config: PipelineConfig) -> Codec:
+    snac = config.snac
+    return Codec.open(resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device))
+
+
+def _write(path: Path, audio: Any) -> Path:
+    soundfile.write(path, audio, CODEC_HZ)
+    return path

@@ -1,0 +1,391 @@
+"""Wires configuration, sources and stages to an engine: the one place where all rooms meet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pipeline.config import PipelineConfig, WorkerConfig
+from pipeline.errors import ConfigError, StageError
+from pipeline.interleaving import OrderStage, ShardWork, make_order, order_slices, write_index
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan, make_plan
+from pipeline.progress import RunProgress
+from pipeline.runner import StageWork, UnitResult, Work, run_plain
+from pipeline.schema import SPEECH, TEXT
+from pipeline.stage import Resources, Stage
+from pipeline.stats import INDEX, LANES
+from pipeline.storage import Storage
+from stages.dnsmos import DnsmosModel, find_model, require_provider
+from stages.encode import EncodeStage
+from stages.ingest import IngestStage
+from stages.interleave import InterleaveSettings
+from stages.score import ScoreStage
+from stages.snac import CodecSpec, resolve_codec
+from stages.sources import speech_source, text_source
+from stages.sources.base import Source
+from stages.tokenize import TextNames, TokenizeSpeech, TokenizeText
+from stages.tokenizer import TextTokenizer, load_tokenizer, text_tokenizer
+
+if TYPE_CHECKING:  # training imports torch, which most commands do not need
+    from training.launch import TrainResult
+
+STAGES = ("ingest", "score", "encode", "tokenize", "interleave", "train")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The stages to run, in order, and those whose units are done again."""
+
+    stages: tuple[str, ...] = STAGES
+    force: frozenset[str] = frozenset()
+
+
+def select_stages(
+    first: str | None, last: str | None, only: str | None, force: Sequence[str]
+) -> Selection:
+    """Turn --from, --to, --only and --force into a selection.
+
+    Raises: ConfigError for an unknown stage or options that exclude each other.
+    """
+    for name in (first, last, only, *force):
+        if name is not None and name not in STAGES:
+            raise ConfigError(f"there is no stage {name!r}", remedy=f"Stages: {', '.join(STAGES)}.")
+    if only and (first or last):
+        raise ConfigError("--only excludes --from and --to")
+    start = STAGES.index(only or first or STAGES[0])
+    stop = STAGES.index(only or last or STAGES[-1])
+    if start > stop:
+        raise ConfigError(f"--from {first} comes after --to {last}")
+    chosen = STAGES[start : stop + 1]
+    outside = [name for name in force if name not in chosen]
+    if outside:
+        raise ConfigError(
+            f"--force {outside[0]} is not among the stages to run: {', '.join(chosen)}"
+        )
+    return Selection(chosen, frozenset(force))
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What a run left undone, and how training went if it was among the stages."""
+
+    failed: list[UnitResult]
+    training: TrainResult | None = None
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Sources and stages as the configuration describes them.
+
+    Each part is made when first asked for, so that running one stage demands only its models.
+    """
+
+    config: PipelineConfig
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        settings = self.config.sources
+        speech = [
+            speech_source(
+                item.name,
+                item.kind,
+                item.paths,
+                item.audio_root,
+                item.fields.model_dump(),
+                self.config.plan.unit_clips,
+            )
+            for item in settings.speech
+        ]
+        text = [
+            text_source(
+                item.name,
+                item.kind,
+                item.layout,
+                item.paths,
+                item.fields.model_dump(),
+                self.config.plan.unit_samples,
+            )
+            for item in settings.text
+        ]
+        return {source.name: source for source in [*speech, *text]}
+
+    @cached_property
+    def codec(self) -> CodecSpec:
+        snac = self.config.snac
+        return resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device)
+
+    @cached_property
+    def scorer(self) -> DnsmosModel:
+        require_provider(self.config.score.provider)
+        return find_model(self.config.score.model)
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        return text_tokenizer(load_tokenizer(self.config.tokenize.tokenizer))
+
+    def ingest(self) -> Stage:
+        speech = tuple(s for s in self.sources.values() if s.modality == SPEECH)
+        return IngestStage(
+            sources=speech,
+            max_seconds=self.config.ingest.max_seconds,
+            resources=_resources(self.config.ingest),
+        )
+
+    def score(self) -> Stage:
+        settings = self.config.score
+        dnsmos = self.scorer if settings.scorer == "dnsmos" else None
+        return ScoreStage(
+            scorer=settings.scorer,
+            signal=settings.signal,
+            windows=settings.windows,
+            provider=settings.provider,
+            model_path=dnsmos.path if dnsmos else "",
+            model_sha256=dnsmos.sha256 if dnsmos else "",
+            codec=self.codec if dnsmos and settings.signal == "reconstruction" else None,
+            resources=_resources(settings),
+        )
+
+    def encode(self) -> Stage:
+        return EncodeStage(
+            codec=self.codec,
+            threshold_ovrl=self.config.encode.threshold_ovrl,
+            batch_seconds=self.config.encode.batch_seconds,
+            resources=_resources(self.config.encode),
+        )
+
+    def tokenize_speech(self) -> Stage:
+        settings = self.config.tokenize
+        return TokenizeSpeech(
+            tokenizer=self.tokenizer,
+            prompt=settings.speech_prompt,
+            drop_repeated_frames=settings.drop_repeated_frames,
+            resources=_resources(settings),
+        )
+
+    def tokenize_text(self, source: str) -> Stage:
+        item = next(item for item in self.config.sources.text if item.name == source)
+        return TokenizeText(
+            tokenizer=self.tokenizer,
+            source=self.sources[source],
+            layout=item.layout,
+            names=TextNames(**item.fields.model_dump(exclude={"id"}, exclude_none=True)),
+            resources=_resources(self.config.tokenize),
+        )
+
+    def order(self) -> OrderStage:
+        settings = self.config.interleave
+        return OrderStage(
+            settings=InterleaveSettings(
+                max_row_tokens=settings.max_row_tokens,
+                ratio=settings.ratio,
+                overlong_speech=settings.overlong_speech,
+                overlong_text=settings.overlong_text,
+                shard_megabytes=settings.shard_megabytes,
+                validation_share=settings.validation_share,
+                seed=self.config.seed,
+            ),
+            identity={
+                "codec": self.codec.describe() if self.config.sources.speech else {},
+                "tokenizer": {
+                    "name": self.config.tokenize.tokenizer,
+                    "sha256": self.tokenizer.sha256,
+                },
+            },
+            resources=_resources(settings),
+        )
+
+
+def _resources(settings: WorkerConfig) -> Resources:
+    return Resources(settings.cpus_per_worker, settings.gpus_per_worker, settings.workers)
+
+
+def plan_run(config: PipelineConfig, console: Console) -> Plan:
+    """Plan the units of all sources, and save the plan and the configuration in the run directory."""
+    storage = Storage(config.run_dir)
+    plan = make_plan(
+        Assembly(config).sources.values(),
+        storage,
+        lambda source, path: console.print(f"planning {source}: {path}", markup=False, style="dim"),
+    )
+    saved = json.dumps(config.model_dump(mode="json"), ensure_ascii=False, indent=1)
+    storage.write_bytes("config.json", saved.encode())
+    return plan
+
+
+def run_job(config: PipelineConfig, selection: Selection, console: Console) -> JobReport:
+    """Run the selected stages over all units that are not done.
+
+    All that can be refused is refused before the first unit. Units that fail are reported and
+    left for the next run; interleave and train wait until there are none.
+    Raises: ConfigError before any work; StageError when too much is quarantined or storage
+    refuses, in a state that the same command resumes.
+    """
+    assembly = Assembly(config)
+    if "train" in selection.stages:
+        from training.launch import check
+
+        check(config.train, ray_address=config.ray.address, num_cpus=config.ray.num_cpus)
+    lanes = _lanes(assembly, selection)
+    order = assembly.order() if "interleave" in selection.stages else None
+    plan = plan_run(config, console)
+    ledger = Ledger(Storage(config.run_dir))
+    for stage in (*STAGES, "shards"):
+        ledger.storage.sweep(stage)
+    with _engine(config, assembly, selection) as engine, RunProgress(console) as progress:
+        for modality, source, chain in lanes:
+            units = [
+                u.unit for u in plan.units if u.modality == modality and source in (None, u.source)
+            ]
+            work = [_work(stage, modality, plan, units, config, selection) for stage in chain]
+            _run_lane(engine, work, units, progress)
+        if not progress.failures:
+            _check_quarantine(plan, ledger, config.max_quarantine_share)
+            if order is not None:
+                _interleave(engine, order, plan, ledger, selection, progress)
+    training = None
+    if "train" in selection.stages and not progress.failures:
+        training = run_training(config, console)
+    return JobReport(progress.failures, training)
+
+
+Engine = Callable[[Sequence[Work], Sequence[str], Callable[[UnitResult], None]], bool]
+
+
+def _lanes(assembly: Assembly, selection: Selection) -> list[tuple[str, str | None, list[Stage]]]:
+    """Build the chains of stages: one for all speech, one for each text source."""
+    lanes: list[tuple[str, str | None, list[Stage]]] = []
+    if "tokenize" in selection.stages:
+        lanes += [
+            (TEXT, item.name, [assembly.tokenize_text(item.name)])
+            for item in assembly.config.sources.text
+        ]
+    makers = {
+        "ingest": assembly.ingest,
+        "score": assembly.score,
+        "encode": assembly.encode,
+        "tokenize": assembly.tokenize_speech,
+    }
+    chosen = [makers[name]() for name in LANES[SPEECH] if name in selection.stages]
+    if assembly.config.sources.speech and chosen:
+        lanes.append((SPEECH, None, chosen))
+    return lanes
+
+
+def _work(
+    stage: Stage,
+    modality: str,
+    plan: Plan,
+    units: Sequence[str],
+    config: PipelineConfig,
+    selection: Selection,
+) -> StageWork:
+    place = LANES[modality].index(stage.name)
+    return StageWork(
+        stage=stage,
+        upstream=LANES[modality][place - 1] if place else None,
+        root=config.run_dir,
+        units={unit: plan.descriptors[unit] for unit in units},
+        force=stage.name in selection.force,
+    )
+
+
+def _run_lane(
+    engine: Engine, chain: Sequence[Work], units: Sequence[str], progress: RunProgress
+) -> None:
+    for work in chain:
+        progress.expect(work.name, len(units))
+    if not engine(chain, units, progress.take):
+        stopped = progress.stopped
+        raise StageError(
+            "the run stopped" + (f" at {stopped.stage} {stopped.unit}" if stopped else ""),
+            stopped.error if stopped else "storage refused",
+            "What is done stays done.",
+        )
+
+
+@contextmanager
+def _engine(config: PipelineConfig, assembly: Assembly, selection: Selection) -> Iterator[Engine]:
+    if config.engine == "inline":
+        yield run_plain
+        return
+    from pipeline.engine import ray_session, run_ray  # seconds of import that inline spares
+
+    sections = [getattr(config, name) for name in selection.stages if name in LANES[SPEECH]]
+    chain_cpus = sum(section.cpus_per_worker for section in sections)
+    with ray_session(config.ray.address, config.ray.num_cpus, chain_cpus):
+        yield run_ray
+
+
+def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:
+    """Stop before interleave when the share of bad records says that something is wrong.
+
+    Raises: StageError with the reasons and their counts.
+    """
+    for modality, stages in LANES.items():
+        units = [unit for unit in plan.units if unit.modality == modality]
+        records = sum(unit.records + (unit.fault is not None) for unit in units)
+        reasons: dict[str, int] = {}
+        for unit in units:
+            for stage in stages:
+                receipt = ledger.receipt(stage, unit.unit)
+                for reason, count in (receipt.quarantined if receipt else {}).items():
+                    reasons[reason] = reasons.get(reason, 0) + count
+        bad = sum(reasons.values())
+        if records and bad / records > most:
+            raise StageError(
+                f"{bad} of {records} {modality} records are quarantined, more than "
+                f"max_quarantine_share {most:g} allows",
+                ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())),
+                "Look at the *.excluded.arrow files of the run, mend the source or raise the share.",
+            )
+
+
+def _interleave(
+    engine: Engine,
+    stage: OrderStage,
+    plan: Plan,
+    ledger: Ledger,
+    selection: Selection,
+    progress: RunProgress,
+) -> None:
+    force = "interleave" in selection.force
+    progress.expect(stage.name, 1)
+    receipt, result = make_order(stage, plan, ledger, force)
+    progress.take(result)
+    shards = list(order_slices(ledger.read(receipt)))
+    work = ShardWork(
+        stage, ledger.storage.root, receipt, tuple(unit.unit for unit in plan.units), force
+    )
+    _run_lane(engine, [work], shards, progress)
+    if not progress.failures:
+        write_index(stage, ledger, shards)
+
+
+def run_training(config: PipelineConfig, console: Console, resume: bool = True) -> TrainResult:
+    """Train on the run's shards, resuming from the newest checkpoint.
+
+    Raises: ConfigError when there are no shards, or not the hardware that the config asks for.
+    """
+    from training.launch import launch
+
+    storage = Storage(config.run_dir)
+    if storage.size(INDEX) is None:
+        raise ConfigError(
+            f"{config.run_dir} has no shards", remedy="Make them with `koe run --to interleave`."
+        )
+    console.print(f"train       up to step {config.train.max_steps}", markup=False)
+    return launch(
+        config.train,
+        storage.local_path("shards"),
+        storage.local_path("train"),
+        resume=resume,
+        ray_address=config.ray.address,
+        num_cpus=config.ray.num_cpus,
+    )

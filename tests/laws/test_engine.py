@@ -1,0 +1,125 @@
+"""Ray and the plain runner give the same bytes, with one worker or several, through a worker's death."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from pipeline.engine import ray_session, run_ray
+from pipeline.ledger import Ledger
+from pipeline.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
+from pipeline.stage import Resources
+from pipeline.storage import Storage
+from tests.pipeline.test_ledger import Doubled, Numbers
+
+NUM_UNITS = 12
+
+
+def descriptors() -> dict[str, dict]:
+    return {
+        f"u{number:02d}": {
+            "unit": f"u{number:02d}", "source": "s", "modality": "speech", "path": "p",
+            "stamp": "1:1", "start": 10 * number + 1, "stop": 10 * number + 11, "records": 10,
+            "fault": None,
+        }
+        for number in range(NUM_UNITS)
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DiesOnce(Numbers):
+    """Kills its own process at one unit, the first time."""
+
+    grave: str = ""
+    resources: Resources = Resources(cpus=1)  # noqa: RUF009
+    content_names: ClassVar[tuple[str, ...]] = ()
+
+    def _run(self, units):
+        grave = Path(self.grave)
+        if units["unit"][0].as_py() == "u05" and not grave.exists():
+            grave.write_text("here")
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
+        return super()._run(units)
+
+
+@pytest.fixture(scope="module")
+def session():
+    with ray_session(None, 2, 2.0):
+        yield
+
+
+def outputs(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.arrow"))
+    }
+
+
+def chain(root: Path, first=None, workers: int | None = None, second=None) -> list[StageWork]:
+    resources = Resources(cpus=0.5, workers=workers)
+    first = first or Numbers(resources=resources)
+    units = descriptors()
+    return [
+        StageWork(first, None, str(root), units),
+        StageWork(second or Doubled(resources=resources), first.name, str(root), units),
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> dict[str, bytes]:
+    root = tmp_path_factory.mktemp("plain")
+    assert run_plain(chain(root), list(descriptors()), lambda result: None)
+    found = outputs(root)
+    assert len(found) >= 2 * NUM_UNITS
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_bytes_of_the_plain_runner(
+    session, tmp_path, plain, workers
+):
+    results = []
+    assert run_ray(chain(tmp_path, workers=workers), list(descriptors()), results.append)
+    assert [result.status for result in results] == [DONE] * 2 * NUM_UNITS
+    assert {(r.stage, r.unit) for r in results} == {
+        (s, u) for s in ("numbers", "doubled") for u in descriptors()
+    }
+    assert outputs(tmp_path) == plain
+    again = []
+    assert run_ray(chain(tmp_path, workers=workers), list(descriptors()), again.append)
+    assert {result.status for result in again} == {SKIPPED}
+
+
+def test_a_killed_worker_costs_its_unit_only(session, tmp_path, plain):
+    root = tmp_path / "run"
+    first = DiesOnce(grave=str(tmp_path / "grave"))
+    results = []
+    assert run_ray(chain(root, first), list(descriptors()), results.append)
+    assert (tmp_path / "grave").exists()
+    assert {result.status for result in results if result.stage == "doubled"} == {DONE}
+    assert outputs(root) == plain
+
+
+def test_a_failing_unit_is_not_taken_further_and_the_others_are(session, tmp_path):
+    resources = Resources(cpus=0.5)
+    results = []
+    assert run_ray(
+        chain(tmp_path, second=Doubled(boom="stage", resources=resources)),
+        list(descriptors()),
+        results.append,
+    )
+    failed = [result for result in results if result.status == FAILED]
+    assert [(result.stage, result.unit) for result in failed] == [("doubled", "u01")]
+    assert len(results) == 2 * NUM_UNITS
+    assert Ledger(Storage(str(tmp_path))).receipt("doubled", "u01") is None
+
+
+def test_storage_that_refuses_stops_the_run(session, tmp_path):
+    (tmp_path / "doubled").write_bytes(b"a file where the folder should be")
+    results = []
+    assert not run_ray(chain(tmp_path, workers=1), list(descriptors()), results.append)
+    assert STOPPED in {result.status for result in results}
