@@ -66,7 +66,7 @@ def make_order(
     input_sha256 = sha256_json([[r.unit, r.output.sha256] for r in receipts])
     check = ledger.check(stage, ORDER_UNIT, input_sha256)
     if check.receipt and not force:
-        return check.receipt, result_of(check.receipt, SKIPPED)
+        return check.receipt, _as_order(result_of(check.receipt, SKIPPED))
     started = time.perf_counter()
     order = plan_order(
         [unit_samples(k, r.unit, ledger.read(r)) for k, r in enumerate(receipts)], stage.settings
@@ -82,7 +82,12 @@ def make_order(
         seconds=time.perf_counter() - started,
         measures=_placed(order, plan),
     )
-    return receipt, result_of(receipt, DONE, check.why)
+    return receipt, _as_order(result_of(receipt, DONE, check.why))
+
+
+def _as_order(result: UnitResult) -> UnitResult:
+    """Name the order apart from the shards: its samples are not the shards' documents."""
+    return dataclasses.replace(result, stage=ORDER_UNIT)
 
 
 def _tokenized(ledger: Ledger, unit: str) -> Receipt:

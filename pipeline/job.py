@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from pipeline.config import PipelineConfig, WorkerConfig
 from pipeline.errors import ConfigError, StageError
+from pipeline.fingerprint import sha256_json
 from pipeline.interleaving import OrderStage, ShardWork, make_order, order_slices, write_index
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, make_plan
@@ -20,7 +21,7 @@ from pipeline.progress import RunProgress
 from pipeline.runner import StageWork, UnitResult, Work, run_plain
 from pipeline.schema import SPEECH, TEXT
 from pipeline.stage import Resources, Stage
-from pipeline.stats import INDEX, LANES
+from pipeline.stats import INDEX, LANES, ORDER_UNIT
 from pipeline.storage import Storage
 from stages.dnsmos import DnsmosModel, find_model, require_provider
 from stages.encode import EncodeStage
@@ -94,27 +95,33 @@ class Assembly:
         settings = self.config.sources
         speech = [
             speech_source(
-                item.name,
-                item.kind,
-                item.paths,
-                item.audio_root,
-                item.fields.model_dump(),
-                self.config.plan.unit_clips,
+                name=item.name,
+                kind=item.kind,
+                paths=item.paths,
+                audio_root=item.audio_root,
+                fields=item.fields.model_dump(),
+                unit_records=self.config.plan.unit_clips,
             )
             for item in settings.speech
         ]
         text = [
             text_source(
-                item.name,
-                item.kind,
-                item.layout,
-                item.paths,
-                item.fields.model_dump(),
-                self.config.plan.unit_samples,
+                name=item.name,
+                kind=item.kind,
+                paths=item.paths,
+                fields=item.fields.model_dump(),
+                unit_records=self.config.plan.unit_samples,
             )
             for item in settings.text
         ]
         return {source.name: source for source in [*speech, *text]}
+
+    @cached_property
+    def reading(self) -> dict[str, dict[str, Any]]:
+        """All that decides how a source's files are sliced and read, by the source's name."""
+        sizes = self.config.plan.model_dump()
+        settings = (*self.config.sources.speech, *self.config.sources.text)
+        return {item.name: {**item.model_dump(exclude={"paths"}), **sizes} for item in settings}
 
     @cached_property
     def codec(self) -> CodecSpec:
@@ -208,9 +215,9 @@ def _resources(settings: WorkerConfig) -> Resources:
 
 def plan_run(config: PipelineConfig, console: Console) -> Plan:
     """Plan the units of all sources, and save the plan and the configuration in the run directory."""
-    storage = Storage(config.run_dir)
+    assembly, storage = Assembly(config), Storage(config.run_dir)
     plan = make_plan(
-        Assembly(config).sources.values(),
+        [(source, assembly.reading[name]) for name, source in assembly.sources.items()],
         storage,
         lambda source, path: console.print(f"planning {source}: {path}", markup=False, style="dim"),
     )
@@ -243,7 +250,7 @@ def run_job(config: PipelineConfig, selection: Selection, console: Console) -> J
             units = [
                 u.unit for u in plan.units if u.modality == modality and source in (None, u.source)
             ]
-            work = [_work(stage, modality, plan, units, config, selection) for stage in chain]
+            work = [_work(stage, modality, plan, units, assembly, selection) for stage in chain]
             _run_lane(engine, work, units, progress)
         if not progress.failures:
             _check_quarantine(plan, ledger, config.max_quarantine_share)
@@ -283,15 +290,16 @@ def _work(
     modality: str,
     plan: Plan,
     units: Sequence[str],
-    config: PipelineConfig,
+    assembly: Assembly,
     selection: Selection,
 ) -> StageWork:
     place = LANES[modality].index(stage.name)
     return StageWork(
         stage=stage,
         upstream=LANES[modality][place - 1] if place else None,
-        root=config.run_dir,
+        root=assembly.config.run_dir,
         units={unit: plan.descriptors[unit] for unit in units},
+        reading={name: sha256_json(value) for name, value in assembly.reading.items()},
         force=stage.name in selection.force,
     )
 
@@ -356,7 +364,7 @@ def _interleave(
     progress: RunProgress,
 ) -> None:
     force = "interleave" in selection.force
-    progress.expect(stage.name, 1)
+    progress.expect(ORDER_UNIT, 1)
     receipt, result = make_order(stage, plan, ledger, force)
     progress.take(result)
     shards = list(order_slices(ledger.read(receipt)))

@@ -7,14 +7,14 @@ file is scanned again only when it changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from pipeline.errors import ContractError
 from pipeline.fingerprint import sha256_json
-from pipeline.schema import SCHEMA_VERSION
+from pipeline.schema import SCHEMA_VERSION, UNIT
 from pipeline.storage import Storage
 
 PLAN = "plan.json"
@@ -43,6 +43,10 @@ class PlannedUnit(Protocol):
     def fault(self) -> str | None: ...
 
 
+# Tells the units of a file (path, stamp) that was planned before; None if it was not.
+Known = Callable[[str, str], "Sequence[PlannedUnit] | None"]
+
+
 class PlannedSource(Protocol):
     """A source as far as the plan needs it."""
 
@@ -50,24 +54,7 @@ class PlannedSource(Protocol):
     def name(self) -> str: ...
     @property
     def modality(self) -> str: ...
-    def files(self) -> list[tuple[str, str]]: ...
-    def units_of(self, path: str, stamp: str) -> Iterable[PlannedUnit]: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All units of a run in their fixed order, and the modality of every source."""
-
-    units: tuple[PlannedUnit, ...]
-    modalities: dict[str, str]
-
-    @cached_property
-    def descriptors(self) -> dict[str, dict[str, Any]]:
-        """Units by name, as rows of UNIT."""
-        return {unit.unit: asdict(unit) for unit in self.units}  # type: ignore[call-overload]
-
-    def of(self, modality: str) -> list[str]:
-        return [unit.unit for unit in self.units if unit.modality == modality]
+    def units(self, known: Known = ...) -> Iterable[PlannedUnit]: ...
 
 
 @dataclass(frozen=True)
@@ -85,42 +72,70 @@ class StoredUnit:
     fault: str | None = None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """All units of a run in their fixed order, and the modality of every source."""
+
+    units: tuple[StoredUnit, ...]
+    modalities: dict[str, str]
+
+    @cached_property
+    def descriptors(self) -> dict[str, dict[str, Any]]:
+        """Units by name, as rows of UNIT."""
+        return {unit.unit: asdict(unit) for unit in self.units}
+
+    def of(self, modality: str) -> list[str]:
+        return [unit.unit for unit in self.units if unit.modality == modality]
+
+
 def make_plan(
-    sources: Iterable[tuple[PlannedSource, dict[str, Any]]],
+    sources: Iterable[tuple[PlannedSource, Any]],
     storage: Storage,
     on_file: Callable[[str, str], None] = lambda source, path: None,
 ) -> Plan:
     """Plan the units of all sources and remember them in the run directory.
 
-    `sources`: each source with the settings that decide its slices. A file whose stamp and
-    settings are those of the stored plan is not scanned again. `on_file` is told of every file
-    that is.
+    `sources`: each source with all that decides its slices beside the files. A file whose stamp
+    and settings are those of the stored plan is not scanned again; `on_file` is told of the others.
     Raises: ConfigError when a path of a source matches nothing.
     """
-    known = _stored_files(storage)
+    stored = _stored_files(storage)
     files: dict[str, list[dict[str, Any]]] = {}
     units: list[StoredUnit] = []
     modalities: dict[str, str] = {}
     for source, settings in sources:
         modalities[source.name] = source.modality
-        for path, stamp in source.files():
-            key = sha256_json([source.name, settings, path, stamp])
-            if key not in known:
-                on_file(source.name, path)
-                known[key] = [asdict(unit) for unit in source.units_of(path, stamp)]  # type: ignore[call-overload]
-            files[key] = known[key]
-            units += [StoredUnit(**row) for row in known[key]]
-    names = [unit.unit for unit in units]
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ContractError(
-            f"two units are called {twice[0]}",
-            "two sources of one name read the same file",
-            "List every file once.",
-        )
+
+        def key(path: str, stamp: str, name: str = source.name, settings: Any = settings) -> str:
+            return sha256_json([name, settings, path, stamp])
+
+        def known(path: str, stamp: str, name: str = source.name, key=key):
+            rows = stored.get(key(path, stamp))
+            if rows is None:
+                on_file(name, path)
+                return None
+            return [StoredUnit(**row) for row in rows]
+
+        for unit in source.units(known):
+            row = {column: getattr(unit, column) for column in UNIT.names}
+            files.setdefault(key(unit.path, unit.stamp), []).append(row)
+            units.append(StoredUnit(**row))
+    _require_distinct(units)
     body = {"schema_version": SCHEMA_VERSION, "modalities": modalities, "files": files}
     storage.write_bytes(PLAN, json.dumps(body, ensure_ascii=False, indent=1).encode())
     return Plan(tuple(units), modalities)
+
+
+def _require_distinct(units: Iterable[StoredUnit]) -> None:
+    seen: dict[str, str] = {}
+    for unit in units:
+        if unit.unit in seen:
+            raise ContractError(
+                f"two units are called {unit.unit}",
+                f"they are slices of {seen[unit.unit]} and {unit.path}",
+                "Rename one of the files or its source.",
+            )
+        seen[unit.unit] = unit.path
 
 
 def load_plan(storage: Storage) -> Plan | None:

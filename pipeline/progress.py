@@ -46,14 +46,14 @@ class StageTally:
         for name, value in result.measures.items():
             self.measures[name] = self.measures.get(name, 0.0) + value
 
-    def summary(self) -> str:
+    def summary(self, stage: str) -> str:
         elapsed = max(time.monotonic() - self.started, 1e-9)
         parts = [
             f"kept {self.kept:,}",
             f"rejected {self.rejected:,}",
             f"quarantined {self.quarantined:,}",
         ]
-        for name, unit in _RATES.items():
+        for name, unit in _RATES.get(stage, {}).items():
             if value := self.measures.get(name):
                 parts.append(f"{value / elapsed:,.1f} {unit}/s")
         if self.units_skipped:
@@ -61,7 +61,13 @@ class StageTally:
         return "  ".join(parts)
 
 
-_RATES = {"windows": "windows", "seconds": "audio-s", "tokens": "tokens"}
+_RATES = {  # which sums of a stage say how fast it is
+    "ingest": {"seconds": "audio-s"},
+    "score": {"windows": "windows", "seconds": "audio-s"},
+    "encode": {"seconds": "audio-s"},
+    "tokenize": {"tokens": "tokens"},
+    "interleave": {"tokens": "tokens"},
+}
 
 
 class RunProgress:
@@ -106,7 +112,9 @@ class RunProgress:
         tally = self.tallies.setdefault(stage, StageTally(started=time.monotonic()))
         if self._live:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=0, summary=tally.summary())
+                self._tasks[stage] = self._bars.add_task(
+                    stage, total=0, summary=tally.summary(stage)
+                )
             self._bars.update(self._tasks[stage], total=self._totals[stage])
 
     def take(self, result: UnitResult) -> None:
@@ -129,7 +137,9 @@ class RunProgress:
         tally.add(result)
         if self._live:
             self._bars.update(
-                self._tasks[result.stage], completed=tally.units_done, summary=tally.summary()
+                self._tasks[result.stage],
+                completed=tally.units_done,
+                summary=tally.summary(result.stage),
             )
         else:
             self._line(result.stage, tally)
@@ -140,7 +150,7 @@ class RunProgress:
         if complete or now - last >= _LINE_SECONDS:
             self._last_line[stage] = now
             self.console.print(
-                f"{stage:<11} {tally.units_done}/{self._totals[stage]} units  {tally.summary()}",
+                f"{stage:<11} {tally.units_done}/{self._totals[stage]} units  {tally.summary(stage)}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,

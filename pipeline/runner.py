@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -76,13 +76,15 @@ class StageWork:
     """One stage over the units of one modality.
 
     `upstream` is the stage whose output is read; None hands the unit's descriptor itself over.
-    `units` maps names to descriptors (as JSON-able rows of UNIT).
+    `units` maps names to descriptors (as rows of UNIT), `reading` names of sources to the
+    fingerprint of how their records are read.
     """
 
     stage: Stage
     upstream: str | None
     root: str
-    units: dict[str, dict]
+    units: dict[str, dict[str, Any]]
+    reading: dict[str, str] = field(default_factory=dict)
     force: bool = False
 
     @property
@@ -131,7 +133,7 @@ def guarded(stage: str, unit: str, run: Callable[[], UnitResult]) -> UnitResult:
 def run_unit(work: StageWork, ledger: Ledger, unit: str, transform: Transform) -> UnitResult:
     """Take one unit through one stage, or skip it when its receipt still holds."""
     descriptor = work.units[unit]
-    input_sha256, upstream = unit_input(ledger, work.upstream, unit, descriptor)
+    input_sha256, upstream = unit_input(ledger, work, unit)
     check = ledger.check(work.stage, unit, input_sha256)
     if check.receipt and not work.force:
         return result_of(check.receipt, SKIPPED)
@@ -165,21 +167,20 @@ def run_unit(work: StageWork, ledger: Ledger, unit: str, transform: Transform) -
     return result_of(receipt, DONE, "forced" if work.force and check.receipt else check.why)
 
 
-def unit_input(
-    ledger: Ledger, upstream: str | None, unit: str, descriptor: dict
-) -> tuple[str, Receipt | None]:
+def unit_input(ledger: Ledger, work: StageWork, unit: str) -> tuple[str, Receipt | None]:
     """Return the fingerprint of a unit's input and, below the first stage, where it lies.
 
     Raises: StageError when the stage before has not done the unit.
     """
-    if upstream is None:
-        return sha256_json(descriptor), None
-    receipt = ledger.receipt(upstream, unit)
+    if work.upstream is None:
+        descriptor = work.units[unit]
+        return sha256_json([descriptor, work.reading.get(descriptor["source"])]), None
+    receipt = ledger.receipt(work.upstream, unit)
     if receipt is None:
         raise StageError(
-            f"unit {unit} has no output of stage {upstream}",
+            f"unit {unit} has no output of stage {work.upstream}",
             "that stage has not done it yet",
-            f"Run `koe run --from {upstream}`.",
+            f"Run `koe run --from {work.upstream}`.",
             unit=unit,
         )
     return receipt.output.sha256, receipt

@@ -22,27 +22,29 @@ def _grid(title: str, *columns: str) -> Table:
     return table
 
 
-def _reasons(counts: dict[str, int]) -> str:
-    return "\n".join(f"{reason} {count:,}" for reason, count in counts.items()) or "0"
-
-
 def stats_view(stats: dict[str, Any]) -> RenderableType:
     """Render `koe stats`."""
     books = _grid(
         "Records", "source", "in", "kept", "rejected", "quarantined", "pending", "hours kept"
     )
+    reasons = _grid("Left out", "source", "outcome", "reason", "records")
     for name, account in stats["sources"].items():
         speech = "clips_in" in account
         books.add_row(
             name,
             f"{account['clips_in' if speech else 'samples_in']:,}",
             f"{account['kept']:,}",
-            _reasons(account["rejected"]),
-            _reasons(account["quarantined"]),
+            f"{sum(account['rejected'].values()):,}",
+            f"{sum(account['quarantined'].values()):,}",
             f"{account['pending']:,}",
             f"{account['hours_kept']:.3f} of {account['hours_in']:.3f}" if speech else "",
         )
+        for outcome in ("rejected", "quarantined"):
+            for reason, count in account[outcome].items():
+                reasons.add_row(name, outcome, reason, f"{count:,}")
     parts: list[RenderableType] = [books]
+    if reasons.row_count:
+        parts.append(reasons)
     for name, key, name_in in (
         ("clips", "accounting", "clips_in"),
         ("samples", "samples", "samples_in"),

@@ -18,7 +18,9 @@ class TinyModelConfig(BaseModel):
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     vocab_size: int | None = Field(
-        None, ge=2, description="null: all Orpheus ids; a smaller one suits shards made for tests"
+        default=None,
+        ge=2,
+        description="null: all Orpheus ids; a smaller one suits shards made for tests",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +48,14 @@ class Record:
     detail: str = ""
 
 
+# Given a file's path and stamp, returns its units if it was planned before, else None.
+Known = Callable[[str, str], Sequence[Any] | None]
+
+
+def scan_all(path: str, stamp: str) -> None:
+    """Know no file: every file is scanned."""
+
+
 class Source(Protocol):
     """A named set of files of one kind. Frozen and picklable."""
 
@@ -56,8 +64,8 @@ class Source(Protocol):
     @property
     def modality(self) -> str: ...
 
-    def units(self) -> Iterator[Unit]:
-        """Plan the slices of all files, in a fixed order.
+    def units(self, known: Known = scan_all) -> Iterator[Unit]:
+        """Plan the slices of all files, in a fixed order; files that are `known` are not read.
 
         Raises: ConfigError when a path matches nothing.
         """

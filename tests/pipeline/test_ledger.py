@@ -78,7 +78,7 @@ def descriptors() -> dict[str, dict]:
 def run(root, first=Numbers(), second=Doubled(), units=None, force=False):
     units = units or descriptors()
     chain = [
-        StageWork(first, None, str(root), units, force),
+        StageWork(first, None, str(root), units, force=force),
         StageWork(second, first.name, str(root), units),
     ]
     results: list = []

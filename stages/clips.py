@@ -1,0 +1,96 @@
+"""Clips on their way to a model: read, decoded and resampled one ahead of its use."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import BadRecord
+from stages.audio import decode, resample
+from stages.sources.location import read_clips
+
+T = TypeVar("T")
+_END = object()
+
+# Full scale is 1. Lossy decoders and resampling overshoot it by less than 2; beyond this the
+# file holds integers stored as floats, or garbage, and a model would answer with garbage.
+MAX_PEAK = 8.0
+
+
+def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """Yield `items` in order while one thread computes at most `depth` of them ahead.
+
+    An exception of `items` is raised where its item would have been yielded.
+    """
+    iterator = iter(items)
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    try:
+        ahead = deque(pool.submit(next, iterator, _END) for _ in range(depth))
+        while (item := ahead.popleft().result()) is not _END:
+            ahead.append(pool.submit(next, iterator, _END))
+            yield item  # pyright: ignore[reportReturnType]
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if isinstance(iterator, Generator):
+            iterator.close()
+
+
+def load_clips(clips: pa.Table, audio_hz: int) -> Iterator[np.ndarray | BadRecord]:
+    """Yield the audio of every row of a CLIP-like table in order.
+
+    Gives float32 [samples], mono, at `audio_hz`, or the reason why a clip has none.
+    """
+    starts = clips["start_seconds"].to_pylist()
+    lengths = clips["seconds"].to_pylist()
+    for data, start, seconds in zip(read_clips(clips), starts, lengths, strict=True):
+        yield data if isinstance(data, BadRecord) else _load(data, audio_hz, start, seconds)
+
+
+def _load(data: bytes, audio_hz: int, start: float, seconds: float) -> np.ndarray | BadRecord:
+    try:
+        audio, from_hz = decode(data, start, seconds)
+        return resample(_within_scale(audio), from_hz, audio_hz)
+    except BadRecord as bad:
+        return bad
+
+
+def _within_scale(audio: np.ndarray) -> np.ndarray:
+    peak = float(np.abs(audio).max())
+    if peak > MAX_PEAK:
+        raise BadRecord("out_of_scale_audio", f"peak {peak:.3g}, full scale is 1")
+    return audio
+
+
+def load_file(path: str, audio_hz: int) -> tuple[np.ndarray, float]:
+    """Read a whole audio file: float32 [samples] at `audio_hz`, and its length in seconds.
+
+    Raises: BadRecord, also when the file cannot be read.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise BadRecord("unreadable_file", error.strerror or str(error)) from error
+    audio, from_hz = decode(data, 0.0, None)
+    return resample(_within_scale(audio), from_hz, audio_hz), len(audio) / from_hz
+
+
+def location(clip: dict[str, Any]) -> str:
+    """Say where the bytes of a CLIP-like row lie."""
+    return f"{clip['audio_path']}:{clip['audio_member']}@{clip['audio_offset']}"
+
+
+def codes_column(codes: Sequence[np.ndarray | None]) -> pa.ListArray:
+    """Build the Arrow column of flat codes: uint16 [7 F] a row, or null."""
+    present = [flat for flat in codes if flat is not None]
+    lengths = [0 if flat is None else len(flat) for flat in codes]
+    return pa.ListArray.from_arrays(
+        pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)]), pa.int32()),
+        pa.array(np.concatenate([np.empty(0, np.uint16), *present]), pa.uint16()),
+        mask=pa.array([flat is None for flat in codes], pa.bool_()),
+    )

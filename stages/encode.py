@@ -1,0 +1,173 @@
+"""The encode stage: clips that score above the threshold to SNAC codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import BadRecord
+from pipeline.schema import ENCODED, SCORED
+from pipeline.stage import Exclusions, Outcome, Resources, Transform
+from pipeline.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
+from stages.clips import codes_column, load_clips, load_file, location, prefetch
+from stages.snac import Codec, CodecSpec, padded_samples
+
+# Clips wait for others of their padded length; no more audio than this many batches is held.
+_WAITING_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class EncodeStage:
+    """Reject clips that do not score above `threshold_ovrl`, encode the others.
+
+    `batch_seconds` bounds the audio of one batch; 0 encodes clip by clip, which is faster on a
+    CPU (eager batches of 8 are slower than single clips there).
+    """
+
+    codec: CodecSpec
+    threshold_ovrl: float = 2.5
+    batch_seconds: float = 0.0
+    resources: Resources = field(default_factory=Resources)
+
+    name: str = field(default="encode", init=False, repr=False)
+    version: int = field(default=1, init=False, repr=False)
+    input_schema: pa.Schema = field(default=SCORED, init=False, repr=False)
+    output_schema: pa.Schema = field(default=ENCODED, init=False, repr=False)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {"threshold_ovrl": self.threshold_ovrl, "codec": self.codec.describe()}
+
+    def open(self) -> Transform:
+        """Load the codec.
+
+        Raises: ConfigError when its weights or device are absent or not the planned ones.
+        """
+        codec = Codec.open(self.codec)
+        return partial(
+            _encode,
+            codec=codec,
+            threshold_ovrl=self.threshold_ovrl,
+            batch_samples=int(self.batch_seconds * CODEC_HZ),
+        )
+
+
+def _encode(clips: pa.Table, *, codec: Codec, threshold_ovrl: float, batch_samples: int) -> Outcome:
+    exclusions = Exclusions(EncodeStage.name)
+    passed = _reject_low(clips, threshold_ovrl, exclusions)
+    results = _encode_clips(passed, codec, batch_samples)
+    codes = {row: result for row, result in results.items() if isinstance(result, np.ndarray)}
+    for row, result in sorted(results.items(), key=lambda item: item[0]):
+        if isinstance(result, BadRecord):
+            clip = passed.slice(row, 1).to_pylist()[0]
+            exclusions.quarantine(
+                clip["id"], clip["source"], result.reason, result.detail, location(clip)
+            )
+    return exclusions.outcome(_encoded_table(passed, codes))
+
+
+def _reject_low(clips: pa.Table, threshold_ovrl: float, exclusions: Exclusions) -> pa.Table:
+    above = clips["ovrl"].to_numpy() > threshold_ovrl
+    for clip in clips.filter(pa.array(~above)).drop_columns("codes").to_pylist():
+        exclusions.reject(
+            clip["id"],
+            clip["source"],
+            "below_threshold",
+            f"ovrl {clip['ovrl']:.3f} <= {threshold_ovrl}",
+            location(clip),
+        )
+    return clips.filter(pa.array(above))
+
+
+def _encode_clips(
+    clips: pa.Table, codec: Codec, batch_samples: int
+) -> dict[int, np.ndarray | BadRecord]:
+    """Return the codes of every row, or the reason why it has none.
+
+    Rows that the score stage encoded already keep their codes and are not read.
+    """
+    results: dict[int, np.ndarray | BadRecord] = {
+        row: codes.values.to_numpy() for row, codes in enumerate(clips["codes"]) if codes.is_valid
+    }
+    rows = [row for row in range(clips.num_rows) if row not in results]
+    unread = clips.take(pa.array(rows, pa.int64()))
+
+    def sound() -> Iterator[tuple[int, np.ndarray]]:
+        for row, audio in zip(rows, prefetch(load_clips(unread, CODEC_HZ)), strict=True):
+            if isinstance(audio, BadRecord):
+                results[row] = audio
+            else:
+                yield row, audio
+
+    ids = clips["id"].to_pylist()
+    for batch in same_length_batches(sound(), batch_samples):
+        names = ", ".join(ids[row] for row, _ in batch)
+        encoded = codec.encode(_stack([audio for _, audio in batch]), names)
+        results.update(zip((row for row, _ in batch), encoded, strict=True))
+    return results
+
+
+def same_length_batches(
+    clips: Iterable[tuple[int, np.ndarray]], batch_samples: int
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Group (row, audio at 24 kHz) by padded length, at most `batch_samples` a batch.
+
+    A clip longer than that is alone in its batch.
+    """
+    waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
+    waiting_samples = 0
+    for row, audio in clips:
+        length = padded_samples(len(audio))
+        waiting.setdefault(length, []).append((row, audio))
+        waiting_samples += length
+        full = (len(waiting[length]) + 1) * length > batch_samples
+        if not full and waiting_samples > _WAITING_BATCHES * batch_samples:
+            length, full = max(waiting, key=lambda size: size * len(waiting[size])), True
+        if full:
+            batch = waiting.pop(length)
+            waiting_samples -= length * len(batch)
+            yield batch
+    yield from waiting.values()
+
+
+def _stack(audios: Sequence[np.ndarray]) -> np.ndarray:
+    """Pad clips with zeros, as SNAC does, to the longest: float32 [clips, samples]."""
+    batch = np.zeros((len(audios), max(len(audio) for audio in audios)), np.float32)
+    for row, audio in zip(batch, audios, strict=True):
+        row[: len(audio)] = audio
+    return batch
+
+
+def _encoded_table(clips: pa.Table, codes: dict[int, np.ndarray]) -> pa.Table:
+    kept = clips.take(pa.array(sorted(codes), pa.int64()))
+    ordered = [codes[row] for row in sorted(codes)]
+    frames = pa.array([len(flat) // SLOTS for flat in ordered], pa.int32())
+    columns = [*kept.drop_columns("codes").columns, frames, codes_column(ordered)]
+    return pa.Table.from_arrays(columns, schema=ENCODED)
+
+
+def encode_files(paths: Iterable[str], codec: Codec) -> list[dict[str, Any]]:
+    """Encode whole audio files, in order.
+
+    Returns dictionaries of path, frames, codes (three lists, one a codebook); or of path, error
+    for a file that cannot be decoded.
+    """
+    return [_encode_file(path, codec) for path in paths]
+
+
+def _encode_file(path: str, codec: Codec) -> dict[str, Any]:
+    try:
+        audio, _ = load_file(path, CODEC_HZ)
+    except BadRecord as bad:
+        return {"path": path, "error": str(bad)}
+    (codes,) = codec.encode(audio[np.newaxis], path)
+    return {
+        "path": path,
+        "frames": len(codes) // SLOTS,
+        "codes": [codebook.tolist() for codebook in unflatten_codes(codes)],
+    }

@@ -1,0 +1,162 @@
+"""Ingest: records of a source to clip rows, each with what its audio's header says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import BadRecord, ContractError
+from pipeline.schema import CLIP, UNIT
+from pipeline.stage import Exclusions, Outcome, Resources, Transform, table_of
+from stages.audio import AudioHeader, segment_frames
+from stages.sources import SpeechSource
+from stages.sources.base import Record, Unit
+from stages.sources.fields import SpeechFields, lookup
+from stages.sources.location import ClipReader, Place
+
+
+@dataclass(frozen=True)
+class IngestStage:
+    """Reads no audio but headers, and copies none.
+
+    A unit's records are those of its slice, and one more where the file has a fault.
+    """
+
+    sources: tuple[SpeechSource, ...]
+    max_seconds: float = 60.0
+    resources: Resources = field(default_factory=Resources)
+    name: str = field(default="ingest", init=False)
+    version: int = field(default=1, init=False)
+
+    @property
+    def input_schema(self) -> pa.Schema:
+        return UNIT
+
+    @property
+    def output_schema(self) -> pa.Schema:
+        return CLIP
+
+    @property
+    def content(self) -> dict[str, Any]:
+        sources = {source.name: source.content for source in self.sources}
+        return {"max_seconds": self.max_seconds, "sources": sources}
+
+    def open(self) -> Transform:
+        return self._transform
+
+    def _transform(self, units: pa.Table) -> Outcome:
+        sources = {source.name: source for source in self.sources}
+        exclusions = Exclusions(self.name)
+        rows: list[dict[str, Any]] = []
+        with ClipReader() as reader:
+            for unit in (Unit(**row) for row in units.to_pylist()):
+                if unit.source not in sources:
+                    raise ContractError(
+                        f"unit {unit.unit} belongs to a source that ingest does not know",
+                        f"its source is {unit.source!r}, known are {sorted(sources)}",
+                        "Plan again with the present configuration.",
+                    )
+                rows += self._clips(unit, sources[unit.source], reader, exclusions)
+        return exclusions.outcome(table_of(rows, CLIP))
+
+    def _clips(
+        self, unit: Unit, source: SpeechSource, reader: ClipReader, exclusions: Exclusions
+    ) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        seen: set[str] = set()
+        for record in source.read(unit):
+            clip_id = f"{source.name}/{record.key}"
+            try:
+                if record.reason:
+                    raise BadRecord(record.reason, record.detail)
+                if clip_id in seen:
+                    raise BadRecord("duplicate_id", "an earlier record of the unit has this id")
+                seen.add(clip_id)
+                clip = clip_row(record, source.fields, reader, self.max_seconds)
+                rows.append({"id": clip_id, "source": source.name, **clip})
+            except BadRecord as bad:
+                exclusions.quarantine(clip_id, source.name, bad.reason, bad.detail, record.location)
+        if unit.fault is not None:
+            exclusions.quarantine(
+                f"{source.name}/{unit.unit}",
+                source.name,
+                "truncated_source",
+                unit.fault,
+                f"{unit.path}@{unit.stop}",
+            )
+        return rows
+
+
+def clip_row(
+    record: Record, fields: SpeechFields, reader: ClipReader, max_seconds: float
+) -> dict[str, Any]:
+    """Make the CLIP row of a record, without `id` and `source`.
+
+    Raises: BadRecord for a record without transcript or usable audio; StorageError.
+    """
+    text = lookup(record.fields, fields.text)
+    if not isinstance(text, str) or not text.strip():
+        raise BadRecord("missing_transcript", f"field {fields.text!r} holds {text!r}")
+    place = Place(
+        record.audio_kind,
+        record.audio_path,
+        record.audio_member,
+        record.audio_offset,
+        record.audio_bytes,
+    )
+    header, audio_bytes = reader.header(place)
+    start_seconds, seconds = clip_range(record.fields, fields, header)
+    if seconds > max_seconds:
+        raise BadRecord("too_long", f"{seconds:.3f} s of at most {max_seconds} s")
+    speaker = lookup(record.fields, fields.speaker)
+    return {
+        "text": text,
+        "speaker": None if speaker is None else str(speaker),
+        **{f"audio_{key}": value for key, value in asdict(place).items() if key != "num_bytes"},
+        "audio_bytes": audio_bytes,
+        "start_seconds": start_seconds,
+        "seconds": seconds,
+        "audio_hz": header.audio_hz,
+        "channels": header.channels,
+        "source_ovrl": _number_or_none(lookup(record.fields, fields.ovrl)),
+    }
+
+
+def clip_range(
+    values: dict[str, Any], fields: SpeechFields, header: AudioHeader
+) -> tuple[float, float]:
+    """Return start and length of a clip in its audio, both in seconds.
+
+    A record without a start is the whole of its audio, whatever duration it states.
+
+    Raises: BadRecord with reason bad_segment.
+    """
+    start = lookup(values, fields.start_seconds)
+    if start is None or start == "":
+        return 0.0, header.seconds
+    length = lookup(values, fields.seconds)
+    start_seconds = _number(start, fields.start_seconds)
+    clip_seconds = None if length is None or length == "" else _number(length, fields.seconds)
+    _, num_frames = segment_frames(header, start_seconds, clip_seconds)
+    return start_seconds, num_frames / header.audio_hz
+
+
+def _number(value: Any, name: str | None) -> float:
+    number = _number_or_none(value)
+    if number is None:
+        raise BadRecord("bad_segment", f"field {name!r} holds {value!r}")
+    return number
+
+
+def _number_or_none(value: Any) -> float | None:
+    """Read a number, or a numeral as CSV has it; None for anything else, NaN included."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,140 @@
+"""Interleave: samples of both modalities become the rows of training shards.
+
+`plan_order` (see `stages.order`) decides on lengths alone and is cheap to repeat; `gather_rows`
+then makes one shard from its slice of the order, so that shards can be made in parallel, and
+made again one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ContractError
+from pipeline.schema import ORDER, ROW, SAMPLE, require_schema
+from stages.order import NAME, Order, UnitSamples, plan_order, unit_samples
+from stages.rows import InterleaveSettings
+
+VERSION = 1  # of the order and of the rows made from it
+
+__all__ = [
+    "NAME",
+    "VERSION",
+    "InterleaveSettings",
+    "Order",
+    "UnitSamples",
+    "gather_rows",
+    "plan_order",
+    "unit_samples",
+]
+
+_MOST_TOKENS = 2**31 - 1  # a list column of Arrow counts its values with 32 bits
+_LABELS = ["id", "source", "modality"]
+
+
+def gather_rows(
+    order_slice: pa.Table,
+    read_samples: Callable[[int], pa.Table],
+    unit_names: Sequence[str],
+) -> pa.Table:
+    """Make the rows of one shard (ROW) from its slice of the order (ORDER).
+
+    `read_samples` gives the SAMPLE table of a unit by its index in the plan, best memory-mapped:
+    of each only the pieces named are copied. `unit_names` are the names by that index.
+    Raises: ContractError when order and samples do not fit each other.
+    """
+    require_schema(order_slice, ORDER, "the order of a shard")
+    row, unit, sample, start, stop = (
+        order_slice[name].to_numpy() for name in ("row", "unit", "sample", "start", "stop")
+    )
+    documents = _row_bounds(row)
+    lengths = stop - start
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if ends[-1] > _MOST_TOKENS:
+        raise ContractError(
+            f"a shard of {ends[-1]} tokens cannot be stored",
+            f"Arrow lists hold at most {_MOST_TOKENS}",
+            "Lower interleave.shard_megabytes.",
+        )
+    tokens = np.empty(int(ends[-1]), np.int32)
+    by_unit = np.argsort(unit, kind="stable")
+    labels = [SAMPLE.empty_table().select(_LABELS)]
+    cuts = np.flatnonzero(np.diff(unit[by_unit])) + 1
+    for members in np.split(by_unit, cuts) if len(by_unit) else []:
+        index = int(unit[members[0]])
+        samples = require_schema(read_samples(index), SAMPLE, f"unit {unit_names[index]}")
+        wanted = sample[members]
+        _require_pieces(samples, wanted, stop[members], unit_names[index])
+        _copy(samples["input_ids"], wanted, start[members], lengths[members], tokens, ends[members])
+        labels.append(samples.select(_LABELS).take(pa.array(wanted)))
+    back = np.empty(len(by_unit), np.int64)
+    back[by_unit] = np.arange(len(by_unit))
+    label = pa.concat_tables(labels).take(pa.array(back))
+    names = pa.array(unit_names, pa.string()).take(pa.array(unit))
+    values = [
+        pa.array(lengths, pa.int32()),
+        label["source"],
+        label["id"],
+        label["modality"],
+        names,
+        order_slice["part"],
+    ]
+    return pa.Table.from_arrays(
+        [_lists(ends[documents], pa.array(tokens)), *(_lists(documents, v) for v in values)],
+        schema=ROW,
+    )
+
+
+def _row_bounds(row: np.ndarray) -> np.ndarray:
+    """Where the documents of each row begin, int64 [rows + 1]."""
+    steps = np.diff(row, prepend=-1)
+    if len(row) and (steps[0] != 1 or steps.min() < 0 or steps.max() > 1):
+        raise ContractError(
+            "the order of a shard is not sorted by row, or leaves rows out",
+            "rows must rise from 0 by one",
+            "Run interleave again with --force interleave.",
+        )
+    return np.append(np.flatnonzero(steps), len(row))
+
+
+def _require_pieces(samples: pa.Table, wanted: np.ndarray, stop: np.ndarray, unit: str) -> None:
+    if int(wanted.max()) < samples.num_rows:
+        lengths = _whole(samples["input_ids"]).value_lengths().to_numpy()
+        if (stop <= lengths[wanted]).all():
+            return
+    raise ContractError(
+        f"the order names tokens that the samples of unit {unit} do not have",
+        "tokenize ran again after the order was made",
+        "Run interleave again with --force interleave.",
+    )
+
+
+def _copy(
+    column: pa.ChunkedArray,
+    wanted: np.ndarray,
+    start: np.ndarray,
+    lengths: np.ndarray,
+    tokens: np.ndarray,
+    places: np.ndarray,
+) -> None:
+    """Copy pieces of a unit's samples to their `places` in `tokens`."""
+    lists = _whole(column)
+    values = lists.values.to_numpy()
+    begin = lists.offsets.to_numpy()[wanted] + start
+    for source, place, length in zip(
+        begin.tolist(), places.tolist(), lengths.tolist(), strict=True
+    ):
+        tokens[place : place + length] = values[source : source + length]
+
+
+def _lists(offsets: np.ndarray, values: pa.Array | pa.ChunkedArray) -> pa.ListArray:
+    if isinstance(values, pa.ChunkedArray):
+        values = _whole(values)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    # combine_chunks copies even a single chunk, and would read all of a memory-mapped unit
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

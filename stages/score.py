@@ -1,0 +1,218 @@
+"""The score stage: clips to speech quality. Every clip is scored, every score is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.errors import BadRecord, ConfigError
+from pipeline.schema import CLIP, SCORED
+from pipeline.stage import Exclusions, Outcome, Resources, Transform
+from pipeline.vocabulary import CODEC_HZ
+from stages.audio import resample
+from stages.clips import codes_column, load_clips, load_file, location, prefetch
+from stages.dnsmos import SCORER_HZ, DnsmosScorer, Provider, Scores, Windows
+from stages.snac import Codec, CodecSpec, clip_seed
+
+
+@dataclass(frozen=True)
+class ScoreStage:
+    """Give every clip its scores.
+
+    `scorer` source takes `source_ovrl` and decodes nothing. `signal` reconstruction scores what
+    the codec makes of the clip and keeps its codes, so that the encode stage need not repeat it.
+    """
+
+    scorer: Literal["dnsmos", "source"] = "dnsmos"
+    signal: Literal["original", "reconstruction"] = "original"
+    windows: Windows = "reference"
+    provider: Provider = "cpu"
+    model_path: str = ""
+    model_sha256: str = ""
+    codec: CodecSpec | None = None
+    resources: Resources = field(default_factory=Resources)
+
+    name: str = field(default="score", init=False, repr=False)
+    version: int = field(default=1, init=False, repr=False)
+    input_schema: pa.Schema = field(default=CLIP, init=False, repr=False)
+    output_schema: pa.Schema = field(default=SCORED, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.scorer == "source":
+            return
+        if not (self.model_path and self.model_sha256):
+            raise ConfigError(
+                "the score stage has no DNSMOS model", remedy="Use stages.dnsmos.find_model."
+            )
+        if self.signal == "reconstruction" and self.codec is None:
+            raise ConfigError(
+                "score.signal reconstruction needs a codec", remedy="Set snac.weights."
+            )
+
+    @property
+    def content(self) -> dict[str, Any]:
+        if self.scorer == "source":
+            return {"scorer": "source"}
+        content: dict[str, Any] = {
+            "scorer": self.scorer,
+            "signal": self.signal,
+            "windows": self.windows,
+            "provider": self.provider,
+            "model_sha256": self.model_sha256,
+        }
+        if self._reconstructs is not None:
+            content["codec"] = self._reconstructs.describe()
+            content["noise_seed"] = self._reconstructs.seed
+        return content
+
+    @property
+    def label(self) -> str:
+        """Return the `scorer` column: all that one must know to compare two scores."""
+        if self.scorer == "source":
+            return "source"
+        signal = self.signal
+        if self._reconstructs is not None:
+            signal = f"{signal} of {self._reconstructs.label}"
+        return (
+            f"dnsmos-p835 sha256:{self.model_sha256[:8]} windows={self.windows} "
+            f"signal={signal} fp32 provider={self.provider}"
+        )
+
+    @property
+    def _reconstructs(self) -> CodecSpec | None:
+        return self.codec if self.signal == "reconstruction" else None
+
+    def open(self) -> Transform:
+        """Load the models.
+
+        Raises: ConfigError when a model or provider is absent or not the planned one.
+        """
+        if self.scorer == "source":
+            return partial(_outcome, label=self.label, score=_source_scores)
+        num_threads = max(1, int(self.resources.cpus))
+        torch.set_num_threads(1)  # resampling is torch's, and must not slow the model down
+        scorer = DnsmosScorer(self.model_path, self.provider, num_threads, self.model_sha256)
+        if self._reconstructs is None:
+            score = partial(_original_scores, scorer=scorer, windows=self.windows)
+        else:
+            codec = Codec.open(self._reconstructs)
+            score = partial(
+                _reconstruction_scores, scorer=scorer, windows=self.windows, codec=codec
+            )
+        return partial(_outcome, label=self.label, score=score)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    ovrl: float
+    windows: int
+    sig: float | None = None
+    bak: float | None = None
+    codes: np.ndarray | None = None
+
+
+def _source_scores(clips: pa.Table) -> Iterator[_Scored | BadRecord]:
+    for ovrl in clips["source_ovrl"].to_pylist():
+        if ovrl is None or not math.isfinite(ovrl):
+            yield BadRecord("missing_score", f"source_ovrl is {'null' if ovrl is None else ovrl}")
+        else:
+            yield _Scored(ovrl, windows=0)
+
+
+def _original_scores(
+    clips: pa.Table, scorer: DnsmosScorer, windows: Windows
+) -> Iterator[_Scored | BadRecord]:
+    audios = prefetch(load_clips(clips, SCORER_HZ))
+    for clip_id, audio in zip(clips["id"].to_pylist(), audios, strict=True):
+        if isinstance(audio, BadRecord):
+            yield audio
+        else:
+            yield _scored(scorer.score(audio, windows, clip_id))
+
+
+def _reconstruction_scores(
+    clips: pa.Table, scorer: DnsmosScorer, windows: Windows, codec: Codec
+) -> Iterator[_Scored | BadRecord]:
+    audios = prefetch(load_clips(clips, CODEC_HZ))
+    for clip_id, audio in zip(clips["id"].to_pylist(), audios, strict=True):
+        if isinstance(audio, BadRecord):
+            yield audio
+            continue
+        (codes,) = codec.encode(audio[np.newaxis], clip_id)
+        decoded = codec.decode(codes, clip_seed(clip_id, codec.spec.seed), clip_id)
+        heard = resample(decoded[: len(audio)], CODEC_HZ, SCORER_HZ)
+        yield _scored(scorer.score(heard, windows, clip_id), codes)
+
+
+def _scored(scores: Scores, codes: np.ndarray | None = None) -> _Scored:
+    return _Scored(scores.ovrl, scores.windows, scores.sig, scores.bak, codes)
+
+
+def _outcome(clips: pa.Table, *, label: str, score) -> Outcome:
+    """Run `score`, which yields one result a row, and split kept from quarantined."""
+    exclusions = Exclusions(ScoreStage.name)
+    kept: list[int] = []
+    results: list[_Scored] = []
+    for row, result in enumerate(score(clips)):
+        if isinstance(result, BadRecord):
+            clip = clips.slice(row, 1).to_pylist()[0]
+            exclusions.quarantine(
+                clip["id"], clip["source"], result.reason, result.detail, location(clip)
+            )
+        else:
+            kept.append(row)
+            results.append(result)
+    return exclusions.outcome(_scored_table(clips, kept, results, label))
+
+
+def _scored_table(
+    clips: pa.Table, kept: Sequence[int], results: Sequence[_Scored], label: str
+) -> pa.Table:
+    columns = [
+        *clips.take(pa.array(kept, pa.int64())).columns,
+        pa.array([result.sig for result in results], pa.float64()),
+        pa.array([result.bak for result in results], pa.float64()),
+        pa.array([result.ovrl for result in results], pa.float64()),
+        pa.array([result.windows for result in results], pa.int32()),
+        pa.array([label] * len(results), pa.string()),
+        codes_column([result.codes for result in results]),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCORED)
+
+
+def score_files(
+    paths: Iterable[str], scorer: DnsmosScorer, windows: Windows, threshold_ovrl: float
+) -> list[dict[str, Any]]:
+    """Score whole audio files, in order.
+
+    Returns dictionaries of path, seconds, windows, sig, bak, ovrl, keep; or of path, error for
+    a file that cannot be scored.
+    Raises: StageError when the model itself fails.
+    """
+    return [_score_file(path, scorer, windows, threshold_ovrl) for path in paths]
+
+
+def _score_file(
+    path: str, scorer: DnsmosScorer, windows: Windows, threshold_ovrl: float
+) -> dict[str, Any]:
+    try:
+        audio, seconds = load_file(path, SCORER_HZ)
+        scores = scorer.score(audio, windows, path)
+    except BadRecord as bad:
+        return {"path": path, "error": str(bad)}
+    return {
+        "path": path,
+        "seconds": seconds,
+        "windows": scores.windows,
+        "sig": scores.sig,
+        "bak": scores.bak,
+        "ovrl": scores.ovrl,
+        "keep": scores.ovrl > threshold_ovrl,
+    }

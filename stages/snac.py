@@ -1,0 +1,312 @@
+"""The SNAC 24 kHz codec: which weights, checked how, and clips to codes and back.
+
+Source: the package snac 1.2.1 (`snac/snac.py`) and hubertsiuzdak/snac_24khz (`config.json`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from snac import SNAC
+from torch.nn.utils import parametrize
+
+from pipeline.errors import BadRecord, ConfigError, StageError
+from pipeline.vocabulary import (
+    CODEBOOK_SIZE,
+    CODEC_HZ,
+    FRAME_SAMPLES,
+    flatten_codes,
+    unflatten_codes,
+)
+
+Device = Literal["cpu", "cuda"]
+
+UNTRAINED = "untrained"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "pytorch_model.bin"
+PUBLISHED_SHA256 = "4b8164cc6606bfa627f1a784734c1e539891518f1191ed9194fe1e3b9b4bff40"
+PUBLISHED_BYTES = 79_488_254
+
+ARCHITECTURE: dict[str, Any] = {
+    "sampling_rate": CODEC_HZ,
+    "encoder_dim": 48,
+    "encoder_rates": [2, 4, 8, 8],
+    "decoder_dim": 1024,
+    "decoder_rates": [8, 8, 4, 2],
+    "attn_window_size": None,
+    "codebook_size": CODEBOOK_SIZE,
+    "codebook_dim": 8,
+    "vq_strides": [4, 2, 1],
+    "noise": True,
+    "depthwise": True,
+}
+
+_REMEDY = (
+    f"Put {CONFIG_FILE} and {WEIGHTS_FILE} ({PUBLISHED_BYTES:,} bytes, sha256 "
+    f"{PUBLISHED_SHA256}) of hubertsiuzdak/snac_24khz into a folder and set "
+    "`snac.weights: /that/folder`, or set `snac.weights: untrained` for a trial whose codes "
+    "carry no speech."
+)
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """Resolved weights, the same for every worker of a run. Picklable.
+
+    `weights` is `untrained` or a folder, `sha256` (hex) that of the weights file or, untrained,
+    of the seeded state; `seed` is of the untrained weights and of the decoder's noise.
+    """
+
+    weights: str
+    sha256: str
+    seed: int = 0
+    device: Device = "cpu"
+
+    @property
+    def trained(self) -> bool:
+        return self.weights != UNTRAINED
+
+    @property
+    def label(self) -> str:
+        """Return the short name that stats, index and shards carry."""
+        if not self.trained:
+            return f"UNTRAINED (seed {self.seed})"
+        return f"snac_24khz sha256:{self.sha256[:8]}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides the codes, and the label, for content and metadata."""
+        return {"label": self.label, "trained": self.trained, "sha256": self.sha256}
+
+
+def resolve_codec(
+    weights: str, sha256: str | None = None, seed: int = 0, device: Device = "cpu"
+) -> CodecSpec:
+    """Find and check the weights once, before any work.
+
+    `weights` is `untrained` (then `sha256` does not apply), a folder, or a hub id; `sha256`
+    None accepts any weights file.
+    Raises: ConfigError with a remedy when they are absent, differ, or are not SNAC 24 kHz.
+    """
+    if weights == UNTRAINED:
+        return CodecSpec(UNTRAINED, _state_sha256(_untrained_model(seed)), seed, device)
+    folder = Path(weights)
+    if not folder.is_dir():
+        folder = _download(weights)
+    _read_architecture(folder)
+    found = _file_sha256(folder / WEIGHTS_FILE)
+    if sha256 and found != sha256.lower():
+        raise ConfigError(
+            f"{folder / WEIGHTS_FILE} is not the expected file",
+            f"its sha256 is {found}, but snac.sha256 is {sha256}",
+            "Download the file again, or set snac.sha256 to null to accept any weights.",
+        )
+    return CodecSpec(str(folder), found, seed, device)
+
+
+def clip_seed(clip_id: str, seed: int) -> int:
+    """Return the seed of a clip's decoder noise: the same on any worker, in any order."""
+    digest = hashlib.sha256(f"{seed}:{clip_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits without wrapping
+
+
+def padded_samples(num_samples: int) -> int:
+    """Return the length to which SNAC pads a clip on the right: whole frames of 2048."""
+    return math.ceil(num_samples / FRAME_SAMPLES) * FRAME_SAMPLES
+
+
+class Codec:
+    """A SNAC model ready to run. Not picklable: open one per worker from a `CodecSpec`."""
+
+    def __init__(self, spec: CodecSpec, model: SNAC) -> None:
+        self.spec = spec
+        self._model = model
+        self._device = torch.device(spec.device)
+
+    @classmethod
+    def open(cls, spec: CodecSpec) -> Codec:
+        """Build the model, and hold torch to one thread in this process.
+
+        More workers, not threads, use more cores: with several threads torch splits its sums by
+        the shape of the batch, and the last bits decide between two near codes (measured: 1 of
+        280 codes differed between a batch of 4 and its clips alone with 2 threads, none with 1).
+
+        Raises: ConfigError for a missing device, or weights that are not those of `spec`.
+        """
+        if spec.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "snac.device cuda cannot be used",
+                "torch finds no CUDA device on this machine",
+                "Set snac.device: cpu, or give the stage's workers a GPU (gpus_per_worker).",
+            )
+        torch.set_num_threads(1)
+        model, sha256 = _build(spec)
+        if sha256 != spec.sha256:
+            raise ConfigError(
+                "the codec's weights are not those that the run was planned with",
+                f"their sha256 is {sha256}, expected {spec.sha256}",
+                "Put the same weights (untrained: the same torch) on every machine.",
+            )
+        # Otherwise each of the 60 weights is normalised again at every call.
+        for module in list(model.modules()):
+            for name in list(getattr(module, "parametrizations", {})):
+                parametrize.remove_parametrizations(module, name)
+        model.eval().requires_grad_(False).to(spec.device)
+        return cls(spec, model)
+
+    def encode(self, batch_24k: np.ndarray, clip_id: str = "") -> list[np.ndarray]:
+        """Encode clips of one padded length: float32 [clips, samples] to uint16 [7 F] each.
+
+        A batch must not mix padded lengths, as padding by whole frames changes a clip's codes.
+        `clip_id` names the clips in errors.
+        Raises: BadRecord empty_audio for no samples; StageError when torch fails.
+        """
+        if batch_24k.shape[1] == 0:
+            raise BadRecord("empty_audio", "the clip has no samples")
+        audio = torch.from_numpy(np.ascontiguousarray(batch_24k, dtype=np.float32))
+        with _guarded(f"encode {tuple(batch_24k.shape)} samples", clip_id):
+            codebooks = self._model.encode(audio.to(self._device).unsqueeze(1))
+            arrays = [codes.cpu().numpy() for codes in codebooks]
+        return [flatten_codes([codes[i] for codes in arrays]) for i in range(len(batch_24k))]
+
+    def decode(self, flat_codes: np.ndarray, seed: int, clip_id: str = "") -> np.ndarray:
+        """Decode one clip: uint16 [7 F] to float32 [2048 F] at 24 kHz.
+
+        The decoder adds noise, drawn from `seed` (see `clip_seed`) without touching torch's
+        global generator.
+        Raises: ContractError for codes that are not whole frames; StageError when torch fails.
+        """
+        codebooks = [torch.from_numpy(codes).unsqueeze(0) for codes in unflatten_codes(flat_codes)]
+        devices = [self._device] if self._device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices=devices),
+            _guarded(f"decode {len(codebooks[0][0])} frames", clip_id),
+        ):
+            torch.manual_seed(seed)
+            audio = self._model.decode([codes.to(self._device) for codes in codebooks])
+            return audio[0, 0].cpu().numpy()
+
+
+@contextmanager
+def _guarded(doing: str, clip_id: str) -> Iterator[None]:
+    """Run the model without gradients, repeatably, and name the clip if torch fails."""
+    try:
+        with torch.inference_mode(), _repeatable_kernels():
+            yield
+    except RuntimeError as error:  # torch's out-of-memory errors are RuntimeErrors too
+        raise StageError(
+            f"SNAC could not {doing} of clip {clip_id!r}",
+            str(error).strip(),
+            "If memory ran out, lower encode.batch_seconds or ingest.max_seconds, or give the "
+            "stage fewer workers; the unit can be resumed.",
+            clip_id=clip_id,
+        ) from error
+
+
+@contextmanager
+def _repeatable_kernels() -> Iterator[None]:
+    # On a GPU, TF32 and kernels chosen by timing would make codes differ from run to run.
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield
+
+
+def _build(spec: CodecSpec) -> tuple[SNAC, str]:
+    if not spec.trained:
+        model = _untrained_model(spec.seed)
+        return model, _state_sha256(model)
+    folder = Path(spec.weights)
+    model = SNAC(**_read_architecture(folder))
+    path = folder / WEIGHTS_FILE
+    sha256 = _file_sha256(path)
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises pickle, zip, key and runtime errors here
+        raise ConfigError(
+            f"{path} does not hold the weights of SNAC as {CONFIG_FILE} describes it",
+            str(error).splitlines()[0],
+            _REMEDY,
+        ) from error
+    return model, sha256
+
+
+def _untrained_model(seed: int) -> SNAC:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SNAC(**ARCHITECTURE)
+
+
+def _state_sha256(model: SNAC) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"the SNAC weights {path} cannot be read", error.strerror or str(error), _REMEDY
+        ) from error
+
+
+def _read_architecture(folder: Path) -> dict[str, Any]:
+    """Read config.json and check that its codes are those of the Orpheus layout."""
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the SNAC configuration {path} cannot be read", str(error), _REMEDY
+        ) from error
+    if not isinstance(config, dict) or not set(config) <= set(ARCHITECTURE) | {"latent_dim"}:
+        raise ConfigError(
+            f"{path} is not a SNAC configuration",
+            f"its keys should be among {', '.join(ARCHITECTURE)}",
+            _REMEDY,
+        )
+    wrong = [
+        f"{key} is {config.get(key)!r}, expected {ARCHITECTURE[key]!r}"
+        for key in ("sampling_rate", "codebook_size", "vq_strides", "attn_window_size")
+        if config.get(key) != ARCHITECTURE[key]
+    ]
+    for key in ("encoder_rates", "decoder_rates"):
+        hop, expected = math.prod(config.get(key) or [0]), math.prod(ARCHITECTURE[key])
+        if hop != expected:
+            wrong.append(f"{key} multiply to {hop}, expected {expected}")
+    if wrong:
+        raise ConfigError(f"{path} is not SNAC 24 kHz", "; ".join(wrong), _REMEDY)
+    return config
+
+
+def _download(hub_id: str) -> Path:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        raise ConfigError(
+            f"snac.weights {hub_id!r} cannot be used",
+            "it is neither a folder that exists nor a hub id (owner/name)",
+            _REMEDY,
+        )
+    try:
+        hf_hub_download(hub_id, CONFIG_FILE)
+        return Path(hf_hub_download(hub_id, WEIGHTS_FILE)).parent
+    except Exception as error:  # no network, 404, offline mode, full disk: one remedy
+        raise ConfigError(
+            f"the SNAC weights {hub_id} cannot be downloaded",
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}",
+            _REMEDY,
+        ) from error

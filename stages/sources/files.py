@@ -1,0 +1,291 @@
+"""Source files: where they are, whether they changed, and how they are cut into units."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from fsspec.core import url_to_fs
+
+from pipeline.errors import ConfigError, StorageError
+from stages.sources.base import Known, Unit, scan_all
+
+_MAGIC = frozenset("*?[")
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
+# What a file system says when the name, not the disk, is at fault.
+_ABSENT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP))
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source and its name relative to the root of the pattern that names it."""
+
+    path: str
+    relative: str
+
+    @property
+    def stem(self) -> str:
+        return stem(self.relative)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of records in one file; fields as in `Unit`."""
+
+    start: int
+    stop: int
+    records: int
+    fault: str | None = None
+
+
+class Fault(Exception):
+    """The rest of a source file cannot be read; what precedes it stands."""
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path and not path.startswith("file://")
+
+
+def join(root: str, name: str) -> str:
+    """Resolve `name` against the folder `root`, unless it is absolute or a URL."""
+    if name.startswith("/") or "://" in name:
+        return name
+    return f"{root.rstrip('/')}/{name}"
+
+
+def parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def stem(relative: str) -> str:
+    """Drop the extension of the last component."""
+    folder, slash, last = relative.rpartition("/")
+    return f"{folder}{slash}{last.rpartition('.')[0] or last}"
+
+
+def expand(source: str, patterns: Iterable[str], *, folders: bool = False) -> list[SourceFile]:
+    """List the files (or folders too) that match, each once, sorted by relative name.
+
+    Raises: ConfigError when a pattern matches nothing, a file is compressed, or two files would
+    share one relative name, and with it the names of units and records.
+    """
+    patterns = tuple(patterns)
+    found: dict[str, SourceFile] = {}
+    for pattern in patterns:
+        for path in _matches(source, pattern, folders):
+            file = SourceFile(path, relative_name(path, patterns))
+            other = found.setdefault(file.relative, file)
+            if other != file:
+                raise ConfigError(
+                    f"source {source} has two files of the same name",
+                    f"{other.path} and {path} are both called {file.relative!r} in it",
+                    "Name them with one glob that starts above both, or make two sources.",
+                )
+    return [found[name] for name in sorted(found)]
+
+
+def _matches(source: str, pattern: str, folders: bool) -> list[str]:
+    with reading(pattern):
+        fs, place = url_to_fs(_plain(pattern))
+        is_glob = bool(_MAGIC & set(place)) and not fs.exists(place)
+        hits = _listed(fs, place, is_glob)
+        paths = [hit for hit, kind in hits.items() if folders or kind != "directory"]
+    if not paths:
+        why = "it is a folder" if hits else "nothing matches it"
+        remedy = "Name files or a glob of files." if hits else "Check the path and its spelling."
+        raise ConfigError(f"source {source} cannot use {pattern}", why, remedy)
+    for path in paths:
+        if path.lower().endswith(_COMPRESSED):
+            raise ConfigError(
+                f"source {source} cannot read {path}",
+                "a compressed file cannot be read from the middle",
+                "Decompress it first (audio inside is compressed anyway).",
+            )
+    return [fs.unstrip_protocol(path) if is_remote(pattern) else path for path in paths]
+
+
+def _listed(fs: Any, place: str, is_glob: bool) -> dict[str, str]:
+    """Map what matches to its type."""
+    if is_glob:
+        return {hit: info["type"] for hit, info in fs.glob(place, detail=True).items()}
+    return {place: fs.info(place)["type"]} if fs.exists(place) else {}
+
+
+def relative_name(path: str, patterns: Iterable[str]) -> str:
+    """Name `path` relative to the folder above the first wildcard (or last part) of its pattern.
+
+    Depends on the configuration alone, so a worker finds the same name without listing anything.
+    """
+    for pattern in patterns:
+        root = _root(pattern)
+        if path.startswith(root):
+            return path[len(root) :]
+    return path.rpartition("/")[2]
+
+
+def _root(pattern: str) -> str:
+    fs, place = url_to_fs(_plain(pattern))
+    parts = (fs.unstrip_protocol(place) if is_remote(pattern) else place).split("/")
+    fixed = next((i for i, part in enumerate(parts) if _MAGIC & set(part)), len(parts) - 1)
+    return "/".join(parts[: min(fixed, len(parts) - 1)]) + "/"
+
+
+def _plain(path: str) -> str:
+    path = path.removeprefix("file://")
+    return path if len(path) == 1 else path.rstrip("/")
+
+
+def stamp(path: str) -> str:
+    """Return `size:mtime_ns` of a local file, `size:etag` (or its like) of a remote one."""
+    with reading(path):
+        if not is_remote(path):
+            status = os.stat(_plain(path))
+            return f"{status.st_size}:{status.st_mtime_ns}"
+        fs, place = url_to_fs(path)
+        info: dict[str, Any] = fs.info(place)
+        marks = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
+        mark = next((str(info[key]) for key in marks if info.get(key)), None)
+        return f"{info.get('size')}:{(mark or fs.ukey(place)).strip(chr(34))}"
+
+
+def open_binary(path: str) -> BinaryIO:
+    """Open a local file or URL for reading and seeking.
+
+    Raises: OSError as the file system gives it.
+    """
+    if not is_remote(path):
+        return open(_plain(path), "rb")
+    fs, place = url_to_fs(path)
+    return cast(BinaryIO, fs.open(place, "rb"))
+
+
+def is_absent(error: OSError) -> bool:
+    """Tell a name that leads nowhere from a storage that does not answer."""
+    return isinstance(error, FileNotFoundError) or error.errno in _ABSENT
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn a failure of the storage below `path` into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read",
+            error.strerror or str(error) or type(error).__name__,
+            "Check the mount, the network and the permissions, then run again: it resumes.",
+        ) from error
+
+
+@contextmanager
+def open_unit(unit: Unit) -> Iterator[BinaryIO]:
+    """Open the file of a unit, which must be as it was when the unit was planned."""
+    require_unchanged(unit)
+    with reading(unit.path), open_binary(unit.path) as file:
+        yield file
+
+
+def require_unchanged(unit: Unit) -> None:
+    """Raise StorageError if the file of `unit` is not the one that was planned."""
+    now = stamp(unit.path)
+    if now != unit.stamp:
+        raise StorageError(
+            f"{unit.path} changed since it was planned",
+            f"its size and modification were {unit.stamp} and are {now}",
+            "Run again: units are planned anew and only the changed ones are redone.",
+        )
+
+
+def num_bytes(file: BinaryIO) -> int:
+    place = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    return size
+
+
+def cut(spans: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
+    """Cut the records of a file, given as (start, stop), into slices of at most `unit_records`.
+
+    A Fault raised by `spans` ends the file and is noted on the last slice; a file with a fault
+    and no record gives one empty slice.
+    """
+    start, last, count, fault = 0, 0, 0, None
+    iterator = iter(spans)
+    while True:
+        try:
+            span = next(iterator, None)
+        except Fault as error:
+            span, fault = None, str(error)
+        if span is None:
+            break
+        if count == unit_records:
+            yield Slice(start, last, count)
+            count = 0
+        start = span[0] if count == 0 else start
+        last, count = span[1], count + 1
+    if count or fault:
+        yield Slice(start, last, count, fault)
+
+
+def plan_units(
+    source: str,
+    modality: str,
+    files: Iterable[SourceFile],
+    slices: Callable[[SourceFile], Iterable[Slice]],
+    known: Known = scan_all,
+) -> Iterator[Unit]:
+    """Name the slices of all files; the names depend on each file alone, not on its neighbours.
+
+    A name holds 48 bits of the file's relative name: with 32, two of 50,000 files would share
+    one in a quarter of all corpora.
+    """
+    for file in files:
+        mark = stamp(file.path)
+        planned = known(file.path, mark)
+        if planned is not None:
+            yield from planned
+            continue
+        digest = hashlib.sha256(file.relative.encode()).hexdigest()[:12]
+        with reading(file.path):
+            for index, part in enumerate(slices(file)):
+                name = f"{source}-{digest}-{index:05d}"
+                yield Unit(
+                    name,
+                    source,
+                    modality,
+                    file.path,
+                    mark,
+                    part.start,
+                    part.stop,
+                    part.records,
+                    part.fault,
+                )
+
+
+def lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (start, stop, line) of every line that is not blank in a byte range."""
+    file.seek(start)
+    place = start
+    while stop is None or place < stop:
+        line = file.readline()
+        if not line:
+            return
+        content = line.removeprefix(b"\xef\xbb\xbf") if place == 0 else line
+        if content.strip():
+            yield place, place + len(line), content
+        place += len(line)
+
+
+def list_folder(path: str) -> list[str] | None:
+    """Return the base names in a folder; None if it is a file."""
+    with reading(path):
+        fs, place = url_to_fs(_plain(path))
+        if not fs.isdir(place):
+            return None
+        return [PurePosixPath(name).name for name in cast(list[str], fs.ls(place, detail=False))]

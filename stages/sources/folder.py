@@ -1,0 +1,198 @@
+"""Folders of audio files with a `metadata.csv` (or `.jsonl`) that transcribes them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO
+
+from pipeline.errors import ConfigError
+from pipeline.schema import SPEECH
+from stages.sources.base import Known, Record, Unit, scan_all
+from stages.sources.fields import SpeechFields, require_columns
+from stages.sources.files import (
+    Slice,
+    SourceFile,
+    cut,
+    expand,
+    join,
+    list_folder,
+    open_binary,
+    open_unit,
+    plan_units,
+    relative_name,
+)
+from stages.sources.manifest import AUDIO_NAMES, file_record, line_records, line_slices
+
+_METADATA = ("metadata.csv", "metadata.jsonl")
+_LJSPEECH_COLUMNS = ("file_name", "text", "normalized_text")
+
+
+@dataclass(frozen=True)
+class Table:
+    """How a metadata file is to be read; `start` is the byte after its header."""
+
+    delimiter: str
+    columns: tuple[str, ...]
+    start: int
+    ljspeech: bool = False
+
+
+def read_layout(source: str, path: str, file: BinaryIO, audio: str | None) -> Table:
+    """Find the delimiter by the header that names the audio column, or LJSpeech's bare lines.
+
+    Raises: ConfigError when there is neither.
+    """
+    file.seek(0)
+    line = file.readline()
+    first = line.decode("utf-8-sig", "replace").rstrip("\r\n")
+    wanted = {audio} if audio else set(AUDIO_NAMES)
+    for delimiter in ",\t|":
+        columns = next(csv.reader([first], delimiter=delimiter), [])
+        if wanted & set(columns):
+            if len(set(columns)) != len(columns):
+                raise ConfigError(f"source {source}: {path} repeats a column name", f"{columns}")
+            return Table(delimiter, tuple(columns), len(line))
+    num_columns = first.count("|") + 1
+    if num_columns in (2, 3) and audio is None:
+        return Table("|", _LJSPEECH_COLUMNS[:num_columns], 0, ljspeech=True)
+    raise ConfigError(
+        f"source {source} finds no column of audio paths in {path}",
+        f"the first line is {first[:200]!r}, without {' or '.join(sorted(wanted))}",
+        "Set fields.audio to the column that holds the file names.",
+    )
+
+
+def read_rows(
+    file: BinaryIO, table: Table, start: int, stop: int | None
+) -> Iterator[tuple[int, int, list[str] | str]]:
+    """Yield (start, stop, cells) of the rows in a byte range; a message for a row that is broken.
+
+    A row may span lines, where its quotes do. `|` files have no quoting, as in LJSpeech.
+    """
+    file.seek(start)
+    place, first_stop = start, start
+
+    def text_lines() -> Iterator[str]:
+        nonlocal place, first_stop
+        first_stop = 0
+        while line := file.readline():
+            line = line.removeprefix(b"\xef\xbb\xbf") if place == 0 else line
+            place = file.tell()
+            first_stop = first_stop or place
+            yield line.decode("utf-8", "surrogateescape")
+
+    quoting = csv.QUOTE_NONE if table.delimiter == "|" else csv.QUOTE_MINIMAL
+    while stop is None or place < stop:
+        first = place
+        reader = csv.reader(text_lines(), delimiter=table.delimiter, quoting=quoting, strict=True)
+        try:
+            cells = next(reader, None)
+            if cells is None:
+                return
+            if not any(cell.strip() for cell in cells):
+                continue
+            problem = _problem(cells, table)
+        except csv.Error as error:
+            cells, problem = [], str(error)
+        if problem:
+            # An unbalanced quote swallows what follows it: go on after the line where it began.
+            place = file.seek(first_stop)
+        yield first, place, problem or cells
+
+
+def _problem(cells: list[str], table: Table) -> str:
+    if len(cells) != len(table.columns):
+        return f"{len(cells)} cells for {len(table.columns)} columns"
+    return "" if all(map(_is_text, cells)) else "text is no UTF-8"
+
+
+def _is_text(cell: str) -> bool:
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Folders (or their metadata files) of audio beside `metadata.csv` or `metadata.jsonl`."""
+
+    name: str
+    paths: tuple[str, ...]
+    fields: SpeechFields
+    unit_records: int
+    audio_root: str | None = None
+
+    @property
+    def modality(self) -> str:
+        return SPEECH
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {"kind": "folder", "audio_root": self.audio_root, "fields": asdict(self.fields)}
+
+    def units(self, known: Known = scan_all) -> Iterator[Unit]:
+        found = expand(self.name, self.paths, folders=True)
+        files = [self._metadata(file) for file in found]
+        return plan_units(self.name, SPEECH, files, self._slices, known=known)
+
+    def _metadata(self, file: SourceFile) -> SourceFile:
+        """Return the metadata file of a folder, or the file itself."""
+        names = list_folder(file.path)
+        if names is None:
+            return file
+        present = [name for name in _METADATA if name in names]
+        if len(present) != 1:
+            raise ConfigError(
+                f"source {self.name} needs one metadata file in {file.path}",
+                f"it has {' and '.join(present) or 'neither ' + ' nor '.join(_METADATA)}",
+                "Name the metadata file itself in paths.",
+            )
+        return SourceFile(join(file.path, present[0]), f"{file.relative}/{present[0]}")
+
+    def _slices(self, file: SourceFile) -> Iterator[Slice]:
+        if file.path.endswith(".jsonl"):
+            yield from line_slices(file, self.unit_records)
+            return
+        with open_binary(file.path) as opened:
+            if not opened.read(1):
+                return
+            table = read_layout(self.name, file.path, opened, self.fields.audio)
+            self._require_columns(file.path, table)
+            rows = read_rows(opened, table, table.start, None)
+            yield from cut(((start, stop) for start, stop, _ in rows), self.unit_records)
+
+    def _require_columns(self, path: str, table: Table) -> None:
+        fields = self.fields
+        columns = set(table.columns) | ({"text"} if "transcription" in table.columns else set())
+        needed = {"text": fields.text, "id": fields.id, "speaker": fields.speaker}
+        require_columns(self.name, path, columns, needed | {"ovrl": fields.ovrl})
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        relative = relative_name(unit.path, self.paths)
+        if unit.path.endswith(".jsonl"):
+            for record in line_records(unit, relative, self.audio_root, self.fields):
+                yield _with_text(record)
+            return
+        with open_unit(unit) as file:
+            table = read_layout(self.name, unit.path, file, self.fields.audio)
+            for start, _, cells in read_rows(file, table, unit.start, unit.stop):
+                place, location = f"{relative}@{start}", f"{unit.path}@{start}"
+                if isinstance(cells, str):
+                    yield Record(place, location, {}, reason="broken_csv", detail=cells)
+                    continue
+                values = dict(zip(table.columns, cells, strict=True))
+                if table.ljspeech and "." not in values["file_name"]:
+                    values["file_name"] = f"wavs/{values['file_name']}.wav"
+                args = (unit, place, location, self.audio_root, self.fields)
+                yield _with_text(file_record(values, *args))
+
+
+def _with_text(record: Record) -> Record:
+    """Offer Hugging Face's `transcription` column under the usual name too."""
+    if "transcription" in record.fields:
+        record.fields.setdefault("text", record.fields["transcription"])
+    return record

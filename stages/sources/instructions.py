@@ -1,0 +1,106 @@
+"""Instruction samples as JSON lines or as one JSON array; layouts are applied by tokenize."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import BadRecord, ConfigError
+from pipeline.schema import TEXT
+from stages.sources.base import Known, Record, Unit, scan_all
+from stages.sources.fields import parse_object, record_key, require_object
+from stages.sources.files import (
+    Slice,
+    SourceFile,
+    cut,
+    expand,
+    lines,
+    open_binary,
+    open_unit,
+    plan_units,
+    relative_name,
+    stem,
+)
+from stages.sources.json_array import array_elements
+from stages.sources.manifest import line_slices
+
+
+@dataclass(frozen=True)
+class JsonLinesSource:
+    """One JSON object a line."""
+
+    name: str
+    paths: tuple[str, ...]
+    id_field: str | None
+    unit_records: int
+
+    @property
+    def modality(self) -> str:
+        return TEXT
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {"kind": "jsonl", "id": self.id_field}
+
+    def units(self, known: Known = scan_all) -> Iterator[Unit]:
+        files = expand(self.name, self.paths)
+        return plan_units(
+            self.name, TEXT, files, lambda file: line_slices(file, self.unit_records), known=known
+        )
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        prefix = stem(relative_name(unit.path, self.paths))
+        with open_unit(unit) as file:
+            for start, _, line in lines(file, unit.start, unit.stop):
+                key, location = f"{prefix}@{start}", f"{unit.path}@{start}"
+                try:
+                    values = parse_object(line)
+                    yield Record(record_key(values, self.id_field, key), location, values)
+                except BadRecord as bad:
+                    yield Record(key, location, {}, reason=bad.reason, detail=bad.detail)
+
+
+@dataclass(frozen=True)
+class JsonArraySource:
+    """One JSON array of objects a file."""
+
+    name: str
+    paths: tuple[str, ...]
+    id_field: str | None
+    unit_records: int
+
+    @property
+    def modality(self) -> str:
+        return TEXT
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {"kind": "json", "id": self.id_field}
+
+    def units(self, known: Known = scan_all) -> Iterator[Unit]:
+        return plan_units(self.name, TEXT, expand(self.name, self.paths), self._slices, known=known)
+
+    def _slices(self, file: SourceFile) -> Iterator[Slice]:
+        with open_binary(file.path) as opened:
+            if opened.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+                raise ConfigError(
+                    f"source {self.name} expects {file.path} to hold an array",
+                    "it begins with an object",
+                    "Use kind: jsonl if every line holds an object.",
+                )
+            spans = ((start, stop) for start, stop, _ in array_elements(opened, 0, None))
+            yield from cut(spans, self.unit_records)
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        if unit.records == 0:
+            return
+        prefix = stem(relative_name(unit.path, self.paths))
+        with open_unit(unit) as file:
+            for start, _, value in array_elements(file, unit.start, unit.stop):
+                key, location = f"{prefix}@{start}", f"{unit.path}@{start}"
+                try:
+                    values = require_object(value)
+                    yield Record(record_key(values, self.id_field, key), location, values)
+                except BadRecord as bad:
+                    yield Record(key, location, {}, reason=bad.reason, detail=bad.detail)

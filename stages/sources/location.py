@@ -1,0 +1,153 @@
+"""Clip audio wherever it lies: a file, a byte range of a tar, or a cell of a Parquet file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from pipeline.errors import BadRecord, StorageError
+from stages.audio import AudioHeader, read_header
+from stages.sources.files import is_absent, num_bytes, open_binary, reading
+from stages.sources.parquet_file import CellReader
+
+FILE, TAR, PARQUET = "file", "tar", "parquet"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a clip's audio lies; fields as `audio_*` of `pipeline.schema.CLIP`."""
+
+    kind: str
+    path: str
+    member: str
+    offset: int
+    num_bytes: int
+
+
+def place_of(row: Any) -> Place:
+    """Read the place off a CLIP-like row dictionary."""
+    return Place(
+        row["audio_kind"],
+        row["audio_path"],
+        row["audio_member"],
+        row["audio_offset"],
+        row["audio_bytes"],
+    )
+
+
+class ClipReader:
+    """Reads clips one after another, holding one archive open and the last audio in memory.
+
+    Not for use by several threads at once. Close it, or use it in a `with` block.
+    """
+
+    def __init__(self) -> None:
+        self._archive: BinaryIO | None = None
+        self._archive_path = ""
+        self._cells: CellReader | None = None
+        self._last: tuple[Place, bytes] | None = None
+
+    def __enter__(self) -> ClipReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for opened in (self._archive, self._cells):
+            if opened is not None:
+                opened.close()
+        self._archive, self._cells, self._last = None, None, None
+
+    def read(self, place: Place) -> bytes:
+        """Return the encoded audio at `place`.
+
+        Raises: BadRecord `missing_audio` when the file is not there or the cell is null,
+        StorageError when the storage fails or an archive is not what it was.
+        """
+        if self._last is not None and self._last[0] == place:
+            return self._last[1]  # a long recording holds many clips in a row
+        data = self._read(place)
+        self._last = (place, data)
+        return data
+
+    def header(self, place: Place) -> tuple[AudioHeader, int]:
+        """Return what the audio at `place` says of itself, and its size in bytes.
+
+        Reads no more than the format needs, except from Parquet, whose cells come whole.
+
+        Raises: BadRecord, also for what `stages.audio.read_header` refuses; StorageError.
+        """
+        if place.kind == PARQUET:
+            data = self.read(place)
+            return read_header(data), len(data)
+        if place.kind == TAR:
+            with reading(place.path):
+                archive = self._open_archive(place.path)
+                return read_header(archive, place.offset, place.num_bytes), place.num_bytes
+        with reading(place.path), _open_file(place.path) as file:
+            size = num_bytes(file)
+            return read_header(file, 0, size), size
+
+    def _read(self, place: Place) -> bytes:
+        if place.kind == PARQUET:
+            return self._cell(place)
+        if place.kind == FILE:
+            with reading(place.path), _open_file(place.path) as file:
+                return file.read()
+        with reading(place.path):
+            archive = self._open_archive(place.path)
+            archive.seek(place.offset)
+            data = archive.read(place.num_bytes)
+        if len(data) != place.num_bytes:
+            raise StorageError(
+                f"{place.path} is shorter than it was when its clips were listed",
+                f"{place.member} should end at byte {place.offset + place.num_bytes}",
+                "Restore the file, or run again from ingest.",
+            )
+        return data
+
+    def _cell(self, place: Place) -> bytes:
+        if self._cells is None or self._cells.key != (place.path, place.member):
+            if self._cells is not None:
+                self._cells.close()
+            self._cells = CellReader(place.path, place.member)
+        return self._cells.read(place.offset)
+
+    def _open_archive(self, path: str) -> BinaryIO:
+        if self._archive is None or self._archive_path != path:
+            if self._archive is not None:
+                self._archive.close()
+                self._archive = None
+            self._archive, self._archive_path = open_binary(path), path
+        return self._archive
+
+
+def _open_file(path: str) -> BinaryIO:
+    if "\0" in path:
+        raise BadRecord("missing_audio", "the path holds a zero character")
+    try:
+        return open_binary(path)
+    except OSError as error:
+        if is_absent(error):
+            raise BadRecord("missing_audio", f"{path}: {error.strerror or error}") from None
+        raise
+
+
+def read_clips(clips: pa.Table) -> Iterator[bytes | BadRecord]:
+    """Yield the encoded audio of every row of a CLIP-like table, in order.
+
+    Gives a BadRecord in place of bytes where the audio is missing or unreadable.
+
+    Raises: StorageError when the storage fails: that is no fault of a clip.
+    """
+    columns = ["audio_kind", "audio_path", "audio_member", "audio_offset", "audio_bytes"]
+    with ClipReader() as reader:
+        for row in clips.select(columns).to_pylist():
+            try:
+                yield reader.read(place_of(row))
+            except BadRecord as bad:
+                yield bad

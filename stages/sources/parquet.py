@@ -1,0 +1,267 @@
+"""Parquet sources: speech with audio in a column, and instruction samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import BadRecord, ConfigError
+from pipeline.schema import SPEECH, TEXT
+from stages.sources.base import Known, Record, Unit, scan_all
+from stages.sources.fields import SpeechFields, record_key, require_columns
+from stages.sources.files import (
+    Slice,
+    SourceFile,
+    expand,
+    join,
+    parent,
+    plan_units,
+    reading,
+    relative_name,
+    require_unchanged,
+    stem,
+)
+from stages.sources.parquet_file import BATCH_CELLS, Corrupt, decoding, group_rows, open_parquet
+
+
+def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
+    """Join whole row groups up to `unit_records`; split only a group that alone is larger."""
+    start, stop = 0, 0
+    for first, last in groups:
+        if stop > start and last - start > unit_records:
+            yield Slice(start, stop, stop - start)
+            start = stop
+        stop = last
+        while stop - start > unit_records:
+            yield Slice(start, start + unit_records, unit_records)
+            start += unit_records
+        assert first <= stop
+    if stop > start:
+        yield Slice(start, stop, stop - start)
+
+
+def _slices(
+    file: SourceFile, unit_records: int, check: Callable[[pq.ParquetFile], None]
+) -> Iterator[Slice]:
+    try:
+        opened = open_parquet(file.path)
+    except Corrupt as error:
+        yield Slice(0, 0, 0, f"not a whole Parquet file: {error}")
+        return
+    with opened:
+        check(opened)
+        yield from plan_rows(group_rows(opened), unit_records)
+
+
+def _rows(
+    unit: Unit, columns: list[str] | None
+) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
+    """Yield (row number, values) for every row of a unit, row group by row group."""
+    require_unchanged(unit)
+    with reading(unit.path), open_parquet(unit.path) as file:
+        for group, (first, last) in enumerate(group_rows(file)):
+            start, stop = max(first, unit.start), min(last, unit.stop)
+            if start >= stop:
+                continue
+            try:
+                with decoding():
+                    table = file.read_row_group(group, columns=columns)
+            except Corrupt as error:
+                bad = BadRecord("broken_parquet", f"row group {group}: {error}")
+                yield from ((row, bad) for row in range(start, stop))
+                continue
+            yield from enumerate(_values(table.slice(start - first, stop - start)), start)
+
+
+def _values(table: pa.Table) -> list[dict[str, Any] | BadRecord]:
+    try:
+        return list(table.to_pylist())
+    except UnicodeDecodeError:  # some cell; find which
+        return [_row_values(table.slice(row, 1)) for row in range(table.num_rows)]
+
+
+def _row_values(row: pa.Table) -> dict[str, Any] | BadRecord:
+    try:
+        return row.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return BadRecord("broken_text", f"text is no UTF-8: {error.reason}")
+
+
+@dataclass(frozen=True)
+class ParquetSpeechSource:
+    """Parquet with audio bytes, plain or in Hugging Face's struct of `bytes` and `path`."""
+
+    name: str
+    paths: tuple[str, ...]
+    fields: SpeechFields
+    unit_records: int
+    audio_root: str | None = None
+
+    @property
+    def modality(self) -> str:
+        return SPEECH
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {"kind": "parquet", "audio_root": self.audio_root, "fields": asdict(self.fields)}
+
+    @property
+    def _audio(self) -> str:
+        return self.fields.audio or "audio"
+
+    def units(self, known: Known = scan_all) -> Iterator[Unit]:
+        files = expand(self.name, self.paths)
+        return plan_units(
+            self.name,
+            SPEECH,
+            files,
+            lambda file: _slices(file, self.unit_records, lambda opened: self._check(file, opened)),
+            known=known,
+        )
+
+    def _check(self, file: SourceFile, opened: pq.ParquetFile) -> None:
+        fields = self.fields
+        columns = opened.schema_arrow.names
+        needed = {"text": fields.text, "id": fields.id, "speaker": fields.speaker}
+        needed |= {"ovrl": fields.ovrl}
+        require_columns(self.name, file.path, columns, needed)
+        require_columns(self.name, file.path, columns, {"audio": self._audio})
+        audio = opened.schema_arrow.field(self._audio).type
+        if not _holds_audio(audio):
+            raise ConfigError(
+                f"source {self.name} cannot take its audio from column {self._audio!r}",
+                f"{file.path} holds {audio} there, neither bytes nor a struct of bytes and path",
+                "Set fields.audio to the column with the encoded audio.",
+            )
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        if unit.records == 0:
+            return
+        prefix = stem(relative_name(unit.path, self.paths))
+        audio = self._audio
+        with reading(unit.path), open_parquet(unit.path) as file:
+            has_struct = pa.types.is_struct(file.schema_arrow.field(audio).type)
+            absent = _null_bytes(file, audio, unit) if has_struct else frozenset()
+            columns = self._columns(file)
+        for row, values in _rows(unit, columns):
+            location = f"{unit.path}:row {row}"
+            key = f"{prefix}/{row:08d}"
+            if isinstance(values, BadRecord):
+                yield Record(key, location, {}, reason=values.reason, detail=values.detail)
+                continue
+            cell = values.pop(audio, None)
+            try:
+                key = record_key(values, self.fields.id, key)
+            except BadRecord as bad:
+                yield Record(key, location, values, reason=bad.reason, detail=bad.detail)
+                continue
+            if row in absent and cell and cell.get("path"):
+                path = join(self.audio_root or parent(unit.path), cell["path"])
+                yield Record(key, location, values, "file", path)
+            else:
+                yield Record(key, location, values, "parquet", unit.path, audio, row)
+
+    def _columns(self, file: pq.ParquetFile) -> list[str]:
+        """List the columns to read for a unit: the mapped ones, and of the audio its path only."""
+        names = file.schema_arrow.names
+        wanted = [n for n in self.fields.named() if n in names or n.split(".")[0] in names]
+        audio = file.schema_arrow.field(self._audio).type
+        if pa.types.is_struct(audio) and audio.get_field_index("path") >= 0:
+            wanted.append(f"{self._audio}.path")
+        return list(dict.fromkeys(wanted))
+
+
+def _holds_audio(column: pa.DataType) -> bool:
+    if pa.types.is_struct(column):
+        return any(column.get_field_index(name) >= 0 for name in ("bytes", "path"))
+    return pa.types.is_binary(column) or pa.types.is_large_binary(column)
+
+
+def _null_bytes(file: pq.ParquetFile, audio: str, unit: Unit) -> frozenset[int]:
+    """List the rows of a unit whose audio struct holds no bytes (but perhaps a path).
+
+    Row group statistics answer for nearly every file; only a group that mixes both kinds has
+    its audio read.
+    """
+    leaf = f"{audio}.bytes"
+    metadata = file.metadata
+    if not metadata.num_row_groups:
+        return frozenset()
+    column = next(
+        (i for i in range(metadata.num_columns) if metadata.schema.column(i).path == leaf), None
+    )
+    rows: set[int] = set()
+    for group, (first, last) in enumerate(group_rows(file)):
+        wanted = range(max(first, unit.start), min(last, unit.stop))
+        if not wanted:
+            continue
+        statistics = column is not None and metadata.row_group(group).column(column).statistics
+        nulls = statistics.null_count if statistics and statistics.has_null_count else None
+        if column is None or nulls == last - first:
+            rows.update(wanted)
+        elif nulls != 0:
+            rows.update(_null_cells(file, group, leaf, first).intersection(wanted))
+    return frozenset(rows)
+
+
+def _null_cells(file: pq.ParquetFile, group: int, leaf: str, first: int) -> frozenset[int]:
+    rows: set[int] = set()
+    try:
+        with decoding():
+            for batch in file.iter_batches(BATCH_CELLS, row_groups=[group], columns=[leaf]):
+                cells = batch.column(0).flatten()[0]
+                rows.update(first + i for i, null in enumerate(cells.is_null()) if null.as_py())
+                first += batch.num_rows
+    except Corrupt:
+        pass  # reading the cells says so, clip by clip
+    return frozenset(rows)
+
+
+@dataclass(frozen=True)
+class ParquetTextSource:
+    """Instruction samples in Parquet; a record's fields are the row's columns."""
+
+    name: str
+    paths: tuple[str, ...]
+    id_field: str | None
+    unit_records: int
+
+    @property
+    def modality(self) -> str:
+        return TEXT
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {"kind": "parquet", "id": self.id_field}
+
+    def units(self, known: Known = scan_all) -> Iterator[Unit]:
+        def check(file: SourceFile) -> Callable[[pq.ParquetFile], None]:
+            return lambda opened: require_columns(
+                self.name, file.path, opened.schema_arrow.names, {"id": self.id_field}
+            )
+
+        files = expand(self.name, self.paths)
+        return plan_units(
+            self.name,
+            TEXT,
+            files,
+            lambda file: _slices(file, self.unit_records, check(file)),
+            known=known,
+        )
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        if unit.records == 0:
+            return
+        prefix = stem(relative_name(unit.path, self.paths))
+        for row, values in _rows(unit, None):
+            key, location = f"{prefix}/{row:08d}", f"{unit.path}:row {row}"
+            try:
+                if isinstance(values, BadRecord):
+                    raise values
+                yield Record(record_key(values, self.id_field, key), location, values)
+            except BadRecord as bad:
+                yield Record(key, location, {}, reason=bad.reason, detail=bad.detail)

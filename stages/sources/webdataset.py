@@ -1,0 +1,238 @@
+"""WebDataset tars: samples are runs of members that share a name up to its first dot."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, BinaryIO
+
+from pipeline.errors import BadRecord
+from pipeline.schema import SPEECH
+from stages.sources.base import Known, Record, Unit, scan_all
+from stages.sources.fields import SpeechFields, parse_object, record_key
+from stages.sources.files import (
+    Fault,
+    Slice,
+    SourceFile,
+    cut,
+    expand,
+    num_bytes,
+    open_binary,
+    open_unit,
+    plan_units,
+    relative_name,
+    stem,
+)
+
+# Those that libsndfile lacks count as audio too: "unreadable" says more than "missing".
+_AUDIO = frozenset(
+    ["wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "wma", "webm", "aiff"]
+)
+
+# Writers fill the last record (10 KiB, with blocking factors up to 1 MiB) with zeros.
+_END_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    offset: int  # of the header
+    data_offset: int
+    size: int
+    unsafe: str = ""  # why it must not be touched
+
+
+@dataclass
+class Sample:
+    """Members of one sample by extension, in the order of the archive."""
+
+    key: str
+    start: int
+    stop: int
+    members: dict[str, Member] = field(default_factory=dict)
+
+
+def read_members(file: BinaryIO, start: int, stop: int | None) -> Iterator[Member]:
+    """Yield the members whose headers lie in a byte range, by their headers alone.
+
+    Raises: Fault where the archive breaks off or is damaged.
+    """
+    # TarFile's own iteration takes a broken header for the end of the archive, and needs an
+    # intact one to start with: so it only lends its settings to the public header parser.
+    archive = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * tarfile.BLOCKSIZE)), encoding="utf-8")
+    archive.fileobj = file
+    size = num_bytes(file)
+    place = start
+    while stop is None or place < stop:
+        file.seek(place)
+        try:
+            info = tarfile.TarInfo.fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
+            # the zero block that ends an archive
+            _require_end(file, place)
+            return
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+            raise Fault(_broken(place, size, error)) from None
+        end = info.offset_data + info.size
+        if info.size < 0 or archive.offset <= place:
+            raise Fault(f"the header at byte {place} states a size of {info.size}")
+        if info.isreg() and end > size:
+            raise Fault(f"{info.name} should end at byte {end}, the file ends at {size}")
+        if not info.isdir():
+            unsafe = _why_unsafe(info)
+            name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            yield Member(name, place, info.offset_data, info.size, unsafe)
+        place = archive.offset
+
+
+def _broken(place: int, size: int, error: Exception) -> str:
+    if place == 0:
+        return "the file is empty" if size == 0 else f"it is no tar archive: {error}"
+    if place >= size:
+        return f"the archive ends at byte {size} without an end mark"
+    return f"the header at byte {place} of {size} is cut off or damaged: {error}"
+
+
+def _require_end(file: BinaryIO, place: int) -> None:
+    """Refuse to overlook a second archive appended with `cat`."""
+    file.seek(place)
+    if file.read(_END_BYTES).strip(b"\0"):
+        raise Fault(f"data follows the archive's end mark at byte {place}, as after `cat a b`")
+
+
+def _why_unsafe(info: tarfile.TarInfo) -> str:
+    if not info.isreg():
+        return "a link, a device or another special member"
+    if info.issparse():
+        return "a sparse member, whose bytes do not lie in one piece"
+    if info.name.startswith("/") or ".." in info.name.split("/"):
+        return "its name leads out of the archive"
+    try:
+        info.name.encode()
+    except UnicodeEncodeError:
+        return "its name is no UTF-8"
+    return ""
+
+
+def read_samples(file: BinaryIO, start: int, stop: int | None) -> Iterator[Sample | Member]:
+    """Group members into samples; an unsafe member stands alone and ends the group before it.
+
+    Hidden members (`._x.mp3` of macOS) belong to no sample and are passed over, as in WebDataset.
+
+    Raises: Fault after the last whole group.
+    """
+    sample: Sample | None = None
+    try:
+        for member in read_members(file, start, stop):
+            folder, slash, last = member.name.removeprefix("./").rpartition("/")
+            base, _, extension = last.partition(".")
+            key, extension = f"{folder}{slash}{base}", extension.lower()
+            new = base and sample and (key != sample.key or extension in sample.members)
+            if sample and (member.unsafe or new):
+                yield sample
+                sample = None
+            if member.unsafe:
+                yield member
+            elif base:
+                sample = sample or Sample(key, member.offset, 0)
+                sample.members[extension] = member
+                sample.stop = member.data_offset + member.size
+    except Fault:
+        if sample:
+            yield sample
+        raise
+    if sample:
+        yield sample
+
+
+def _span(item: Sample | Member) -> tuple[int, int]:
+    if isinstance(item, Member):
+        return item.offset, item.data_offset
+    return item.start, item.stop
+
+
+@dataclass(frozen=True)
+class WebDatasetSource:
+    """Tars with `.json` or `.txt` beside the audio, as in Emilia."""
+
+    name: str
+    paths: tuple[str, ...]
+    fields: SpeechFields
+    unit_records: int
+
+    @property
+    def modality(self) -> str:
+        return SPEECH
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {"kind": "webdataset", "fields": asdict(self.fields)}
+
+    def units(self, known: Known = scan_all) -> Iterator[Unit]:
+        return plan_units(
+            self.name, SPEECH, expand(self.name, self.paths), self._slices, known=known
+        )
+
+    def _slices(self, file: SourceFile) -> Iterator[Slice]:
+        with open_binary(file.path) as tar:
+            yield from cut(map(_span, read_samples(tar, 0, None)), self.unit_records)
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        if unit.records == 0:
+            return
+        prefix = stem(relative_name(unit.path, self.paths))
+        with open_unit(unit) as tar:
+            for item in read_samples(tar, unit.start, unit.stop):
+                yield self._record(tar, unit.path, prefix, item)
+
+    def _record(self, tar: BinaryIO, path: str, prefix: str, item: Sample | Member) -> Record:
+        if isinstance(item, Member):
+            key, location = f"{prefix}/{item.name}", f"{path}:{item.name}@{item.offset}"
+            detail = f"{item.name!r}: {item.unsafe}"
+            return Record(key, location, {}, reason="unsafe_tar_member", detail=detail)
+        key, location = f"{prefix}/{item.key}", f"{path}:{item.key}@{item.start}"
+        fields: dict[str, Any] = {}
+        try:
+            fields = _sidecars(tar, item)
+            key = record_key(fields, self.fields.id, key)
+            audio = _audio_member(item, self.fields.audio)
+        except BadRecord as bad:
+            return Record(key, location, fields, reason=bad.reason, detail=bad.detail)
+        location = f"{path}:{audio.name}@{audio.data_offset}"
+        place = (audio.name, audio.data_offset, audio.size)
+        return Record(key, location, fields, "tar", path, *place)
+
+
+def _sidecars(tar: BinaryIO, sample: Sample) -> dict[str, Any]:
+    """Read a sample's `.json`, and its `.txt` as fields `txt` and, if there is none, `text`."""
+    fields: dict[str, Any] = {}
+    if "json" in sample.members:
+        fields = parse_object(_read(tar, sample.members["json"]))
+    if "txt" in sample.members:
+        try:
+            text = _read(tar, sample.members["txt"]).decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise BadRecord("broken_text", f"the .txt is no UTF-8: {error.reason}") from None
+        fields.setdefault("txt", text)
+        fields.setdefault("text", text)
+    return fields
+
+
+def _read(tar: BinaryIO, member: Member) -> bytes:
+    tar.seek(member.data_offset)
+    return tar.read(member.size)
+
+
+def _audio_member(sample: Sample, extension: str | None) -> Member:
+    if extension is not None:
+        found = [sample.members[extension]] if extension in sample.members else []
+    else:
+        found = [m for ext, m in sample.members.items() if ext.rpartition(".")[2] in _AUDIO]
+    if not found:
+        raise BadRecord("missing_audio", f"it holds only {', '.join(sample.members) or 'nothing'}")
+    if len(found) > 1:
+        names = ", ".join(member.name for member in found)
+        raise BadRecord("ambiguous_audio", f"{names}; name the extension in fields.audio")
+    return found[0]

@@ -1,0 +1,252 @@
+"""Tokenize: encoded clips and instruction records become samples in the Orpheus layout."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import BadRecord, ConfigError, ContractError, StageError
+from pipeline.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, require_schema
+from pipeline.stage import Exclusions, Outcome, Resources, Transform
+from pipeline.vocabulary import (
+    CODEBOOK_SIZE,
+    SLOTS,
+    conversation_ids,
+    drop_repeated_frames,
+    speech_ids,
+)
+from stages.conversation import Layout, TextNames, turns
+from stages.sources.base import Record, Source, Unit
+from stages.tokenizer import TextEncoder, TextTokenizer
+
+NAME = "tokenize"
+
+
+@dataclass(frozen=True)
+class TokenizeSpeech:
+    """ENCODED clips to SAMPLE: SOH BOS prompt EOT EOH SOA SOS codes EOS EOA.
+
+    `prompt` is a template of {text} and, if wanted, {speaker}; a clip without a speaker is then
+    quarantined. Raises: ConfigError for any other template.
+    """
+
+    tokenizer: TextTokenizer
+    prompt: str = "{text}"
+    drop_repeated_frames: bool = False
+    resources: Resources = field(default_factory=Resources)
+
+    name: ClassVar[str] = NAME
+    version: ClassVar[int] = 1
+    input_schema: ClassVar[pa.Schema] = ENCODED
+    output_schema: ClassVar[pa.Schema] = SAMPLE
+
+    def __post_init__(self) -> None:
+        _require_prompt(self.prompt)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {
+            "modality": SPEECH,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "prompt": self.prompt,
+            "drop_repeated_frames": self.drop_repeated_frames,
+        }
+
+    def open(self) -> Transform:
+        encoder = self.tokenizer.open()
+        return lambda clips: self._transform(clips, encoder)
+
+    def _transform(self, clips: pa.Table, encoder: TextEncoder) -> Outcome:
+        require_schema(clips, ENCODED, "the input of stage tokenize")
+        columns = {name: clips[name].to_pylist() for name in ("id", "source", "text", "speaker")}
+        all_codes = _lists(clips["codes"])
+        excluded, samples = Exclusions(NAME), _Samples(SPEECH)
+        rows, prompts = [], []
+        for row in range(clips.num_rows):
+            try:
+                prompts.append(self._prompt(columns["text"][row], columns["speaker"][row]))
+                rows.append(row)
+            except BadRecord as bad:
+                excluded.quarantine(
+                    columns["id"][row],
+                    columns["source"][row],
+                    bad.reason,
+                    bad.detail,
+                    _clip_location(clips, row),
+                )
+        for row, text_ids in zip(rows, encoder.encode(prompts), strict=True):
+            codes = _require_codes(all_codes[row], columns["id"][row])
+            if self.drop_repeated_frames:
+                codes = drop_repeated_frames(codes)
+            ids = speech_ids(text_ids, codes)
+            samples.add(columns["id"][row], columns["source"][row], len(codes) // SLOTS, ids)
+        return excluded.outcome(samples.table())
+
+    def _prompt(self, text: str, speaker: str | None) -> str:
+        if speaker is None or not speaker.strip():
+            if "{speaker}" in self.prompt:
+                raise BadRecord("missing_speaker", f"the prompt is {self.prompt!r}")
+            speaker = ""
+        return self.prompt.format(text=text, speaker=speaker)
+
+
+@dataclass(frozen=True)
+class TokenizeText:
+    """One row of UNIT to SAMPLE: SOH BOS user EOT EOH SOA answer EOT EOA, a turn after the other.
+
+    Reads the unit's records from `source`. A record that cannot be read, one that repeats an id
+    of its unit, and the place where a file broke off (truncated_source, counted besides the
+    unit's records) are quarantined.
+    """
+
+    tokenizer: TextTokenizer
+    source: Source
+    layout: Layout = "instruction"
+    names: TextNames = field(default_factory=TextNames)
+    resources: Resources = field(default_factory=Resources)
+
+    name: ClassVar[str] = NAME
+    version: ClassVar[int] = 1
+    input_schema: ClassVar[pa.Schema] = UNIT
+    output_schema: ClassVar[pa.Schema] = SAMPLE
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {
+            "modality": TEXT,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "source": self.source.name,
+            "layout": self.layout,
+            "names": asdict(self.names),
+        }
+
+    def open(self) -> Transform:
+        encoder = self.tokenizer.open()
+        return lambda units: self._transform(units, encoder)
+
+    def _transform(self, units: pa.Table, encoder: TextEncoder) -> Outcome:
+        require_schema(units, UNIT, "the input of stage tokenize")
+        if units.num_rows != 1:
+            raise ContractError(f"tokenize got {units.num_rows} units", "it takes one at a time")
+        unit = Unit(**units.to_pylist()[0])
+        excluded, samples = Exclusions(NAME), _Samples(TEXT)
+        conversations = dict(self._conversations(unit, excluded))
+        texts = [text for pairs in conversations.values() for pair in pairs for text in pair]
+        encoded = iter(encoder.encode(texts))
+        for sample_id, pairs in conversations.items():
+            ids = conversation_ids([(next(encoded), next(encoded)) for _ in pairs])
+            samples.add(sample_id, unit.source, 0, ids)
+        return excluded.outcome(samples.table())
+
+    def _conversations(
+        self, unit: Unit, excluded: Exclusions
+    ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """Yield (sample id, turns) of the good records; the others go to `excluded`."""
+        seen: set[str] = set()
+        num_read = 0
+        for record in self.source.read(unit):
+            num_read += 1
+            sample_id = f"{unit.source}/{record.key}"
+            try:
+                pairs = self._turns(record)
+                if sample_id in seen:
+                    raise BadRecord("duplicate_id", "an earlier record of this unit has the id")
+            except BadRecord as bad:
+                excluded.quarantine(sample_id, unit.source, bad.reason, bad.detail, record.location)
+                continue
+            seen.add(sample_id)
+            yield sample_id, pairs
+        if unit.fault is not None:
+            place = f"{unit.path}:{unit.stop}"
+            excluded.quarantine(
+                f"{unit.unit}#fault", unit.source, "truncated_source", unit.fault, place
+            )
+        if num_read != unit.records:
+            raise StageError(
+                f"unit {unit.unit} gave {num_read} records instead of {unit.records}",
+                f"{unit.path} is not the file that was planned",
+                "Restore the file, or run again so that it is planned anew.",
+                stage=NAME,
+                unit=unit.unit,
+            )
+
+    def _turns(self, record: Record) -> list[tuple[str, str]]:
+        if record.reason:
+            raise BadRecord(record.reason, record.detail)
+        return turns(record.fields, self.layout, self.names)
+
+
+class _Samples:
+    """Collects samples of one modality and hands them out as a SAMPLE table."""
+
+    def __init__(self, modality: str) -> None:
+        self._modality = modality
+        self._rows: list[tuple[str, str, int]] = []
+        self._ids: list[np.ndarray] = []
+
+    def add(self, sample_id: str, source: str, num_frames: int, ids: np.ndarray) -> None:
+        self._rows.append((sample_id, source, num_frames))
+        self._ids.append(ids)
+
+    def table(self) -> pa.Table:
+        offsets = np.zeros(len(self._ids) + 1, np.int64)
+        np.cumsum([len(ids) for ids in self._ids], out=offsets[1:])
+        values = np.concatenate([np.empty(0, np.int32), *self._ids])
+        input_ids = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+        columns = list(zip(*self._rows, strict=True)) or [(), (), ()]
+        return pa.Table.from_arrays(
+            [
+                pa.array(columns[0], pa.string()),
+                pa.array(columns[1], pa.string()),
+                pa.array([self._modality] * len(self._rows), pa.string()),
+                pa.array(columns[2], pa.int32()),
+                input_ids,
+            ],
+            schema=SAMPLE,
+        )
+
+
+def _require_prompt(prompt: str) -> None:
+    try:
+        parts = [part[1:] for part in string.Formatter().parse(prompt) if part[1] is not None]
+    except ValueError as error:
+        raise ConfigError(f"tokenize.speech_prompt {prompt!r} is malformed", str(error)) from error
+    names = [name for name, _, _ in parts]
+    plain = all(not spec and not conversion for _, spec, conversion in parts)
+    if not plain or "text" not in names or not set(names) <= {"text", "speaker"}:
+        raise ConfigError(
+            f"tokenize.speech_prompt {prompt!r} cannot be used",
+            "it must name {text}, and may name {speaker}",
+        )
+
+
+def _require_codes(codes: np.ndarray, clip_id: str) -> np.ndarray:
+    if not len(codes) or len(codes) % SLOTS or int(codes.max()) >= CODEBOOK_SIZE:
+        raise ContractError(
+            f"clip {clip_id} has {len(codes)} codes up to {codes.max(initial=0)}",
+            f"it needs whole frames of {SLOTS} codes below {CODEBOOK_SIZE}",
+            "Run encode again with --force encode.",
+        )
+    return codes
+
+
+def _lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
+    """View a list column as one numpy array a row, without copying."""
+    views: list[np.ndarray] = []
+    for chunk in column.chunks:
+        offsets, values = chunk.offsets.to_numpy(), chunk.values.to_numpy()
+        views += [values[a:b] for a, b in pairwise(offsets.tolist())]
+    return views
+
+
+def _clip_location(clips: pa.Table, row: int) -> str:
+    path, member, offset = (
+        clips[name][row].as_py() for name in ("audio_path", "audio_member", "audio_offset")
+    )
+    return f"{path}:{member}:{offset}" if member else path

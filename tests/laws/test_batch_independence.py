@@ -1,0 +1,114 @@
+"""A clip's score and codes do not depend on the clips beside it, nor on how they are grouped."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.stage import Resources
+from stages.clips import prefetch
+from stages.dnsmos import find_model
+from stages.encode import EncodeStage
+from stages.score import ScoreStage
+from stages.snac import resolve_codec
+from tests.stages.speech import clip_table, synthetic_speech, write_snac_weights
+
+# The last is scored in three windows, the others in one; three share a padded length.
+LENGTHS = (7_200, 14_336, 7_100, 7_300, 9_000)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> pa.Table:
+    audios = {f"c{i}": synthetic_speech(n, 24_000, i) for i, n in enumerate(LENGTHS)}
+    return clip_table(tmp_path_factory.mktemp("clips"), audios)
+
+
+@pytest.fixture(scope="module")
+def score() -> ScoreStage:
+    model = find_model()
+    return ScoreStage(model_path=model.path, model_sha256=model.sha256)
+
+
+@pytest.fixture(scope="module")
+def scored(score, clips) -> pa.Table:
+    return score.open()(clips).kept
+
+
+def test_scores_of_a_unit_equal_those_of_its_clips_alone(score, clips, scored):
+    transform = score.open()
+    alone = [transform(clips.slice(row, 1)).kept for row in range(clips.num_rows)]
+    assert scored.num_rows == len(LENGTHS)
+    assert pa.concat_tables(alone).equals(scored)
+
+
+def test_scores_do_not_depend_on_the_cpus_of_a_worker(score, clips, scored):
+    wide = ScoreStage(
+        model_path=score.model_path,
+        model_sha256=score.model_sha256,
+        resources=Resources(cpus=2),
+    )
+    assert wide.content == score.content
+    assert wide.open()(clips).kept.equals(scored)
+
+
+def test_codes_do_not_depend_on_batches_order_or_cpus(scored, tmp_path):
+    spec = resolve_codec(str(write_snac_weights(tmp_path)))
+    stage = EncodeStage(spec, threshold_ovrl=0)
+    one_by_one = stage.open()(scored).kept
+    batched = EncodeStage(spec, 0, batch_seconds=20, resources=Resources(cpus=2)).open()
+    assert one_by_one.num_rows == len(LENGTHS)
+    assert batched(scored).kept.equals(one_by_one)
+    turned = pa.array(range(len(LENGTHS) - 1, -1, -1))
+    assert batched(scored.take(turned)).kept.equals(one_by_one.take(turned))
+
+
+def test_prefetching_keeps_order_works_ahead_and_is_bounded():
+    taken = []
+
+    def items():
+        for item in range(20):
+            taken.append((item, threading.current_thread().name))
+            yield item
+
+    seen = []
+    for item in prefetch(items(), depth=3):
+        seen.append(item)
+        time.sleep(0.005)
+        assert len(taken) <= len(seen) + 3
+    assert seen == list(range(20))
+    assert len({name for _, name in taken}) == 1
+    assert taken[0][1] != threading.current_thread().name
+
+
+def test_prefetching_raises_in_its_turn_and_stops_its_thread():
+    closed = []
+
+    def items():
+        try:
+            yield 1
+            raise OSError("lost mount")
+        finally:
+            closed.append(True)
+
+    stream = prefetch(items())
+    assert next(stream) == 1
+    with pytest.raises(OSError, match="lost mount"):
+        next(stream)
+
+    def endless():
+        try:
+            while True:
+                yield np.zeros(1)
+        finally:
+            closed.append(True)
+
+    before = threading.active_count()
+    stream = prefetch(endless())
+    next(stream)
+    stream.close()
+    assert closed == [True, True]
+    assert threading.active_count() == before

@@ -1,0 +1,242 @@
+"""The whole way on a small corpus: books close, stages rerun alone, shards decode back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from pipeline.config import load_config
+from pipeline.errors import ConfigError, ContractError
+from pipeline.inspection import read_documents
+from pipeline.job import run_job, select_stages
+from pipeline.ledger import Ledger
+from pipeline.plan import load_plan
+from pipeline.stats import run_stats
+from pipeline.storage import Storage
+from pipeline.verify import verify_run
+from pipeline.vocabulary import unflatten_codes
+from tests.corpus import run_bytes, write_corpus
+
+QUIET = Console(stderr=True, quiet=True)
+
+
+def run(path: Path, *overrides: str, first=None, last="interleave", only=None, force=()):
+    config = load_config(path, list(overrides))
+    last = None if only else last
+    report = run_job(config, select_stages(first, last, only, force), QUIET)
+    assert not report.failed
+    return config
+
+
+def opened(path: Path):
+    storage = Storage(str(path.parent / "run"))
+    plan = load_plan(storage)
+    assert plan is not None
+    return plan, Ledger(storage)
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    return write_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    path = write_corpus(tmp_path_factory.mktemp("done"))
+    run(path)
+    return path
+
+
+def receipt_times(path: Path, stage: str) -> dict[str, int]:
+    return {f.name: f.stat().st_mtime_ns for f in (path.parent / "run" / stage).glob("*.json")}
+
+
+def test_the_books_close_with_every_reason(done):
+    stats = run_stats(*opened(done))
+    clips, samples = stats["accounting"], stats["samples"]
+    assert clips["clips_in"] == 12
+    assert clips["quarantined"] == {
+        "all_zero_audio": 1, "broken_json": 1, "empty_audio": 1, "missing_transcript": 1,
+    }  # fmt: skip
+    assert clips["rejected"]["below_threshold"] >= 1
+    assert samples["samples_in"] == 40
+    assert samples["quarantined"] == {"missing_answer": 1}
+    for account in (clips, samples, *stats["sources"].values()):
+        assert account["closed"]
+        assert account["pending"] == 0
+    assert 0 < clips["kept"] < 8
+    assert stats["shards"]["max_row_tokens"] <= 1024
+    assert stats["shards"]["num_shards"] > 2
+    assert stats["codec"]["label"].startswith("UNTRAINED")
+    json.dumps(stats)
+
+
+def test_verify_proves_the_run_and_names_a_single_flipped_byte(done, corpus):
+    proofs = verify_run(*opened(done))
+    assert len(proofs) == 6
+    run(corpus)
+    shard = next((corpus.parent / "run/shards").glob("train-*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ContractError, match=shard.name):
+        verify_run(*opened(corpus))
+
+
+def test_every_speech_document_traces_to_its_clip_and_codes(done):
+    plan, ledger = opened(done)
+    index = json.loads(ledger.storage.read_bytes("shards/index.json"))
+    seen = {}
+    for shard in index["shards"]:
+        for row in range(shard["rows"]):
+            for document in read_documents(ledger, shard["path"], row):
+                if document.codes is not None:
+                    seen[document.id] = document
+    encoded = {}
+    for unit in plan.of("speech"):
+        receipt = ledger.receipt("encode", unit)
+        assert receipt is not None
+        for row in ledger.read(receipt).to_pylist():
+            encoded[row["id"]] = row
+    assert seen.keys() == encoded.keys()
+    for id, document in seen.items():
+        np.testing.assert_array_equal(document.codes, encoded[id]["codes"])
+        assert document.clip is not None
+        assert document.clip["text"] == encoded[id]["text"]
+        assert Path(document.clip["audio_path"]).exists()
+        assert [len(book) for book in unflatten_codes(document.codes)] == [
+            k * encoded[id]["frames"] for k in (1, 2, 4)
+        ]
+
+
+def test_shards_say_that_the_codec_is_untrained(done):
+    shard = next((done.parent / "run/shards").glob("train-*.arrow"))
+    with pa.ipc.open_file(pa.memory_map(str(shard))) as reader:
+        assert b"UNTRAINED" in reader.schema.metadata[b"koe"]
+
+
+def test_moving_the_threshold_reruns_encode_and_interleave_but_not_score(corpus):
+    run(corpus)
+    before = {stage: receipt_times(corpus, stage) for stage in ("ingest", "score", "encode")}
+    index = (corpus.parent / "run/shards/index.json").read_bytes()
+    run(corpus, "encode.threshold_ovrl=1.9")
+    after = {stage: receipt_times(corpus, stage) for stage in before}
+    assert after["ingest"] == before["ingest"]
+    assert after["score"] == before["score"]
+    assert after["encode"].keys() == before["encode"].keys()
+    assert all(after["encode"][name] != before["encode"][name] for name in before["encode"])
+    assert (corpus.parent / "run/shards/index.json").read_bytes() != index
+    verify_run(*opened(corpus))
+
+
+def test_stages_run_alone_and_forced(corpus):
+    run(corpus, last="ingest")
+    run(corpus, only="score")
+    assert not receipt_times(corpus, "encode")
+    run(corpus, first="encode")
+    before = run_bytes(corpus.parent / "run")
+    times = {s: receipt_times(corpus, s) for s in ("score", "interleave")}
+    run(corpus, force=["interleave"])
+    assert receipt_times(corpus, "score") == times["score"]
+    assert receipt_times(corpus, "interleave") != times["interleave"]
+    assert run_bytes(corpus.parent / "run") == before
+
+
+def test_a_new_source_leaves_the_units_of_the_others_alone(corpus):
+    run(corpus, last="encode")
+    before = receipt_times(corpus, "encode")
+    text = corpus.read_text()
+    (corpus.parent / "second.jsonl").write_text('{"audio_filepath": "0.flac", "text": "別"}\n')
+    second = "  - {name: second, kind: manifest, paths: [second.jsonl]}\n  text:"
+    corpus.write_text(text.replace("  text:", second, 1))
+    run(corpus)
+    after = receipt_times(corpus, "encode")
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 1
+
+
+def test_too_much_quarantine_stops_before_interleave_with_the_reasons(corpus):
+    with pytest.raises(Exception, match=r"max_quarantine_share 0.1.*broken_json 1"):
+        run(corpus, "max_quarantine_share=0.1")
+    assert not (corpus.parent / "run/shards/index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sources.speech=[{name: a, kind: manifest, paths: [none.jsonl]}]", "none.jsonl"),
+        ("snac={weights: ./nowhere}", "nowhere"),
+        ("tokenize.tokenizer=./nowhere", "nowhere"),
+        ("score.model=nowhere.onnx", "nowhere.onnx"),
+        ("score.provider=cuda", "(?i)cuda"),
+        ("train={device: cpu, precision: fp16}", "(?i)fp16"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(corpus, override, words):
+    with pytest.raises(ConfigError, match=words):
+        run(corpus, override, last=None)
+    assert not list((corpus.parent / "run").glob("*/*.json"))
+
+
+def test_unknown_stages_and_contradictory_options_are_refused():
+    for options in (("ingst", None, None, ()), (None, None, None, ("x",)), ("train", "score", None, ()),
+                    ("score", None, "score", ()), (None, "score", None, ("train",))):  # fmt: skip
+        with pytest.raises(ConfigError):
+            select_stages(*options)
+
+
+def koe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from pipeline.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+
+def test_the_command_line_speaks_json_on_stdout_and_one_line_of_error(done):
+    stats = koe("stats", "-c", str(done), "--json")
+    assert stats.returncode == 0, stats.stderr
+    assert json.loads(stats.stdout)["accounting"]["clips_in"] == 12
+    status = koe("status", "-c", str(done), "--json")
+    assert all(row["left"] == 0 for row in json.loads(status.stdout))
+    shown = koe("inspect", "train-00000:0", "-c", str(done))
+    assert shown.returncode == 0, shown.stderr
+    assert "train" not in shown.stderr
+    wrong = koe("stats", "-c", "nowhere.yaml")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("koe: nowhere.yaml does not exist")
+    assert koe("stats", "--nonsense").returncode == 2
+
+
+def test_score_and_encode_of_files_keep_their_contract(done):
+    good, bad = str(done.parent / "0.flac"), str(done.parent / "empty.wav")
+    scored = koe("score", good, bad, "--json")
+    assert scored.returncode == 1
+    first, second = json.loads(scored.stdout)
+    assert first.keys() >= {"path", "seconds", "windows", "sig", "bak", "ovrl", "keep"}
+    assert second.keys() == {"path", "error"}
+    encoded = koe("encode", good, "-c", str(done), "--json")
+    assert encoded.returncode == 0, encoded.stderr
+    (row,) = json.loads(encoded.stdout)
+    assert [len(codes) for codes in row["codes"]] == [k * row["frames"] for k in (1, 2, 4)]
+
+
+def test_inspect_writes_original_and_reconstruction(done, tmp_path):
+    _, ledger = opened(done)
+    index = json.loads(ledger.storage.read_bytes("shards/index.json"))
+    shard = next(s for s in index["shards"] if s["tokens_by_modality"].get("speech"))
+    rows = range(shard["rows"])
+    row = next(
+        r
+        for r in rows
+        if any(d.codes is not None for d in read_documents(ledger, shard["path"], r))
+    )
+    shown = koe("inspect", f"{shard['path']}:{row}", "-c", str(done), "--wav", str(tmp_path / "w"))
+    assert shown.returncode == 0, shown.stderr
+    names = sorted(path.name for path in (tmp_path / "w").iterdir())
+    assert any(name.endswith("original.wav") for name in names)
+    assert any(name.endswith("reconstruction.wav") for name in names)

@@ -1,0 +1,99 @@
+"""Kill and resume: whatever the moment, the final bytes are those of an uninterrupted run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.corpus import run_bytes, write_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = [sys.executable, "-c", "from pipeline.cli import main; main()", "run", "--to", "interleave"]
+
+
+def start(config: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*RUN, "-c", str(config), *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(config: Path, *options: str) -> str:
+    process = start(config, *options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(run_dir: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    """Wait until the run has written a file of this pattern, or ended."""
+    deadline = time.monotonic() + 200
+    while not list(run_dir.glob(pattern)) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory) -> dict[str, bytes]:
+    run_dir = tmp_path_factory.mktemp("whole")
+    finish(corpus, "--set", f"run_dir={run_dir}")
+    return run_bytes(run_dir)
+
+
+@pytest.mark.parametrize("moment", ["score/*.json", "encode/*.arrow", "shards/train-*.arrow"])
+def test_killed_driver(corpus, whole, tmp_path, moment):
+    run_dir = tmp_path / "run"
+    process = start(corpus, "--set", f"run_dir={run_dir}")
+    wait_for(run_dir, moment, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done_before = {path: path.stat().st_mtime_ns for path in run_dir.glob("*/*.json")}
+    assert done_before
+    assert "shards/index.json" not in {str(p.relative_to(run_dir)) for p in done_before}
+    finish(corpus, "--set", f"run_dir={run_dir}")
+    assert run_bytes(run_dir) == whole
+    again = {path: path.stat().st_mtime_ns for path in done_before}
+    assert again == done_before, "units that were done were done again"
+    assert not list(run_dir.rglob("*.tmp"))
+
+
+def test_ray_gives_the_bytes_of_the_plain_runner_through_a_kill_of_its_driver(
+    corpus, whole, tmp_path
+):
+    run_dir = tmp_path / "run"
+    options = ("--set", f"run_dir={run_dir}", "--set", "engine=ray", "--set", "ray.num_cpus=2")
+    process = start(corpus, *options)
+    wait_for(run_dir, "score/*.json", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finish(corpus, *options)
+    assert run_bytes(run_dir) == whole
+
+
+def test_a_torn_shard_and_a_lost_output_are_made_again(corpus, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    finish(corpus, "--set", f"run_dir={run_dir}")
+    shard = next(run_dir.glob("shards/train-*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    next(run_dir.glob("encode/*.arrow")).unlink()
+    output = finish(corpus, "--set", f"run_dir={run_dir}")
+    assert "is torn or missing" in output
+    assert run_bytes(run_dir) == whole
+    shutil.rmtree(run_dir)

@@ -1,0 +1,137 @@
+"""Law: a run that was stopped and resumed equals one that was not, bit by bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from tests.training.helpers import assert_same_weights, small_config, small_shards
+from training import loop
+from training.distributed import single
+from training.metrics import read_metrics
+
+RANKS = single("cpu")
+TIMES = {"seconds", "tokens_per_second", "data_wait_seconds"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads must not differ between the runs that are compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def final_state(out_dir, steps):
+    folder = out_dir / f"checkpoints/step-{steps:08d}"
+    return [
+        torch.load(folder / name, weights_only=True)
+        for name in ("model.pt", "optimizer.pt", "rng-00000.pt")
+    ]
+
+
+def assert_same_run(left, right, steps):
+    (model, optimizer, rng), (model_2, optimizer_2, rng_2) = (
+        final_state(out, steps) for out in (left, right)
+    )
+    assert_same_weights(model, model_2)
+    assert optimizer["param_groups"] == optimizer_2["param_groups"]
+    assert optimizer["state"].keys() == optimizer_2["state"].keys()
+    for key in optimizer["state"]:
+        assert_same_weights(optimizer["state"][key], optimizer_2["state"][key])
+    assert_same_weights(rng, rng_2)
+    rows, rows_2 = (
+        [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(out)]
+        for out in (left, right)
+    )
+    assert rows == rows_2
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_equals_uninterrupted(tmp_path, precision):
+    shards = small_shards(tmp_path / "shards")
+    config = small_config(precision=precision, max_steps=6)
+    loop.train(config, shards, tmp_path / "whole", RANKS)
+
+    # Stop after step 5 of a run that saves at 2, 4 and its end, then lose what step 5 saved.
+    class Stop(Exception):
+        pass
+
+    def stop_at_5(self, metrics, step=loop.MetricsLog.step):
+        step(self, metrics)
+        if metrics.step == 5:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.MetricsLog, "step", stop_at_5)
+        with pytest.raises(Stop):
+            loop.train(config, shards, tmp_path / "parts", RANKS)
+    assert read_metrics(tmp_path / "parts")[-1]["step"] == 5
+    torch.manual_seed(12345)  # a resumed process starts with another random state
+    loop.train(config, shards, tmp_path / "parts", RANKS)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 6)
+
+
+def test_a_torn_checkpoint_costs_its_steps_only(tmp_path, capsys):
+    shards = small_shards(tmp_path / "shards")
+    config = small_config(max_steps=6)
+    loop.train(config, shards, tmp_path / "whole", RANKS)
+    shutil.copytree(tmp_path / "whole", tmp_path / "torn")
+    (tmp_path / "torn/checkpoints/step-00000006/model.pt").write_bytes(b"torn")
+    loop.train(config, shards, tmp_path / "torn", RANKS)
+    said = capsys.readouterr().err
+    assert "passing over a torn checkpoint" in said
+    assert "resuming after step 4" in said
+    assert_same_run(tmp_path / "whole", tmp_path / "torn", 6)
+
+
+def test_kill_at_any_moment_then_resume(tmp_path):
+    shards = small_shards(tmp_path / "shards")
+    config = small_config(max_steps=40, checkpoint_every_steps=3)
+    loop.train(config, shards, tmp_path / "whole", RANKS)
+    (tmp_path / "train.json").write_text(config.model_dump_json())
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "training", "--config", str(tmp_path / "train.json")]
+    command += ["--shards", str(shards), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(out)) < 7 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    loop.train(config, shards, out, RANKS)
+    assert_same_run(tmp_path / "whole", out, 40)
+
+
+def test_a_finished_run_does_nothing_more(tmp_path, capsys):
+    shards = small_shards(tmp_path / "shards")
+    config = small_config(max_steps=2)
+    loop.train(config, shards, tmp_path / "out", RANKS)
+    before = (tmp_path / "out/metrics.jsonl").read_bytes()
+    assert loop.train(config, shards, tmp_path / "out", RANKS) == 2
+    assert "nothing to train" in capsys.readouterr().err
+    assert (tmp_path / "out/metrics.jsonl").read_bytes() == before
+
+
+def test_other_shards_are_refused_unless_asked(tmp_path):
+    shards = small_shards(tmp_path / "shards")
+    others = small_shards(tmp_path / "others", seed=1)
+    out = tmp_path / "out"
+    loop.train(small_config(max_steps=2), shards, out, RANKS)
+    with pytest.raises(ConfigError, match="other shards"):
+        loop.train(small_config(max_steps=4), others, out, RANKS)
+    asked = small_config(max_steps=4, resume_on_other_shards=True)
+    assert loop.train(asked, others, out, RANKS) == 4
+    manifest = json.loads((out / "checkpoints/step-00000004/manifest.json").read_text())
+    assert manifest["progress"]["steps"] == 4

@@ -1,0 +1,201 @@
+"""The encode stage: strictly above the threshold, and exactly the codes of the snac package."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+from snac import SNAC
+
+from pipeline.schema import CLIP, SCORED
+from pipeline.stage import Resources, check_outcome
+from pipeline.vocabulary import FRAME_SAMPLES, flatten_codes
+from stages.encode import EncodeStage, encode_files, same_length_batches
+from stages.snac import Codec, CodecSpec, padded_samples, resolve_codec
+from tests.stages.speech import DATA, clip_row, clip_table, synthetic_speech, write_snac_weights
+
+LENGTHS = (300, 2047, 2048, 2049, 9000, 4096, 1, 8193, 2000)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return write_snac_weights(tmp_path_factory.mktemp("snac"))
+
+
+@pytest.fixture(scope="module")
+def spec(weights) -> CodecSpec:
+    return resolve_codec(str(weights))
+
+
+@pytest.fixture(scope="module")
+def referee(weights) -> SNAC:
+    return SNAC.from_pretrained(str(weights))
+
+
+def _scored(clips: pa.Table, ovrl=3.0, codes=None) -> pa.Table:
+    """Score every clip with `ovrl`: one number, or one a clip."""
+    values = np.broadcast_to(np.asarray(ovrl, np.float64), clips.num_rows)
+    rows = [
+        {
+            **row,
+            "sig": None,
+            "bak": None,
+            "ovrl": value,
+            "windows": 1,
+            "scorer": "test",
+            "codes": codes[i] if codes else None,
+        }
+        for i, (row, value) in enumerate(zip(clips.to_pylist(), values, strict=True))
+    ]
+    return pa.Table.from_pylist(rows, schema=SCORED)
+
+
+def _run(stage: EncodeStage, table: pa.Table):
+    return check_outcome(stage, table.num_rows, stage.open()(table))
+
+
+def _reference_codes(referee: SNAC, path: str) -> list[int]:
+    audio, audio_hz = soundfile.read(path, dtype="float32")
+    assert audio_hz == 24_000
+    with torch.inference_mode():
+        codebooks = referee.encode(torch.from_numpy(audio)[None, None])
+    return flatten_codes([codes[0].numpy() for codes in codebooks]).tolist()
+
+
+@pytest.mark.parametrize("batch_seconds", [0.0, 20.0])
+def test_codes_equal_the_package_on_each_clip_alone(tmp_path, spec, referee, batch_seconds):
+    clips = clip_table(tmp_path, {f"c{n}": synthetic_speech(n, 24_000, n) for n in LENGTHS})
+    kept = _run(EncodeStage(spec, batch_seconds=batch_seconds), _scored(clips)).kept.to_pylist()
+    assert [row["id"] for row in kept] == clips["id"].to_pylist()
+    for row, length in zip(kept, LENGTHS, strict=True):
+        assert row["codes"] == _reference_codes(referee, row["audio_path"])
+        assert row["frames"] == padded_samples(length) // FRAME_SAMPLES == len(row["codes"]) // 7
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
+def test_real_speech_equals_the_package(tmp_path, spec, referee):
+    audios = {}
+    for path in sorted((DATA / "ja_speech/words").glob("*.mp3"))[:2]:
+        audio, audio_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        audios[path.stem] = audio.mean(axis=1)[: audio_hz // 2]
+    kept = _run(EncodeStage(spec), _scored(clip_table(tmp_path, audios))).kept.to_pylist()
+    assert len(kept) == 2
+    for row in kept:
+        assert row["codes"] == _reference_codes(referee, row["audio_path"])
+
+
+def test_only_clips_strictly_above_the_threshold_are_encoded(tmp_path, spec):
+    clips = clip_table(tmp_path, {name: synthetic_speech(500, 24_000) for name in "abcd"})
+    table = _scored(clips, [2.5, np.nextafter(2.5, 3), 1.0712, 4.0])
+    outcome = _run(EncodeStage(spec, threshold_ovrl=2.5), table)
+    assert outcome.kept["id"].to_pylist() == ["b", "d"]
+    rejected = outcome.rejected.to_pylist()
+    assert [(row["id"], row["reason"], row["detail"]) for row in rejected] == [
+        ("a", "below_threshold", "ovrl 2.500 <= 2.5"),
+        ("c", "below_threshold", "ovrl 1.071 <= 2.5"),
+    ]
+    assert rejected[0]["location"] == f"{tmp_path / 'a.flac'}:@0"
+
+
+def test_codes_of_the_score_stage_are_used_without_reading_the_audio(tmp_path, spec, referee):
+    absent = clip_row("ready", Path("/nowhere.flac"), 1.0)
+    sound = clip_table(tmp_path, {"todo": synthetic_speech(3000, 24_000)}).to_pylist()[0]
+    clips = pa.Table.from_pylist([absent, sound], schema=CLIP)
+    ready = list(range(14))
+    kept = _run(EncodeStage(spec), _scored(clips, codes=[ready, None])).kept.to_pylist()
+    assert [row["id"] for row in kept] == ["ready", "todo"]
+    assert kept[0]["codes"] == ready
+    assert kept[0]["frames"] == 2
+    assert kept[1]["codes"] == _reference_codes(referee, sound["audio_path"])
+
+
+def test_broken_clips_are_quarantined_and_the_others_kept(tmp_path, spec):
+    clips = clip_table(tmp_path, {name: synthetic_speech(3000, 24_000) for name in "abc"})
+    (tmp_path / "b.flac").write_bytes(b"")
+    absent = clip_row("d", tmp_path / "d.flac", 1.0)
+    clips = pa.Table.from_pylist([absent, *clips.to_pylist()], schema=CLIP)
+    outcome = _run(EncodeStage(spec, batch_seconds=20), _scored(clips))
+    assert outcome.kept["id"].to_pylist() == ["a", "c"]
+    quarantined = [(row["id"], row["reason"]) for row in outcome.quarantined.to_pylist()]
+    assert quarantined == [("d", "missing_audio"), ("b", "empty_audio")]
+
+
+def test_an_empty_unit_and_one_wholly_rejected_are_encoded(tmp_path, spec):
+    assert _run(EncodeStage(spec), SCORED.empty_table()).num_records() == 0
+    clips = clip_table(tmp_path, {"a": synthetic_speech(500, 24_000)})
+    assert _run(EncodeStage(spec), _scored(clips, 1.0)).rejected.num_rows == 1
+
+
+def test_batches_are_of_one_padded_length_bounded_and_complete():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 12 * FRAME_SAMPLES, 300)
+    batch_samples = 20 * FRAME_SAMPLES
+    held = taken = 0
+
+    def clips():
+        nonlocal held, taken
+        for row, size in enumerate(sizes):
+            taken += 1
+            held += padded_samples(size)
+            assert held <= 17 * batch_samples + 12 * FRAME_SAMPLES
+            yield row, np.zeros(size, np.float32)
+
+    seen = []
+    for batch in same_length_batches(clips(), batch_samples):
+        lengths = {padded_samples(len(audio)) for _, audio in batch}
+        assert len(lengths) == 1
+        total = len(batch) * lengths.pop()
+        assert total <= batch_samples
+        held -= total
+        seen += [row for row, _ in batch]
+    assert sorted(seen) == list(range(300))
+    assert held == 0
+
+
+def test_without_batches_no_clip_waits():
+    taken = []
+
+    def clips():
+        for row in range(5):
+            taken.append(row)
+            yield row, np.zeros(FRAME_SAMPLES, np.float32)
+
+    for number, batch in enumerate(same_length_batches(clips(), 0)):
+        assert [row for row, _ in batch] == [number]
+        assert taken == list(range(number + 1))
+
+
+def test_a_clip_longer_than_a_batch_is_encoded_alone():
+    clips = [(0, np.zeros(50_000, np.float32)), (1, np.zeros(50_000, np.float32))]
+    batches = list(same_length_batches(clips, 24_000))
+    assert [[row for row, _ in batch] for batch in batches] == [[0], [1]]
+
+
+def test_content_holds_the_codec_and_threshold_but_no_resources(spec):
+    stage = EncodeStage(spec)
+    assert pickle.loads(pickle.dumps(stage)) == stage
+    same = EncodeStage(spec, batch_seconds=20, resources=Resources(cpus=8, workers=2))
+    assert same.content == stage.content
+    assert replace(stage, threshold_ovrl=2.6).content != stage.content
+    untrained = EncodeStage(resolve_codec("untrained"))
+    assert untrained.content != stage.content
+    assert "UNTRAINED" in untrained.content["codec"]["label"]
+
+
+def test_files_are_encoded_for_the_command_line(tmp_path, spec, referee):
+    clips = clip_table(tmp_path, {"voice": synthetic_speech(5000, 24_000)}).to_pylist()
+    (tmp_path / "text.wav").write_text("not audio")
+    path = clips[0]["audio_path"]
+    voice, text = encode_files([path, str(tmp_path / "text.wav")], Codec.open(spec))
+    assert voice["path"] == path
+    assert voice["frames"] == 3
+    assert [len(codebook) for codebook in voice["codes"]] == [3, 6, 12]
+    flat = flatten_codes([np.array(codebook) for codebook in voice["codes"]])
+    assert flat.tolist() == _reference_codes(referee, path)
+    assert set(text) == {"path", "error"}
