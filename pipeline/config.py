@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,41 +21,51 @@ class Strict(BaseModel):
 class WorkerConfig(Strict):
     """Resources of one stage's workers."""
 
-    workers: int | None = Field(None, ge=1, description="null: chosen from the cluster's CPUs")
-    cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
+    workers: int | None = Field(
+        default=None, ge=1, description="null: chosen from the cluster's CPUs"
+    )
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
 
 
 class SpeechFields(Strict):
     """Which field of a record holds what; dots descend into nested fields."""
 
     text: str = "text"
-    audio: str | None = Field(None, description="null: the usual name for the kind of source")
-    id: str | None = Field(None, description="null: made from the file's name and place")
+    audio: str | None = Field(
+        default=None, description="null: the usual name for the kind of source"
+    )
+    id: str | None = Field(default=None, description="null: made from the file's name and place")
     speaker: str | None = None
-    start_seconds: str | None = Field("offset", description="start of the clip in its file")
-    seconds: str | None = Field("duration", description="length of the clip")
-    ovrl: str | None = Field(None, description="a DNSMOS score that the source carries (dnsmos)")
+    start_seconds: str | None = Field(default="offset", description="start of the clip in its file")
+    seconds: str | None = Field(default="duration", description="length of the clip")
+    ovrl: str | None = Field(
+        default=None, description="a DNSMOS score that the source carries (dnsmos)"
+    )
 
 
 class SpeechSource(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
     kind: Literal["webdataset", "parquet", "manifest", "folder"]
     paths: list[str] = Field(min_length=1, description="files or globs; fsspec URLs too")
-    audio_root: str | None = Field(None, description="null: relative to the manifest's folder")
+    audio_root: str | None = Field(
+        default=None, description="null: relative to the manifest's folder"
+    )
     fields: SpeechFields = SpeechFields()
 
 
 class TextFields(Strict):
     """Field names of an instruction source, for its layout."""
 
-    id: str | None = Field(None, description="null: made from the file's name and place")
+    id: str | None = Field(default=None, description="null: made from the file's name and place")
     instruction: str = "instruction"
     input: str = "input"
     output: str = "output"
-    messages: str | None = Field(None, description="null: messages or conversations by layout")
-    role: str | None = Field(None, description="null: role or from by layout")
-    content: str | None = Field(None, description="null: content or value by layout")
+    messages: str | None = Field(
+        default=None, description="null: messages or conversations by layout"
+    )
+    role: str | None = Field(default=None, description="null: role or from by layout")
+    content: str | None = Field(default=None, description="null: content or value by layout")
 
 
 class TextSource(Strict):
@@ -71,64 +82,67 @@ class SourcesConfig(Strict):
 
 
 class PlanConfig(Strict):
-    unit_clips: int = Field(1000, ge=1)
-    unit_samples: int = Field(5000, ge=1)
+    unit_clips: int = Field(default=1000, ge=1)
+    unit_samples: int = Field(default=5000, ge=1)
 
 
 class IngestConfig(WorkerConfig):
-    cpus_per_worker: float = Field(0.25, gt=0)
-    max_seconds: float = Field(60.0, gt=0, description="longer clips are quarantined")
+    cpus_per_worker: float = Field(default=0.25, gt=0)
+    max_seconds: float = Field(default=60.0, gt=0, description="longer clips are quarantined")
 
 
 class ScoreConfig(WorkerConfig):
     scorer: Literal["dnsmos", "source"] = Field(
-        "dnsmos", description="source: use the score named by the source's fields.ovrl"
+        default="dnsmos", description="source: use the score named by the source's fields.ovrl"
     )
     signal: Literal["original", "reconstruction"] = "original"
     windows: Literal["reference", "all"] = "reference"
-    model: str | None = Field(None, description="null: sig_bak_ovr.onnx of the speechmos package")
+    model: str | None = Field(
+        default=None, description="null: sig_bak_ovr.onnx of the speechmos package"
+    )
     provider: Literal["cpu", "cuda"] = "cpu"
 
 
 class SnacConfig(Strict):
     weights: str = Field(
-        "hubertsiuzdak/snac_24khz", description="hub id, local folder, or `untrained`"
+        default="hubertsiuzdak/snac_24khz", description="hub id, local folder, or `untrained`"
     )
     sha256: str | None = Field(
-        "4b8164cc6606bfa627f1a784734c1e539891518f1191ed9194fe1e3b9b4bff40",
+        default="4b8164cc6606bfa627f1a784734c1e539891518f1191ed9194fe1e3b9b4bff40",
         description="of pytorch_model.bin; null accepts any file",
     )
-    seed: int = Field(0, description="of the untrained weights and of the decoder's noise")
+    seed: int = Field(default=0, description="of the untrained weights and of the decoder's noise")
     device: Literal["cpu", "cuda"] = "cpu"
 
 
 class EncodeConfig(WorkerConfig):
-    threshold_ovrl: float = Field(2.5, description="clips must score above it")
+    threshold_ovrl: float = Field(default=2.5, description="clips must score above it")
     batch_seconds: float = Field(
-        0.0, ge=0, description="audio in a batch of clips of equal padded length; 0: one clip"
+        default=0.0,
+        ge=0,
+        description="audio in a batch of clips of equal padded length; 0: one clip",
     )
 
 
 class TokenizeConfig(WorkerConfig):
-    cpus_per_worker: float = Field(0.5, gt=0)
+    cpus_per_worker: float = Field(default=0.5, gt=0)
     tokenizer: str = Field(
-        "llama-models", description="the package that ships Llama 3's, a folder, or a hub id"
+        default="llama-models",
+        description="the package that ships Llama 3's, a folder, or a hub id",
     )
-    speech_prompt: str = Field("{text}", description="may also name {speaker}")
+    speech_prompt: str = Field(default="{text}", description="may also name {speaker}")
     drop_repeated_frames: bool = Field(
-        False, description="drop a frame whose first code repeats the one before it"
+        default=False, description="drop a frame whose first code repeats the one before it"
     )
 
 
 class InterleaveConfig(WorkerConfig):
-    max_row_tokens: int = Field(2048, ge=64)
-    ratio: Literal["natural"] | list[tuple[float, dict[Literal["text", "speech"], float]]] = (
-        "natural"
-    )
+    max_row_tokens: int = Field(default=2048, ge=64)
+    ratio: Literal["natural"] | list[tuple[float, dict[str, float]]] = "natural"
     overlong_speech: Literal["drop", "split"] = "drop"
     overlong_text: Literal["drop", "split"] = "split"
-    shard_megabytes: float = Field(256, gt=0)
-    validation_share: float = Field(0.005, ge=0, lt=0.5)
+    shard_megabytes: float = Field(default=256, gt=0)
+    validation_share: float = Field(default=0.005, ge=0, lt=0.5)
 
     @field_validator("ratio")
     @classmethod
@@ -139,14 +153,18 @@ class InterleaveConfig(WorkerConfig):
         if not places or places[0] != 0.0 or places != sorted(places) or places[-1] > 1.0:
             raise ValueError("the schedule must start at 0.0 and rise to at most 1.0")
         for place, parts in ratio:
+            if unknown := set(parts) - {"text", "speech"}:
+                raise ValueError(f"{unknown} at {place} are neither text nor speech")
             if min(parts.values(), default=0) < 0 or sum(parts.values()) <= 0:
                 raise ValueError(f"the parts at {place} must not be negative nor all zero")
         return ratio
 
 
 class RayConfig(Strict):
-    address: str | None = Field(None, description="null: start a local Ray; auto: join a cluster")
-    num_cpus: int | None = Field(None, ge=1, description="of the local Ray; null: all")
+    address: str | None = Field(
+        default=None, description="null: start a local Ray; auto: join a cluster"
+    )
+    num_cpus: int | None = Field(default=None, ge=1, description="of the local Ray; null: all")
 
 
 class PipelineConfig(Strict):
@@ -155,7 +173,7 @@ class PipelineConfig(Strict):
     run_dir: str = Field(description="outputs and ledger; relative to this file")
     seed: int = 0
     engine: Literal["ray", "inline"] = "ray"
-    max_quarantine_share: float = Field(0.05, ge=0, le=1)
+    max_quarantine_share: float = Field(default=0.05, ge=0, le=1)
     sources: SourcesConfig
     plan: PlanConfig = PlanConfig()
     ingest: IngestConfig = IngestConfig()
@@ -248,7 +266,7 @@ def _resolve(config: PipelineConfig, folder: Path) -> PipelineConfig:
     """Make every local path absolute, so that a worker's working directory does not matter."""
 
     def absolute(path: str) -> str:
-        return path if "://" in path else str(folder / Path(path).expanduser())
+        return path if "://" in path else os.path.normpath(folder / Path(path).expanduser())
 
     def source(item):
         changes: dict[str, Any] = {"paths": [absolute(path) for path in item.paths]}
@@ -258,7 +276,11 @@ def _resolve(config: PipelineConfig, folder: Path) -> PipelineConfig:
 
     def local_or_id(name: str) -> str:
         candidate = folder / Path(name).expanduser()
-        return str(candidate) if candidate.exists() or name.startswith((".", "/", "~")) else name
+        return (
+            os.path.normpath(candidate)
+            if candidate.exists() or name.startswith((".", "/", "~"))
+            else name
+        )
 
     sources = config.sources.model_copy(
         update={

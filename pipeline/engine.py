@@ -38,6 +38,9 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry from a user's cluster
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
+        # Ray's core prints an error for every actor pool of Ray Data (ray issue 53727: arguments
+        # in the object store), which its own driver keeps alive. A cluster logs as it was told.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         cpus = num_cpus or os.cpu_count() or 1
         options |= {"num_cpus": max(cpus, math.ceil(chain_cpus)), "include_dashboard": False}
     else:
@@ -81,8 +84,9 @@ class _Board:
 class _Worker:
     """One actor of a stage's pool."""
 
-    def __init__(self, work: Work, board: Any) -> None:
-        self._run, self._board = work.open(), board
+    def __init__(self, work: list[Any], board: Any) -> None:
+        opened: Work = ray.get(work[0])  # pyright: ignore[reportAssignmentType]
+        self._run, self._board = opened.open(), board
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         statuses = []
@@ -114,10 +118,13 @@ def run_ray(
     dataset = ray.data.from_items(
         [{"unit": unit, "status": ""} for unit in units], override_num_blocks=len(units)
     )
-    for work in chain:
+    # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list so
+    # that Ray does not unpack it: a worker that dies can then always be started again.
+    stored = [ray.put(work) for work in chain]
+    for work, reference in zip(chain, stored, strict=True):
         dataset = dataset.map_batches(
             _Worker,
-            fn_constructor_args=(work, board),
+            fn_constructor_args=([reference], board),
             batch_size=1,
             batch_format="numpy",
             num_cpus=work.resources.cpus,

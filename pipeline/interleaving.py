@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute as pc  # its functions are made at import: pyright cannot see them
 
 from pipeline.errors import StageError
 from pipeline.fingerprint import sha256_json
@@ -105,14 +106,13 @@ def _tokenized(ledger: Ledger, unit: str) -> Receipt:
 
 def _placed(order: Order, plan: Plan) -> dict[str, float]:
     """Count the samples placed, by source, and the shards."""
-    whole = order.table.filter(pc.equal(order.table["part"], 0))
+    whole = order.table.filter(pc.equal(order.table["part"], 0))  # pyright: ignore[reportAttributeAccessIssue]
     by_unit = Counter(whole["unit"].to_pylist())
     placed: Counter[str] = Counter()
     for unit, count in by_unit.items():
         placed[plan.units[unit].source] += count
-    return {"shards": len(order.shards())} | {
-        f"placed.{source}": placed[source] for source in plan.modalities
-    }
+    measures: dict[str, float] = {f"placed.{name}": placed[name] for name in plan.modalities}
+    return {"shards": len(order.shards())} | measures
 
 
 @dataclass(frozen=True)
@@ -174,17 +174,18 @@ def order_slices(order: pa.Table) -> dict[str, pa.Table]:
 
 
 def _row_measures(rows: pa.Table) -> dict[str, float]:
-    lengths = pc.list_value_length(rows["input_ids"])
+    lengths = np.diff(rows["input_ids"].combine_chunks().offsets.to_numpy())
     documents = rows["document_lengths"].combine_chunks().flatten()
     modalities = rows["document_modalities"].combine_chunks().flatten()
     by_modality = (
         pa.table({"m": modalities, "n": documents}).group_by("m").aggregate([("n", "sum")])
     )
-    return {
-        "tokens": pc.sum(lengths).as_py() or 0,
-        "longest_row_tokens": pc.max(lengths).as_py() or 0,
+    measures: dict[str, float] = {
+        "tokens": int(lengths.sum()),
+        "longest_row_tokens": int(lengths.max(initial=0)),
         "documents": len(documents),
-    } | {f"tokens.{row['m']}": row["n_sum"] for row in by_modality.to_pylist()}
+    }
+    return measures | {f"tokens.{row['m']}": row["n_sum"] for row in by_modality.to_pylist()}
 
 
 def write_index(stage: OrderStage, ledger: Ledger, shards: Sequence[str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from stages.ingest import IngestStage
 from stages.interleave import InterleaveSettings
 from stages.score import ScoreStage
 from stages.snac import CodecSpec, resolve_codec
-from stages.sources import speech_source, text_source
+from stages.sources import SpeechSource, speech_source, text_source
 from stages.sources.base import Source
 from stages.tokenize import TextNames, TokenizeSpeech, TokenizeText
 from stages.tokenizer import TextTokenizer, load_tokenizer, text_tokenizer
@@ -91,9 +91,8 @@ class Assembly:
     config: PipelineConfig
 
     @cached_property
-    def sources(self) -> dict[str, Source]:
-        settings = self.config.sources
-        speech = [
+    def speech_sources(self) -> tuple[SpeechSource, ...]:
+        return tuple(
             speech_source(
                 name=item.name,
                 kind=item.kind,
@@ -102,19 +101,21 @@ class Assembly:
                 fields=item.fields.model_dump(),
                 unit_records=self.config.plan.unit_clips,
             )
-            for item in settings.speech
-        ]
-        text = [
-            text_source(
+            for item in self.config.sources.speech
+        )
+
+    @cached_property
+    def text_sources(self) -> dict[str, Source]:
+        return {
+            item.name: text_source(
                 name=item.name,
                 kind=item.kind,
                 paths=item.paths,
                 fields=item.fields.model_dump(),
                 unit_records=self.config.plan.unit_samples,
             )
-            for item in settings.text
-        ]
-        return {source.name: source for source in [*speech, *text]}
+            for item in self.config.sources.text
+        }
 
     @cached_property
     def reading(self) -> dict[str, dict[str, Any]]:
@@ -138,9 +139,8 @@ class Assembly:
         return text_tokenizer(load_tokenizer(self.config.tokenize.tokenizer))
 
     def ingest(self) -> Stage:
-        speech = tuple(s for s in self.sources.values() if s.modality == SPEECH)
         return IngestStage(
-            sources=speech,
+            sources=self.speech_sources,
             max_seconds=self.config.ingest.max_seconds,
             resources=_resources(self.config.ingest),
         )
@@ -180,7 +180,7 @@ class Assembly:
         item = next(item for item in self.config.sources.text if item.name == source)
         return TokenizeText(
             tokenizer=self.tokenizer,
-            source=self.sources[source],
+            source=self.text_sources[source],
             layout=item.layout,
             names=TextNames(**item.fields.model_dump(exclude={"id"}, exclude_none=True)),
             resources=_resources(self.config.tokenize),
@@ -217,9 +217,14 @@ def plan_run(config: PipelineConfig, console: Console) -> Plan:
     """Plan the units of all sources, and save the plan and the configuration in the run directory."""
     assembly, storage = Assembly(config), Storage(config.run_dir)
     plan = make_plan(
-        [(source, assembly.reading[name]) for name, source in assembly.sources.items()],
+        [
+            (source, assembly.reading[source.name])
+            for source in (*assembly.speech_sources, *assembly.text_sources.values())
+        ],
         storage,
-        lambda source, path: console.print(f"planning {source}: {path}", markup=False, style="dim"),
+        lambda source, path: console.print(
+            f"planning {source}: {path}", markup=False, style="dim", soft_wrap=True
+        ),
     )
     saved = json.dumps(config.model_dump(mode="json"), ensure_ascii=False, indent=1)
     storage.write_bytes("config.json", saved.encode())

@@ -81,6 +81,7 @@ class RunProgress:
         self._tasks: dict[str, TaskID] = {}
         self._totals: dict[str, int] = {}
         self._last_line: dict[str, float] = {}
+        self._reasons: set[tuple[str, str]] = set()
         self._live = console.is_terminal
         self._bars = Progress(
             TextColumn("{task.description:<11}"),
@@ -128,11 +129,14 @@ class RunProgress:
                 f"{result.stage} {result.unit} {result.status}: {result.error}",
                 style="red",
                 markup=False,
+                soft_wrap=True,
             )
             return
-        if result.why:
+        if result.why and (result.stage, result.why) not in self._reasons:
+            self._reasons.add((result.stage, result.why))
             self.console.print(
-                f"{result.stage} {result.unit} done again: {result.why}", markup=False
+                f"{result.stage} {result.unit} done again: {result.why} (said once for each reason)",
+                markup=False,
             )
         tally.add(result)
         if self._live:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -41,8 +41,9 @@ class IngestStage:
 
     @property
     def content(self) -> dict[str, Any]:
-        sources = {source.name: source.content for source in self.sources}
-        return {"max_seconds": self.max_seconds, "sources": sources}
+        # How a source's records are read is part of the unit's input: a new source must not make
+        # the units of the others stale.
+        return {"max_seconds": self.max_seconds}
 
     def open(self) -> Transform:
         return self._transform
@@ -115,7 +116,7 @@ def clip_row(
     return {
         "text": text,
         "speaker": None if speaker is None else str(speaker),
-        **{f"audio_{key}": value for key, value in asdict(place).items() if key != "num_bytes"},
+        **{f"audio_{key}": value for key, value in vars(place).items() if key != "num_bytes"},
         "audio_bytes": audio_bytes,
         "start_seconds": start_seconds,
         "seconds": seconds,

@@ -86,7 +86,12 @@ class CodecSpec:
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the codes, and the label, for content and metadata."""
-        return {"label": self.label, "trained": self.trained, "sha256": self.sha256}
+        return {
+            "label": self.label,
+            "trained": self.trained,
+            "sha256": self.sha256,
+            "device": self.device,
+        }
 
 
 def resolve_codec(
@@ -200,8 +205,12 @@ class Codec:
 @contextmanager
 def _guarded(doing: str, clip_id: str) -> Iterator[None]:
     """Run the model without gradients, repeatably, and name the clip if torch fails."""
+    # On a GPU, TF32 and kernels chosen by timing would make codes differ from run to run.
+    kernels = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
     try:
-        with torch.inference_mode(), _repeatable_kernels():
+        with torch.inference_mode(), kernels:
             yield
     except RuntimeError as error:  # torch's out-of-memory errors are RuntimeErrors too
         raise StageError(
@@ -211,15 +220,6 @@ def _guarded(doing: str, clip_id: str) -> Iterator[None]:
             "stage fewer workers; the unit can be resumed.",
             clip_id=clip_id,
         ) from error
-
-
-@contextmanager
-def _repeatable_kernels() -> Iterator[None]:
-    # On a GPU, TF32 and kernels chosen by timing would make codes differ from run to run.
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        yield
 
 
 def _build(spec: CodecSpec) -> tuple[SNAC, str]:
@@ -233,11 +233,9 @@ def _build(spec: CodecSpec) -> tuple[SNAC, str]:
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises pickle, zip, key and runtime errors here
-        raise ConfigError(
-            f"{path} does not hold the weights of SNAC as {CONFIG_FILE} describes it",
-            str(error).splitlines()[0],
-            _REMEDY,
-        ) from error
+        what = f"{path} does not hold the weights of SNAC as {CONFIG_FILE} describes it"
+        why = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        raise ConfigError(what, why, _REMEDY) from error
     return model, sha256
 
 
@@ -260,9 +258,8 @@ def _file_sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ConfigError(
-            f"the SNAC weights {path} cannot be read", error.strerror or str(error), _REMEDY
-        ) from error
+        why = error.strerror or str(error)
+        raise ConfigError(f"the SNAC weights {path} cannot be read", why, _REMEDY) from error
 
 
 def _read_architecture(folder: Path) -> dict[str, Any]:
@@ -271,24 +268,17 @@ def _read_architecture(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"the SNAC configuration {path} cannot be read", str(error), _REMEDY
-        ) from error
-    if not isinstance(config, dict) or not set(config) <= set(ARCHITECTURE) | {"latent_dim"}:
-        raise ConfigError(
-            f"{path} is not a SNAC configuration",
-            f"its keys should be among {', '.join(ARCHITECTURE)}",
-            _REMEDY,
-        )
+        raise ConfigError(f"the SNAC file {path} cannot be read", str(error), _REMEDY) from error
+    if not isinstance(config, dict) or not set(config) <= {*ARCHITECTURE, "latent_dim"}:
+        why = f"its keys should be among {', '.join(ARCHITECTURE)}"
+        raise ConfigError(f"{path} is not a SNAC configuration", why, _REMEDY)
+    fixed = ("sampling_rate", "codebook_size", "vq_strides", "attn_window_size")
+    pairs = [(key, config.get(key), ARCHITECTURE[key]) for key in fixed]
+    for key in ("encoder_rates", "decoder_rates"):  # other rates of the same hop would do
+        pairs.append((f"the hop of {key}", math.prod(config.get(key) or [0]), 512))
     wrong = [
-        f"{key} is {config.get(key)!r}, expected {ARCHITECTURE[key]!r}"
-        for key in ("sampling_rate", "codebook_size", "vq_strides", "attn_window_size")
-        if config.get(key) != ARCHITECTURE[key]
+        f"{key} is {value!r}, expected {want!r}" for key, value, want in pairs if value != want
     ]
-    for key in ("encoder_rates", "decoder_rates"):
-        hop, expected = math.prod(config.get(key) or [0]), math.prod(ARCHITECTURE[key])
-        if hop != expected:
-            wrong.append(f"{key} multiply to {hop}, expected {expected}")
     if wrong:
         raise ConfigError(f"{path} is not SNAC 24 kHz", "; ".join(wrong), _REMEDY)
     return config
@@ -305,8 +295,6 @@ def _download(hub_id: str) -> Path:
         hf_hub_download(hub_id, CONFIG_FILE)
         return Path(hf_hub_download(hub_id, WEIGHTS_FILE)).parent
     except Exception as error:  # no network, 404, offline mode, full disk: one remedy
-        raise ConfigError(
-            f"the SNAC weights {hub_id} cannot be downloaded",
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}",
-            _REMEDY,
-        ) from error
+        why = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        what = f"the SNAC weights {hub_id} cannot be downloaded"
+        raise ConfigError(what, why, _REMEDY) from error

@@ -6,7 +6,7 @@ import string
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,10 +41,10 @@ class TokenizeSpeech:
     drop_repeated_frames: bool = False
     resources: Resources = field(default_factory=Resources)
 
-    name: ClassVar[str] = NAME
-    version: ClassVar[int] = 1
-    input_schema: ClassVar[pa.Schema] = ENCODED
-    output_schema: ClassVar[pa.Schema] = SAMPLE
+    name: str = field(default=NAME, init=False)
+    version: int = field(default=1, init=False)
+    input_schema: pa.Schema = field(default=ENCODED, init=False, repr=False)
+    output_schema: pa.Schema = field(default=SAMPLE, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _require_prompt(self.prompt)
@@ -111,10 +111,10 @@ class TokenizeText:
     names: TextNames = field(default_factory=TextNames)
     resources: Resources = field(default_factory=Resources)
 
-    name: ClassVar[str] = NAME
-    version: ClassVar[int] = 1
-    input_schema: ClassVar[pa.Schema] = UNIT
-    output_schema: ClassVar[pa.Schema] = SAMPLE
+    name: str = field(default=NAME, init=False)
+    version: int = field(default=1, init=False)
+    input_schema: pa.Schema = field(default=UNIT, init=False, repr=False)
+    output_schema: pa.Schema = field(default=SAMPLE, init=False, repr=False)
 
     @property
     def content(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from stages.sources.files import Fault
 
 _CHUNK_BYTES = 1 << 20
 _MAX_ELEMENT_CHARS = 1 << 26  # a broken element must not draw the rest of the file into memory
+_LOOK_AHEAD_CHARS = len("e+")
 _SPACE = " \t\r\n"
 
 
@@ -111,8 +112,8 @@ def _element(text: _Text) -> Any:
     while True:
         try:
             value, stop = decoder.raw_decode(text.text, text.at)
-            # A number or word at the edge of the window may go on behind it.
-            if stop < len(text.text) or text.ended:
+            # A number at the edge of the window may go on behind it, as in 1.5|e10.
+            if text.ended or isinstance(value, dict) or len(text.text) - stop > _LOOK_AHEAD_CHARS:
                 text.take(stop)
                 return value
             error: Exception | None = None

@@ -152,6 +152,7 @@ def test_stages_run_alone_and_forced(corpus):
 def test_a_new_source_leaves_the_units_of_the_others_alone(corpus):
     run(corpus, last="encode")
     before = receipt_times(corpus, "encode")
+    ingested = receipt_times(corpus, "ingest")
     text = corpus.read_text()
     (corpus.parent / "second.jsonl").write_text('{"audio_filepath": "0.flac", "text": "別"}\n')
     second = "  - {name: second, kind: manifest, paths: [second.jsonl]}\n  text:"
@@ -160,6 +161,22 @@ def test_a_new_source_leaves_the_units_of_the_others_alone(corpus):
     after = receipt_times(corpus, "encode")
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 1
+    assert receipt_times(corpus, "ingest").items() > ingested.items()
+
+
+def test_reading_a_source_otherwise_redoes_it_from_the_start(corpus):
+    run(corpus, last="ingest")
+    before = receipt_times(corpus, "ingest")
+    manifest = corpus.parent / "manifest.jsonl"
+    corpus.write_text(
+        corpus.read_text().replace("kind: manifest", "kind: manifest\n    fields: {speaker: text}")
+    )
+    run(corpus, last="ingest")
+    after = receipt_times(corpus, "ingest")
+    assert all(after[name] != before[name] for name in before)
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    run(corpus, last="ingest")
+    assert all(receipt_times(corpus, "ingest")[name] != after[name] for name in after)
 
 
 def test_too_much_quarantine_stops_before_interleave_with_the_reasons(corpus):

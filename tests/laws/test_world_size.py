@@ -54,17 +54,17 @@ def in_world(rank: int, world: int, port: int, shards: Path, out: Path) -> None:
     losses, grads = one_step(shards, ranks)
     torch.save({"losses": vars(losses), "gradients": grads}, out / f"{rank}.pt")
     loop.train(config_for(world), shards, out / "run", ranks)
+    stop_by_one_bad_rank(shards, out, ranks)
     dist.destroy_process_group()
 
 
-def poisoned(rank: int, world: int, port: int, shards: Path, out: Path) -> None:
-    """Make the loss NaN on the last rank only; every rank must stop, none may update."""
-    ranks = join(rank, world, port)
+def stop_by_one_bad_rank(shards: Path, out: Path, ranks: Ranks) -> None:
+    """Make the hidden states NaN on the last rank only, and note what each rank did."""
     build, seen = loop.build_optimizer, {}
 
     def spy(model, config):
         seen["model"] = model
-        if rank == world - 1:
+        if ranks.rank == ranks.world - 1:
             model.llama.model.norm.register_forward_hook(lambda *a: a[2] * float("nan"))
         return build(model, config)
 
@@ -72,52 +72,51 @@ def poisoned(rank: int, world: int, port: int, shards: Path, out: Path) -> None:
     before = small_model().llama.state_dict()
     message = "no error"
     try:
-        loop.train(config_for(world), shards, out / "run", ranks)
+        loop.train(config_for(ranks.world), shards, out / "bad", ranks)
     except loop.NotFinite as error:
         message = str(error)
     after = seen["model"].llama.state_dict()
     same = all(torch.equal(before[name], after[name]) for name in before)
-    (out / f"{rank}.txt").write_text(f"{same} {message}")
-    dist.destroy_process_group()
+    (out / f"{ranks.rank}.txt").write_text(f"{same} {message}")
 
 
-def spawn(function, world: int, *arguments) -> None:
-    mp.spawn(function, args=(world, free_port(), *arguments), nprocs=world, join=True)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """Run `in_world` once: starting two processes costs more than all that they do."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    shards = small_shards(folder / "shards", num_rows=20)
+    mp.spawn(in_world, args=(2, free_port(), shards, folder), nprocs=2, join=True)
+    return folder
 
 
-@pytest.mark.parametrize("world", [2])
-def test_loss_and_gradients_are_those_of_one_rank(tmp_path, world):
-    shards = small_shards(tmp_path / "shards", num_rows=20)
-    losses, grads = one_step(shards, single("cpu"))
-    loop.train(config_for(1), shards, tmp_path / "single", single("cpu"))
-    spawn(in_world, world, shards, tmp_path)
-    for rank in range(world):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+def test_gradients_of_two_ranks_are_those_of_one(two_ranks):
+    losses, grads = one_step(two_ranks / "shards", single("cpu"))
+    for rank in range(2):
+        found = torch.load(two_ranks / f"{rank}.pt", weights_only=True)
         assert found["losses"]["loss"] == pytest.approx(losses.loss, rel=1e-6)
         assert found["losses"]["supervised"] == losses.supervised
         assert found["losses"]["tokens"] == losses.tokens
         assert found["losses"]["by_modality"] == pytest.approx(losses.by_modality, rel=1e-6)
         for name, gradient in grads.items():
-            torch.testing.assert_close(
-                found["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name
-            )
-    ours, theirs = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "single")
+            torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_of_two_ranks_follows_that_of_one_and_goes_on_with_one(two_ranks):
+    shards, run = two_ranks / "shards", two_ranks / "run"
+    loop.train(config_for(1), shards, two_ranks / "single", single("cpu"))
+    ours, theirs = read_metrics(run), read_metrics(two_ranks / "single")
     assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
     for row, expected in zip(ours, theirs, strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-3)
         assert row["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-2)
-    names = sorted(path.name for path in (tmp_path / "run/checkpoints/step-00000006").iterdir())
+    names = sorted(path.name for path in (run / "checkpoints/step-00000006").iterdir())
     assert names == ["manifest.json", "model.pt", "optimizer.pt", "rng-00000.pt", "rng-00001.pt"]
-    # Another world size goes on where this one stopped.
-    more = config_for(1, max_steps=7)
-    assert loop.train(more, shards, tmp_path / "run", single("cpu")) == 7
+    assert loop.train(config_for(1, max_steps=7), shards, run, single("cpu")) == 7
 
 
-def test_one_bad_rank_stops_all_before_the_update(tmp_path):
-    shards = small_shards(tmp_path / "shards", num_rows=20)
-    spawn(poisoned, 2, shards, tmp_path)
+def test_one_bad_rank_stops_all_before_the_update(two_ranks):
     for rank in range(2):
-        same, message = (tmp_path / f"{rank}.txt").read_text().split(" ", 1)
+        same, message = (two_ranks / f"{rank}.txt").read_text().split(" ", 1)
         assert same == "True"
         assert "step 1 gave a loss of nan" in message
 
