@@ -37,19 +37,19 @@ DEFAULT_CONFIG = Path("pipeline.yaml")
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to write the corpus.")],
-    clips: Annotated[int, typer.Option(min=12, help="Speech clips.")] = 320,
+    clips: Annotated[int, typer.Option(min=24, help="Speech clips.")] = 320,
     samples: Annotated[int, typer.Option(min=20, help="Instruction samples.")] = 1000,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Write a small corpus of Japanese speech and instructions, with its pipeline.yaml."""
-    from pipeline.demo import write_demo
+    from pipeline.demo.corpus import write_demo
     from pipeline.progress import counting
 
     with counting(err, "synthesising speech") as report:
         written = write_demo(
             folder, num_clips=clips, num_instructions=samples, seed=seed, progress=report
         )
-    err.print(written.summary(), markup=False)
+    err.print(written.describe(), markup=False)
     err.print(f"Next: koe run -c {folder / 'pipeline.yaml'}", markup=False)
 
 

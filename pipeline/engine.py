@@ -42,7 +42,11 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
         # in the object store), which its own driver keeps alive. A cluster logs as it was told.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         cpus = num_cpus or os.cpu_count() or 1
-        options |= {"num_cpus": max(cpus, math.ceil(chain_cpus)), "include_dashboard": False}
+        options |= {
+            "address": "local",
+            "num_cpus": max(cpus, math.ceil(chain_cpus)),
+            "include_dashboard": False,
+        }
     else:
         options["address"] = address
     try:

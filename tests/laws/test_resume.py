@@ -37,6 +37,12 @@ def finish(config: Path, *options: str) -> str:
     return output
 
 
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill the run and all its workers, as a machine that loses power does."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
 def wait_for(run_dir: Path, pattern: str, process: subprocess.Popen[str]) -> None:
     """Wait until the run has written a file of this pattern, or ended."""
     deadline = time.monotonic() + 200
@@ -62,8 +68,7 @@ def test_killed_driver(corpus, whole, tmp_path, moment):
     run_dir = tmp_path / "run"
     process = start(corpus, "--set", f"run_dir={run_dir}")
     wait_for(run_dir, moment, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     done_before = {path: path.stat().st_mtime_ns for path in run_dir.glob("*/*.json")}
     assert done_before
     assert "shards/index.json" not in {str(p.relative_to(run_dir)) for p in done_before}
@@ -81,8 +86,7 @@ def test_ray_gives_the_bytes_of_the_plain_runner_through_a_kill_of_its_driver(
     options = ("--set", f"run_dir={run_dir}", "--set", "engine=ray", "--set", "ray.num_cpus=2")
     process = start(corpus, *options)
     wait_for(run_dir, "score/*.json", process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     finish(corpus, *options)
     assert run_bytes(run_dir) == whole
 

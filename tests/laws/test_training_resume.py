@@ -12,22 +12,20 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from tests.training.helpers import assert_same_weights, small_config, small_shards
+from tests.training.helpers import (
+    assert_same_weights,
+    one_thread,
+    small_config,
+    small_shards,
+)
 from training import loop
 from training.distributed import single
 from training.metrics import read_metrics
 
+__all__ = ["one_thread"]  # applies to every test here
+
 RANKS = single("cpu")
 TIMES = {"seconds", "tokens_per_second", "data_wait_seconds"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads must not differ between the runs that are compared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def final_state(out_dir, steps):

@@ -8,11 +8,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.training.helpers import gradients, small_config, small_model, small_shards
+from tests.training.helpers import (
+    gradients,
+    one_thread,
+    small_config,
+    small_model,
+    small_shards,
+)
 from training import loop
 from training.data import ShardRows, StepLoader
 from training.distributed import Ranks, from_process_group, single
 from training.metrics import read_metrics
+
+__all__ = ["one_thread"]  # applies to every test here
 
 ROWS_A_STEP = 8
 

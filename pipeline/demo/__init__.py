@@ -1,0 +1,1 @@
+"""The demo corpus: Japanese speech and instructions that need no network."""

@@ -1,0 +1,137 @@
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import ray
+import torch
+
+from pipeline.errors import ConfigError, StageError
+from tests.training.helpers import assert_same_weights, small_config, small_shards
+from training.__main__ import main
+from training.config import TrainConfig
+from training.launch import check, launch
+from training.metrics import EVENTS_FILE, read_metrics
+
+
+def events(out_dir):
+    path = out_dir / EVENTS_FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_default_config_is_refused_without_a_gpu():
+    with pytest.raises(ConfigError, match=r"no usable GPU.*train.device: cpu.*--to interleave"):
+        check(TrainConfig())
+
+
+def test_too_few_gpus_are_refused_with_a_batch_that_fits(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"2 GPUs.*train.workers: 2.*stays 64"):
+        check(TrainConfig())
+    check(TrainConfig(workers=2))
+    check(TrainConfig(), ray_address="auto")  # the cluster is asked once it is reached
+
+
+def test_too_few_cpus_are_refused_instead_of_waiting():
+    with pytest.raises(ConfigError, match=r"3 workers need 3 CPUs because this machine has 2"):
+        check(small_config(launcher="ray", workers=3), num_cpus=2)
+    check(small_config(launcher="ray", workers=2), num_cpus=2)
+
+
+def test_fp16_and_inline_workers_are_refused():
+    with pytest.raises(ConfigError, match="fp16 is refused"):
+        check(small_config(precision="fp16"))
+    with pytest.raises(ConfigError, match="inline cannot run 2 workers"):
+        check(small_config(workers=2))
+
+
+def test_inline_trains_and_says_what_it_left(tmp_path):
+    shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
+    result = launch(small_config(max_steps=3), shards, out, last_rows=2)
+    assert result.steps == 3
+    assert [row["step"] for row in result.last_rows] == [2, 3]
+    assert result.metrics_path.exists()
+    assert (result.checkpoint_dir / "step-00000003").exists()
+    assert list(result.tensorboard_dir.iterdir())
+    with pytest.raises(ConfigError, match="holds checkpoints"):
+        launch(small_config(max_steps=3), shards, out, resume=False)
+    assert launch(small_config(max_steps=4), shards, out).steps == 4
+
+
+def test_the_module_trains_and_returns_exit_codes(tmp_path, capsys):
+    shards = small_shards(tmp_path / "shards")
+    path = tmp_path / "train.json"
+    options = ["--config", str(path), "--shards", str(shards), "--out", str(tmp_path / "out")]
+    path.write_text(small_config(max_steps=1).model_dump_json())
+    assert main(options) == 0
+    assert len(read_metrics(tmp_path / "out")) == 1
+    path.write_text('{"learning_rat": 1}')
+    assert main(options) == 2
+    assert "learning_rat" in capsys.readouterr().err
+    path.write_text(small_config(max_steps=1).model_dump_json())
+    options[3] = str(tmp_path)
+    assert main(options) == 1
+    assert "no index.json" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(num_cpus=2, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def kill_worker_after(out_dir, steps):
+    """Kill the training worker as soon as it has done `steps` steps."""
+    deadline = time.monotonic() + 120
+    while len(read_metrics(out_dir)) < steps and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(events(out_dir)[0]["process"], signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_ray_restarts_a_killed_worker_from_its_checkpoint(tmp_path, capfd):
+    shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
+    config = small_config(launcher="ray", max_steps=30, cpus_per_worker=1)
+    killer = threading.Thread(target=kill_worker_after, args=(out, 5))
+    killer.start()
+    result = launch(config, shards, out)
+    killer.join()
+    assert result.steps == 30
+    first, second = (event for event in events(out) if event["event"] == "started")
+    assert first["step"] == 0
+    assert second["step"] >= 4
+    assert first["process"] != second["process"]
+    assert [row["step"] for row in read_metrics(out)] == list(range(1, 31))
+    shown = capfd.readouterr()
+    assert (shown.out + shown.err).count("step 30/30") <= 1, "Ray shows lines of print() twice"
+
+    launch(config.model_copy(update={"launcher": "inline"}), shards, tmp_path / "whole")
+    ours, theirs = (
+        torch.load(path / "checkpoints/step-00000030/model.pt", weights_only=True)
+        for path in (out, tmp_path / "whole")
+    )
+    assert_same_weights(ours, theirs)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_ray_hands_back_the_workers_own_error_at_once(tmp_path):
+    shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
+    config = small_config(
+        launcher="ray", learning_rate=1e30, max_gradient_norm=1e30, warmup_steps=0
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(StageError, match=r"gave a loss of .*was not applied"):
+        launch(config, shards, out)
+    assert [event["event"] for event in events(out)] == ["started", "not_finite"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_cluster_too_small_is_refused(tmp_path):
+    shards = small_shards(tmp_path / "shards")
+    with pytest.raises(ConfigError, match="the Ray cluster has 2"):
+        launch(small_config(launcher="ray", workers=3), shards, tmp_path / "out")

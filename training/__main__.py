@@ -1,0 +1,51 @@
+"""`torchrun -m training --config train.json --shards DIR --out DIR`: one process a rank."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from pydantic import ValidationError
+
+from pipeline.errors import ConfigError, KoeError
+from training import loop
+from training.config import TrainConfig
+from training.distributed import from_torchrun
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train as the rank that the environment names, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="JSON of the train section")
+    parser.add_argument("--shards", type=Path, required=True, help="folder with index.json")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoints and logs")
+    options = parser.parse_args(arguments)
+    try:
+        config = _read_config(options.config)
+        loop.require_precision(config)
+        loop.train(config, options.shards, options.out, from_torchrun(config.device))
+    except KoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+def _read_config(path: Path) -> TrainConfig:
+    try:
+        return TrainConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read", str(error)) from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
+        )
+        raise ConfigError(f"{path} is not a valid train configuration", problems) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

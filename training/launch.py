@@ -1,0 +1,256 @@
+"""Starting the trainer: in this process, or on Ray workers that restart after a failure."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import ConfigError, KoeError, StageError
+from training import loop
+from training.config import TrainConfig
+from training.distributed import from_process_group, single
+from training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, read_metrics
+
+RAY_FOLDER = "ray"
+_WITHOUT = (
+    "Set train.device: cpu with a small model, or stop before training with "
+    "`koe run --to interleave`."
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run has left behind."""
+
+    steps: int  # done in all, those before a resume too
+    last_rows: list[dict[str, Any]]  # of metrics.jsonl, one a step (see StepMetrics)
+    metrics_path: Path
+    tensorboard_dir: Path
+    checkpoint_dir: Path
+
+
+def check(
+    config: TrainConfig, *, ray_address: str | None = None, num_cpus: int | None = None
+) -> None:
+    """Refuse, before any work, a config that cannot start on this machine.
+
+    With `ray_address` the workers run elsewhere and `launch` asks the cluster instead.
+    Raises: ConfigError.
+    """
+    loop.require_precision(config)
+    if config.launcher == "inline" and config.workers != 1:
+        raise ConfigError(
+            f"train.launcher: inline cannot run {config.workers} workers",
+            "it trains in the one process that it is called in",
+            "Set train.launcher: ray, or train.workers: 1.",
+        )
+    if config.launcher == "inline" or ray_address is None:
+        _require_gpus(config, torch.cuda.device_count(), "this machine")
+        _require_cpus(config, num_cpus or os.cpu_count() or 1, "this machine")
+
+
+def launch(
+    config: TrainConfig,
+    shards: Path,
+    out_dir: Path,
+    resume: bool = True,
+    *,
+    ray_address: str | None = None,
+    num_cpus: int | None = None,
+    last_rows: int = 20,
+) -> TrainResult:
+    """Train on the folder `shards` and keep checkpoints and logs in `out_dir`.
+
+    With `resume` it goes on from the newest checkpoint there; without, there must be none. A Ray
+    that is already running is used as it is, otherwise one is started at `ray_address`, or here
+    with `num_cpus`, for the time of the call. All workers must see both folders at these paths.
+    Raises: the errors of `training.loop.train`, and StageError when workers keep dying.
+    """
+    shards, out_dir = shards.resolve(), out_dir.resolve()
+    check(config, ray_address=ray_address or _running_ray(config), num_cpus=num_cpus)
+    checkpoint_dir = out_dir / loop.CHECKPOINT_FOLDER
+    if not resume and any(checkpoint_dir.glob("step-*")):
+        raise ConfigError(
+            f"{checkpoint_dir} holds checkpoints, and the run is not to resume from them",
+            remedy="Resume, train into another folder, or delete that one.",
+        )
+    if config.launcher == "inline":
+        steps = loop.train(config, shards, out_dir, single(config.device))
+    else:
+        with _ray(ray_address, num_cpus):
+            steps = _train_on_ray(config, shards, out_dir)
+    return TrainResult(
+        steps,
+        read_metrics(out_dir, last_rows),
+        out_dir / METRICS_FILE,
+        out_dir / TENSORBOARD_FOLDER,
+        checkpoint_dir,
+    )
+
+
+def _require_gpus(config: TrainConfig, found: int, where: str) -> None:
+    if config.device != "cuda" or found >= config.workers:
+        return
+    if not found:
+        raise ConfigError("train.device is cuda", f"{where} has no usable GPU", _WITHOUT)
+    raise ConfigError(
+        f"train.workers is {config.workers}",
+        f"{where} has {found} GPUs and every worker needs one",
+        f"Set train.workers: {found}, and train.accumulation_steps so that workers x "
+        f"micro_batch_rows x accumulation_steps stays {config.rows_a_step}.",
+    )
+
+
+def _require_cpus(config: TrainConfig, found: float, where: str) -> None:
+    needed = config.workers * (config.cpus_per_worker or 1)
+    if found < needed:
+        raise ConfigError(
+            f"{config.workers} workers need {needed} CPUs",
+            f"{where} has {found:g}",
+            "Lower train.workers or train.cpus_per_worker (or raise ray.num_cpus): Ray would "
+            "wait for ever.",
+        )
+
+
+def _running_ray(config: TrainConfig) -> str | None:
+    """Tell the address of the Ray that this process is connected to already."""
+    if config.launcher != "ray":
+        return None
+    import ray
+
+    return ray.get_runtime_context().gcs_address if ray.is_initialized() else None
+
+
+@contextmanager
+def _ray(address: str | None, num_cpus: int | None) -> Iterator[None]:
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(address=address or "local", num_cpus=num_cpus, include_dashboard=False)
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(
+            f"Ray cannot be started at {address or 'this machine'}",
+            str(error),
+            "Check ray.address, or leave it null to start a local Ray.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _train_on_ray(config: TrainConfig, shards: Path, out_dir: Path) -> int:
+    import ray
+    from ray.exceptions import RayActorError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    has = ray.cluster_resources()
+    _require_gpus(config, int(has.get("GPU", 0)), "the Ray cluster")
+    _require_cpus(config, has.get("CPU", 0), "the Ray cluster")
+    threads = _cpus_per_worker(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    resources = {"CPU": threads, **({"GPU": 1} if config.device == "cuda" else {})}
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={
+            "config": config.model_dump(),
+            "shards": str(shards),
+            "out_dir": str(out_dir),
+            "threads": threads,
+        },
+        torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.device == "cuda",
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(out_dir / RAY_FOLDER),
+            failure_config=FailureConfig(max_failures=config.max_worker_failures),
+        ),
+    )
+    try:
+        with _own_interrupt_handler():
+            outcome = trainer.fit().return_value
+    except (TrainingFailedError, RayActorError) as error:
+        raise _explain(error, config) from error
+    except SystemExit as error:  # Ray Train's answer to Ctrl-C, with the exit code 0
+        raise KeyboardInterrupt from error
+    if isinstance(outcome, KoeError):
+        raise outcome
+    assert isinstance(outcome, int)
+    return outcome
+
+
+def _cpus_per_worker(config: TrainConfig, nodes: list[dict[str, float]]) -> int:
+    """Give every worker its share of its node's CPUs, so that PyTorch uses all of them."""
+    if config.cpus_per_worker:
+        return config.cpus_per_worker
+    if config.device == "cuda" or len(nodes) != 1:
+        return 1
+    return max(1, int(nodes[0].get("CPU", 1)) // config.workers)
+
+
+def _ray_worker(settings: dict[str, Any]) -> int | KoeError:
+    """Train as one of the Ray workers.
+
+    An error that all ranks meet alike is returned: raised, Ray would restart the workers to meet
+    it again. An error of one rank alone is raised, which ends the others too.
+    """
+    from ray.train.torch import get_device
+
+    config = TrainConfig.model_validate(settings["config"])
+    if config.device == "cpu":
+        torch.set_num_threads(settings["threads"])
+    local_rank = get_device().index or 0 if config.device == "cuda" else 0
+    ranks = from_process_group(config.device, local_rank)
+    try:
+        return loop.train(config, Path(settings["shards"]), Path(settings["out_dir"]), ranks)
+    except KoeError as error:
+        shared = isinstance(error, ConfigError | loop.NotFinite)
+        if shared or ranks.world == 1:
+            return error
+        raise
+
+
+def _explain(error: Exception, config: TrainConfig) -> KoeError:
+    """Turn Ray's report into the workers' own error where one of them raised it."""
+    failures = getattr(error, "worker_failures", {})
+    for _, failure in sorted(failures.items()):
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, KoeError):
+                return cause
+            cause = getattr(cause, "_base_exc", None) or cause.__cause__
+    return StageError(
+        f"training workers failed more than {config.max_worker_failures} times",
+        str(error).strip().splitlines()[-1],
+        "Look at the workers' messages above, then start again: the run resumes from the last "
+        "checkpoint.",
+        stage="train",
+    )
+
+
+@contextmanager
+def _own_interrupt_handler() -> Iterator[None]:
+    """Put the handler of Ctrl-C back that Ray Train replaces and leaves behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
