@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/koe run -c build/demo/pipeline.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

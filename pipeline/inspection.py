@@ -127,9 +127,15 @@ def named_ids(ids: np.ndarray) -> list[str]:
     return spelled
 
 
-def text_ids(ids: np.ndarray) -> list[int]:
-    """Return the plain text ids of a document."""
-    return [value for value in ids.tolist() if value < NUM_BASE_TEXT]
+def text_runs(ids: np.ndarray) -> list[list[int]]:
+    """Return the runs of plain text ids between marks: prompts and answers in turn."""
+    runs: list[list[int]] = [[]]
+    for value in ids.tolist():
+        if value < NUM_BASE_TEXT:
+            runs[-1].append(value)
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
 
 
 def num_frames(document: Document) -> int:

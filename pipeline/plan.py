@@ -14,37 +14,14 @@ from typing import Any, Protocol
 
 from pipeline.errors import ContractError
 from pipeline.fingerprint import sha256_json
-from pipeline.schema import SCHEMA_VERSION, UNIT
+from pipeline.schema import SCHEMA_VERSION, Unit
 from pipeline.storage import Storage
 
 PLAN = "plan.json"
 
 
-class PlannedUnit(Protocol):
-    """A slice of a source file; fields as in `pipeline.schema.UNIT`."""
-
-    @property
-    def unit(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def modality(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def stamp(self) -> str: ...
-    @property
-    def start(self) -> int: ...
-    @property
-    def stop(self) -> int: ...
-    @property
-    def records(self) -> int: ...
-    @property
-    def fault(self) -> str | None: ...
-
-
 # Tells the units of a file (path, stamp) that was planned before; None if it was not.
-Known = Callable[[str, str], "Sequence[PlannedUnit] | None"]
+Known = Callable[[str, str], Sequence[Unit] | None]
 
 
 class PlannedSource(Protocol):
@@ -54,29 +31,14 @@ class PlannedSource(Protocol):
     def name(self) -> str: ...
     @property
     def modality(self) -> str: ...
-    def units(self, known: Known = ...) -> Iterable[PlannedUnit]: ...
-
-
-@dataclass(frozen=True)
-class StoredUnit:
-    """A unit as `plan.json` keeps it; fields as in `pipeline.schema.UNIT`."""
-
-    unit: str
-    source: str
-    modality: str
-    path: str
-    stamp: str
-    start: int
-    stop: int
-    records: int
-    fault: str | None = None
+    def units(self, known: Known = ...) -> Iterable[Unit]: ...
 
 
 @dataclass(frozen=True)
 class Plan:
     """All units of a run in their fixed order, and the modality of every source."""
 
-    units: tuple[StoredUnit, ...]
+    units: tuple[Unit, ...]
     modalities: dict[str, str]
 
     @cached_property
@@ -101,7 +63,7 @@ def make_plan(
     """
     stored = _stored_files(storage)
     files: dict[str, list[dict[str, Any]]] = {}
-    units: list[StoredUnit] = []
+    units: list[Unit] = []
     modalities: dict[str, str] = {}
     for source, settings in sources:
         modalities[source.name] = source.modality
@@ -114,19 +76,18 @@ def make_plan(
             if rows is None:
                 on_file(name, path)
                 return None
-            return [StoredUnit(**row) for row in rows]
+            return [Unit(**row) for row in rows]
 
         for unit in source.units(known):
-            row = {column: getattr(unit, column) for column in UNIT.names}
-            files.setdefault(key(unit.path, unit.stamp), []).append(row)
-            units.append(StoredUnit(**row))
+            files.setdefault(key(unit.path, unit.stamp), []).append(asdict(unit))
+            units.append(unit)
     _require_distinct(units)
     body = {"schema_version": SCHEMA_VERSION, "modalities": modalities, "files": files}
     storage.write_bytes(PLAN, json.dumps(body, ensure_ascii=False, indent=1).encode())
     return Plan(tuple(units), modalities)
 
 
-def _require_distinct(units: Iterable[StoredUnit]) -> None:
+def _require_distinct(units: Iterable[Unit]) -> None:
     seen: dict[str, str] = {}
     for unit in units:
         if unit.unit in seen:
@@ -143,7 +104,7 @@ def load_plan(storage: Storage) -> Plan | None:
     if storage.size(PLAN) is None:
         return None
     body = json.loads(storage.read_bytes(PLAN))
-    units = tuple(StoredUnit(**row) for rows in body["files"].values() for row in rows)
+    units = tuple(Unit(**row) for rows in body["files"].values() for row in rows)
     return Plan(units, body["modalities"])
 
 

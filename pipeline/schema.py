@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 
 from pipeline.errors import ContractError
@@ -25,6 +27,32 @@ UNIT = pa.schema(
         pa.field("fault", pa.string()),  # why the file could not be read past `stop`
     ]
 )
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A row of UNIT: a fixed slice of one source file.
+
+    `start` and `stop` are byte offsets, or row numbers for Parquet. `records` is the number of
+    records that the slice holds. `fault` says why the file could not be read past `stop` (a
+    truncated tar, a broken JSON array): it counts as one quarantined record of this unit.
+    """
+
+    unit: str
+    source: str
+    modality: str
+    path: str
+    stamp: str
+    start: int
+    stop: int
+    records: int
+    fault: str | None = None
+
+    @property
+    def num_records(self) -> int:
+        """The records to account for: those of the slice, and the fault."""
+        return self.records + (self.fault is not None)
+
 
 # One speech clip and where its bytes lie. Audio itself is never copied.
 CLIP = pa.schema(

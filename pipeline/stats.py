@@ -112,8 +112,8 @@ def account_sources(plan: Plan, receipts: dict[str, dict[str, Receipt]]) -> dict
     accounts = {name: Account() for name in plan.modalities}
     for unit in plan.units:
         account = accounts[unit.source]
-        account.records_in += unit.records + (unit.fault is not None)
-        last = unit.records + (unit.fault is not None)
+        account.records_in += unit.num_records
+        last = unit.num_records
         for stage in LANES[unit.modality]:
             receipt = receipts[unit.unit].get(stage)
             if receipt is None:

@@ -13,7 +13,17 @@ from pipeline.errors import ContractError
 from pipeline.fingerprint import sha256_bytes
 from pipeline.ledger import Ledger, Output, Receipt
 from pipeline.plan import Plan
-from pipeline.schema import CLIP, ENCODED, EXCLUDED, ROW, SAMPLE, SCORED, SPEECH, require_schema
+from pipeline.schema import (
+    CLIP,
+    ENCODED,
+    EXCLUDED,
+    ROW,
+    SAMPLE,
+    SCORED,
+    SPEECH,
+    Unit,
+    require_schema,
+)
 from pipeline.stats import LANES, ORDER_UNIT, account_sources, read_index
 from pipeline.vocabulary import NUM_EMBEDDINGS, SLOTS, split_speech_ids
 
@@ -74,9 +84,9 @@ def verify_run(
     return proofs
 
 
-def _prove_unit(unit: Any, ledger: Ledger) -> dict[str, Receipt]:
+def _prove_unit(unit: Unit, ledger: Ledger) -> dict[str, Receipt]:
     done: dict[str, Receipt] = {}
-    records = unit.records + (unit.fault is not None)
+    records = unit.num_records
     previous: Receipt | None = None
     for stage in LANES[unit.modality]:
         receipt = ledger.receipt(stage, unit.unit)

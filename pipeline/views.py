@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.inspection import Document, named_ids, num_frames, text_ids
+from pipeline.inspection import Document, named_ids, num_frames, text_runs
 from pipeline.plan import Plan
 from pipeline.vocabulary import CODEC_HZ, FRAME_SAMPLES, unflatten_codes
 
@@ -143,7 +143,7 @@ def _cell(value: Any) -> Text:
 def status_view(rows: Sequence[dict[str, Any]]) -> Table:
     """Render `koe status`: a line a stage."""
     table = _grid(
-        "Units", "stage", "done", "left", "records", "kept", "work", "rate", "left at that rate"
+        "Units", "stage", "done", "left", "records", "kept", "seconds", "units/s", "seconds left"
     )
     for row in rows:
         table.add_row(
@@ -152,9 +152,9 @@ def status_view(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['left']:,}",
             f"{row['records']:,}",
             f"{row['kept']:,}",
-            f"{row['seconds']:,.0f} s",
-            f"{row['units_per_second']:.3f} units/s" if row["units_per_second"] else "",
-            f"{row['eta_seconds']:,.0f} s" if row["eta_seconds"] is not None else "",
+            f"{row['seconds']:,.0f}",
+            f"{row['units_per_second']:.3f}" if row["units_per_second"] else "",
+            f"{row['eta_seconds']:,.0f}" if row["eta_seconds"] is not None else "",
         )
     return table
 
@@ -196,7 +196,8 @@ def documents_view(
         if raw:
             lines.append(" ".join(named_ids(document.input_ids)))
         else:
-            lines.append(decode_text(text_ids(document.input_ids)) + "\n")
+            for turn, run in enumerate(text_runs(document.input_ids)):
+                lines.append(decode_text(run) + "\n", style="bold" if turn % 2 == 0 else "")
             if document.codes is not None:
                 lines.append(_codes_line(document), style="cyan")
             if document.clip is not None:

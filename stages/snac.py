@@ -5,12 +5,9 @@ Source: the package snac 1.2.1 (`snac/snac.py`) and hubertsiuzdak/snac_24khz (`c
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import math
-import os
-import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +29,7 @@ from pipeline.vocabulary import (
     flatten_codes,
     unflatten_codes,
 )
+from stages.memory import keep_memory
 
 Device = Literal["cpu", "cuda"]
 
@@ -158,7 +156,7 @@ class Codec:
                 "Set snac.device: cpu, or give the stage's workers a GPU (gpus_per_worker).",
             )
         torch.set_num_threads(1)
-        _keep_memory()
+        keep_memory()
         model, sha256 = _build(spec)
         if sha256 != spec.sha256:
             raise ConfigError(
@@ -224,27 +222,6 @@ def _guarded(doing: str, clip_id: str) -> Iterator[None]:
             "stage fewer workers; the unit can be resumed.",
             clip_id=clip_id,
         ) from error
-
-
-def _keep_memory() -> None:
-    """Let the process keep the memory of one clip's activations for the next.
-
-    glibc returns every activation (tens of megabytes) to the kernel and faults it in again: with
-    clips of 2 to 9 s on one Zen 3 core, 4.2 M page faults and 2.3 audio-seconds a second against
-    0.3 M and 3.9. oneDNN caches its kernels by clip length and keeps 2 GB of buffers with them
-    that no other length can use; without that cache nothing is slower.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for option, value in (
-        (-8, 1),  # M_ARENA_MAX: all threads share the heap, only it can hold large blocks
-        (-4, 0),  # M_MMAP_MAX: no block is mapped by itself
-        (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: free memory at the heap's top stays
-    ):
-        mallopt(option, value)
 
 
 def _build(spec: CodecSpec) -> tuple[SNAC, str]:

@@ -6,25 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-
-@dataclass(frozen=True)
-class Unit:
-    """A fixed slice of one source file; fields as in `pipeline.schema.UNIT`.
-
-    `start` and `stop` are byte offsets, or row numbers for Parquet. `records` is the number of
-    records that the slice holds. `fault` says why the file could not be read past `stop` (a
-    truncated tar, a broken JSON array): it counts as one quarantined record of this unit.
-    """
-
-    unit: str
-    source: str
-    modality: str
-    path: str
-    stamp: str
-    start: int
-    stop: int
-    records: int
-    fault: str | None = None
+from pipeline.schema import Unit
 
 
 @dataclass(frozen=True)
@@ -48,8 +30,10 @@ class Record:
     detail: str = ""
 
 
+__all__ = ["Known", "Record", "Source", "Unit", "scan_all"]
+
 # Given a file's path and stamp, returns its units if it was planned before, else None.
-Known = Callable[[str, str], Sequence[Any] | None]
+Known = Callable[[str, str], Sequence[Unit] | None]
 
 
 def scan_all(path: str, stamp: str) -> None:
