@@ -34,7 +34,7 @@ from pipeline.errors import ConfigError, StageError, StorageError
 
 Progress = Callable[[int, int], None]
 
-CORPUS_VERSION = 1  # raise it when the same parameters give another corpus
+CORPUS_VERSION = 2  # raise it when the same parameters give another corpus
 MARKER = "demo.json"
 CONFIG = "pipeline.yaml"
 TRUTH = "truth.jsonl"
@@ -82,7 +82,7 @@ class DemoReport:
 
 def write_demo(
     folder: Path,
-    num_clips: int = 320,
+    num_clips: int = 300,
     num_instructions: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
