@@ -36,11 +36,14 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry from a user's cluster
+    quiet = False
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         # Ray's core prints an error for every actor pool of Ray Data (ray issue 53727: arguments
         # in the object store), which its own driver keeps alive. A cluster logs as it was told.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        quiet = "RAY_BACKEND_LOG_LEVEL" not in os.environ
+        if quiet:
+            os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
         cpus = num_cpus or os.cpu_count() or 1
         options |= {
             "address": "local",
@@ -68,6 +71,8 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
         yield
     finally:
         ray.shutdown()
+        if quiet:
+            del os.environ["RAY_BACKEND_LOG_LEVEL"]
 
 
 @ray.remote(num_cpus=0)
