@@ -89,6 +89,7 @@ def test_the_header_alone_tells_a_truncation_where_it_can(kind):
         (b"RIFF", "truncated_audio"),
         (b"ID3", "unreadable_audio"),
     ],
+    ids=["none", "no_frames", "zeros", "nan", "inf", "html", "nuls", "flac", "riff", "id3"],
 )
 def test_unusable_audio_has_its_reason(data, expected):
     assert reason(data) == expected
