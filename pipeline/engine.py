@@ -81,9 +81,15 @@ class _Board:
 
     def __init__(self) -> None:
         self._results: list[UnitResult] = []
+        self._stopped = False
 
     def post(self, result: UnitResult) -> None:
         self._results.append(result)
+        self._stopped |= result.status == STOPPED
+
+    def stopped(self) -> bool:
+        """Say whether some unit found that the run cannot go on."""
+        return self._stopped
 
     def drain(self) -> list[UnitResult]:
         results, self._results = self._results, []
@@ -102,6 +108,9 @@ class _Worker:
         for unit, status in zip(batch["unit"], batch["status"], strict=True):
             if status in (FAILED, STOPPED):  # an earlier stage could not do it
                 statuses.append(status)
+                continue
+            if ray.get(self._board.stopped.remote()):  # the stream runs dry, no unit is begun
+                statuses.append(STOPPED)
                 continue
             result = self._run(str(unit))
             ray.get(self._board.post.remote(result))
@@ -151,14 +160,12 @@ def run_ray(
             if (result.stage, result.unit) not in seen:
                 seen.add((result.stage, result.unit))
                 on_result(result)
-            if result.status == STOPPED:
-                stopped.set()
 
     def consume() -> None:
         try:
             for row in dataset.iter_rows():
-                if row["status"] == STOPPED or stopped.is_set():
-                    break
+                if row["status"] == STOPPED:
+                    stopped.set()
         except BaseException as error:  # handed to the main thread, which raises it
             failure.append(error)
         finally:
@@ -166,8 +173,9 @@ def run_ray(
 
     consumer = threading.Thread(target=consume, daemon=True)
     consumer.start()
-    while not finished.wait(_POLL_SECONDS) and not stopped.is_set():
+    while not finished.wait(_POLL_SECONDS):
         deliver()
+    consumer.join()
     deliver()
     if failure:
         raise failure[0]
