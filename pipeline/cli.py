@@ -38,7 +38,7 @@ DEFAULT_CONFIG = Path("pipeline.yaml")
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to write the corpus.")],
     clips: Annotated[int, typer.Option(min=24, help="Speech clips.")] = 300,
-    samples: Annotated[int, typer.Option(min=20, help="Instruction samples.")] = 1000,
+    samples: Annotated[int, typer.Option(min=20, help="Instruction samples.")] = 2000,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Write a small corpus of Japanese speech and instructions, with its pipeline.yaml."""

@@ -83,7 +83,7 @@ class DemoReport:
 def write_demo(
     folder: Path,
     num_clips: int = 300,
-    num_instructions: int = 1000,
+    num_instructions: int = 2000,
     seed: int = 0,
     progress: Progress | None = None,
     workers: int = 2,
