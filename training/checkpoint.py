@@ -1,256 +1,296 @@
-"""Checkpoints that are whole or are not there: written aside, hashed, then renamed."""
+"""Checkpoints that are whole or are not there, written beside training by all ranks together.
+
+A checkpoint is a folder with the tensors (see `training.tensor_files`), the random state of each
+rank, the caller's state, and a manifest with the hashes of all (see `training.checkpoint_folder`).
+Tensors are keyed by `model.<parameter>` and `optimizer.<parameter>.<exp_avg|exp_avg_sq|step>`: a
+tied head is stored once, and neither FSDP nor DDP nor the number of ranks shows in the names.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-import os
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from pipeline.errors import ConfigError, ContractError, StorageError
+from pipeline.errors import ContractError, KoeError, StorageError
+from training.checkpoint_folder import (
+    MANIFEST,
+    Checkpoint,
+    Manifest,
+    Progress,
+    commit,
+    delete_old,
+    draft_of,
+    empty_draft,
+    latest,
+    latest_before,
+    mark,
+    read,
+    read_manifest,
+    require_same_data,
+    step_folder,
+    write_synced,
+)
 from training.distributed import Ranks
+from training.tensor_files import (
+    INDEX,
+    MODEL,
+    StagedTensors,
+    checkpoint_tensors,
+    model_tensors,
+    read_tensors,
+)
 
-FORMAT = 1
-MANIFEST = "manifest.json"  # the commit marker: written last, names all files and their hashes
-_PREFIX = "step-"
+__all__ = [
+    "MANIFEST",
+    "Checkpoint",
+    "CheckpointWriter",
+    "Progress",
+    "latest",
+    "latest_before",
+    "load",
+    "load_weights",
+    "read",
+    "require_same_data",
+    "step_folder",
+]
+
+STATE = "state.json"
+_RANDOM = "rng-"
+_SECONDS_TO_HEAR_WHY = 5.0  # another rank failed: this one's thread learns of it a moment later
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run has come, and on which data."""
+class _Staged:
+    """All that this rank writes of one checkpoint, out of reach of the steps that follow."""
 
-    steps: int  # optimizer steps done
-    tokens: int  # seen in them, padding not counted
-    shards: str  # fingerprint of the shards' index
-    rows_a_step: int
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint whose files match their hashes."""
-
-    path: Path
+    final: Path
     progress: Progress
+    tensors: StagedTensors
+    random_state: bytes
+    state: bytes
 
 
-def step_folder(folder: Path, steps: int) -> Path:
-    """Name the checkpoint after `steps` steps."""
-    return folder / f"{_PREFIX}{steps:08d}"
+class CheckpointWriter:
+    """Writes checkpoints into `folder`, which the ranks share, beside the next steps.
 
-
-def save(
-    folder: Path,
-    progress: Progress,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ranks: Ranks,
-    *,
-    keep: int,
-) -> Path:
-    """Write a checkpoint and delete all but the newest `keep`; called by every rank.
-
-    The ranks share `folder`. A kill at any moment leaves the earlier checkpoints as they were.
-    Raises: StorageError.
+    All ranks call every method but `close` alike. What one fails to write all raise at the next
+    call, as StorageError. The newest `keep` checkpoints stay, and always one that is at least
+    `keep_back_steps` steps older than the newest, to roll back to.
     """
-    final = step_folder(folder, progress.steps)
-    draft = folder / f".{final.name}.tmp"
-    try:
-        if ranks.is_main:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-        ranks.wait()
-        _write(draft / f"rng-{ranks.rank:05d}.pt", _random_state(ranks.device))
-        ranks.wait()
-        if ranks.is_main:
-            hashes = {
-                "model.pt": _write(draft / "model.pt", model.state_dict()),
-                "optimizer.pt": _write(draft / "optimizer.pt", optimizer.state_dict()),
-            }
-            for path in sorted(draft.glob("rng-*.pt")):
-                hashes[path.name] = _sha256(path)
-            _commit(draft, final, progress, hashes)
-            _delete_old(final, keep)
-        ranks.wait()
-    except OSError as error:
-        raise StorageError(
-            f"checkpoint {final} cannot be written",
-            str(error),
-            "Free or mount the disk and start again: the run resumes from the checkpoint before.",
-        ) from error
-    return final
 
+    def __init__(
+        self, folder: Path, ranks: Ranks, *, keep: int, keep_back_steps: int, asynchronous: bool
+    ) -> None:
+        self._folder, self._ranks = folder, ranks
+        self._keep, self._keep_back_steps = keep, keep_back_steps
+        self._asynchronous = asynchronous
+        # Its own group: two threads that share one could meet another rank's other thread in it.
+        self._group: Any = dist.new_group(backend="gloo") if ranks.world > 1 else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[Path] | None = None
+        self._committed: Path | None = None
 
-def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Find the newest whole checkpoint; `warn` is told about every torn one passed over."""
-    for path in sorted(folder.glob(f"{_PREFIX}*"), reverse=True):
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(
+        self,
+        progress: Progress,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+    ) -> None:
+        """Copy everything to the CPU and begin to write it; training may go on at once.
+
+        `state`: what else has to be resumed, in JSON's types, the same on all ranks. A checkpoint
+        of the same step is replaced and later ones are deleted: their course was rolled back.
+        """
+        state_json = json.dumps(state).encode()
+        self._complete()
+        final = step_folder(self._folder, progress.steps)
+        if self._ranks.is_main:
+            self._exchange(lambda: empty_draft(self._folder, final))
+        else:
+            self._exchange(lambda: None)
+        tensors = StagedTensors(
+            checkpoint_tensors(model, optimizer),
+            draft_of(final),
+            self._ranks.rank,
+            lambda plan: self._exchange(lambda: plan),
+        )
+        random_state = _random_state(self._ranks.device)
+        staged = _Staged(final, progress, tensors, random_state, state_json)
+        self._pending = self._thread.submit(self._write, staged)
+        if not self._asynchronous:
+            self._complete()
+
+    def poll(self) -> Path | None:
+        """Return the checkpoint that was committed since the last call, if one was.
+
+        Costs one small collective while something is being written, and nothing otherwise.
+        """
+        self._collect()
+        committed, self._committed = self._committed, None
+        return committed
+
+    def finish(self) -> Path | None:
+        """Wait until nothing is being written; return as `poll`."""
+        self._complete()
+        return self.poll()
+
+    def close(self) -> None:
+        """Wait for the files of this rank, whatever comes of them. A commit may still succeed."""
+        self._thread.shutdown()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
+    def _complete(self) -> None:
+        # Not by waiting for the thread: it waits for the other ranks', one of which may be dead.
+        while self._pending is not None:
+            self._collect()
+            if self._pending is not None:
+                time.sleep(0.005)
+
+    def _collect(self) -> None:
+        """Take over what the threads of all ranks have come to, once they all have."""
+        if self._pending is None:
+            return
+        done = self._pending.done()
+        error = self._pending.exception() if done else None
+        code = self._ranks.decide(2 if error else 0 if done else 1)
+        if code == 1:
+            return
+        pending, self._pending = self._pending, None
+        if code == 0:
+            self._committed = pending.result()
+            return
+        wait([pending], _SECONDS_TO_HEAR_WHY)
+        error = pending.exception() if pending.done() else None
+        if isinstance(error, KoeError):
+            raise error
+        raise _cannot_write(self._folder, repr(error or "another rank failed")) from error
+
+    def _exchange(self, work: Callable[[], T]) -> list[T]:
+        """Work on every rank and return all their results; where one fails, all raise."""
+        result, error = None, None
         try:
-            return Checkpoint(path, _verify(path))
-        except ContractError as error:
-            warn(f"passing over a torn checkpoint: {error}")
-    return None
+            result = work()
+        # RuntimeError: what torch.save makes of a full disk.
+        except (OSError, RuntimeError, KoeError) as caught:
+            error = caught
+        mine = (result, f"rank {self._ranks.rank}: {error}" if error else None)
+        everyone: list = [mine] * self._ranks.world
+        if self._group is not None:
+            dist.all_gather_object(everyone, mine, group=self._group)
+        failures = [failure for _, failure in everyone if failure]
+        if failures:
+            raise _cannot_write(self._folder, "; ".join(failures)) from error
+        return [result for result, _ in everyone]
 
+    def _write(self, staged: _Staged) -> Path:
+        """Write this rank's files, and on rank 0 commit those of all; the thread's work."""
+        draft = draft_of(staged.final)
 
-def read(path: Path) -> Checkpoint:
-    """Read what a checkpoint says of itself; its files are not hashed.
+        def write_own():
+            results = staged.tensors.write()
+            name = f"{_RANDOM}{self._ranks.rank:05d}.pt"
+            write_synced(draft / name, staged.random_state)
+            names = {name, *(result.storage_data.relative_path for result in results)}
+            return results, {name: mark(draft / name) for name in sorted(names)}
 
-    For ranks that follow rank 0, which has hashed them. Raises: ContractError.
-    """
-    return Checkpoint(path, _manifest(path)[0])
+        def commit_all() -> None:
+            results = [result for own, _ in written for result in own]
+            write_synced(draft / INDEX, staged.tensors.index(results))
+            write_synced(draft / STATE, staged.state)
+            files = {name: m for _, marks in written for name, m in marks.items()}
+            files |= {name: mark(draft / name) for name in (INDEX, STATE)}
+            commit(staged.final, Manifest(staged.progress, files))
+            delete_old(staged.final, self._keep, self._keep_back_steps)
+
+        written = self._exchange(write_own)
+        self._exchange(commit_all if self._ranks.is_main else lambda: None)
+        return staged.final
 
 
 def load(
-    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
-) -> bool:
-    """Load weights, moments and random state of this rank into place.
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> tuple[dict[str, Any], bool]:
+    """Load weights, moments and this rank's random state into place, whatever world wrote them.
 
-    Returns whether a random state of this rank was there (it is not after a change of world
-    size). Raises: ConfigError when the model has another shape.
+    Returns the caller's state, and whether random states were loaded (they are not after a change
+    of world size). Raises: ConfigError when the model has another shape; ContractError when a
+    file holds more than tensors; StorageError.
     """
+    random_states = [name for name in read_manifest(path).files if name.startswith(_RANDOM)]
+    same_world = len(random_states) == ranks.world
+    with _reading(path):
+        read_tensors(checkpoint_tensors(model, optimizer), path)
+        state = json.loads((path / STATE).read_bytes())
+        if same_world:
+            random_state = path / f"{_RANDOM}{ranks.rank:05d}.pt"
+            _set_random_state(torch.load(random_state, weights_only=True), ranks.device)
+    return state, same_world
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load the weights alone, in the model's dtype, without any process group.
+
+    Raises: as `load`.
+    """
+    with _reading(path):
+        read_tensors(model_tensors(model), path, MODEL, cast=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        model.load_state_dict(_read(checkpoint / "model.pt"))
-        optimizer.load_state_dict(_read(checkpoint / "optimizer.pt"))
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"checkpoint {checkpoint} does not fit the model",
-            str(error).replace("\n", " "),
-            "Restore the model's settings, or train into another folder.",
+        yield
+    except pickle.UnpicklingError as error:
+        raise ContractError(f"checkpoint {path} holds more than tensors", str(error)) from error
+    except OSError as error:
+        raise StorageError(
+            f"checkpoint {path} cannot be read",
+            str(error),
+            "Mount the disk on all nodes and start again.",
         ) from error
-    random_state = checkpoint / f"rng-{ranks.rank:05d}.pt"
-    if not random_state.exists():
-        return False
-    state = _read(random_state)
-    torch.set_rng_state(state["cpu"])
-    if ranks.device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], ranks.device)
-    return True
 
 
-def require_same_data(checkpoint: Checkpoint, shards: str, rows_a_step: int, other: bool) -> None:
-    """Refuse to continue on other rows than those the checkpoint would have seen next.
-
-    `other` allows changed shards. Raises: ConfigError.
-    """
-    found = checkpoint.progress
-    if found.shards != shards and not other:
-        raise ConfigError(
-            f"checkpoint {checkpoint.path} was trained on other shards",
-            f"their fingerprint was {found.shards[:12]}, that of these shards is {shards[:12]}",
-            "Set train.resume_on_other_shards: true to go on with them, or train into another "
-            "folder.",
-        )
-    if found.rows_a_step != rows_a_step:
-        raise ConfigError(
-            f"checkpoint {checkpoint.path} was trained with {found.rows_a_step} rows a step",
-            f"workers x micro_batch_rows x accumulation_steps now make {rows_a_step}, and the "
-            "place in the data is counted in steps",
-            f"Choose the three so that their product is {found.rows_a_step}.",
-        )
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+def _random_state(device: torch.device) -> bytes:
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
-class _HashingFile:
-    """Hashes what is written through it, so that large files are not read again."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _write(path: Path, state: Any) -> str:
-    with open(path, "wb") as file:
-        hashing = _HashingFile(file)
-        torch.save(state, hashing)  # pyright: ignore[reportArgumentType]
-        file.flush()
-        os.fsync(file.fileno())
-    return hashing.hexdigest()
-
-
-def _read(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _commit(draft: Path, final: Path, progress: Progress, hashes: dict[str, str]) -> None:
-    manifest = {"format": FORMAT, "progress": asdict(progress), "sha256": hashes}
-    with open(draft / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _fsync_folder(draft)
-    if final.exists():  # only a torn one: resuming starts after the newest whole one
-        shutil.rmtree(final)
-    draft.rename(final)
-    _fsync_folder(final.parent)
-
-
-def _delete_old(newest: Path, keep: int) -> None:
-    folder = newest.parent
-    found = sorted(folder.glob(f"{_PREFIX}*"))
-    later = [path for path in found if path.name > newest.name]  # torn, or they would be newest
-    for path in [*later, *found[: max(0, len(found) - len(later) - keep)]]:
-        doomed = folder / f".{path.name}.deleted"  # a kill while deleting leaves nothing torn
-        path.rename(doomed)
-    for doomed in folder.glob(f".{_PREFIX}*.deleted"):
-        shutil.rmtree(doomed)
-
-
-def _manifest(path: Path) -> tuple[Progress, dict[str, str]]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        progress = Progress(**manifest["progress"])
-        hashes = manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ContractError(f"{path} has no readable {MANIFEST}", repr(error)) from error
-    if manifest.get("format") != FORMAT:
-        raise ContractError(
-            f"{path} has format {manifest.get('format')}", f"this koe reads {FORMAT}"
-        )
-    return progress, hashes
-
-
-def _verify(path: Path) -> Progress:
-    progress, hashes = _manifest(path)
-    for name, expected in hashes.items():
-        try:
-            found = _sha256(path / name)
-        except OSError as error:
-            raise ContractError(f"{path / name} cannot be read", str(error)) from error
-        if found != expected:
-            raise ContractError(
-                f"{path / name} is damaged", f"its sha256 is {found[:12]}, not {expected[:12]}"
-            )
-    return progress
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _cannot_write(folder: Path, reason: str) -> StorageError:
+    return StorageError(
+        f"a checkpoint in {folder} cannot be written",
+        reason,
+        "Free or mount the disk and start again: the run resumes from the checkpoint before.",
+    )

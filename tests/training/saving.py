@@ -1,0 +1,85 @@
+"""Saves and loads of a tiny Llama, for the tests of checkpoints."""
+
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.training.llamas import adamw, loss_of, tiny_llama, whole
+from training import checkpoint as checkpoints
+from training.checkpoint import CheckpointWriter, Progress
+from training.distributed import single
+from training.tensor_files import checkpoint_tensors
+
+RANKS = single("cpu")
+STATE = {"rate_factor": 0.5, "window": [1.25, 2.5], "reason": "尖"}
+TENSORS = "__0_0.distcp"
+
+
+def trained(seed=0, steps=1, **changes):
+    model = tiny_llama(seed, **changes)
+    optimizer = adamw(model)
+    for number in range(steps):
+        loss_of(model, number).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def writer_in(folder, ranks=RANKS, **changes):
+    settings = {"keep": 3, "keep_back_steps": 0, "asynchronous": True, **changes}
+    return CheckpointWriter(folder, ranks, **settings)
+
+
+def progress_of(steps):
+    return Progress(steps, steps + 1, steps * 10, "f" * 64, 4)
+
+
+def save(folder, model, optimizer, steps, **changes) -> Path:
+    with writer_in(folder, **changes) as writer:
+        writer.start(progress_of(steps), model, optimizer, STATE)
+        path = writer.finish()
+    assert path is not None
+    return path
+
+
+def tensors_of(model, optimizer):
+    return {name: whole(tensor) for name, tensor in checkpoint_tensors(model, optimizer).items()}
+
+
+def loaded(path, ranks=RANKS):
+    """Load into another model and return all its tensors."""
+    model = tiny_llama(seed=1)
+    optimizer = adamw(model)
+    state, _ = checkpoints.load(path, model, optimizer, ranks)
+    assert state == STATE
+    return tensors_of(model, optimizer)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def steps_in(folder):
+    assert all(name.startswith("step-") for name in names_in(folder))
+    return [int(name.removeprefix("step-")) for name in names_in(folder)]
+
+
+def never(message):
+    raise AssertionError(message)
+
+
+def newest(folder, warn=never):
+    found = checkpoints.latest(folder, warn)
+    assert found is not None
+    return found
+
+
+@contextmanager
+def full_disk(num_bytes=4096):
+    """Refuse to this process to write a file beyond so many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
