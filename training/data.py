@@ -1,4 +1,4 @@
-"""Reading shards: memory-mapped rows, the rows of each step, and batches of them."""
+"""Reading shards: memory-mapped rows and their batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pyarrow import ipc
 
 from pipeline.errors import ContractError
 from pipeline.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT, require_schema
-from pipeline.vocabulary import PAD
+from pipeline.vocabulary import END_OF_AI, END_OF_HUMAN, PAD, START_OF_AI, START_OF_HUMAN
 
 IGNORED = -100  # label of a token that is not predicted; torch's own default
-MODALITIES = (TEXT, SPEECH)  # Batch.modality holds indices into it
+MODALITIES = (TEXT, SPEECH)
+MODALITY_BIT = {TEXT: 1, SPEECH: 2}  # of ShardRows.modality
 _AGAIN = "Write the shards again with `koe run --force interleave`."
 
 
@@ -36,20 +37,22 @@ class Row:
     document_sources: list[str]
     document_ids: list[str]
     document_modalities: list[str]
+    document_parts: np.ndarray  # int32 [documents]; over 0 where a sample was split
 
 
 class ShardRows:
     """The rows of one split of a shards folder, by number, in stored order.
 
-    That order is the mixing schedule, so it is never shuffled again. Nothing is read until a row
-    is asked for; `input_ids` is never copied.
+    That order is the mixing schedule. Tokens are not read until a row is asked for, and never
+    copied; `source_modality` and `modality` take one pass over two narrow columns.
     Raises: ContractError when the folder, its index or a shard is not what koe writes.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
         index = read_index(folder)
         entries = [entry for entry in index["shards"] if entry["split"] == split]
-        self.split = split
+        self.folder, self.split = folder, split
+        self.splits = {entry["split"] for entry in index["shards"] if entry["rows"]}
         self.fingerprint = fingerprint(index)
         self.max_row_tokens = int(index["max_row_tokens"])
         self._batches: list[pa.RecordBatch] = []
@@ -80,9 +83,40 @@ class ShardRows:
             batch.column("document_sources")[at].as_py(),
             batch.column("document_ids")[at].as_py(),
             batch.column("document_modalities")[at].as_py(),
+            _list_view(batch, "document_parts", at),
         )
         self._check(row, self._names[place])
         return row
+
+    @cached_property
+    def source_modality(self) -> dict[str, str]:
+        """The modality of every source, by name, in the order of names."""
+        found: dict[str, str] = {}
+        for batch in self._batches:
+            columns = {
+                name: batch.column(f"document_{name}").flatten()
+                for name in ("sources", "modalities")
+            }
+            pairs = pa.table(columns).group_by(list(columns)).aggregate([])
+            found |= {row["sources"]: row["modalities"] for row in pairs.to_pylist()}
+        return dict(sorted(found.items()))
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of all sources; Batch.source holds indices into it."""
+        return list(self.source_modality)
+
+    @cached_property
+    def modality(self) -> np.ndarray:
+        """The modalities of each row as a sum of MODALITY_BIT, uint8 [rows]."""
+        bits = [np.zeros(0, np.uint8)]
+        for batch in self._batches:
+            column = batch.column("document_modalities")
+            is_text = pc.call_function("equal", [column.flatten(), TEXT]).to_numpy(False)
+            of_document = np.where(is_text, MODALITY_BIT[TEXT], MODALITY_BIT[SPEECH])
+            starts = column.offsets.to_numpy()[:-1] - column.offsets[0].as_py()
+            bits.append(np.bitwise_or.reduceat(of_document.astype(np.uint8), starts))
+        return np.concatenate(bits)
 
     def _open(self, path: Path, num_rows: int) -> None:
         try:
@@ -108,7 +142,12 @@ class ShardRows:
     def _check(self, row: Row, name: str) -> None:
         num_tokens, num_documents = len(row.input_ids), len(row.document_lengths)
         lengths = row.document_lengths
-        described = (row.document_sources, row.document_ids, row.document_modalities)
+        described = (
+            row.document_sources,
+            row.document_ids,
+            row.document_modalities,
+            row.document_parts,
+        )
         problem = ""
         if not 0 < num_tokens <= self.max_row_tokens:
             problem = f"it has {num_tokens} tokens, the index allows 1..{self.max_row_tokens}"
@@ -170,18 +209,24 @@ class Batch:
 
     `labels` are the token ids themselves (the loss shifts), `IGNORED` at padding and at the first
     token of each document, which nothing of its own document predicts. `position_ids` restart in
-    each document. `document_index` counts the documents of a row, -1 at padding; `modality` is
-    an index into MODALITIES, -1 at padding.
+    each document. `document_index` counts the documents of a row, -1 at padding; `source` is an
+    index into `ShardRows.sources`, -1 at padding.
     """
 
     input_ids: torch.Tensor  # int64
     labels: torch.Tensor  # int64
     position_ids: torch.Tensor  # int64
     document_index: torch.Tensor  # int32
-    modality: torch.Tensor  # int8
+    source: torch.Tensor  # int16
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return Batch(
+            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        )
+
+    def pin_memory(self) -> Batch:
+        """Move to page-locked memory, from which a GPU copies while it computes."""
+        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
     @cached_property
     def num_supervised(self) -> int:
@@ -192,9 +237,12 @@ class Batch:
         return int((self.document_index >= 0).sum())
 
 
-def collate(rows: Sequence[Row], num_embeddings: int) -> Batch:
+def collate(
+    rows: Sequence[Row], num_embeddings: int, sources: Sequence[str], loss_on: str = "all"
+) -> Batch:
     """Pad rows to their longest and mark their documents.
 
+    `loss_on`: "all", or "response" for labels of what follows start_of_ai only.
     Raises: ContractError for a token id that the model has no embedding for.
     """
     shape = (len(rows), max(len(row.input_ids) for row in rows))
@@ -203,7 +251,8 @@ def collate(rows: Sequence[Row], num_embeddings: int) -> Batch:
     labels = np.full(shape, IGNORED, np.int64)
     position_ids = np.zeros(shape, np.int64)
     document_index = np.full(shape, -1, np.int32)
-    modality = np.full(shape, -1, np.int8)
+    source = np.full(shape, -1, np.int16)
+    index_of = {name: index for index, name in enumerate(sources)}
     for place, row in enumerate(rows):
         ids, lengths = row.input_ids, row.document_lengths
         if int(ids.min()) < 0 or int(ids.max()) >= num_embeddings:
@@ -216,73 +265,35 @@ def collate(rows: Sequence[Row], num_embeddings: int) -> Batch:
         input_ids[place, :n] = ids
         labels[place, :n] = ids
         labels[place, starts] = IGNORED
+        if loss_on == "response":
+            labels[place, :n][~in_response(ids, lengths, row.document_parts)] = IGNORED
         position_ids[place, :n] = np.arange(n) - np.repeat(starts, lengths)
         document_index[place, :n] = np.repeat(np.arange(len(lengths)), lengths)
-        kinds = [MODALITIES.index(name) for name in row.document_modalities]
-        modality[place, :n] = np.repeat(kinds, lengths)
+        source[place, :n] = np.repeat([index_of[name] for name in row.document_sources], lengths)
     return Batch(
-        *(torch.from_numpy(a) for a in (input_ids, labels, position_ids, document_index, modality))
+        *(torch.from_numpy(a) for a in (input_ids, labels, position_ids, document_index, source))
     )
 
 
-def rows_of_step(step: int, rows_a_step: int, num_rows: int) -> list[int]:
-    """Number the rows of optimizer step `step` (from 0): the next ones in stored order."""
-    return [number % num_rows for number in range(step * rows_a_step, (step + 1) * rows_a_step)]
+def in_response(ids: np.ndarray, lengths: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Mark the tokens between start_of_ai and end_of_ai, the latter included, bool [tokens].
 
-
-def split_rows(
-    numbers: Sequence[int], rank: int, world: int, micro_batch_rows: int
-) -> list[list[int]]:
-    """Give rank `rank` its micro-batches of a step's rows.
-
-    Micro-batch m of rank r is the (m * world + r)-th slice, so a rank's share only depends on the
-    numbers given, and all ranks' micro-batches m together are consecutive rows.
+    The later part of a split document may begin inside an answer: it does when the first control
+    id that it holds is end_of_ai. A part without any belongs to a sample that is longer than a
+    row, and such samples are long by their answer, so it counts as one.
     """
-    slices = [
-        list(numbers[start : start + micro_batch_rows])
-        for start in range(0, len(numbers), micro_batch_rows)
-    ]
-    return slices[rank::world]
-
-
-class StepLoader:
-    """Builds the micro-batches of each step, one step ahead in a thread of its own."""
-
-    def __init__(
-        self,
-        rows: ShardRows,
-        *,
-        rows_a_step: int,
-        micro_batch_rows: int,
-        rank: int,
-        world: int,
-        num_embeddings: int,
-    ) -> None:
-        self._rows = rows
-        self._rows_a_step, self._micro_batch_rows = rows_a_step, micro_batch_rows
-        self._rank, self._world, self._num_embeddings = rank, world, num_embeddings
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="step-loader")
-        self._ahead: dict[int, Future[list[Batch]]] = {}
-
-    def __enter__(self) -> StepLoader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def batches(self, step: int) -> list[Batch]:
-        """Return this rank's micro-batches of `step`, and start on those of the next.
-
-        Raises: ContractError from reading the rows.
-        """
-        now = self._ahead.pop(step, None) or self._pool.submit(self._build, step)
-        batches = now.result()
-        self._ahead = {step + 1: self._pool.submit(self._build, step + 1)}
-        return batches
-
-    def _build(self, step: int) -> list[Batch]:
-        numbers = rows_of_step(step, self._rows_a_step, len(self._rows))
-        return [
-            collate([self._rows[number] for number in part], self._num_embeddings)
-            for part in split_rows(numbers, self._rank, self._world, self._micro_batch_rows)
+    starts = np.cumsum(lengths) - lengths
+    begins, ends = ids == START_OF_AI, ids == END_OF_AI
+    # How many answers are open before each token: of the whole row, then of its document alone.
+    open_before = np.cumsum(begins) - begins - np.cumsum(ends) + ends
+    open_before = open_before - np.repeat(open_before[starts], lengths)
+    for start, length, part in zip(starts, lengths, parts, strict=True):
+        if part == 0:
+            continue
+        document = ids[start : start + length]
+        control = document[
+            np.isin(document, (START_OF_AI, END_OF_AI, START_OF_HUMAN, END_OF_HUMAN))
         ]
+        if not len(control) or control[0] == END_OF_AI:
+            open_before[start : start + length] += 1
+    return open_before > 0

@@ -30,11 +30,16 @@ def document(
 
 
 def packed_row(
-    rng: np.random.Generator, name: str, row_tokens: int, num_documents: int, vocabulary: int | None
+    rng: np.random.Generator,
+    name: str,
+    row_tokens: int,
+    num_documents: int,
+    vocabulary: int | None,
+    only: str | None = None,
 ) -> dict:
     documents, modalities = [], []
     for place in range(num_documents):
-        modality = (TEXT, SPEECH)[(place + int(rng.integers(2))) % 2]
+        modality = only or (TEXT, SPEECH)[(place + int(rng.integers(2))) % 2]
         share = int(row_tokens / num_documents * rng.uniform(0.6, 1.0))
         documents.append(document(rng, modality, share, vocabulary))
         modalities.append(modality)
@@ -59,8 +64,12 @@ def write_shards(
     num_shards: int = 2,
     batch_rows: int = 4,
     seed: int = 0,
+    modality_runs: int | None = None,
 ) -> Path:
-    """Write `num_rows` train rows over `num_shards` shards, and two validation rows."""
+    """Write `num_rows` train rows over `num_shards` shards, and two validation rows.
+
+    `modality_runs`: so many rows of text, then as many of speech, and so on; None mixes in rows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     parts = [
@@ -71,7 +80,14 @@ def write_shards(
     for name, split, rows in [*parts, ("validation-00000.arrow", "validation", 2)]:
         table = pa.Table.from_pylist(
             [
-                packed_row(rng, f"{name}:{row}", row_tokens, num_documents, vocabulary)
+                packed_row(
+                    rng,
+                    f"{name}:{row}",
+                    row_tokens,
+                    num_documents,
+                    vocabulary,
+                    (TEXT, SPEECH)[row // modality_runs % 2] if modality_runs else None,
+                )
                 for row in range(rows)
             ],
             schema=ROW,

@@ -3,24 +3,22 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from pyarrow import ipc
 
 from pipeline.errors import ContractError
 from pipeline.schema import ROW
-from pipeline.vocabulary import NUM_EMBEDDINGS, PAD
-from tests.training.helpers import VOCABULARY, small_shards
-from tests.training.shards import write_shards
-from training.data import (
-    IGNORED,
-    MODALITIES,
-    Row,
-    ShardRows,
-    StepLoader,
-    collate,
-    rows_of_step,
-    split_rows,
+from pipeline.vocabulary import (
+    END_OF_AI,
+    END_OF_TEXT,
+    NUM_EMBEDDINGS,
+    PAD,
+    START_OF_SPEECH,
+    conversation_ids,
+    speech_ids,
 )
+from tests.training.helpers import VOCABULARY
+from tests.training.shards import write_shards
+from training.data import IGNORED, Row, ShardRows, collate, in_response
 
 
 def stored_rows(folder, split="train"):
@@ -113,46 +111,65 @@ def test_lengths_that_do_not_add_up_are_refused(tmp_path):
         rows[1]
 
 
+def row_of(index, ids, lengths, sources, parts=None):
+    return Row(
+        index, np.array(ids, np.int32), np.array(lengths, np.int32), sources,
+        [f"{index}/{place}" for place in range(len(lengths))], ["text"] * len(lengths),
+        np.array(parts or [0] * len(lengths), np.int32),
+    )  # fmt: skip
+
+
 def test_collate_marks_documents():
-    rows = [
-        Row(0, np.array([5, 6, 7, 8, 9], np.int32), np.array([2, 3], np.int32),
-            ["a", "b"], ["0", "1"], ["text", "speech"]),
-        Row(1, np.array([3, 4], np.int32), np.array([2], np.int32), ["a"], ["2"], ["speech"]),
-    ]  # fmt: skip
-    batch = collate(rows, NUM_EMBEDDINGS)
-    no, text, speech = IGNORED, MODALITIES.index("text"), MODALITIES.index("speech")
+    rows = [row_of(0, [5, 6, 7, 8, 9], [2, 3], ["b", "a"]), row_of(1, [3, 4], [2], ["b"])]
+    batch = collate(rows, NUM_EMBEDDINGS, ["a", "b"])
+    no = IGNORED
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [3, 4, PAD, PAD, PAD]]
     assert batch.labels.tolist() == [[no, 6, no, 8, 9], [no, 4, no, no, no]]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 0, 0]]
     assert batch.document_index.tolist() == [[0, 0, 1, 1, 1], [0, 0, -1, -1, -1]]
-    assert batch.modality.tolist() == [[text] * 2 + [speech] * 3, [speech] * 2 + [-1] * 3]
+    assert batch.source.tolist() == [[1, 1, 0, 0, 0], [1, 1, -1, -1, -1]]
     assert (batch.num_supervised, batch.num_tokens) == (4, 7)
 
 
 def test_an_id_without_embedding_is_refused(tmp_path):
     rows = ShardRows(write_shards(tmp_path), "train")
     with pytest.raises(ContractError, match=r"row 0 .*512 embeddings"):
-        collate([rows[0]], VOCABULARY)
+        collate([rows[0]], VOCABULARY, rows.sources)
 
 
-@pytest.mark.parametrize("world", [1, 2, 4, 8])
-def test_a_step_is_the_same_rows_at_every_world_size(world):
-    rows = rows_of_step(3, 64, 100)
-    assert rows == [number % 100 for number in range(192, 256)]
-    parts = [split_rows(rows, rank, world, 2) for rank in range(world)]
-    assert {len(part) for part in parts} == {64 // 2 // world}
-    in_turn = [n for micro in zip(*parts, strict=True) for part in micro for n in part]
-    assert in_turn == rows
+def test_only_responses_are_predicted_when_asked():
+    turns = conversation_ids([([11, 12], [21, 22]), ([13], [23])])
+    spoken = speech_ids([14], np.arange(7, dtype=np.uint16))
+    row = row_of(0, [*turns, *spoken], [len(turns), len(spoken)], ["t", "s"])
+    labels = collate([row], NUM_EMBEDDINGS, ["t", "s"], "response").labels[0]
+    kept = labels[labels != IGNORED].tolist()
+    first, second = [21, 22, END_OF_TEXT, END_OF_AI], [23, END_OF_TEXT, END_OF_AI]
+    assert kept == [*first, *second, *spoken[list(spoken).index(START_OF_SPEECH) :]]
+    everything = collate([row], NUM_EMBEDDINGS, ["t", "s"]).labels[0]
+    assert int((everything != IGNORED).sum()) == len(row.input_ids) - 2
 
 
-def test_the_loader_yields_the_rows_of_any_step(tmp_path):
-    folder = small_shards(tmp_path, num_rows=10)
-    rows = ShardRows(folder, "train")
-    settings = {"rows_a_step": 4, "micro_batch_rows": 1, "num_embeddings": VOCABULARY}
-    with StepLoader(rows, rank=1, world=2, **settings) as loader:
-        for step in (0, 1, 2, 7, 8):
-            batches = loader.batches(step)
-            numbers = [(4 * step + 1) % 10, (4 * step + 3) % 10]
-            assert len(batches) == 2
-            for batch, number in zip(batches, numbers, strict=True):
-                assert torch.equal(batch.input_ids, collate([rows[number]], VOCABULARY).input_ids)
+@pytest.mark.parametrize("cut", range(1, 19))
+def test_the_later_part_of_a_split_sample_goes_on_where_the_first_ended(cut):
+    ids = conversation_ids([([11, 12], [21, 22]), ([13], [23])])
+    assert len(ids) == 19
+    whole, before = (
+        in_response(ids, np.array([len(ids)]), np.array([0])),
+        np.array([5, 6]),
+    )
+    parts = np.concatenate([before, ids[cut:]])
+    found = in_response(parts, np.array([2, len(ids) - cut]), np.array([0, 1]))
+    assert not found[:2].any()
+    np.testing.assert_array_equal(found[2:], whole[cut:])
+
+
+def test_sources_and_modalities_are_those_of_all_rows(tmp_path):
+    folder = write_shards(tmp_path, num_rows=7, num_shards=3, batch_rows=2, num_documents=1)
+    rows, stored = ShardRows(folder, "train"), stored_rows(folder)
+    assert rows.source_modality == {"speech-source": "speech", "text-source": "text"}
+    bits = [sum({"text": 1, "speech": 2}[m] for m in set(r["document_modalities"])) for r in stored]
+    assert rows.modality.tolist() == bits
+    assert len(set(bits)) == 2
+    both = ShardRows(write_shards(tmp_path / "both", num_documents=2), "train")
+    assert 3 in both.modality
+    assert rows.splits == {"train", "validation"}
