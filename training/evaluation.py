@@ -1,0 +1,135 @@
+"""The loss on the validation split, by source, modality and codebook slot, over all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from training.config import TrainConfig
+from training.data import IGNORED, MODALITIES, Batch, ShardRows, collate
+from training.distributed import Ranks
+from training.model import PackedLlama
+from training.monitor import loss_sums, split_losses
+from training.order import split_rows
+from training.step import compute_precision
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean losses over the supervised tokens of some rows, None where there is no such token."""
+
+    loss: float  # NaN without any token
+    loss_by_source: dict[str, float | None]
+    loss_by_modality: dict[str, float | None]
+    loss_by_slot: list[float | None]  # of the 7 tokens of a frame
+    rows: int
+    tokens: int  # supervised
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate(model: nn.Module, rows: ShardRows, ranks: Ranks, config: TrainConfig) -> Evaluation:
+    """Measure the loss on up to `evaluation.max_rows` rows, spread evenly; called by every rank.
+
+    The rows fall into the same micro-batches whatever the number of ranks, and every rank runs
+    the model equally often, as the passes of a sharded model are collective. Weights, gradients,
+    random states and the model's mode are as before.
+    """
+    numbers = chosen_rows(len(rows), config.evaluation.max_rows)
+    share = split_rows(numbers, ranks.rank, ranks.world, config.micro_batch_rows)
+    num_passes = math.ceil(len(numbers) / (config.micro_batch_rows * ranks.world))
+    sums: torch.Tensor | None = None
+    with lent(model, ranks.device) as plain, _precision(plain, ranks, config):
+        for turn in range(num_passes):
+            # A rank without rows of its own in the last turn goes along and counts nothing.
+            part = share[turn] if turn < len(share) else numbers[:1]
+            batch = collate(
+                [rows[number] for number in part],
+                plain.num_embeddings,
+                rows.sources,
+                config.loss_on,
+            )
+            if turn >= len(share):
+                batch = replace(batch, labels=torch.full_like(batch.labels, IGNORED))
+            of_batch = _sums(plain, batch.to(ranks.device), len(rows.sources))
+            sums = of_batch if sums is None else sums + of_batch
+    assert sums is not None
+    total = torch.tensor(ranks.sums(sums.flatten().tolist()), dtype=torch.float64).view(sums.shape)
+    return _evaluation(total, rows, len(numbers))
+
+
+def chosen_rows(num_rows: int, max_rows: int) -> list[int]:
+    """Spread `max_rows` numbers evenly over the rows, so that all of the mix is heard."""
+    count = min(num_rows, max_rows)
+    return [place * num_rows // count for place in range(count)]
+
+
+@contextmanager
+def lent(model: nn.Module, device: torch.device) -> Iterator[PackedLlama]:
+    """Lend the model below DDP for passes without gradients, and leave no trace of them.
+
+    Random states and the mode come back. FSDP leaves its root gathered after a forward pass that
+    no backward pass follows, and whoever then reads or loads weights would meet a copy: all of it
+    is sharded again.
+    """
+    plain = model.module if isinstance(model, DistributedDataParallel) else model
+    assert isinstance(plain, PackedLlama)
+    was_training = plain.training
+    plain.eval()
+    try:
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.no_grad(),
+        ):
+            yield plain
+    finally:
+        plain.train(was_training)
+        for module in plain.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def _precision(plain: PackedLlama, ranks: Ranks, config: TrainConfig):
+    return compute_precision(plain, ranks.device.type, config.precision)
+
+
+def _sums(plain: PackedLlama, batch: Batch, num_sources: int) -> torch.Tensor:
+    losses = plain(
+        input_ids=batch.input_ids,
+        labels=batch.labels,
+        position_ids=batch.position_ids,
+        document_index=batch.document_index,
+    )
+    return loss_sums(losses.token_losses, batch.labels, batch.source, num_sources)
+
+
+def _evaluation(sums: torch.Tensor, rows: ShardRows, num_rows: int) -> Evaluation:
+    by_source, by_slot = split_losses(sums, rows.sources)
+    of_sources = sums[: len(rows.sources)]  # loss and supervised tokens of each
+    modalities = list(rows.source_modality.values())
+    by_modality = {}
+    for modality in MODALITIES:
+        chosen = [place for place, name in enumerate(modalities) if name == modality]
+        by_modality[modality] = _mean(of_sources[chosen].sum(0))
+    return Evaluation(
+        loss=math.nan if (loss := _mean(of_sources.sum(0))) is None else loss,
+        loss_by_source=by_source,
+        loss_by_modality=by_modality,
+        loss_by_slot=by_slot,
+        rows=num_rows,
+        tokens=int(of_sources[:, 1].sum()),
+    )
+
+
+def _mean(pair: torch.Tensor) -> float | None:
+    total, count = pair.tolist()
+    return total / count if count else None

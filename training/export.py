@@ -1,0 +1,185 @@
+"""A checkpoint as a Hugging Face folder that Orpheus' inference can load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.initialization import no_init_weights
+
+from pipeline.errors import ConfigError, ContractError, StorageError
+from pipeline.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
+from training import checkpoint as checkpoints
+from training.config import TrainConfig
+from training.generation import REPETITION_PENALTY
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+# Of Orpheus' inference: sampling as in the examples of canopyai/Orpheus-TTS; its engine takes the
+# end from here, as vLLM reads generation_config.json.
+GENERATION = {
+    "bos_token_id": START_OF_TEXT,
+    "eos_token_id": END_OF_SPEECH,
+    "pad_token_id": PAD,
+    "do_sample": True,
+    "temperature": 0.6,
+    "top_p": 0.95,
+    "repetition_penalty": REPETITION_PENALTY,
+}
+
+
+def export(
+    checkpoint_dir: Path,
+    config: TrainConfig,
+    out: Path,
+    *,
+    model_config: Path,
+    dtype: str,
+    codec: str,
+    save_tokenizer: Callable[[Path], None],
+) -> None:
+    """Write the weights of one checkpoint as a folder for `AutoModelForCausalLM.from_pretrained`.
+
+    `model_config` is the config.json that the run has saved (the base model's weights are not
+    needed), `codec` the label of the codec that made the shards. The folder is there whole or not
+    at all. Raises: ConfigError when `out` holds something or the model cannot speak; ContractError
+    for weights that are missing or not finite; StorageError.
+    """
+    out = out.resolve()
+    _require_free(out)
+    model = _load(checkpoint_dir, _read_model_config(model_config), DTYPES[dtype])
+    require_finite(model)
+    model.generation_config = GenerationConfig(**GENERATION)
+    progress = checkpoints.read(checkpoint_dir).progress
+    card = _card(config, progress, dtype, codec, out.name)
+    draft = out.with_name(f".{out.name}.tmp")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        model.save_pretrained(draft)
+        save_tokenizer(draft)
+        (draft / "README.md").write_text(card, encoding="utf-8")
+        mode = (draft / "README.md").stat().st_mode
+        for path in draft.iterdir():
+            path.chmod(mode)  # safetensors lets none but the owner read its files
+            _sync(path)
+        _sync(draft)
+        draft.rename(out)
+        _sync(out.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{out} cannot be written", str(error), "Free or mount the disk and export again."
+        ) from error
+
+
+def _require_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{out} exists already",
+            "an export never writes over what is there",
+            "Name another folder, or remove that one.",
+        )
+
+
+def _read_model_config(path: Path) -> LlamaConfig:
+    try:
+        found = LlamaConfig.from_json_file(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the shape of the model, {path}, cannot be read",
+            str(error),
+            "It is written when training starts: `koe train` with the same config restores it.",
+        ) from error
+    if found.vocab_size < NUM_EMBEDDINGS:
+        raise ConfigError(
+            f"a model of {found.vocab_size} embeddings cannot be exported",
+            f"Orpheus' ids need {NUM_EMBEDDINGS}",
+        )
+    found.use_cache = True  # off in training
+    return found
+
+
+def _load(checkpoint_dir: Path, model_config: LlamaConfig, dtype: torch.dtype) -> LlamaForCausalLM:
+    """Build the model on the CPU and fill it, NaN wherever the checkpoint has nothing for it."""
+    with no_init_weights():  # random weights of 3 B parameters would take a minute
+        model = LlamaForCausalLM(model_config)
+    model.to(dtype)  # pyright: ignore[reportArgumentType]
+    model.tie_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    checkpoints.load_weights(checkpoint_dir, model)
+    return model
+
+
+def require_finite(model: torch.nn.Module) -> None:
+    """Assert that every weight is finite.
+
+    Raises: ContractError naming the first that is not.
+    """
+    for name, parameter in model.named_parameters():
+        bad = int((~torch.isfinite(parameter)).sum())
+        if bad:
+            raise ContractError(
+                f"weight {name} has {bad} of {parameter.numel()} numbers that are not finite",
+                "the checkpoint lacks them, or training has spoilt them",
+                "Export an earlier checkpoint.",
+            )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _card(
+    config: TrainConfig, progress: checkpoints.Progress, dtype: str, codec: str, name: str
+) -> str:
+    base = config.base_model
+    if base is None:
+        header, origin = "", "none: trained from random weights (a trial)"
+        licence = "No base model, so none of its licences applies."
+    else:
+        header = f"base_model: {base}\n" if not Path(base).exists() else ""
+        origin = base
+        licence = (
+            "The licence of the base model applies to these weights too. A Llama 3.2 asks, among "
+            'other things, that a derived model\'s name begin with "Llama" and that "Built with '
+            'Llama" be shown. The licence of the training data is not known here.'
+        )
+    untrained = codec.startswith("UNTRAINED")
+    warning = "\n**The codec was untrained: these speech tokens are noise.**\n" if untrained else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-to-speech
+{header}---
+
+# {name}
+
+A speech language model in Orpheus' format, trained with koe {version("koe-pretrain")}.
+{warning}
+| | |
+|---|---|
+| base model | {origin} |
+| optimizer steps | {progress.steps:,} |
+| tokens seen | {progress.tokens:,} |
+| sequences a step | {progress.rows_a_step} |
+| shards (fingerprint) | `{progress.shards}` |
+| codec | {codec} |
+| weights | {dtype} (trained with {config.master_weights} master weights) |
+
+Speech: `<custom_token_3><|begin_of_text|>TEXT<|eot_id|><custom_token_4><custom_token_5>\
+<custom_token_1>`
+(ids 128259 128000 ... 128009 128260 128261 128257), then 7 ids a frame of 85.3 ms from 128266 on,
+until 128258. For an answer in text leave 128257 out and stop at 128009 (`eos_token_id=128009`).
+
+{licence}
+"""

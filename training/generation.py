@@ -1,0 +1,298 @@
+"""Speech from fixed prompts: generated, its slot grammar checked, decoded, written down."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import soundfile
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.tensorboard import SummaryWriter
+from transformers import GenerationConfig
+
+from pipeline.errors import ConfigError, StorageError
+from pipeline.schema import SPEECH
+from pipeline.vocabulary import (
+    CODEBOOK_SIZE,
+    CODEC_HZ,
+    END_OF_SPEECH,
+    FIRST_AUDIO,
+    NUM_EMBEDDINGS,
+    PAD,
+    SLOTS,
+    START_OF_HUMAN,
+    START_OF_SPEECH,
+    codes_of,
+)
+from training.config import EvaluationConfig, TrainConfig
+from training.data import MODALITY_BIT, ShardRows
+from training.distributed import Ranks
+from training.evaluation import lent
+from training.model import PackedLlama
+from training.step import compute_precision
+
+SAMPLES_FOLDER = "samples"
+# The least that Orpheus calls stable (canopyai/Orpheus-TTS, README.md).
+REPETITION_PENALTY = 1.1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What speech is generated for. `ids` end with start_of_speech."""
+
+    name: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Token ids generated for a prompt, end_of_speech included if it came."""
+
+    prompt: Prompt
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """How far generated ids are frames. A frame is valid if slot k holds an id of slot k."""
+
+    frames: int  # begun; a last one of fewer than 7 tokens counts and is not valid
+    valid_frames: int
+    valid_share: float  # 0 without frames
+    ended: bool  # end_of_speech came
+
+
+class Decoder(Protocol):
+    """Turns SNAC codes (uint16 [7 frames]) into audio (float32 [samples], 24 kHz).
+
+    `label` names the codec's weights, UNTRAINED where the audio can only be noise.
+    """
+
+    @property
+    def label(self) -> str: ...
+
+    def __call__(self, flat_codes: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Speaking:
+    """What the wiring gives a run besides the validation split. Picklable."""
+
+    prompts: tuple[Prompt, ...] = ()
+    decoder: Decoder | None = None
+
+
+def validation_prompts(rows: ShardRows, count: int) -> list[Prompt]:
+    """Take the prompts of the first `count` distinct speech documents, named by their ids.
+
+    Later parts of a split document have no prompt and are passed over.
+    """
+    found: dict[str, Prompt] = {}
+    for number in np.flatnonzero(rows.modality & MODALITY_BIT[SPEECH]).tolist():
+        if len(found) >= count:
+            break
+        row = rows[number]
+        stops = np.cumsum(row.document_lengths)
+        for place, name in enumerate(row.document_ids):
+            ids = row.input_ids[stops[place] - row.document_lengths[place] : stops[place]]
+            starts = np.flatnonzero(ids == START_OF_SPEECH)
+            whole = row.document_parts[place] == 0 and ids[0] == START_OF_HUMAN and len(starts)
+            if row.document_modalities[place] == SPEECH and whole:
+                found.setdefault(name, Prompt(name, tuple(ids[: starts[0] + 1].tolist())))
+    return list(found.values())[:count]
+
+
+def speak(
+    model: nn.Module,
+    rows: ShardRows,
+    ranks: Ranks,
+    config: TrainConfig,
+    speaking: Speaking | None,
+    out_dir: Path,
+    steps: int,
+    board: SummaryWriter | None,
+) -> dict[str, Any] | None:
+    """Generate, check and write down speech after `steps` steps; called by every rank.
+
+    Returns the summary on rank 0 (see `write_samples`); None elsewhere and without any prompt.
+    """
+    speaking = speaking or Speaking()
+    prompts = [*validation_prompts(rows, config.evaluation.prompts), *speaking.prompts]
+    precision = compute_precision(model, ranks.device.type, config.precision)
+    speeches = generate(model, prompts, config.evaluation, config.seed, ranks, precision)
+    if not speeches or not ranks.is_main:
+        return None
+    return write_samples(out_dir, steps, speeches, speaking.decoder, board)
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    settings: EvaluationConfig,
+    seed: int,
+    ranks: Ranks,
+    precision: AbstractContextManager[Any] | None = None,
+) -> list[Speech]:
+    """Speak all prompts at once, up to end_of_speech or `settings.max_frames` frames each.
+
+    Called by every rank with the same prompts and seed. Weights, random states, the model's mode
+    and settings are as before. Raises: ConfigError for a model without Orpheus' ids.
+    """
+    if not prompts:
+        return []
+    longest = max(len(prompt.ids) for prompt in prompts)
+    input_ids = torch.full((len(prompts), longest), PAD)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+        attention_mask[row, longest - len(prompt.ids) :] = 1
+    with lent(model, ranks.device) as plain, _speaking(plain), precision or nullcontext():
+        if plain.num_embeddings < NUM_EMBEDDINGS:
+            raise ConfigError(
+                f"a model of {plain.num_embeddings} embeddings cannot speak",
+                f"Orpheus' ids need {NUM_EMBEDDINGS}",
+                "Set train.evaluation.prompts: 0 and train.evaluation.texts: [].",
+            )
+        torch.manual_seed(seed)
+        generated = plain.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            input_ids=input_ids.to(ranks.device),
+            attention_mask=attention_mask.to(ranks.device),
+            generation_config=_sampling(settings),
+            # Should one rank's logits differ in the last bit and end earlier, it goes along.
+            synced_gpus=ranks.world > 1 and isinstance(plain, FSDPModule),
+        )
+    spoken = generated[:, longest:].tolist()
+    return [Speech(p, _until_end(ids)) for p, ids in zip(prompts, spoken, strict=True)]
+
+
+def _sampling(settings: EvaluationConfig) -> GenerationConfig:
+    warm: dict[str, Any] = {}
+    if settings.temperature > 0:  # top_k off, as in Orpheus' own engine; it would be 50
+        warm = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    return GenerationConfig(
+        do_sample=bool(warm),
+        **warm,
+        repetition_penalty=REPETITION_PENALTY,
+        max_new_tokens=settings.max_frames * SLOTS,
+        eos_token_id=END_OF_SPEECH,
+        pad_token_id=PAD,
+        use_cache=True,
+    )
+
+
+@contextmanager
+def _speaking(plain: PackedLlama) -> Iterator[None]:
+    """Make a model in training fit for token after token, and take that back.
+
+    Compiled layers would be compiled again for the cache's growing lengths. A sharded model would
+    gather all weights for every token: here they stay gathered until `lent` ends.
+    """
+    sharded = [
+        module
+        for module in plain.modules()
+        # The root never does: its flag is only cleared by the first forward pass.
+        if module is not plain and isinstance(module, FSDPModule) and _reshards(module)
+    ]
+    with ExitStack() as undo:
+        for module in sharded:
+            module.set_reshard_after_forward(False, recurse=False)
+            undo.callback(module.set_reshard_after_forward, True, recurse=False)
+        with torch.compiler.set_stance("force_eager"):
+            yield
+
+
+def _reshards(module: FSDPModule) -> bool:
+    group = module._get_fsdp_state()._fsdp_param_group  # torch 2.11 has no public way to ask
+    return group is not None and group._reshard_after_forward
+
+
+def _until_end(ids: list[int]) -> list[int]:
+    return ids[: ids.index(END_OF_SPEECH) + 1] if END_OF_SPEECH in ids else ids
+
+
+def grammar(ids: Sequence[int]) -> Grammar:
+    """Check what was generated after start_of_speech, up to end_of_speech."""
+    audio, ended = _audio(ids)
+    frames, valid = -(-len(audio) // SLOTS), int(_valid_frames(audio).sum())
+    return Grammar(frames, valid, valid / frames if frames else 0.0, ended)
+
+
+def valid_codes(ids: Sequence[int]) -> np.ndarray:
+    """Return the codes of the longest valid prefix of whole frames, uint16 [7 frames]."""
+    audio, _ = _audio(ids)
+    valid = _valid_frames(audio)
+    num_frames = len(valid) if valid.all() else int(valid.argmin())
+    return codes_of(audio[: num_frames * SLOTS])
+
+
+def _audio(ids: Sequence[int]) -> tuple[np.ndarray, bool]:
+    """Return the ids before end_of_speech, and whether it came."""
+    array = np.asarray(ids, np.int64)
+    ends = np.flatnonzero(array == END_OF_SPEECH)
+    return (array[: ends[0]], True) if len(ends) else (array, False)
+
+
+def _valid_frames(audio: np.ndarray) -> np.ndarray:
+    whole = audio[: len(audio) // SLOTS * SLOTS].reshape(-1, SLOTS)
+    slots = (whole - FIRST_AUDIO) // CODEBOOK_SIZE  # text and control ids come out below 0
+    return (slots == np.arange(SLOTS)).all(axis=1)
+
+
+def write_samples(
+    out_dir: Path,
+    steps: int,
+    speeches: Sequence[Speech],
+    decoder: Decoder | None,
+    board: SummaryWriter | None,
+) -> dict[str, Any]:
+    """Write `samples/step-XXXXXXXX/`: samples.json, and a WAV of what begins with a valid frame.
+
+    Returns a summary: step, codec (the decoder's label, None without one), prompts, frames,
+    valid_share (of all frames), ended_share, and the folder within `out_dir`.
+    Raises: StorageError.
+    """
+    grammars = [grammar(speech.ids) for speech in speeches]
+    frames = sum(found.frames for found in grammars)
+    summary: dict[str, Any] = {
+        "step": steps,
+        "codec": decoder.label if decoder else None,
+        "prompts": len(speeches),
+        "frames": frames,
+        "valid_share": sum(found.valid_frames for found in grammars) / frames if frames else 0.0,
+        "ended_share": sum(found.ended for found in grammars) / max(1, len(grammars)),
+        "folder": f"{SAMPLES_FOLDER}/step-{steps:08d}",
+    }
+    folder, samples = out_dir / summary["folder"], []
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # of the same step before a roll-back
+        folder.mkdir(parents=True)
+        for number, (speech, found) in enumerate(zip(speeches, grammars, strict=True)):
+            sample = {**asdict(speech), "grammar": asdict(found), "wav": None}
+            codes = valid_codes(speech.ids)
+            if decoder and len(codes):
+                sample["wav"] = f"{number:02d}.wav"
+                audio = np.clip(decoder(codes), -1.0, 1.0)
+                soundfile.write(folder / sample["wav"], audio, CODEC_HZ)
+                if board:
+                    board.add_audio(f"samples/{number:02d}", audio, steps, CODEC_HZ)
+            samples.append(sample)
+        text = json.dumps({**summary, "samples": samples}, ensure_ascii=False)
+        (folder / "samples.json").write_text(text, encoding="utf-8")
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise StorageError(
+            f"the samples {folder} cannot be written",
+            str(error),
+            "Free or mount the disk and start again: the run resumes from its last checkpoint.",
+        ) from error
+    if board:
+        for name in ("valid_share", "ended_share"):
+            board.add_scalar(f"samples/{name}", summary[name], steps)
+    return summary
