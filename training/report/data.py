@@ -1,0 +1,277 @@
+"""Reads the logs of a run into columns, and thins them without losing a spike."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError, ContractError
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
+SAMPLES_FOLDER = "samples"
+SAMPLES_FILE = "samples.json"  # in a folder of its own for each step
+APPLIED = ("accept", "clip")
+LONGEST_TEXT = 240  # characters of a reason or an id that are shown
+
+# The guard's ladder, hardest first: where events are too many to show, the hardest stay.
+_SEVERITY = ("stop", "roll_back", "rolled_back", "lower_rate", "climbing", "restore_rate", "skip")
+_MILDEST = "clip"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Finite points in ascending order of `steps`."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass
+class Table:
+    """Rows of a JSON-lines file by column: nested keys are joined by "/", lists by their index.
+
+    A value that is missing is NaN; one that is not finite is NaN too, and listed in `not_finite`
+    as (column, row, its spelling).
+    """
+
+    num_rows: int
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    actions: list[str] = field(default_factory=list)
+    not_finite: list[tuple[str, int, str]] = field(default_factory=list)
+
+    def column(self, name: str) -> np.ndarray:
+        found = self.columns.get(name)
+        return np.full(self.num_rows, np.nan) if found is None else found
+
+    def names(self, prefix: str) -> list[str]:
+        """List the columns under `prefix`/, in the order in which they first occur."""
+        return [name for name in self.columns if name.startswith(f"{prefix}/")]
+
+    def curve(self, name: str, rows: np.ndarray) -> Curve:
+        """Take the finite values of a column at the rows numbered."""
+        values, steps = self.column(name)[rows], self.column("step")[rows]
+        good = np.isfinite(values) & np.isfinite(steps)
+        return Curve(steps[good].astype(np.int64), values[good])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Generated speech; `codec` is the decoder's label, which says so where it is UNTRAINED."""
+
+    folder: Path
+    codec: str
+    samples: list[dict[str, Any]]  # of samples.json: text, wav, grammar
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training folder tells. Row numbers are those of `metrics`, in the order written.
+
+    `main`: applied steps that led to the last weights; `abandoned`: pieces that a rollback undid;
+    `skipped`: steps whose gradient was not used, which do not raise the step number.
+    """
+
+    metrics: Table
+    main: np.ndarray
+    abandoned: list[np.ndarray]
+    skipped: np.ndarray
+    evaluations: Table
+    events: list[dict[str, Any]]
+    samples: Samples
+
+
+def read_run(out_dir: Path) -> Run:
+    """Read the logs of a training folder; any of them may be missing.
+
+    Raises: ConfigError when there is none of them, ContractError when one cannot be read.
+    """
+    logs = [out_dir / name for name in (METRICS_FILE, EVENTS_FILE, EVALUATIONS_FILE)]
+    if not any(path.is_file() and path.stat().st_size for path in logs):
+        raise ConfigError(
+            f"{out_dir} holds no training run",
+            f"it has none of {METRICS_FILE}, {EVENTS_FILE}, {EVALUATIONS_FILE}",
+            "Name the folder that `koe train` writes its checkpoints and logs to, or train first.",
+        )
+    metrics, events = read_table(logs[0]), list(_read_lines(logs[1]))
+    main, abandoned, skipped = follow(metrics, events)
+    return Run(metrics, main, abandoned, skipped, read_table(logs[2]), events, _newest(out_dir))
+
+
+def read_table(path: Path) -> Table:
+    """Read the numbers of a JSON-lines file without keeping its objects.
+
+    Raises: ContractError naming a line that is no JSON object.
+    """
+    if not path.is_file():
+        return Table(0)
+    with open(path, "rb") as file:
+        num_rows = sum(line.endswith(b"\n") for line in file)
+    return _table(_read_lines(path), num_rows)
+
+
+def follow(
+    metrics: Table, events: list[dict[str, Any]]
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Split the rows into (main, abandoned pieces, skipped).
+
+    Where an applied step does not come after the one before, the run went back to before it: all
+    from that step on is abandoned. A rollback after which no step was taken shows in its event.
+    """
+    main: list[int] = []
+    abandoned: list[np.ndarray] = []
+    skipped: list[int] = []
+    steps, data_steps = metrics.column("step"), metrics.column("data_step")
+
+    def abandon(keep: int) -> None:
+        if keep < len(main):
+            abandoned.append(np.array(main[keep:]))
+            del main[keep:]
+
+    for row, action in enumerate(metrics.actions):
+        if action not in APPLIED:
+            skipped.append(row)
+            continue
+        keep = len(main)
+        while keep and steps[main[keep - 1]] >= steps[row]:
+            keep -= 1
+        abandon(keep)
+        main.append(row)
+    for event in events[-1:]:
+        if event.get("event") == "rolled_back":
+            step, data_step = number(event.get("step")), number(event.get("data_step"))
+            undone = [steps[row] > step and data_steps[row] <= data_step for row in main]
+            abandon(undone.index(True) if True in undone else len(main))
+    return np.array(main, np.int64), abandoned, np.array(skipped, np.int64)
+
+
+def thin(curve: Curve, buckets: int) -> Curve:
+    """Keep the first, last, smallest and largest point of each of so many buckets.
+
+    At most 4 points a bucket remain, each as it was measured: no spike is averaged away.
+    """
+    if len(curve) <= 4 * buckets:
+        return curve
+    kept = set()
+    for part in np.array_split(np.arange(len(curve)), buckets):
+        values = curve.values[part]
+        kept |= {part[0], part[-1], part[values.argmin()], part[values.argmax()]}
+    places = np.array(sorted(kept))
+    return Curve(curve.steps[places], curve.values[places])
+
+
+def medians(curve: Curve, buckets: int) -> Curve:
+    """Take the median of each of so many buckets of neighbouring points, at its middle step."""
+    parts = np.array_split(np.arange(len(curve)), min(buckets, len(curve)))
+    return Curve(
+        np.array([curve.steps[part[len(part) // 2]] for part in parts], np.int64),
+        np.array([np.median(curve.values[part]) for part in parts]),
+    )
+
+
+def hardest(events: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Choose at most so many events, the hardest of the guard's, in the order written."""
+    ranked = sorted(range(len(events)), key=lambda place: (severity(events[place]), place))
+    return [events[place] for place in sorted(ranked[:most])]
+
+
+def severity(event: dict[str, Any]) -> int:
+    """Rank an event: 0 is the hardest of the guard's ladder; what is no rung of it comes late."""
+    kind = str(event.get("event"))
+    if kind in _SEVERITY:
+        return _SEVERITY.index(kind)
+    return len(_SEVERITY) + (kind == _MILDEST)
+
+
+def shorten(text: str, most: int = LONGEST_TEXT) -> str:
+    """Cut a text that is longer than so many characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def number(value: Any) -> float:
+    """Read a number of the logs, where NaN and infinities are strings; NaN for none at all."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON-lines file; a torn last line is left out."""
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8") as file:
+        for place, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise _unreadable(path, place, str(error)) from error
+            if not isinstance(row, dict):
+                raise _unreadable(path, place, f"it is a {type(row).__name__}, not an object")
+            yield row
+
+
+def _unreadable(path: Path, place: int, why: str) -> ContractError:
+    return ContractError(
+        f"line {place} of {path} cannot be read", why, "Delete the line and report again."
+    )
+
+
+def _table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], num_rows: int = -1) -> Table:
+    rows = list(rows) if num_rows < 0 else rows
+    table = Table(len(rows) if isinstance(rows, list) else num_rows)
+    for place, row in zip(range(table.num_rows), rows, strict=False):  # the file may be growing
+        table.actions.append(str(row.get("action", APPLIED[0])))
+        for name, value in _flatten("", row):
+            column = table.columns.get(name)
+            if column is None:
+                column = table.columns[name] = np.full(table.num_rows, np.nan)
+            found = number(value)
+            if math.isfinite(found):
+                column[place] = found
+            else:
+                table.not_finite.append((name, place, str(value)))
+    return table
+
+
+def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (column, value) of all numbers in a row, those spelled as strings too."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number or value in ("nan", "inf", "-inf"):
+            yield prefix, value
+        return
+    for key, item in items:
+        yield from _flatten(f"{prefix}/{key}" if prefix else str(key), item)
+
+
+def _newest(out_dir: Path) -> Samples:
+    """Read the newest folder of generated speech that says what it holds."""
+    for path in sorted((out_dir / SAMPLES_FOLDER).glob(f"step-*/{SAMPLES_FILE}"), reverse=True):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            samples = [dict(sample) for sample in found["samples"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ContractError(
+                f"{path} cannot be read", repr(error), "Delete its folder and report again."
+            ) from error
+        return Samples(path.parent, str(found.get("codec") or ""), samples)
+    return Samples(out_dir, "", [])
