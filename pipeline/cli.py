@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -204,13 +204,41 @@ def train(
     config: ConfigOption = DEFAULT_CONFIG,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = True,
     overrides: SetOption = None,
+    replay: Annotated[
+        str | None, typer.Option(help="Run the step of an event (E0003) again, and stop.")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write the run's report.html, and stop.")
+    ] = False,
 ) -> None:
     """Train on the shards, on the local GPUs, CPUs, or the Ray cluster."""
-    from pipeline import views
-    from pipeline.job import run_training
+    from pipeline import job, views
 
-    result = run_training(load_config(config, overrides), err, resume=resume)
-    out.print(views.training_view(result.last_rows[-5:]))
+    settings = load_config(config, overrides)
+    if report:
+        from training.report import write_report
+
+        out.print(f"wrote {write_report(job.training_folder(settings))}", markup=False)
+    elif replay:
+        out.print(views.replay_view(job.replay_event(settings, replay)))
+    else:
+        result = job.run_training(settings, err, resume=resume)
+        out.print(views.training_view(result.last_rows[-5:]))
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new folder for model and tokenizer.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    checkpoint: Annotated[int | None, typer.Option(help="Its step; the newest if none.")] = None,
+    dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the weights.")] = "bf16",
+    overrides: SetOption = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder with the tokenizer that Orpheus expects."""
+    from pipeline.job import export_model
+
+    export_model(load_config(config, overrides), folder, checkpoint, dtype)
+    err.print(f"wrote {folder}", markup=False)
 
 
 def _opened(settings: PipelineConfig) -> tuple[Plan, Ledger]:

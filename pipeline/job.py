@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from pipeline.storage import Storage
 
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
     from training.launch import TrainResult
+    from training.replay import Replay
 
 STAGES = ("ingest", "score", "encode", "tokenize", "interleave", "train")
 
@@ -244,19 +246,53 @@ def run_training(config: PipelineConfig, console: Console, resume: bool = True) 
 
     Raises: ConfigError when there are no shards, or not the hardware that the config asks for.
     """
+    from pipeline.speaking import speaking
     from training.launch import launch
 
+    shards = _shards_folder(config)
+    console.print(f"train       up to step {config.train.max_steps}", markup=False)
+    return launch(
+        config.train,
+        shards,
+        training_folder(config),
+        resume=resume,
+        ray_address=config.ray.address,
+        num_cpus=config.ray.num_cpus,
+        speaking=speaking(config),
+    )
+
+
+def replay_event(config: PipelineConfig, event: str) -> Replay:
+    """Run the step of an event of the run's training again, in this process.
+
+    Raises: ConfigError.
+    """
+    from training.replay import replay
+
+    return replay(config.train, _shards_folder(config), training_folder(config), event)
+
+
+def export_model(
+    config: PipelineConfig, folder: Path, step: int | None, dtype: Literal["bf16", "fp32"]
+) -> None:
+    """Write a checkpoint of the run's training as a Hugging Face folder.
+
+    Raises: ConfigError when there is no such checkpoint, or `folder` is not free.
+    """
+    from pipeline.speaking import export_run
+
+    export_run(config, folder, step, dtype)
+
+
+def training_folder(config: PipelineConfig) -> Path:
+    """Return the local folder of checkpoints and logs."""
+    return Storage(config.run_dir).local_path("train")
+
+
+def _shards_folder(config: PipelineConfig) -> Path:
     storage = Storage(config.run_dir)
     if storage.size(INDEX) is None:
         raise ConfigError(
             f"{config.run_dir} has no shards", remedy="Make them with `koe run --to interleave`."
         )
-    console.print(f"train       up to step {config.train.max_steps}", markup=False)
-    return launch(
-        config.train,
-        storage.local_path("shards"),
-        storage.local_path("train"),
-        resume=resume,
-        ray_address=config.ray.address,
-        num_cpus=config.ray.num_cpus,
-    )
+    return storage.local_path("shards")

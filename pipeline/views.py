@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -13,6 +13,9 @@ from rich.text import Text
 from pipeline.inspection import Document, named_ids, num_frames, text_runs
 from pipeline.plan import Plan
 from pipeline.vocabulary import CODEC_HZ, FRAME_SAMPLES, unflatten_codes
+
+if TYPE_CHECKING:  # training imports torch, which most commands do not need
+    from training.replay import Replay
 
 
 def _grid(title: str, *columns: str) -> Table:
@@ -170,20 +173,56 @@ def training_view(metrics: Sequence[dict[str, Any]]) -> Table:
         "gradient norm",
         "rate",
         "tokens/s",
+        "guard",
     )
     for row in metrics:
+        by_modality = row["loss_by_modality"]
         table.add_row(
             str(row["step"]),
-            f"{row['loss']:.4f}",
-            *(
-                f"{row[k]:.4f}" if row.get(k) is not None else "-"
-                for k in ("loss_text", "loss_speech")
-            ),
-            f"{row['gradient_norm']:.3f}",
+            _number(row["loss"], ".4f"),
+            *(_number(by_modality.get(name), ".4f") for name in ("text", "speech")),
+            _number(row["gradient_norm"], ".3f"),
             f"{row['learning_rate']:.2e}",
             f"{row['tokens_per_second']:,.0f}",
+            "" if row["action"] == "accept" else row["action"],
         )
     return table
+
+
+def replay_view(replay: Replay, most: int = 30) -> RenderableType:
+    """Render a step that was run again: its numbers, and the documents of the highest loss."""
+    event = replay.event
+    steps = event["step"] - replay.weights_step
+    head = Text(
+        f"{event['id']} {event['event']} at step {event['step']}: {event['reason']}\n"
+        f"logged  loss {_number(event['loss'], '.4f')}  gradient norm "
+        f"{_number(event['gradient_norm'], '.4f')}\n"
+        f"again   loss {replay.loss:.4f}  gradient norm {replay.gradient_norm:.4f}, with the "
+        f"weights of step {replay.weights_step}" + (f" ({steps} before)" if steps else "")
+    )
+    table = _grid(
+        "Documents, the highest loss first", "document", "source", "modality", "row",
+        "gradient norm of the row", "tokens", "loss",
+    )  # fmt: skip
+    for document in replay.documents[:most]:
+        table.add_row(
+            Text(document.id),
+            Text(document.source),
+            document.modality,
+            str(document.row),
+            f"{replay.row_gradient_norms[document.row]:.4f}",
+            f"{document.tokens:,}",
+            _number(document.loss, ".4f"),
+        )
+    left = len(replay.documents) - most
+    return Group(head, table, Text(f"and {left} more") if left > 0 else Text(""))
+
+
+def _number(value: Any, form: str) -> str:
+    """Format a number of a log, in which NaN and infinities are words and None is nothing."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else format(value, form)
 
 
 def documents_view(

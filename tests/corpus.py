@@ -69,6 +69,8 @@ def write_corpus(folder: Path, num_samples: int = 40) -> Path:
             "accumulation_steps": 1,
             "max_steps": 2,
             "warmup_steps": 1,
+            "allow": ["few_sequences", "single_modality_steps"],
+            "evaluation": {"every_steps": 2, "max_rows": 1, "prompts": 1, "max_frames": 2},
         },
     }
     path = folder / "pipeline.yaml"

@@ -24,7 +24,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config = _read_config(options.config)
-        loop.require_precision(config)
         loop.train(config, options.shards, options.out, from_torchrun(config.device))
     except KoeError as error:
         print(f"error: {error}", file=sys.stderr)

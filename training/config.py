@@ -6,11 +6,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from training.preflight import REFUSALS
 
-class TinyModelConfig(BaseModel):
-    """Shape of a Llama with random weights, for demos and tests."""
 
+class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TinyModelConfig(Strict):
+    """Shape of a Llama with random weights, for demos and tests."""
 
     hidden_size: int = 64
     intermediate_size: int = 192
@@ -24,13 +28,82 @@ class TinyModelConfig(BaseModel):
     )
 
 
-class TrainConfig(BaseModel):
+class NewRowsConfig(Strict):
+    """The embedding rows that the base model does not have: control ids and audio codes."""
+
+    init: Literal["mean_cov", "per_codebook", "small_random"] = Field(
+        default="per_codebook",
+        description="mean_cov: drawn from the old rows' mean and covariance; per_codebook: so too, "
+        "with one part shared by a slot and one by a code of a codebook; small_random: N(0, 0.02)",
+    )
+    learning_rate_factor: float = Field(
+        default=1.0, gt=0, description="of these rows' learning rate to that of the rest"
+    )
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="of these rows; null: as the rest"
+    )
+
+
+class GuardConfig(Strict):
+    """When a step is clipped, skipped, and what follows from several skipped ones.
+
+    Limits are in standard deviations from the median of the last accepted steps, estimated from
+    their median absolute deviation; both are robust against the very spikes they look for.
+    """
+
+    enabled: bool = Field(default=True, description="false: only steps that are not finite stop")
+    window_steps: int = Field(default=128, ge=8, description="accepted steps that are remembered")
+    clip_sigmas: float = Field(
+        default=4.0, gt=0, description="a gradient norm above it is clipped to the median"
+    )
+    skip_sigmas: float = Field(
+        default=8.0, gt=0, description="a loss or gradient norm above it is not applied"
+    )
+    least_deviation: float = Field(
+        default=0.02, gt=0, description="share of the median that a deviation counts for at least"
+    )
+    # Until the window is full. The first loss of random rows is about log(156,938) = 12.
+    max_loss: float = Field(default=30.0, gt=0, description="until the window is full")
+    max_gradient_norm: float = Field(default=1000.0, gt=0, description="until the window is full")
+    within_steps: int = Field(default=64, ge=1, description="skips in so many steps count together")
+    lower_rate_after_skips: int = Field(default=3, ge=1)
+    rate_factor: float = Field(default=0.5, gt=0, lt=1, description="of each lowering")
+    restore_rate_after_steps: int = Field(
+        default=500, ge=1, description="accepted in a row, then one lowering is taken back"
+    )
+    climb_factor: float = Field(
+        default=5.0,
+        gt=1,
+        description="the rate is lowered too when the median gradient norm is so many times the "
+        "lowest that it has been",
+    )
+    roll_back_after_skips: int = Field(default=6, ge=1)
+    roll_back_steps: int = Field(default=100, ge=1, description="at least, to a checkpoint")
+    skip_data_steps: int = Field(
+        default=200, ge=0, description="batches left out after the spike, as PaLM's 200 to 500"
+    )
+    max_rollbacks: int = Field(default=3, ge=0, description="one more stops the run")
+
+
+class EvaluationConfig(Strict):
+    """What is measured on the validation shards, and what is generated."""
+
+    every_steps: int = Field(default=500, ge=0, description="0: never")
+    max_rows: int = Field(default=256, ge=1, description="of the validation split")
+    prompts: int = Field(
+        default=3, ge=0, description="speech documents of the validation split to speak"
+    )
+    texts: list[str] = Field(default=[], description="sentences to speak besides")
+    max_frames: int = Field(default=150, ge=1, description="of generated speech; 85.3 ms each")
+    temperature: float = Field(default=0.6, ge=0, description="0: the likeliest token")
+    top_p: float = Field(default=0.95, gt=0, le=1)
+
+
+class TrainConfig(Strict):
     """How to train on the shards. The defaults are the published recipe's cure.
 
     64 sequences a step = workers 8 x micro_batch_rows 2 x accumulation_steps 4.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     launcher: Literal["ray", "inline"] = Field(
         default="ray", description="ray: Ray Train; inline: one worker in this process"
@@ -47,13 +120,36 @@ class TrainConfig(BaseModel):
         ge=0,
         description="restarts from the last checkpoint when a worker dies (Ray only)",
     )
+    parallel: Literal["fsdp", "ddp"] = Field(
+        default="fsdp", description="fsdp: weights, gradients and moments sharded (FSDP2)"
+    )
+    compile: bool = Field(default=False, description="torch.compile of every layer")
+    attention: Literal["auto", "varlen", "flex", "mask"] = Field(
+        default="auto", description="auto: varlen; mask is the plain one that others must equal"
+    )
+    loss_kernel: Literal["auto", "chunked", "plain"] = Field(
+        default="auto", description="auto: chunked; plain holds all logits, for comparison"
+    )
     base_model: str | None = Field(
         default="meta-llama/Llama-3.2-3B",
         description="hub id or folder; null: `tiny`, random weights",
     )
     tiny: TinyModelConfig = TinyModelConfig()
+    new_rows: NewRowsConfig = NewRowsConfig()
     precision: Literal["bf16", "fp32", "fp16"] = Field(
-        default="bf16", description="of compute; master weights are FP32. fp16 is refused"
+        default="bf16", description="of compute; fp16 is refused unless allowed"
+    )
+    master_weights: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16 is refused unless allowed"
+    )
+    allow: list[Literal[*REFUSALS]] = Field(  # pyright: ignore[reportInvalidTypeForm]
+        default=[], description="refused settings to train with all the same, by name"
+    )
+    loss_on: Literal["all", "response"] = Field(
+        default="all", description="response: only what follows start_of_ai is predicted"
+    )
+    z_loss: float = Field(
+        default=0.0, ge=0, description="weight of the squared log normaliser; 1e-4 to 1e-5 if used"
     )
     micro_batch_rows: int = Field(default=2, ge=1, description="rows a worker handles at once")
     accumulation_steps: int = Field(default=4, ge=1)
@@ -72,10 +168,27 @@ class TrainConfig(BaseModel):
     loss_chunk_tokens: int = Field(
         default=1024, ge=1, description="tokens whose logits exist at once"
     )
+    activation_checkpointing: bool = Field(
+        default=False, description="recompute each layer in the backward pass: less memory, slower"
+    )
     checkpoint_every_steps: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=3, ge=1)
+    async_checkpoints: bool = Field(
+        default=True, description="written beside the next steps; false: training waits"
+    )
+    guard: GuardConfig = GuardConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     log_every_steps: int = Field(
         default=1, ge=1, description="for console and TensorBoard; metrics.jsonl has every step"
+    )
+    monitor_every_steps: int = Field(
+        default=10, ge=1, description="norms of weights and updates, which cost a pass over both"
+    )
+    peak_tflops: float | None = Field(
+        default=None, gt=0, description="of a GPU in dense BF16; null: by its name, if known"
+    )
+    wandb_project: str | None = Field(
+        default=None, description="logs to Weights & Biases too, if wandb is installed"
     )
     resume_on_other_shards: bool = Field(
         default=False, description="continue a checkpoint although the shards have changed since"

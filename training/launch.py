@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from pipeline.errors import ConfigError, KoeError, StageError
-from training import loop
+from training import loop, preflight
 from training.config import TrainConfig
-from training.distributed import from_process_group, single
-from training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, read_metrics
+from training.distributed import BACKENDS, from_process_group, single
+from training.generation import Speaking
+from training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, read_metrics, require_wandb
+from training.run import CHECKPOINT_FOLDER
 
 RAY_FOLDER = "ray"
 _WITHOUT = (
@@ -45,7 +47,8 @@ def check(
     With `ray_address` the workers run elsewhere and `launch` asks the cluster instead.
     Raises: ConfigError.
     """
-    loop.require_precision(config)
+    preflight.require(preflight.refused_settings(config), config)
+    require_wandb(config)
     if config.launcher == "inline" and config.workers != 1:
         raise ConfigError(
             f"train.launcher: inline cannot run {config.workers} workers",
@@ -66,9 +69,11 @@ def launch(
     ray_address: str | None = None,
     num_cpus: int | None = None,
     last_rows: int = 20,
+    speaking: Speaking | None = None,
 ) -> TrainResult:
     """Train on the folder `shards` and keep checkpoints and logs in `out_dir`.
 
+    `speaking`, which must be picklable, is what evaluations generate and how it is decoded.
     With `resume` it goes on from the newest checkpoint there; without, there must be none. A Ray
     that is already running is used as it is, otherwise one is started at `ray_address`, or here
     with `num_cpus`, for the time of the call. All workers must see both folders at these paths.
@@ -76,17 +81,17 @@ def launch(
     """
     shards, out_dir = shards.resolve(), out_dir.resolve()
     check(config, ray_address=ray_address or _running_ray(config), num_cpus=num_cpus)
-    checkpoint_dir = out_dir / loop.CHECKPOINT_FOLDER
+    checkpoint_dir = out_dir / CHECKPOINT_FOLDER
     if not resume and any(checkpoint_dir.glob("step-*")):
         raise ConfigError(
             f"{checkpoint_dir} holds checkpoints, and the run is not to resume from them",
             remedy="Resume, train into another folder, or delete that one.",
         )
     if config.launcher == "inline":
-        steps = loop.train(config, shards, out_dir, single(config.device))
+        steps = loop.train(config, shards, out_dir, single(config.device), speaking)
     else:
         with _ray(ray_address, num_cpus):
-            steps = _train_on_ray(config, shards, out_dir)
+            steps = _train_on_ray(config, shards, out_dir, speaking)
     return TrainResult(
         steps,
         read_metrics(out_dir, last_rows),
@@ -137,7 +142,15 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[None]:
         yield
         return
     try:
-        ray.init(address=address or "local", num_cpus=num_cpus, include_dashboard=False)
+        # Below ERROR, Ray Train's helper actor complains every second that there is no dashboard
+        # (2.60, placement_group_cleaner.py). A cluster logs as it was told.
+        quiet = None if address else ray.LoggingConfig(log_level="ERROR")
+        ray.init(
+            address=address or "local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            logging_config=quiet,
+        )
     except (ConnectionError, ValueError) as error:
         raise ConfigError(
             f"Ray cannot be started at {address or 'this machine'}",
@@ -150,7 +163,9 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _train_on_ray(config: TrainConfig, shards: Path, out_dir: Path) -> int:
+def _train_on_ray(
+    config: TrainConfig, shards: Path, out_dir: Path, speaking: Speaking | None
+) -> int:
     import ray
     from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -168,8 +183,9 @@ def _train_on_ray(config: TrainConfig, shards: Path, out_dir: Path) -> int:
             "shards": str(shards),
             "out_dir": str(out_dir),
             "threads": threads,
+            "speaking": speaking,
         },
-        torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
+        torch_config=TorchConfig(backend=BACKENDS[config.device]),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=config.device == "cuda",
@@ -217,9 +233,15 @@ def _ray_worker(settings: dict[str, Any]) -> int | KoeError:
     local_rank = get_device().index or 0 if config.device == "cuda" else 0
     ranks = from_process_group(config.device, local_rank)
     try:
-        return loop.train(config, Path(settings["shards"]), Path(settings["out_dir"]), ranks)
+        return loop.train(
+            config,
+            Path(settings["shards"]),
+            Path(settings["out_dir"]),
+            ranks,
+            settings["speaking"],
+        )
     except KoeError as error:
-        shared = isinstance(error, ConfigError | loop.NotFinite)
+        shared = isinstance(error, ConfigError | loop.Exploded)
         if shared or ranks.world == 1:
             return error
         raise

@@ -1,88 +1,116 @@
-"""What a run writes down: metrics.jsonl, events.jsonl, TensorBoard, and a line on the console."""
+"""What a run writes down: metrics.jsonl, events.jsonl, evaluations.jsonl, TensorBoard, W&B, console.
+
+metrics.jsonl and TensorBoard count batches (`data_step`), which only ever grow; `step` counts
+optimizer steps, and goes back when the guard rolls back.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
+from pipeline.errors import ConfigError
+from training.checkpoint import Progress
+from training.config import TrainConfig
+
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+_LASTING = ("started",)  # events of the process, not of a batch: a resume does not take them back
 
 
-@dataclass(frozen=True)
-class StepMetrics:
-    """One optimizer step. `step` counts from 1: it is the number of steps done after it.
-
-    Losses are means over the supervised tokens of all ranks, None where a step has no token of
-    the modality. `tokens` are all but padding.
-    """
-
-    step: int
-    loss: float
-    loss_text: float | None
-    loss_speech: float | None
-    gradient_norm: float  # before clipping
-    learning_rate: float
-    tokens: int
-    total_tokens: int
-    tokens_per_second: float
-    seconds: float
-    data_wait_seconds: float  # of `seconds`, on rank 0
-
-
-class MetricsLog:
+class RunLog:
     """Appends to the logs of a run in `out_dir`; used by rank 0 only.
 
-    Opening it after `steps_done` steps removes later steps from metrics.jsonl and TensorBoard,
-    so that a resumed run's files are those of a run never interrupted.
+    Opening it after `data_steps` batches removes what was written about later ones, so that a
+    resumed run's files are those of a run never interrupted.
+    Raises: ConfigError when W&B is asked for and is not installed.
     """
 
-    def __init__(self, out_dir: Path, steps_done: int, max_steps: int, every: int) -> None:
+    def __init__(self, out_dir: Path, data_steps: int, config: TrainConfig) -> None:
+        require_wandb(config)
         out_dir.mkdir(parents=True, exist_ok=True)
-        self._every, self._max_steps = every, max_steps
-        path = out_dir / METRICS_FILE
-        _keep_steps(path, steps_done)
-        self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._events = open(out_dir / EVENTS_FILE, "a", encoding="utf-8")  # noqa: SIM115
-        self._board = SummaryWriter(str(out_dir / TENSORBOARD_FOLDER), purge_step=steps_done + 1)
+        self._every, self._max_steps = config.log_every_steps, config.max_steps
+        self._files: dict[str, TextIO] = {}
+        for name in (METRICS_FILE, EVENTS_FILE, EVALUATIONS_FILE):
+            _keep(out_dir / name, data_steps)
+            self._files[name] = open(out_dir / name, "a", encoding="utf-8")  # noqa: SIM115 - close()
+        self._num_events = len(read_events(out_dir))
+        self.board = SummaryWriter(
+            str(out_dir / TENSORBOARD_FOLDER), purge_step=data_steps + 1 if data_steps else None
+        )
+        self._wandb = _open_wandb(out_dir, config)
 
-    def __enter__(self) -> MetricsLog:
-        return self
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self.board.close()
+        if self._wandb:
+            self._wandb.finish()
 
-    def __exit__(self, *_: object) -> None:
-        self._metrics.close()
-        self._events.close()
-        self._board.close()
-
-    def step(self, metrics: StepMetrics) -> None:
-        """Write one step to the file, and every so often to console and TensorBoard."""
-        _append(self._metrics, asdict(metrics))
-        if metrics.step % self._every and metrics.step != self._max_steps:
+    def step(self, row: dict[str, Any]) -> None:
+        """Write one batch's row to the file, and every so often to console and boards."""
+        self._append(METRICS_FILE, row)
+        applied = row["action"] in ("accept", "clip")
+        if applied and row["step"] % self._every and row["step"] != self._max_steps:
             return
-        say(_line(metrics, self._max_steps))
-        for name, value in asdict(metrics).items():
-            if name != "step" and value is not None:
-                self._board.add_scalar(f"train/{name}", value, metrics.step)
+        say(_line(row, self._max_steps))
+        numbers = dict(_numbers("train", row))
+        for name, value in numbers.items():
+            self.board.add_scalar(name, value, row["data_step"])
+        if self._wandb:
+            self._wandb.log(numbers, step=row["data_step"])
 
-    def event(self, kind: str, **details: Any) -> None:
-        """Write down something out of the ordinary at once and to stay."""
-        _append(self._events, {"event": kind, **details})
+    def event(self, kind: str, progress: Progress, **details: Any) -> str:
+        """Write down something out of the ordinary, at once and to stay; return its id."""
+        self._num_events += 1
+        id = f"E{self._num_events:04d}"
+        head = {
+            "id": id,
+            "event": kind,
+            "step": progress.steps,
+            "data_step": progress.data_steps,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._append(EVENTS_FILE, head | details)
         self.sync()
+        if kind not in _LASTING:
+            reason = f": {details['reason']}" if details.get("reason") else ""
+            say(f"{id} {kind} at step {progress.steps}{reason}")
+        return id
+
+    def evaluation(self, progress: Progress, row: dict[str, Any]) -> None:
+        """Write what was measured on the validation split, and about the spoken prompts."""
+        row = {"step": progress.steps, "data_step": progress.data_steps, **row}
+        self._append(EVALUATIONS_FILE, row)
+        numbers = dict(_numbers("validation", row))
+        for name, value in numbers.items():
+            self.board.add_scalar(name, value, progress.data_steps)
+        if self._wandb:
+            self._wandb.log(numbers, step=progress.data_steps)
+        say(f"validation at step {progress.steps}: loss {row['loss']:.4f}")
 
     def sync(self) -> None:
         """Force all logs to disk; called before each checkpoint that counts on them."""
-        for file in (self._metrics, self._events):
+        for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        self._board.flush()
+        self.board.flush()
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        self._files[name].write(json.dumps(_finite(row), allow_nan=False) + "\n")
+        self._files[name].flush()
 
 
 def say(message: str) -> None:
@@ -93,17 +121,53 @@ def say(message: str) -> None:
 
 def read_metrics(out_dir: Path, last: int | None = None) -> list[dict[str, Any]]:
     """Read the rows of metrics.jsonl, or only the `last` ones; a torn last line is left out."""
-    path = out_dir / METRICS_FILE
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in _whole_lines(path)]
+    rows = _read(out_dir / METRICS_FILE)
     return rows if last is None else rows[max(0, len(rows) - last) :]
 
 
-def _keep_steps(path: Path, steps_done: int) -> None:
+def read_events(out_dir: Path) -> list[dict[str, Any]]:
+    """Read events.jsonl; a torn last line is left out."""
+    return _read(out_dir / EVENTS_FILE)
+
+
+def require_wandb(config: TrainConfig) -> None:
+    """Raise ConfigError when W&B is asked for and is not installed."""
+    if config.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            f"train.wandb_project is {config.wandb_project}",
+            "the package wandb is not installed",
+            "Run `pip install wandb`, or set train.wandb_project: null.",
+        )
+
+
+def _open_wandb(out_dir: Path, config: TrainConfig) -> Any:
+    if not config.wandb_project:
+        return None
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    folder = out_dir.resolve()
+    return wandb.init(
+        project=config.wandb_project,
+        dir=str(out_dir),
+        name=folder.parent.name,
+        id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],  # a resume goes on with its run
+        resume="allow",
+        config=config.model_dump(),
+    )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
+
+
+def _keep(path: Path, data_steps: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= steps_done]
+    kept = [
+        line
+        for line in _whole_lines(path)
+        if (row := json.loads(line))["data_step"] <= data_steps or row.get("event") in _LASTING
+    ]
     draft = path.with_name(path.name + ".tmp")
     draft.write_text("".join(kept), encoding="utf-8")
     draft.replace(path)
@@ -114,26 +178,40 @@ def _whole_lines(path: Path) -> list[str]:
         return [line for line in file if line.endswith("\n")]
 
 
-def _append(file: TextIO, row: dict[str, Any]) -> None:
-    file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
-    file.flush()
-
-
 def _finite(value: Any) -> Any:
     """Spell NaN and infinities as strings, for which JSON has no numbers."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
 
 
-def _line(m: StepMetrics, max_steps: int) -> str:
-    text, speech = ("-" if v is None else f"{v:.4f}" for v in (m.loss_text, m.loss_speech))
+def _numbers(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Flatten a row to named numbers: train/loss_by_source/jchat."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key not in ("step", "data_step"):
+                yield from _numbers(f"{prefix}/{key}", item)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _numbers(f"{prefix}/{place}", item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield prefix, float(value)
+
+
+def _line(row: dict[str, Any], max_steps: int) -> str:
+    text, speech = (
+        "-" if row["loss_by_modality"].get(name) is None else f"{row['loss_by_modality'][name]:.4f}"
+        for name in ("text", "speech")
+    )
+    mfu = "" if row["mfu_causal"] is None else f"  MFU {row['mfu_causal']:.1%}"
+    action = "" if row["action"] == "accept" else f"  [{row['action']}]"
     return (
-        f"step {m.step}/{max_steps}  loss {m.loss:.4f} (text {text}, speech {speech})  "
-        f"gradient norm {m.gradient_norm:.3f}  learning rate {m.learning_rate:.2e}  "
-        f"{m.tokens_per_second:,.0f} tokens/s  {m.seconds:.2f} s (data {m.data_wait_seconds:.3f} s)"
+        f"step {row['step']}/{max_steps}  loss {row['loss']:.4f} (text {text}, speech {speech})  "
+        f"gradient norm {row['gradient_norm']:.3f}  learning rate {row['learning_rate']:.2e}  "
+        f"{row['tokens_per_second']:,.0f} tokens/s{mfu}  {row['seconds']:.2f} s "
+        f"(data {row['data_wait_seconds']:.3f} s){action}"
     )

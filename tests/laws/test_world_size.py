@@ -1,132 +1,182 @@
-"""Law: the number of ranks changes neither the rows of a step, nor its loss and gradients."""
+"""Law: the number of ranks changes neither the rows of a step, nor its loss and gradients, nor
+what the guard makes of it. 64 sequences a step: 8 ranks x 2 rows x 4 micro-batches."""
 
-import socket
+from __future__ import annotations
+
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tests.training.helpers import (
-    gradients,
     one_thread,
+    saved_tensors,
     small_config,
-    small_model,
     small_shards,
 )
+from tests.training.ranks import run_ranks
 from training import loop
-from training.data import ShardRows, StepLoader
-from training.distributed import Ranks, from_process_group, single
-from training.metrics import read_metrics
+from training.config import GuardConfig, TrainConfig
+from training.distributed import Ranks, single
+from training.metrics import read_events, read_metrics
+from training.run import open_run
+from training.step import accumulate_gradients
 
 __all__ = ["one_thread"]  # applies to every test here
 
-ROWS_A_STEP = 8
+SEQUENCES = 64
+STEPS = 3
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+def config_for(world: int, **changes) -> TrainConfig:
+    settings = {
+        "workers": world,
+        "micro_batch_rows": 2,
+        "accumulation_steps": SEQUENCES // 2 // world,
+        "max_steps": STEPS,
+        "checkpoint_every_steps": STEPS,
+        "learning_rate": 1e-3,
+    }
+    return small_config(**{**settings, "allow": [], **changes})
 
 
-def join(rank: int, world: int, port: int) -> Ranks:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
-    )
-    return from_process_group("cpu", 0)
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def config_for(world: int, **changes):
-    return small_config(
-        workers=world, micro_batch_rows=2, accumulation_steps=ROWS_A_STEP // 2 // world, **changes
-    )
+def one_step(shards: Path, out: Path, ranks: Ranks, **changes) -> dict:
+    """Take the second step's gradients."""
+    with open_run(config_for(ranks.world, **changes), shards, out, ranks, None) as run:
+        result = accumulate_gradients(run.model, run.loader.batches(1), ranks, "fp32", 2)
+        grads = {
+            name: whole(p.grad).clone()
+            for name, p in run.plain_model.named_parameters()
+            if p.grad is not None
+        }
+    found = asdict(result)
+    del found["token_losses"]
+    return found | {"gradients": grads}
 
 
-def one_step(shards: Path, ranks: Ranks, step: int = 1):
-    config, inner = config_for(ranks.world), small_model()
-    model = ranks.wrap(inner)
-    rows = ShardRows(shards, "train")
-    with StepLoader(
-        rows, rows_a_step=ROWS_A_STEP, micro_batch_rows=2, rank=ranks.rank, world=ranks.world,
-        num_embeddings=inner.num_embeddings,
-    ) as loader:  # fmt: skip
-        losses = loop.accumulate_gradients(model, loader.batches(step), ranks, config.precision)
-    return losses, gradients(inner)
+def in_world(ranks: Ranks, parallel: str, shards: Path, folder: Path) -> None:
+    found = one_step(shards, folder / "one", ranks, parallel=parallel)
+    torch.save(found, folder / f"{ranks.rank}.pt")
+    config = config_for(ranks.world, parallel=parallel)
+    loop.train(config, shards, folder / "run", ranks)
+    for kind in ("nan", "spike"):
+        torch.save(
+            bad_step(kind, parallel, shards, folder, ranks), folder / f"{kind}{ranks.rank}.pt"
+        )
 
 
-def in_world(rank: int, world: int, port: int, shards: Path, out: Path) -> None:
-    ranks = join(rank, world, port)
-    losses, grads = one_step(shards, ranks)
-    torch.save({"losses": vars(losses), "gradients": grads}, out / f"{rank}.pt")
-    loop.train(config_for(world), shards, out / "run", ranks)
-    stop_by_one_bad_rank(shards, out, ranks)
-    dist.destroy_process_group()
+def bad_step(kind: str, parallel: str, shards: Path, folder: Path, ranks: Ranks) -> dict:
+    """Spoil the third step on the last rank only; return what every rank did and held."""
+    config = config_for(ranks.world, parallel=parallel, guard=GuardConfig(max_gradient_norm=50))
+    with open_run(config, shards, folder / kind, ranks, None) as run:
+        loop.take_step(run)
+        before = held(run)
+        norm = run.plain_model.model.norm
+
+        def spoil(module: nn.Module, inputs, output: torch.Tensor) -> torch.Tensor:
+            if ranks.rank < ranks.world - 1:
+                return output
+            # A huge gradient behind an ordinary loss, or a loss that is no number.
+            return (
+                output * float("nan")
+                if kind == "nan"
+                else output + 1e4 * (output - output.detach())
+            )
+
+        hook = norm.register_forward_hook(spoil)
+        bad = loop.take_step(run)
+        same = all(torch.equal(value, before[name]) for name, value in held(run).items())
+        hook.remove()
+        good = loop.take_step(run)
+    return {"bad": bad.action.name, "reason": bad.reason, "same": same, "good": good.action.name}
 
 
-def stop_by_one_bad_rank(shards: Path, out: Path, ranks: Ranks) -> None:
-    """Make the hidden states NaN on the last rank only, and note what each rank did."""
-    build, seen = loop.build_optimizer, {}
-
-    def spy(model, config):
-        seen["model"] = model
-        if ranks.rank == ranks.world - 1:
-            model.llama.model.norm.register_forward_hook(lambda *a: a[2] * float("nan"))
-        return build(model, config)
-
-    loop.build_optimizer = spy
-    before = small_model().llama.state_dict()
-    message = "no error"
-    try:
-        loop.train(config_for(ranks.world), shards, out / "bad", ranks)
-    except loop.NotFinite as error:
-        message = str(error)
-    after = seen["model"].llama.state_dict()
-    same = all(torch.equal(before[name], after[name]) for name in before)
-    (out / f"{ranks.rank}.txt").write_text(f"{same} {message}")
+def held(run) -> dict[str, torch.Tensor]:
+    """Copy this rank's weights and moments."""
+    found = {name: whole(p).detach().clone() for name, p in run.plain_model.named_parameters()}
+    for name, parameter in run.plain_model.named_parameters():
+        for key, value in run.optimizer.state[parameter].items():
+            found[f"{name}.{key}"] = whole(value).clone()
+    return found
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    """Run `in_world` once: starting two processes costs more than all that they do."""
-    folder = tmp_path_factory.mktemp("two_ranks")
-    shards = small_shards(folder / "shards", num_rows=20)
-    mp.spawn(in_world, args=(2, free_port(), shards, folder), nprocs=2, join=True)
-    return folder
+def shards(tmp_path_factory):
+    return small_shards(
+        tmp_path_factory.mktemp("shards"), num_rows=160, row_tokens=48, num_documents=2
+    )
 
 
-def test_gradients_of_two_ranks_are_those_of_one(two_ranks):
-    losses, grads = one_step(two_ranks / "shards", single("cpu"))
-    for rank in range(2):
-        found = torch.load(two_ranks / f"{rank}.pt", weights_only=True)
-        assert found["losses"]["loss"] == pytest.approx(losses.loss, rel=1e-6)
-        assert found["losses"]["supervised"] == losses.supervised
-        assert found["losses"]["tokens"] == losses.tokens
-        assert found["losses"]["by_modality"] == pytest.approx(losses.by_modality, rel=1e-6)
-        for name, gradient in grads.items():
+@pytest.fixture(scope="module")
+def alone(shards, tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("alone")
+    found = one_step(shards, folder / "one", single("cpu"))
+    loop.train(config_for(1), shards, folder / "run", single("cpu"))
+    return folder, found
+
+
+@pytest.fixture(scope="module", params=[(2, "ddp"), (2, "fsdp"), (8, "fsdp")], ids=str)
+def together(request, shards, tmp_path_factory):
+    world, parallel = request.param
+    folder = tmp_path_factory.mktemp(f"{parallel}{world}")
+    run_ranks(in_world, world, parallel, shards, folder)
+    return world, parallel, folder
+
+
+def test_loss_and_gradients_are_those_of_one_rank(together, alone):
+    world, _, folder = together
+    _, expected = alone
+    for rank in range(world):
+        found = torch.load(folder / f"{rank}.pt", weights_only=True)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        assert found["supervised"] == expected["supervised"]
+        assert found["tokens"] == expected["tokens"]
+        assert found["largest_logit"] == pytest.approx(expected["largest_logit"], rel=1e-5)
+        torch.testing.assert_close(found["sums"], expected["sums"], rtol=1e-5, atol=1e-5)
+        assert found["gradients"].keys() == expected["gradients"].keys()
+        for name, gradient in expected["gradients"].items():
             torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_of_two_ranks_follows_that_of_one_and_goes_on_with_one(two_ranks):
-    shards, run = two_ranks / "shards", two_ranks / "run"
-    loop.train(config_for(1), shards, two_ranks / "single", single("cpu"))
-    ours, theirs = read_metrics(run), read_metrics(two_ranks / "single")
-    assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
+def test_a_run_follows_that_of_one_rank_and_goes_on_with_one(together, alone, shards):
+    _, _, folder = together
+    ours, theirs = read_metrics(folder / "run"), read_metrics(alone[0] / "run")
+    assert len(ours) == STEPS
     for row, expected in zip(ours, theirs, strict=True):
-        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-3)
-        assert row["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-2)
-    names = sorted(path.name for path in (run / "checkpoints/step-00000006").iterdir())
-    assert names == ["manifest.json", "model.pt", "optimizer.pt", "rng-00000.pt", "rng-00001.pt"]
-    assert loop.train(config_for(1, max_steps=7), shards, run, single("cpu")) == 7
+        assert row["tokens"] == expected["tokens"]
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert row["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=1e-3)
+        assert row["loss_by_source"] == pytest.approx(expected["loss_by_source"], rel=1e-3)
+    config = config_for(1, max_steps=STEPS + 1)
+    found, wanted = (saved_tensors(out / "run", STEPS, config) for out in (folder, alone[0]))
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=2e-5)
+    assert loop.train(config, shards, folder / "run", single("cpu")) == STEPS + 1
+    assert read_metrics(folder / "run")[-1]["data_step"] == STEPS + 1
 
 
-def test_one_bad_rank_stops_all_before_the_update(two_ranks):
-    for rank in range(2):
-        same, message = (two_ranks / f"{rank}.txt").read_text().split(" ", 1)
-        assert same == "True"
-        assert "step 1 gave a loss of nan" in message
+@pytest.mark.parametrize(("kind", "reason"), [("nan", "loss is nan"), ("spike", "gradient norm")])
+def test_one_bad_rank_makes_all_skip_with_weights_and_moments_untouched(together, kind, reason):
+    world, _, folder = together
+    for rank in range(world):
+        found = torch.load(folder / f"{kind}{rank}.pt", weights_only=True)
+        assert found["bad"] == "SKIP", found
+        assert found["same"]
+        assert found["reason"].startswith(reason)
+        assert found["good"] == "ACCEPT", "the next batch is taken again"
+    event = read_events(folder / kind)[-1]
+    assert event["event"] == "skip"
+    assert len(event["rows"]) == SEQUENCES
+    assert sum(len(ids) for ids in event["document_ids"]) == 2 * SEQUENCES
 
 
 def test_a_world_of_one_needs_no_process_group():
@@ -134,7 +184,7 @@ def test_a_world_of_one_needs_no_process_group():
     assert not dist.is_initialized()
     assert ranks.sums([1, 2.5]) == [1.0, 2.5]
     assert ranks.from_main(7) == 7
+    assert ranks.maximum(2.5) == 2.5
+    assert ranks.gather_objects("a") == ["a"]
     assert ranks.all(True)
     assert not ranks.all(False)
-    model = torch.nn.Linear(2, 2)
-    assert ranks.wrap(model) is model

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from tests.training.shards import write_shards
-from training.config import TinyModelConfig, TrainConfig
+from training import checkpoint as checkpoints
+from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
 from training.data import Batch, ShardRows, collate
-from training.model import PackedCausalLM, build_model
+from training.distributed import single
+from training.model import PackedLlama, build_model
+from training.optim import build_optimizer
+from training.tensor_files import checkpoint_tensors
 
 VOCABULARY = 512
 
@@ -42,6 +46,8 @@ def small_config(**changes: Any) -> TrainConfig:
         "learning_rate": 1e-2,
         "loss_chunk_tokens": 48,
         "checkpoint_every_steps": 2,
+        "evaluation": EvaluationConfig(every_steps=0),
+        "allow": ["few_sequences"],
         **changes,
     }
     return TrainConfig(**settings)
@@ -53,16 +59,27 @@ def small_shards(folder: Path, **changes: Any) -> Path:
 
 def batch_of(shards: Path, numbers: list[int]) -> Batch:
     rows = ShardRows(shards, "train")
-    return collate([rows[number] for number in numbers], VOCABULARY)
+    return collate([rows[number] for number in numbers], VOCABULARY, rows.sources)
 
 
-def small_model(**changes: Any) -> PackedCausalLM:
-    config = small_config(**changes)
-    return PackedCausalLM(build_model(config), config.loss_chunk_tokens)
+def small_model(**changes: Any) -> PackedLlama:
+    return build_model(small_config(**changes))
 
 
-def gradients(model: PackedCausalLM) -> dict[str, torch.Tensor]:
+def gradients(model: PackedLlama) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def saved_tensors(out_dir: Path, steps: int, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """Read weights and moments of a run's checkpoint, by name."""
+    model = build_model(config)
+    optimizer = build_optimizer(model, config)
+    before = torch.get_rng_state()
+    checkpoints.load(
+        checkpoints.step_folder(out_dir / "checkpoints", steps), model, optimizer, single("cpu")
+    )
+    torch.set_rng_state(before)
+    return {name: tensor.clone() for name, tensor in checkpoint_tensors(model, optimizer).items()}
 
 
 def assert_same_weights(left: dict, right: dict) -> None:

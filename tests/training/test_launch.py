@@ -9,9 +9,9 @@ import ray
 import torch
 
 from pipeline.errors import ConfigError, StageError
-from tests.training.helpers import assert_same_weights, small_config, small_shards
+from tests.training.helpers import assert_same_weights, saved_tensors, small_config, small_shards
 from training.__main__ import main
-from training.config import TrainConfig
+from training.config import GuardConfig, TrainConfig
 from training.launch import check, launch
 from training.metrics import EVENTS_FILE, read_metrics
 
@@ -31,7 +31,7 @@ def test_too_few_gpus_are_refused_with_a_batch_that_fits(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"2 GPUs.*train.workers: 2.*stays 64"):
         check(TrainConfig())
-    check(TrainConfig(workers=2))
+    check(TrainConfig(workers=2, accumulation_steps=16))
     check(TrainConfig(), ray_address="auto")  # the cluster is asked once it is reached
 
 
@@ -42,7 +42,7 @@ def test_too_few_cpus_are_refused_instead_of_waiting():
 
 
 def test_fp16_and_inline_workers_are_refused():
-    with pytest.raises(ConfigError, match="fp16 is refused"):
+    with pytest.raises(ConfigError, match="fp16: its largest number is 65,504"):
         check(small_config(precision="fp16"))
     with pytest.raises(ConfigError, match="inline cannot run 2 workers"):
         check(small_config(workers=2))
@@ -103,30 +103,29 @@ def test_ray_restarts_a_killed_worker_from_its_checkpoint(tmp_path, capfd):
     assert result.steps == 30
     first, second = (event for event in events(out) if event["event"] == "started")
     assert first["step"] == 0
-    assert second["step"] >= 4
+    assert second["step"] >= 2  # that of step 4 may not have been committed yet
     assert first["process"] != second["process"]
     assert [row["step"] for row in read_metrics(out)] == list(range(1, 31))
     shown = capfd.readouterr()
     assert (shown.out + shown.err).count("step 30/30") <= 1, "Ray shows lines of print() twice"
 
     launch(config.model_copy(update={"launcher": "inline"}), shards, tmp_path / "whole")
-    ours, theirs = (
-        torch.load(path / "checkpoints/step-00000030/model.pt", weights_only=True)
-        for path in (out, tmp_path / "whole")
-    )
-    assert_same_weights(ours, theirs)
+    assert_same_weights(*(saved_tensors(path, 30, config) for path in (out, tmp_path / "whole")))
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_ray_hands_back_the_workers_own_error_at_once(tmp_path):
     shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
+    guard = GuardConfig(enabled=False)
     config = small_config(
-        launcher="ray", learning_rate=1e30, max_gradient_norm=1e30, warmup_steps=0
+        launcher="ray", learning_rate=1e30, max_gradient_norm=1e30, warmup_steps=1, guard=guard
     )
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(StageError, match=r"gave a loss of .*was not applied"):
+    with pytest.raises(
+        StageError, match=r"stopped at step 2 because .*No update of it was applied"
+    ):
         launch(config, shards, out)
-    assert [event["event"] for event in events(out)] == ["started", "not_finite"]
+    assert [event["event"] for event in events(out)] == ["started", "stop"]
     assert signal.getsignal(signal.SIGINT) is handler
 
 

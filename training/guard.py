@@ -1,0 +1,229 @@
+"""Decides about each step from its loss and gradient norm, before any state is touched.
+
+A spike is judged against the median of the last accepted steps and their median absolute
+deviation, which the rare bad step does not move; rejected values never enter the window. What
+follows is a ladder: clip, skip, lower the rate, roll back and leave the data out (as PaLM did,
+arXiv 2204.02311, section 5.1), stop. OLMo-core's skip-step optimizer (6 sigma over 128 steps, off
+until its window is full and after each resume) is where this differs: here absolute limits hold
+until then, the window is saved, and what is not finite never reaches weights or moments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from statistics import median
+from typing import Any
+
+from training.config import GuardConfig
+
+# For a normal distribution the standard deviation is so many median absolute deviations.
+_DEVIATIONS = 1.4826
+
+
+class Action(IntEnum):
+    """What to do with a step, each harder than the one before; ranks agree on the hardest."""
+
+    ACCEPT = 0
+    CLIP = 1
+    SKIP = 2
+    LOWER_RATE = 3  # and skip
+    ROLL_BACK = 4
+    STOP = 5
+
+    @property
+    def applies(self) -> bool:
+        """Whether the step's gradient is used."""
+        return self <= Action.CLIP
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Above which a step is not applied (`loss`, `gradient_norm`) or clipped (`clip`)."""
+
+    loss: float
+    gradient_norm: float
+    clip: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`clip_to`: the gradient norm that a clipped step is scaled down to."""
+
+    action: Action
+    reason: str
+    limits: Limits
+    clip_to: float | None = None
+
+
+@dataclass
+class _State:
+    """Everything that the next verdict depends on; JSON in the checkpoint."""
+
+    losses: list[float]
+    gradient_norms: list[float]
+    skips: list[int]  # data steps of the skips that still count
+    skips_since_lowering: list[int]
+    lowerings: int = 0
+    accepted_in_a_row: int = 0
+    rollbacks: int = 0
+    lowest_median: float | None = None
+
+
+class Guard:
+    """The ladder and its memory. The same on all ranks, as all see the same numbers."""
+
+    def __init__(self, config: GuardConfig) -> None:
+        self.config = config
+        self._state = _State([], [], [], [])
+
+    @property
+    def rate_factor(self) -> float:
+        """What the learning rate is multiplied by."""
+        return self.config.rate_factor**self._state.lowerings
+
+    @property
+    def rollbacks(self) -> int:
+        return self._state.rollbacks
+
+    def judge(self, data_step: int, loss: float, gradient_norm: float) -> Verdict:
+        """Decide about the step that consumed batch `data_step`, and remember the decision.
+
+        `loss`: mean over all supervised tokens of the step; `gradient_norm`: of all parameters,
+        before clipping. Either may be NaN or infinite.
+        """
+        limits = self.limits()
+        reason = _violation(loss, gradient_norm, limits)
+        if not self.config.enabled:
+            finite = math.isfinite(loss) and math.isfinite(gradient_norm)
+            return Verdict(
+                Action.ACCEPT if finite else Action.STOP, "" if finite else reason, limits
+            )
+        if reason:
+            return self._reject(data_step, reason, limits)
+        verdict = Verdict(Action.ACCEPT, "", limits)
+        if gradient_norm > limits.clip:
+            clip_to = median(self._state.gradient_norms)
+            why = f"gradient norm {gradient_norm:.4g} is above {limits.clip:.4g}"
+            # Remembered as what it was clipped to: a run of clipped steps must not lift the limit.
+            gradient_norm = limits.clip
+            verdict = Verdict(Action.CLIP, why, limits, clip_to)
+        self._accept(loss, gradient_norm)
+        return verdict
+
+    def limits(self) -> Limits:
+        """Return the limits for the next step: absolute ones until the window is full."""
+        c, s = self.config, self._state
+        if len(s.losses) < c.window_steps:
+            return Limits(c.max_loss, c.max_gradient_norm, math.inf)
+        loss, loss_deviation = _centre(s.losses, c.least_deviation)
+        norm, norm_deviation = _centre(s.gradient_norms, c.least_deviation)
+        return Limits(
+            loss + c.skip_sigmas * loss_deviation,
+            norm + c.skip_sigmas * norm_deviation,
+            norm + c.clip_sigmas * norm_deviation,
+        )
+
+    def climbing(self) -> str:
+        """Lower the rate when the gradient norm has climbed, and say so; "" when it has not.
+
+        The window follows a slow climb, so its median is held against the lowest that it has been
+        since the window first filled.
+        """
+        s, c = self._state, self.config
+        if not c.enabled or len(s.gradient_norms) < c.window_steps:
+            return ""
+        now = median(s.gradient_norms)
+        if s.lowest_median is None or now < s.lowest_median:
+            s.lowest_median = now
+        if now <= c.climb_factor * s.lowest_median:
+            return ""
+        why = (
+            f"the median gradient norm is {now:.4g}, {now / s.lowest_median:.1f} times its lowest "
+            f"{s.lowest_median:.4g}"
+        )
+        s.lowest_median = now  # the next lowering takes another climb
+        self._lower()
+        return why
+
+    def restored(self) -> bool:
+        """Take one lowering of the rate back after enough accepted steps; say whether it was."""
+        s = self._state
+        if not s.lowerings or s.accepted_in_a_row < self.config.restore_rate_after_steps:
+            return False
+        s.lowerings -= 1
+        s.accepted_in_a_row = 0
+        return True
+
+    def roll_back_to(self, saved: dict[str, Any]) -> None:
+        """Take the window back that belongs to the checkpoint's weights, and count the rollback."""
+        rollbacks, lowerings = self._state.rollbacks + 1, self._state.lowerings
+        self.load_state_dict(saved)
+        s = self._state
+        s.rollbacks, s.lowerings = max(rollbacks, s.rollbacks), max(lowerings, s.lowerings)
+        s.skips, s.skips_since_lowering, s.accepted_in_a_row = [], [], 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self._state)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self._state = _State(**saved)
+        keep = self.config.window_steps
+        self._state.losses = self._state.losses[-keep:]
+        self._state.gradient_norms = self._state.gradient_norms[-keep:]
+
+    def _accept(self, loss: float, gradient_norm: float) -> None:
+        s = self._state
+        s.losses = [*s.losses[1 - self.config.window_steps :], loss]
+        s.gradient_norms = [*s.gradient_norms[1 - self.config.window_steps :], gradient_norm]
+        s.accepted_in_a_row += 1
+
+    def _reject(self, data_step: int, reason: str, limits: Limits) -> Verdict:
+        s, c = self._state, self.config
+        s.accepted_in_a_row = 0
+        s.skips = _recent([*s.skips, data_step], data_step, c.within_steps)
+        s.skips_since_lowering = _recent(
+            [*s.skips_since_lowering, data_step], data_step, c.within_steps
+        )
+        if len(s.skips) >= c.roll_back_after_skips:
+            counted = f"{reason}; {len(s.skips)} steps skipped of the last {c.within_steps}"
+            if s.rollbacks >= c.max_rollbacks:
+                return Verdict(Action.STOP, f"{counted}, after {s.rollbacks} rollbacks", limits)
+            return Verdict(Action.ROLL_BACK, counted, limits)
+        if len(s.skips_since_lowering) >= c.lower_rate_after_skips:
+            number = len(s.skips_since_lowering)
+            self._lower()
+            counted = f"{reason}; {number} steps skipped of the last {c.within_steps}"
+            return Verdict(Action.LOWER_RATE, counted, limits)
+        return Verdict(Action.SKIP, reason, limits)
+
+    def _lower(self) -> None:
+        self._state.lowerings += 1
+        self._state.skips_since_lowering = []
+        self._state.accepted_in_a_row = 0
+
+
+def _violation(loss: float, gradient_norm: float, limits: Limits) -> str:
+    """Say which limit a step breaks; "" for none. NaN breaks every limit."""
+    for name, value, limit in (
+        ("loss", loss, limits.loss),
+        ("gradient norm", gradient_norm, limits.gradient_norm),
+    ):
+        if not math.isfinite(value):
+            return f"{name} is {value}"
+        if value > limit:
+            return f"{name} {value:.4g} is above {limit:.4g}"
+    return ""
+
+
+def _centre(values: Sequence[float], least_deviation: float) -> tuple[float, float]:
+    """Return the median and a robust standard deviation."""
+    middle = median(values)
+    deviation = _DEVIATIONS * median(abs(value - middle) for value in values)
+    return middle, max(deviation, least_deviation * abs(middle))
+
+
+def _recent(steps: list[int], now: int, within: int) -> list[int]:
+    return [step for step in steps if step > now - within]

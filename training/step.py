@@ -1,0 +1,99 @@
+"""One step's gradients: of the mean over all supervised tokens of all ranks and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from pipeline.errors import ContractError
+from training.data import Batch
+from training.distributed import Ranks, gradient_sync
+from training.loss import Losses
+from training.monitor import loss_sums
+
+_COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step's forward and backward passes gave; all but `token_losses` over all ranks."""
+
+    loss: float  # mean over the supervised tokens
+    supervised: int
+    tokens: int  # all but padding
+    sums: torch.Tensor  # see training.monitor.loss_sums; on the CPU
+    largest_logit: float
+    token_losses: list[torch.Tensor]  # of this rank's micro-batches, [rows, tokens] each
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    ranks: Ranks,
+    precision: str,
+    num_sources: int,
+) -> StepResult:
+    """Add up the gradients of one step.
+
+    The count of tokens is known before the first backward pass, so that every token weighs the
+    same, however the rows fall into micro-batches and ranks.
+    Raises: ContractError without any token to predict.
+    """
+    counts = [sum(b.num_supervised for b in batches), sum(b.num_tokens for b in batches)]
+    supervised, tokens = (int(value) for value in ranks.sums(counts))
+    if not supervised:
+        raise ContractError(
+            "a step has no token to predict",
+            "all its documents have one token, or none holds a response",
+            "Check the shards with `koe inspect`, and train.loss_on.",
+        )
+    # The sum of the ranks' gradients is divided by their number; this takes that back.
+    scale = ranks.world / supervised
+    parts: list[Losses] = []
+    sums: torch.Tensor | None = None
+    for place, batch in enumerate(batches):
+        batch = batch.to(ranks.device)
+        with gradient_sync(model, place == len(batches) - 1):
+            losses = forward(model, batch, precision)
+            (losses.total * scale).backward()
+        parts.append(losses)
+        of_batch = loss_sums(losses.token_losses, batch.labels, batch.source, num_sources)
+        sums = of_batch if sums is None else sums + of_batch
+    assert sums is not None
+    summed = ranks.sums(sums.flatten().tolist())
+    total = torch.tensor(summed, dtype=torch.float64).view(sums.shape)
+    largest = max(float(losses.largest_logit) for losses in parts)
+    return StepResult(
+        loss=float(total[:num_sources, 0].sum()) / supervised,
+        supervised=supervised,
+        tokens=tokens,
+        sums=total,
+        largest_logit=ranks.maximum(largest),
+        token_losses=[losses.token_losses for losses in parts],
+    )
+
+
+def forward(model: nn.Module, batch: Batch, precision: str) -> Losses:
+    """Run a batch that is on the model's device."""
+    with compute_precision(model, batch.input_ids.device.type, precision):
+        return model(
+            input_ids=batch.input_ids,
+            labels=batch.labels,
+            position_ids=batch.position_ids,
+            document_index=batch.document_index,
+        )
+
+
+def compute_precision(
+    model: nn.Module, device_type: str, precision: str
+) -> AbstractContextManager[Any]:
+    """Compute in `precision`; FSDP casts the weights by its own policy instead."""
+    if precision == "fp32" or isinstance(model, FSDPModule):
+        return nullcontext()
+    return torch.autocast(device_type, dtype=_COMPUTE_DTYPE[precision])
