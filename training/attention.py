@@ -8,6 +8,7 @@ no documents (generation) is scaled dot-product attention under every kind.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -54,17 +55,20 @@ def choose_attention(wanted: str, device: str) -> str:
     return wanted
 
 
-def attention_inputs(kind: str, document_index: torch.Tensor) -> dict[str, Any]:
+def attention_inputs(
+    kind: str, document_index: torch.Tensor, boundaries: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Return what LlamaModel.forward must be given to keep documents apart, once a batch.
 
-    `document_index`: integer [rows, tokens], 0, 1, 2.. within a row, -1 at padding. For varlen
-    on a GPU this waits for the device, so that no layer has to.
+    `document_index`: integer [rows, tokens], 0, 1, 2.. within a row, -1 at padding. Varlen also
+    needs `boundaries`, what `document_boundaries` makes of it: worked out here from an index that
+    is on a GPU they make the process wait for all that the GPU has to do before.
     """
     if kind == "mask":
         return {"attention_mask": document_causal_mask(document_index)}
     if kind == "flex":
         return {"attention_mask": document_block_mask(document_index)}
-    starts = document_boundaries(document_index)
+    starts = document_boundaries(document_index) if boundaries is None else boundaries
     longest = max(end - start for start, end in pairwise(starts))
     return {
         # Whatever has four dimensions is taken for a finished mask: none is built, none looked at.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,14 +39,18 @@ class PackedLlama(LlamaForCausalLM):
         return self.model.embed_tokens.num_embeddings
 
     def hidden_states(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, document_index: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        document_index: torch.Tensor,
+        document_boundaries: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Run the body, documents apart: [rows, tokens] to [rows, tokens, width]."""
         return self.model(
             input_ids=input_ids,
             position_ids=position_ids,
             use_cache=False,
-            **attention_inputs(self.attention_kind, document_index),
+            **attention_inputs(self.attention_kind, document_index, document_boundaries),
         ).last_hidden_state
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -53,12 +58,14 @@ class PackedLlama(LlamaForCausalLM):
         input_ids: torch.Tensor | None = None,
         *,
         document_index: torch.Tensor | None = None,
+        document_boundaries: Sequence[int] | None = None,
         labels: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         **others: Any,
     ) -> Losses | Any:
         """Return the losses of a batch of packed rows (see `training.data.Batch`).
 
+        `document_boundaries` as in `training.attention`; None works them out of `document_index`.
         Without `document_index` this is Hugging Face's own forward, for generation.
         """
         if document_index is None:
@@ -79,7 +86,7 @@ class PackedLlama(LlamaForCausalLM):
         if torch.is_autocast_enabled(device_type) and device_type != "cpu":
             compute_dtype = torch.get_autocast_dtype(device_type)
         return next_token_losses(
-            self.hidden_states(input_ids, position_ids, document_index),
+            self.hidden_states(input_ids, position_ids, document_index, document_boundaries),
             head,
             labels,
             chunk_tokens=self.loss_chunk_tokens,

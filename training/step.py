@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from pipeline.errors import ContractError
+from training.attention import document_boundaries
 from training.data import Batch
 from training.distributed import Ranks, gradient_sync
 from training.loss import Losses
@@ -58,9 +59,10 @@ def accumulate_gradients(
     parts: list[Losses] = []
     sums: torch.Tensor | None = None
     for place, batch in enumerate(batches):
+        boundaries = document_boundaries(batch.document_index)  # while the GPU is still busy
         batch = batch.to(ranks.device)
         with gradient_sync(model, place == len(batches) - 1):
-            losses = forward(model, batch, precision)
+            losses = forward(model, batch, precision, boundaries)
             (losses.total * scale).backward()
         parts.append(losses)
         of_batch = loss_sums(losses.token_losses, batch.labels, batch.source, num_sources)
@@ -79,14 +81,17 @@ def accumulate_gradients(
     )
 
 
-def forward(model: nn.Module, batch: Batch, precision: str) -> Losses:
-    """Run a batch that is on the model's device."""
+def forward(
+    model: nn.Module, batch: Batch, precision: str, boundaries: Sequence[int] | None = None
+) -> Losses:
+    """Run a batch that is on the model's device; `boundaries` as `attention_inputs` takes them."""
     with compute_precision(model, batch.input_ids.device.type, precision):
         return model(
             input_ids=batch.input_ids,
             labels=batch.labels,
             position_ids=batch.position_ids,
             document_index=batch.document_index,
+            document_boundaries=boundaries,
         )
 
 
