@@ -1,0 +1,270 @@
+"""tokens/s and MFU of koe's trainer beside the Hugging Face Trainer, same shards, same run.
+
+    python -m benchmarks.trainer_gpu            Orpheus-3B's shape on one GPU
+    python -m benchmarks.trainer_gpu --tiny     the same code on a CPU: proves the script, no figure
+
+Both train a Llama with random weights on full rows of 2048 tokens in BF16 with FP32 master weights,
+2 rows x 4 accumulations a step, fused AdamW, gradient norm clipped to 1. The Hugging Face side sees
+each row as one sequence: it has no attention per document without flash-attn, so that its
+attention does more work (about 1 % of a step's at this size). Each side runs in its own process,
+in turn; a run's figure is the median of its steps after the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import ipc
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.results import write_result
+from pipeline.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
+from pipeline.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, speech_ids
+from training.config import EvaluationConfig, GuardConfig, TinyModelConfig, TrainConfig
+from training.data import ShardRows
+from training.metrics import read_metrics
+from training.monitor import flops_per_token
+
+ROW_TOKENS, ROWS = 2048, 256
+MICRO_BATCH_ROWS, ACCUMULATION = 2, 4
+_POLL_SECONDS, _MOST_SECONDS = 0.5, 1800
+
+ORPHEUS_3B = TinyModelConfig(
+    hidden_size=3072,
+    intermediate_size=8192,
+    num_hidden_layers=28,
+    num_attention_heads=24,
+    num_key_value_heads=8,
+)
+TINY = TinyModelConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12, help="of each run; the first is left out")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    parser.add_argument("--huggingface", type=Path, help=argparse.SUPPRESS)  # the peer's process
+    options = parser.parse_args()
+    if options.huggingface:
+        huggingface(options.huggingface, options.steps, options.tiny, options.compile)
+        return 0
+    if not options.tiny and not torch.cuda.is_available():
+        print("not measured: no GPU")
+        return 0
+    folder = Path(tempfile.mkdtemp(prefix="trainer_gpu"))
+    try:
+        compare(folder, options)
+    finally:
+        shutil.rmtree(folder)
+    return 0
+
+
+def compare(folder: Path, options: argparse.Namespace) -> None:
+    row_tokens = 256 if options.tiny else ROW_TOKENS
+    write_shards(folder / "shards", row_tokens)
+    config = koe_config(options)
+    (folder / "train.json").write_text(config.model_dump_json(), encoding="utf-8")
+    ours, theirs, waits = [], [], []
+    for number in range(options.repeats):
+        speed, wait = run_koe(folder, number, options.steps)
+        ours.append(speed)
+        waits.append(wait)
+        theirs.append(run_huggingface(folder, options))
+        print(f"koe {ours[-1]:,.0f}  Hugging Face {theirs[-1]:,.0f} tokens/s", flush=True)
+    print(f"ratio {median(a / b for a, b in zip(ours, theirs, strict=True)):.2f}")
+    if options.tiny:
+        return
+    peak = matmul_flops()
+    with torch.device("meta"):
+        model = LlamaForCausalLM(llama_config(config.tiny))
+    num_parameters = sum(p.numel() for p in model.parameters())
+    full, causal = flops_per_token(model.config, num_parameters, row_tokens)
+    more = {
+        "measured_peak_tflops": peak / 1e12,
+        "mfu_causal_of_measured_peak": median(ours) * causal / peak,
+        "mfu_full_of_measured_peak": median(ours) * full / peak,
+        "peer_mfu_causal": median(theirs) * causal / peak,
+        "data_wait_share": median(waits),
+        "compile": options.compile,
+    }
+    path = write_result("trainer_gpu", "transformers.Trainer", "tokens/s", ours, theirs, **more)
+    print(json.dumps(more, indent=1))
+    print(f"wrote {path}")
+
+
+def koe_config(options: argparse.Namespace) -> TrainConfig:
+    return TrainConfig(
+        launcher="inline",
+        device="cpu" if options.tiny else "cuda",
+        workers=1,
+        base_model=None,
+        tiny=TINY if options.tiny else ORPHEUS_3B,
+        precision="bf16",
+        compile=options.compile,
+        micro_batch_rows=MICRO_BATCH_ROWS,
+        accumulation_steps=ACCUMULATION,
+        max_steps=100_000,  # stopped from outside: a last checkpoint of 40 GB is not the question
+        warmup_steps=1000,
+        checkpoint_every_steps=100_000,
+        guard=GuardConfig(enabled=False),  # judges all the same; only the first checkpoint goes
+        evaluation=EvaluationConfig(every_steps=0),
+        allow=["few_sequences", "single_modality_steps"],  # short rows hold one document
+    )
+
+
+def run_koe(folder: Path, number: int, steps: int) -> tuple[float, float]:
+    """Train `steps` steps in a process of its own; return tokens/s and the share of data wait."""
+    out = folder / f"koe{number}"
+    command = [sys.executable, "-m", "training", "--config", str(folder / "train.json")]
+    command += ["--shards", str(folder / "shards"), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    began = time.monotonic()
+    while len(read_metrics(out)) < steps:
+        if process.poll() is not None or time.monotonic() - began > _MOST_SECONDS:
+            process.kill()
+            raise RuntimeError(f"koe's trainer ended with {process.wait()} before {steps} steps")
+        time.sleep(_POLL_SECONDS)
+    process.kill()
+    process.wait()
+    rows = read_metrics(out)[1:steps]
+    shutil.rmtree(out)
+    waits = [row["data_wait_seconds"] / row["seconds"] for row in rows]
+    return median(row["tokens_per_second"] for row in rows), median(waits)
+
+
+def run_huggingface(folder: Path, options: argparse.Namespace) -> float:
+    command = [sys.executable, "-m", "benchmarks.trainer_gpu", "--huggingface", str(folder)]
+    command += ["--steps", str(options.steps)]
+    command += ["--tiny"] * options.tiny + ["--compile"] * options.compile
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return float((folder / "huggingface.txt").read_text(encoding="utf-8"))
+
+
+def huggingface(folder: Path, steps: int, tiny: bool, compile: bool) -> None:
+    """Train with the peer, as its documentation would have it, and write down tokens/s."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    rows = ShardRows(folder / "shards", "train")
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - self.began)
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+            ids = torch.from_numpy(rows[number].input_ids.astype(np.int64))
+            return {"input_ids": ids, "labels": ids}
+
+    arguments = TrainingArguments(
+        output_dir=str(folder / "huggingface"),
+        max_steps=steps,
+        per_device_train_batch_size=MICRO_BATCH_ROWS,
+        gradient_accumulation_steps=ACCUMULATION,
+        bf16=True,
+        use_cpu=tiny,
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+        learning_rate=5e-5,
+        torch_compile=compile,
+        dataloader_num_workers=0 if tiny else 2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(llama_config(TINY if tiny else ORPHEUS_3B))
+    Trainer(model=model, args=arguments, train_dataset=Rows(), callbacks=[Clock()]).train()
+    tokens = MICRO_BATCH_ROWS * ACCUMULATION * len(rows[0].input_ids)
+    speed = median(tokens / duration for duration in seconds[1:])
+    (folder / "huggingface.txt").write_text(str(speed), encoding="utf-8")
+
+
+def llama_config(shape: TinyModelConfig) -> LlamaConfig:
+    return LlamaConfig(
+        **shape.model_dump(exclude={"vocab_size"}),
+        vocab_size=156_992,
+        tie_word_embeddings=True,
+        use_cache=False,
+        dtype=torch.float32,
+    )
+
+
+def write_shards(folder: Path, row_tokens: int) -> None:
+    """Write rows that are full to the last token: speech and text documents in turn."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(ROWS):
+        documents, modalities, left = [], [], row_tokens
+        while left:
+            kind = (TEXT, SPEECH)[len(documents) % 2]
+            ids = document(rng, kind, min(left, int(rng.integers(120, 700))))
+            ids = ids[:left] if left - len(ids) >= 20 else np.resize(ids, left)
+            documents.append(ids)
+            modalities.append(kind)
+            left -= len(ids)
+        rows.append(
+            {
+                "input_ids": np.concatenate(documents),
+                "document_lengths": [len(ids) for ids in documents],
+                "document_sources": modalities,
+                "document_ids": [f"{number}/{place}" for place in range(len(documents))],
+                "document_modalities": modalities,
+                "document_units": modalities,
+                "document_parts": [0] * len(documents),
+            }
+        )
+    folder.mkdir(parents=True)
+    with ipc.new_file(str(folder / "train.arrow"), ROW) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=ROW))
+    entry = {"path": "train.arrow", "split": "train", "rows": ROWS, "sha256": ""}
+    index = {"schema_version": SCHEMA_VERSION, "max_row_tokens": row_tokens, "shards": [entry]}
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def document(rng: np.random.Generator, kind: str, tokens: int) -> np.ndarray:
+    words = rng.integers(0, 128_000, max(2, tokens // 2))
+    if kind == TEXT:
+        return conversation_ids([(words, words)])
+    frames = max(1, (tokens - 30) // SLOTS)
+    return speech_ids(words[:20], rng.integers(0, CODEBOOK_SIZE, frames * SLOTS).astype(np.uint16))
+
+
+def matmul_flops(size: int = 8192, repeats: int = 30) -> float:
+    """Measure the GPU's dense BF16 FLOP/s with a large product."""
+    left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(5):
+        left @ right
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        left @ right
+    torch.cuda.synchronize()
+    return 2 * size**3 * repeats / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
