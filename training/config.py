@@ -62,8 +62,9 @@ class GuardConfig(Strict):
     least_deviation: float = Field(
         default=0.02, gt=0, description="share of the median that a deviation counts for at least"
     )
-    # Until the window is full. The first loss of random rows is about log(156,938) = 12.
-    max_loss: float = Field(default=30.0, gt=0, description="until the window is full")
+    # A guess among all 156,938 ids has a loss of log(156,938) = 12: above 15 the model is far worse
+    # than if it knew nothing. docs/stability.md: 30 let the leap of the exploding settings pass.
+    max_loss: float = Field(default=15.0, gt=0, description="until the window is full")
     max_gradient_norm: float = Field(default=1000.0, gt=0, description="until the window is full")
     within_steps: int = Field(default=64, ge=1, description="skips in so many steps count together")
     lower_rate_after_skips: int = Field(default=3, ge=1)

@@ -1,0 +1,264 @@
+"""Shards of the stability experiment: real text, and codes of a source whose entropy is known.
+
+The small scale cuts the vocabulary down and keeps koe's layout of documents. Its text has a
+byte-level BPE of its own, trained on the same text, so that no token is left out or merged. Speech
+is synthetic at every scale: trained codec weights are not needed, and the least possible loss is a
+number (`CodeSource.entropy`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import ipc
+from tokenizers import ByteLevelBPETokenizer
+
+import training.model
+from pipeline.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
+from pipeline.vocabulary import (
+    CODEBOOK_SIZE,
+    END_OF_TEXT,
+    FIRST_AUDIO,
+    NUM_BASE,
+    NUM_EMBEDDINGS,
+    SLOTS,
+    START_OF_TEXT,
+    conversation_ids,
+    speech_ids,
+)
+
+Encode = Callable[[str], list[int]]
+_FOLDED_CONTROLS = 16  # rows between text and audio when ids are folded; 11 are used
+_VALIDATION_ROWS = 64
+_SUCCESSORS = 16  # codes that may follow a code
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of the experiment: Orpheus' own, or folded to `num_text` rows and fewer codes a slot."""
+
+    num_text: int
+    num_codes: int
+
+    @property
+    def is_whole(self) -> bool:
+        return self.num_codes == CODEBOOK_SIZE
+
+    @property
+    def num_embeddings(self) -> int:
+        if self.is_whole:
+            return NUM_EMBEDDINGS
+        return self.num_text + _FOLDED_CONTROLS + SLOTS * self.num_codes
+
+    def fold(self, ids: np.ndarray) -> np.ndarray:
+        """Map Orpheus ids to those of the experiment."""
+        if self.is_whole:
+            return ids.astype(np.int32)
+        slot, code = np.divmod(ids - FIRST_AUDIO, CODEBOOK_SIZE)
+        audio = self.num_text + _FOLDED_CONTROLS + slot * self.num_codes + code
+        control = self.num_text + 2 + ids - NUM_BASE
+        for place, of_llama in enumerate((START_OF_TEXT, END_OF_TEXT)):
+            control[ids == of_llama] = self.num_text + place
+        folded = np.where(ids >= START_OF_TEXT, control, ids)
+        return np.where(ids >= FIRST_AUDIO, audio, folded).astype(np.int32)
+
+    @contextmanager
+    def in_trainer(self) -> Iterator[None]:
+        """Let `training.model.build_model` add so many rows to the base; all else is as it is."""
+        before = training.model.NUM_EMBEDDINGS
+        training.model.NUM_EMBEDDINGS = self.num_embeddings
+        try:
+            yield
+        finally:
+            training.model.NUM_EMBEDDINGS = before
+
+
+class CodeSource:
+    """A Markov source of SNAC codes: each code depends on the one before it and on its slot.
+
+    The j-th of 16 successors has a probability in proportion to 1 / (j + 1).
+    """
+
+    def __init__(self, num_codes: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self._num_codes = num_codes
+        self._next = rng.integers(0, num_codes, (SLOTS, num_codes, _SUCCESSORS), dtype=np.uint16)
+        weights = 1 / np.arange(1, _SUCCESSORS + 1)
+        self._probabilities = weights / weights.sum()
+
+    @property
+    def entropy(self) -> float:
+        """Nats a code; no model can have a lower mean loss on codes (equal successors aside)."""
+        return float(-(self._probabilities * np.log(self._probabilities)).sum())
+
+    def codes(self, rng: np.random.Generator, num_frames: int) -> np.ndarray:
+        """Draw uint16 [7 num_frames] in Orpheus' order."""
+        which = rng.choice(_SUCCESSORS, num_frames * SLOTS, p=self._probabilities)
+        codes = np.empty(num_frames * SLOTS, np.uint16)
+        code = int(rng.integers(self._num_codes))
+        for place, successor in enumerate(which):
+            code = int(self._next[place % SLOTS, code, successor])
+            codes[place] = code
+        return codes
+
+
+@dataclass(frozen=True)
+class Record:
+    """An instruction sample as plain text."""
+
+    user: str
+    answer: str
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read JSON lines with `instruction`, `input` and `output`, as izumi-lab's dataset has."""
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [
+        Record("\n".join(filter(None, (r["instruction"], r["input"]))), r["output"]) for r in rows
+    ]
+
+
+def train_encoder(records: list[Record], num_text: int) -> Encode:
+    """Train a byte-level BPE of `num_text` tokens on the records; nothing is unknown to it."""
+    bpe = ByteLevelBPETokenizer()
+    texts = (text for record in records for text in (record.user, record.answer))
+    bpe.train_from_iterator(texts, vocab_size=num_text, show_progress=False)
+    return lambda text: bpe.encode(text).ids
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of both modalities, endless and a function of the seed."""
+
+    vocabulary: Vocabulary
+    records: list[Record]
+    encode: Encode
+    source: CodeSource
+    mean_frames: int
+
+    def plain_text(self, seed: int) -> Iterator[np.ndarray]:
+        """Yield texts without any layout, as a base model's corpus has them."""
+        for record in self._shuffled(seed):
+            for text in (record.user, record.answer):
+                yield np.array(self.encode(text), np.int32)
+
+    def text(self, seed: int) -> Iterator[np.ndarray]:
+        for record in self._shuffled(seed):
+            turn = (self.encode(record.user), self.encode(record.answer))
+            yield self.vocabulary.fold(conversation_ids([turn]))
+
+    def speech(self, seed: int) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng([seed, 1])
+        for record in self._shuffled(seed + 1):
+            frames = max(2, int(rng.lognormal(math.log(self.mean_frames), 0.5)))
+            spoken = self.encode(record.answer[:24])
+            yield self.vocabulary.fold(speech_ids(spoken, self.source.codes(rng, frames)))
+
+    def _shuffled(self, seed: int) -> Iterator[Record]:
+        rng = np.random.default_rng([seed, 0])
+        while True:
+            for place in rng.permutation(len(self.records)):
+                record = self.records[place]
+                if record.user and record.answer:
+                    yield record
+
+
+class _Cutter:
+    """Takes pieces of so many tokens from a stream of documents; the rest is the next part."""
+
+    def __init__(self, documents: Iterator[np.ndarray], modality: str) -> None:
+        self._documents, self.modality = documents, modality
+        self._left, self._part, self._number = np.zeros(0, np.int32), 0, -1
+
+    def take(self, num_tokens: int) -> list[tuple[np.ndarray, int, int, str]]:
+        """Return (ids, number of the document, part, modality) of `num_tokens` tokens in all."""
+        pieces = []
+        while num_tokens:
+            if not len(self._left):
+                self._left, self._part, self._number = next(self._documents), 0, self._number + 1
+            piece, self._left = self._left[:num_tokens], self._left[num_tokens:]
+            pieces.append((piece, self._number, self._part, self.modality))
+            self._part += 1
+            num_tokens -= len(piece)
+        return pieces
+
+
+def write_shards(
+    folder: Path, corpus: Corpus, *, rows: int, row_tokens: int, block: int, short: int, seed: int
+) -> Path:
+    """Write train rows of `row_tokens` and 64 mixed validation rows of `short` tokens.
+
+    `block`: so many rows of text, then as many of speech, in turn, which is mixing whole batches;
+    0: one half of each row is text and the other speech. The folder is left alone if it is there.
+    """
+    if (folder / "index.json").exists():
+        return folder
+    text, speech = (
+        _Cutter(documents, modality)
+        for documents, modality in ((corpus.text(seed), TEXT), (corpus.speech(seed), SPEECH))
+    )
+    train = []
+    for row in range(rows):
+        if block:
+            train.append((text, speech)[row // block % 2].take(row_tokens))
+        else:
+            train.append([*text.take(row_tokens // 2), *speech.take(row_tokens // 2)])
+    held_out = 999_983  # one validation split for all folders
+    text, speech = _Cutter(corpus.text(held_out), TEXT), _Cutter(corpus.speech(held_out), SPEECH)
+    validation = [
+        [*text.take(short // 2), *speech.take(short // 2)] for _ in range(_VALIDATION_ROWS)
+    ]
+    return _write(folder, {"train": train, "validation": validation}, row_tokens)
+
+
+def write_text_shards(folder: Path, corpus: Corpus, *, rows: int, row_tokens: int) -> Path:
+    """Write rows of plain text for a base model."""
+    if (folder / "index.json").exists():
+        return folder
+    cutter = _Cutter(corpus.plain_text(7), TEXT)
+    return _write(folder, {"train": [cutter.take(row_tokens) for _ in range(rows)]}, row_tokens)
+
+
+def _write(folder: Path, splits: dict[str, list[Any]], row_tokens: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for split, rows in splits.items():
+        name = f"{split}-00000.arrow"
+        table = pa.Table.from_pylist([_row(pieces) for pieces in rows], schema=ROW)
+        with ipc.new_file(str(folder / name), ROW) as writer:
+            writer.write_table(table, max_chunksize=256)
+        entries.append(
+            {
+                "path": name,
+                "split": split,
+                "rows": table.num_rows,
+                "tokens": sum(len(ids) for ids in table["input_ids"]),
+                "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+            }
+        )
+    index = {"schema_version": SCHEMA_VERSION, "max_row_tokens": row_tokens, "shards": entries}
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def _row(pieces: list[tuple[np.ndarray, int, int, str]]) -> dict[str, Any]:
+    modalities = [modality for *_, modality in pieces]
+    return {
+        "input_ids": np.concatenate([ids for ids, *_ in pieces]),
+        "document_lengths": [len(ids) for ids, *_ in pieces],
+        "document_sources": modalities,
+        "document_ids": [f"{modality}/{number}" for _, number, _, modality in pieces],
+        "document_modalities": modalities,
+        "document_units": modalities,
+        "document_parts": [part for _, _, part, _ in pieces],
+    }
