@@ -1,8 +1,9 @@
-"""`torchrun -m training --config train.json --shards DIR --out DIR`: one process a rank."""
+"""`torchrun -m training --config run/config.json --shards DIR --out DIR`: one process a rank."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -18,7 +19,12 @@ from training.distributed import from_torchrun
 def main(arguments: list[str] | None = None) -> int:
     """Train as the rank that the environment names, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="JSON of the train section")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        help="a run's config.json, or its train section alone, as JSON",
+    )
     parser.add_argument("--shards", type=Path, required=True, help="folder with index.json")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and logs")
     options = parser.parse_args(arguments)
@@ -36,14 +42,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _read_config(path: Path) -> TrainConfig:
     try:
-        return TrainConfig.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read", str(error)) from error
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return TrainConfig.model_validate(data.get("train", data))
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
         )
         raise ConfigError(f"{path} is not a valid train configuration", problems) from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON", str(error)) from error
 
 
 if __name__ == "__main__":

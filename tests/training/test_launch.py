@@ -68,6 +68,12 @@ def test_the_module_trains_and_returns_exit_codes(tmp_path, capsys):
     path.write_text(small_config(max_steps=1).model_dump_json())
     assert main(options) == 0
     assert len(read_metrics(tmp_path / "out")) == 1
+    path.write_text(json.dumps({"seed": 0, "train": small_config(max_steps=2).model_dump()}))
+    assert main(options) == 0, "the config of a whole run serves too"
+    assert len(read_metrics(tmp_path / "out")) == 2
+    path.write_text("[")
+    assert main(options) == 2
+    assert "cannot be read as JSON" in capsys.readouterr().err
     path.write_text('{"learning_rat": 1}')
     assert main(options) == 2
     assert "learning_rat" in capsys.readouterr().err
