@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint bench format clean
 demo: $(STAMP)
 	$(BIN)/koe demo build/demo
 	$(BIN)/koe run -c build/demo/pipeline.yaml
@@ -18,6 +18,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.trainer_gpu
+	$(BIN)/python -m benchmarks.trainer_memory
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
