@@ -14,10 +14,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from training.config import TrainConfig
-from training.data import IGNORED, MODALITIES, Batch, ShardRows, collate
+from training.data import IGNORED, Batch, ShardRows, collate
 from training.distributed import Ranks
 from training.model import PackedLlama
-from training.monitor import loss_sums, split_losses
+from training.monitor import loss_sums, split_by_modality, split_losses
 from training.order import split_rows
 from training.step import compute_precision
 
@@ -114,22 +114,12 @@ def _sums(plain: PackedLlama, batch: Batch, num_sources: int) -> torch.Tensor:
 
 def _evaluation(sums: torch.Tensor, rows: ShardRows, num_rows: int) -> Evaluation:
     by_source, by_slot = split_losses(sums, rows.sources)
-    of_sources = sums[: len(rows.sources)]  # loss and supervised tokens of each
-    modalities = list(rows.source_modality.values())
-    by_modality = {}
-    for modality in MODALITIES:
-        chosen = [place for place, name in enumerate(modalities) if name == modality]
-        by_modality[modality] = _mean(of_sources[chosen].sum(0))
+    total, count = sums[: len(rows.sources)].sum(0).tolist()
     return Evaluation(
-        loss=math.nan if (loss := _mean(of_sources.sum(0))) is None else loss,
+        loss=total / count if count else math.nan,
         loss_by_source=by_source,
-        loss_by_modality=by_modality,
+        loss_by_modality=split_by_modality(sums, rows.source_modality),
         loss_by_slot=by_slot,
         rows=num_rows,
-        tokens=int(of_sources[:, 1].sum()),
+        tokens=int(count),
     )
-
-
-def _mean(pair: torch.Tensor) -> float | None:
-    total, count = pair.tolist()
-    return total / count if count else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 from pipeline.errors import ContractError
 from pipeline.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NUM_BASE, SLOTS
-from training.data import IGNORED
+from training.data import IGNORED, MODALITIES
 from training.distributed import Ranks
 from training.optim import adam_direction, local, local_new_rows
 
@@ -190,6 +190,22 @@ def split_losses(
     means = [total / count if count else None for total, count in sums.tolist()]
     by_source = dict(zip(source_names, means[: len(source_names)], strict=True))
     return by_source, means[len(source_names) : len(source_names) + SLOTS]
+
+
+def split_by_modality(
+    sums: torch.Tensor, source_modality: Mapping[str, str]
+) -> dict[str, float | None]:
+    """Return mean losses by modality from `loss_sums`, None without a token.
+
+    `source_modality`: the modality of each source, in the order of the sums' rows.
+    """
+    kinds = list(source_modality.values())
+    found = {}
+    for modality in MODALITIES:
+        chosen = [place for place, kind in enumerate(kinds) if kind == modality]
+        total, count = sums[chosen].sum(0).tolist()
+        found[modality] = total / count if count else None
+    return found
 
 
 def document_losses(

@@ -10,7 +10,7 @@ import torch
 
 from training.checkpoint import Progress
 from training.config import TrainConfig
-from training.data import MODALITIES, Batch, ShardRows
+from training.data import Batch, ShardRows
 from training.distributed import Ranks
 from training.guard import Action, Guard, Verdict
 from training.metrics import RunLog
@@ -20,6 +20,7 @@ from training.monitor import (
     flops_per_token,
     peak_flops,
     row_norms,
+    split_by_modality,
     split_losses,
     update_ratios,
 )
@@ -95,7 +96,7 @@ class Observer:
             "data_step": progress.data_steps,
             "action": _KIND[min(verdict.action, Action.SKIP)],
             "loss": result.loss,
-            "loss_by_modality": self._by_modality(result),
+            "loss_by_modality": split_by_modality(result.sums, self._rows.source_modality),
             "loss_by_source": by_source,
             "loss_by_slot": by_slot,
             "gradient_norm": gradient_norm,
@@ -120,14 +121,6 @@ class Observer:
             "mfu_full": mfu[0],
             "mfu_causal": mfu[1],
         }
-
-    def _by_modality(self, result: StepResult) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
-        for modality in MODALITIES:
-            chosen = [kind == modality for kind in self._rows.source_modality.values()]
-            loss, count = result.sums[: len(chosen)][torch.tensor(chosen)].sum(0).tolist()
-            found[modality] = loss / count if count else None
-        return found
 
     def _norms(self, progress: Progress, rate: float) -> dict[str, Any]:
         if progress.steps % self._config.monitor_every_steps:
