@@ -134,7 +134,7 @@ def empty_draft(folder: Path, final: Path) -> None:
     """
     for left in folder.glob(f".{_PREFIX}*.tmp"):
         shutil.rmtree(left)
-    _sweep(folder)
+    sweep(folder)
     draft_of(final).mkdir(parents=True)
 
 
@@ -176,12 +176,12 @@ def commit(final: Path, manifest: Manifest) -> None:
     files = {name: {"sha256": m.sha256, "bytes": m.num_bytes} for name, m in manifest.files.items()}
     content = {"format": FORMAT, "progress": asdict(manifest.progress), "files": files}
     write_synced(draft / MANIFEST, json.dumps(content, indent=1).encode())
-    _fsync_folder(draft)
+    sync(draft)
     if final.exists():  # torn, or of a course that was rolled back
-        _discard(final)
+        discard(final)
     draft.rename(final)
-    _fsync_folder(final.parent)
-    _sweep(final.parent)
+    sync(final.parent)
+    sweep(final.parent)
 
 
 def delete_old(newest: Path, keep: int, keep_back_steps: int) -> None:
@@ -199,8 +199,8 @@ def delete_old(newest: Path, keep: int, keep_back_steps: int) -> None:
     kept = {*whole[-keep:], *old[-1:], *young[:1]}
     for steps, path in found:
         if steps not in kept:
-            _discard(path)
-    _sweep(folder)
+            discard(path)
+    sweep(folder)
 
 
 def _steps(path: Path) -> int:
@@ -255,18 +255,20 @@ def _looks_whole(path: Path) -> bool:
         return False
 
 
-def _discard(path: Path) -> None:
+def discard(path: Path) -> None:
     """Take a checkpoint away in one move, so that a kill while deleting leaves none torn."""
     path.rename(path.with_name(f".{path.name}.deleted"))
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
+    """Delete what was discarded, now or by a process that was killed at it."""
     for doomed in folder.glob(f".{_PREFIX}*.deleted"):
         shutil.rmtree(doomed)
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

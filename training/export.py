@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from transformers.initialization import no_init_weights
 from pipeline.errors import ConfigError, ContractError, StorageError
 from pipeline.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
 from training import checkpoint as checkpoints
+from training.checkpoint_folder import sync
 from training.config import TrainConfig
 from training.generation import REPETITION_PENALTY
 
@@ -67,10 +67,10 @@ def export(
         mode = (draft / "README.md").stat().st_mode
         for path in draft.iterdir():
             path.chmod(mode)  # safetensors lets none but the owner read its files
-            _sync(path)
-        _sync(draft)
+            sync(path)
+        sync(draft)
         draft.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as error:
         raise StorageError(
             f"{out} cannot be written", str(error), "Free or mount the disk and export again."
@@ -130,14 +130,6 @@ def require_finite(model: torch.nn.Module) -> None:
                 "the checkpoint lacks them, or training has spoilt them",
                 "Export an earlier checkpoint.",
             )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _card(

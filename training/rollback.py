@@ -7,8 +7,6 @@ the one that it names goes on with the record's place in the data and the guard'
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import ContractError, StorageError
 from training import checkpoint as checkpoints
+from training.checkpoint_folder import discard, sweep, sync, write_synced
 
 RECORD = "rollback.json"
 
@@ -37,11 +36,9 @@ def record(folder: Path, rollback: Rollback) -> None:
     """Write the record, then remove what it abandons; rank 0 only. Raises: StorageError."""
     try:
         draft = folder / f".{RECORD}.tmp"
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(asdict(rollback), file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(draft, json.dumps(asdict(rollback)).encode())
         draft.replace(folder / RECORD)
+        sync(folder)  # before anything that the record abandons goes
         _remove_abandoned(folder, rollback)
     except OSError as error:
         raise StorageError(
@@ -63,6 +60,11 @@ def resume_point(
     if rollback:
         _remove_abandoned(folder, rollback)
     found = checkpoints.latest(folder, warn)
+    if rollback and (found is None or found.progress.steps < rollback.steps):
+        # Its checkpoint is gone: what is trained from here on has nothing to do with it, and would
+        # look abandoned to the next resume.
+        (folder / RECORD).unlink()
+        rollback = None
     return None if found is None else _overridden(found, rollback)
 
 
@@ -107,6 +109,5 @@ def _remove_abandoned(folder: Path, rollback: Rollback) -> None:
         except ContractError:
             continue  # torn: never loaded anyway
         if rollback.abandons(progress):
-            doomed = folder / f".{path.name}.deleted"  # a kill while deleting leaves nothing torn
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            discard(path)
+    sweep(folder)

@@ -10,6 +10,7 @@ import torch
 
 from tests.training.shards import write_shards
 from training import checkpoint as checkpoints
+from training import loop
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
 from training.data import Batch, ShardRows, collate
 from training.distributed import single
@@ -86,3 +87,28 @@ def assert_same_weights(left: dict, right: dict) -> None:
     assert left.keys() == right.keys()
     different = [name for name in left if not torch.equal(left[name], right[name])]
     assert not different
+
+
+def poison(run, value):
+    """Multiply a gradient from now on; the hook's handle takes it back."""
+    weight = run.plain_model.model.layers[0].mlp.up_proj.weight
+    return weight.register_hook(lambda gradient: gradient * value)
+
+
+def spoil_batches(monkeypatch, bad):
+    """Give the given batches gradients that are no numbers; return the batches as they come."""
+    taken = []
+    take = loop.take_step
+
+    def take_step(run):
+        data_step = run.progress.data_steps
+        taken.append(data_step)
+        hook = poison(run, float("nan")) if data_step in bad else None
+        try:
+            return take(run)
+        finally:
+            if hook:
+                hook.remove()
+
+    monkeypatch.setattr(loop, "take_step", take_step)
+    return taken

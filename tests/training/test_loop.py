@@ -10,10 +10,12 @@ from tests.training.helpers import (
     assert_same_weights,
     batch_of,
     gradients,
+    poison,
     saved_tensors,
     small_config,
     small_model,
     small_shards,
+    spoil_batches,
 )
 from training import loop
 from training.config import EvaluationConfig, GuardConfig, NewRowsConfig
@@ -88,12 +90,6 @@ def test_micro_batches_of_any_size_give_the_same_step(tmp_path):
             torch.testing.assert_close(others[name], grads[name], rtol=1e-4, atol=1e-6)
 
 
-def poison(run, value):
-    """Multiply a gradient from now on; the hook's handle takes it back."""
-    weight = run.plain_model.model.layers[0].mlp.up_proj.weight
-    return weight.register_hook(lambda gradient: gradient * value)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
 def test_a_bad_step_is_skipped_and_leaves_weights_and_moments_untouched(tmp_path, value):
     shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
@@ -137,120 +133,6 @@ def test_a_high_norm_is_clipped_to_the_median_and_logged(tmp_path):
     assert row["gradient_norm"] > norms[-1]
     assert row["clipped_to"] == pytest.approx((norms[3] + norms[4]) / 2)
     assert read_events(out)[-1]["event"] == "clip"
-
-
-def spoil_batches(monkeypatch, bad):
-    """Give the given batches gradients that are no numbers; return the batches as they come."""
-    taken = []
-    take = loop.take_step
-
-    def take_step(run):
-        data_step = run.progress.data_steps
-        taken.append(data_step)
-        hook = poison(run, float("nan")) if data_step in bad else None
-        try:
-            return take(run)
-        finally:
-            if hook:
-                hook.remove()
-
-    monkeypatch.setattr(loop, "take_step", take_step)
-    return taken
-
-
-LADDER = GuardConfig(
-    window_steps=8, lower_rate_after_skips=2, roll_back_after_skips=4, within_steps=20,
-    roll_back_steps=3, skip_data_steps=5, max_rollbacks=1,
-)  # fmt: skip
-
-
-def test_repeated_spikes_lower_the_rate_then_roll_back_and_skip_the_data(tmp_path, monkeypatch):
-    shards, out = small_shards(tmp_path / "shards", num_rows=40), tmp_path / "out"
-    config = small_config(max_steps=12, checkpoint_every_steps=2, guard=LADDER, keep_checkpoints=2)
-    taken = spoil_batches(monkeypatch, bad={9, 10, 11, 12})
-    assert loop.train(config, shards, out, RANKS) == 12
-    # Steps 1 to 9 are batches 0 to 8; four bad ones; back to step 6 at most, five left out.
-    assert taken == [*range(13), *range(18, 24)]
-    kinds = [event["event"] for event in read_events(out)]
-    assert kinds == ["started", "skip", "lower_rate", "skip", "roll_back", "rolled_back"]
-    back = read_events(out)[-1]
-    assert (back["step"], back["data_step"]) == (6, 18)
-    assert "from step 9 to 6; batches 13 to 17 are left out" in back["reason"]
-    rows = read_metrics(out)
-    assert [row["data_step"] for row in rows] == [*range(1, 14), *range(19, 25)]
-    assert [row["step"] for row in rows[13:]] == list(range(7, 13))
-    assert rows[13]["rate_factor"] == 0.5, "what was lowered stays so"
-    assert rows[13]["learning_rate"] == 0.5 * learning_rate(6, config)
-
-
-def test_weights_after_a_rollback_are_those_of_the_checkpoint_trained_on_the_later_data(
-    tmp_path, monkeypatch
-):
-    shards = small_shards(tmp_path / "shards", num_rows=40)
-    config = small_config(max_steps=7, checkpoint_every_steps=2, guard=LADDER, keep_checkpoints=2)
-    with pytest.MonkeyPatch.context() as patch:
-        spoil_batches(patch, bad={6, 7, 8, 9})
-        loop.train(config, shards, tmp_path / "out", RANKS)
-    clean = small_config(max_steps=7, checkpoint_every_steps=2, guard=GuardConfig(enabled=False))
-    with open_run(clean, shards, tmp_path / "plain", RANKS, None) as run:
-        for _ in range(2):
-            loop.take_step(run)
-        run.progress = run.progress.after(False, 0)
-        for data_step in range(15, 20):  # step 2, then batches 15 on
-            object.__setattr__(run.progress, "data_steps", data_step)
-            run.guard._state.lowerings = 1
-            loop.take_step(run)
-        expected = {n: t.clone() for n, t in checkpoint_tensors(run.model, run.optimizer).items()}
-    assert_same_weights(saved_tensors(tmp_path / "out", 7, config), expected)
-
-
-def test_a_kill_after_a_rollback_resumes_behind_the_left_out_data(tmp_path, monkeypatch):
-    shards = small_shards(tmp_path / "shards", num_rows=40)
-    config = small_config(max_steps=12, checkpoint_every_steps=2, guard=LADDER, keep_checkpoints=2)
-
-    class Killed(Exception):
-        pass
-
-    def run_with(out, killed_at):
-        with pytest.MonkeyPatch.context() as patch:
-            taken = spoil_batches(patch, bad={9, 10, 11, 12})
-            if killed_at is not None:
-
-                def step(self, row, step=RunLog.step):
-                    step(self, row)
-                    if row["data_step"] == killed_at:
-                        raise Killed
-
-                patch.setattr(RunLog, "step", step)
-                with pytest.raises(Killed):
-                    loop.train(config, shards, out, RANKS)
-            else:
-                loop.train(config, shards, out, RANKS)
-        return taken
-
-    whole = run_with(tmp_path / "whole", None)
-    for killed_at in (11, 13, 19, 22):
-        out = tmp_path / f"killed{killed_at}"
-        run_with(out, killed_at)
-        again = run_with(out, None)
-        assert set(again) <= set(whole)
-        assert_same_weights(
-            *(saved_tensors(path, 12, config) for path in (tmp_path / "whole", out))
-        )
-        assert [row["data_step"] for row in read_metrics(out)] == [
-            row["data_step"] for row in read_metrics(tmp_path / "whole")
-        ]
-
-
-def test_one_rollback_too_many_stops_with_the_event_named(tmp_path, monkeypatch):
-    shards, out = small_shards(tmp_path / "shards", num_rows=40), tmp_path / "out"
-    config = small_config(max_steps=12, checkpoint_every_steps=2, guard=LADDER)
-    spoil_batches(monkeypatch, bad=set(range(6, 1000)))
-    with pytest.raises(loop.Exploded, match=r"after 1 rollbacks.*events.jsonl.*--replay"):
-        loop.train(config, shards, out, RANKS)
-    assert [e["event"] for e in read_events(out)][-4:] == [
-        "skip", "lower_rate", "skip", "stop",
-    ]  # fmt: skip
 
 
 def test_a_guard_that_is_off_stops_at_the_first_nan(tmp_path, monkeypatch):
