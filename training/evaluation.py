@@ -13,8 +13,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from training.batches import IGNORED, Batch, collate
 from training.config import TrainConfig
-from training.data import IGNORED, Batch, ShardRows, collate
+from training.data import ShardRows
 from training.distributed import Ranks
 from training.model import PackedLlama
 from training.monitor import loss_sums, split_by_modality, split_losses

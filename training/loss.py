@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
-from training.data import IGNORED
+from training.batches import IGNORED
 
 KERNELS = ("chunked", "plain")
 

@@ -63,7 +63,7 @@ class PackedLlama(LlamaForCausalLM):
         position_ids: torch.Tensor | None = None,
         **others: Any,
     ) -> Losses | Any:
-        """Return the losses of a batch of packed rows (see `training.data.Batch`).
+        """Return the losses of a batch of packed rows (see `training.batches.Batch`).
 
         `document_boundaries` as in `training.attention`; None works them out of `document_index`.
         Without `document_index` this is Hugging Face's own forward, for generation.

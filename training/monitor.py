@@ -12,7 +12,8 @@ from transformers import LlamaConfig
 
 from pipeline.errors import ContractError
 from pipeline.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NUM_BASE, SLOTS
-from training.data import IGNORED, MODALITIES
+from training.batches import IGNORED
+from training.data import MODALITIES
 from training.distributed import Ranks
 from training.optim import adam_direction, local, local_new_rows
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from training.batches import Batch
 from training.checkpoint import Progress
 from training.config import TrainConfig
-from training.data import Batch, ShardRows
+from training.data import ShardRows
 from training.distributed import Ranks
 from training.guard import Action, Guard, Verdict
 from training.metrics import RunLog

@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from training.data import Batch, ShardRows, collate
+from training.batches import Batch, collate
+from training.data import ShardRows
 
 
 class RowOrder:

@@ -11,8 +11,9 @@ import torch
 
 from pipeline.errors import ConfigError
 from training import checkpoint as checkpoints
+from training.batches import collate
 from training.config import TrainConfig
-from training.data import ShardRows, collate
+from training.data import ShardRows
 from training.distributed import single, total_gradient_norm
 from training.metrics import read_events, say
 from training.model import build_model

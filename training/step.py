@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from pipeline.errors import ContractError
 from training.attention import document_boundaries
-from training.data import Batch
+from training.batches import Batch
 from training.distributed import Ranks, gradient_sync
 from training.loss import Losses
 from training.monitor import loss_sums

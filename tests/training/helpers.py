@@ -11,8 +11,9 @@ import torch
 from tests.training.shards import write_shards
 from training import checkpoint as checkpoints
 from training import loop
+from training.batches import Batch, collate
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
-from training.data import Batch, ShardRows, collate
+from training.data import ShardRows
 from training.distributed import single
 from training.model import PackedLlama, build_model
 from training.optim import build_optimizer

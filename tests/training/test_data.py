@@ -7,18 +7,8 @@ from pyarrow import ipc
 
 from pipeline.errors import ContractError
 from pipeline.schema import ROW
-from pipeline.vocabulary import (
-    END_OF_AI,
-    END_OF_TEXT,
-    NUM_EMBEDDINGS,
-    PAD,
-    START_OF_SPEECH,
-    conversation_ids,
-    speech_ids,
-)
-from tests.training.helpers import VOCABULARY
 from tests.training.shards import write_shards
-from training.data import IGNORED, Row, ShardRows, collate, in_response
+from training.data import ShardRows
 
 
 def stored_rows(folder, split="train"):
@@ -57,6 +47,59 @@ def test_rows_are_views_of_the_mapped_file(tmp_path):
     assert stored > 300_000
     assert pa.total_allocated_bytes() - before < stored / 20
     assert not any(view.flags.owndata or view.flags.writeable for view in views)
+
+
+def test_a_row_is_no_copy_and_makes_no_names_until_asked(tmp_path):
+    folder = write_shards(tmp_path, num_rows=4, num_shards=1)
+    row = ShardRows(folder, "train")[2]
+    assert "document_ids" not in vars(row)
+    assert row.document_ids == [f"train-00000.arrow:2/{place}" for place in range(3)]
+    for view in (row.document_lengths, row.document_parts):
+        assert not view.flags.owndata
+        assert not view.flags.writeable
+
+
+def spoil(folder, **columns):
+    """Change the columns of row 1 of the first shard by the functions given."""
+    bad = stored_rows(folder)
+    for name, change in columns.items():
+        bad[1][name] = change(bad[1][name])
+    with ipc.new_file(str(folder / "train-00000.arrow"), ROW) as writer:
+        writer.write_table(pa.Table.from_pylist(bad, schema=ROW))
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "message"),
+    [
+        ("document_sources", lambda v: v[1:], "its 3 documents are not all described"),
+        ("document_ids", lambda v: [*v, "x"], "its 3 documents are not all described"),
+        ("document_modalities", lambda v: v[:1], "its 3 documents are not all described"),
+        ("document_parts", lambda v: [], "its 3 documents are not all described"),
+        ("document_modalities", lambda v: ["song", *v[1:]], r"names the modalities \['song', "),
+        ("document_lengths", lambda v: [sum(v), 0, 0], r"lengths \[\d+, 0, 0\] do not make"),
+        ("input_ids", lambda v: v * 40, r"has \d+ tokens, the index allows 1..2048"),
+        ("input_ids", lambda v: [], "has 0 tokens"),
+    ],
+)
+def test_a_broken_row_is_refused_and_no_other(tmp_path, column, change, message):
+    folder = write_shards(tmp_path, num_rows=3, num_shards=1)
+    expected = stored_rows(folder)
+    spoil(folder, **{column: change})
+    rows = ShardRows(folder, "train")
+    with pytest.raises(ContractError, match=rf"row 1 .*{message}"):
+        rows[1]
+    for number in (0, 2):
+        assert rows[number].input_ids.tolist() == expected[number]["input_ids"]
+        assert rows[number].document_sources == expected[number]["document_sources"]
+        assert rows[number].document_ids == expected[number]["document_ids"]
+
+
+@pytest.mark.parametrize("column", ["input_ids", "document_sources", "document_ids"])
+def test_nulls_are_refused(tmp_path, column):
+    folder = write_shards(tmp_path, num_rows=3, num_shards=1)
+    spoil(folder, **{column: lambda values: [None, *values[1:]]})
+    with pytest.raises(ContractError, match="holds nulls"):
+        ShardRows(folder, "train")
 
 
 def test_a_shard_with_other_rows_than_the_index_is_refused(tmp_path):
@@ -109,58 +152,6 @@ def test_lengths_that_do_not_add_up_are_refused(tmp_path):
     assert rows[0].index == 0
     with pytest.raises(ContractError, match=r"row 1 .*document lengths"):
         rows[1]
-
-
-def row_of(index, ids, lengths, sources, parts=None):
-    return Row(
-        index, np.array(ids, np.int32), np.array(lengths, np.int32), sources,
-        [f"{index}/{place}" for place in range(len(lengths))], ["text"] * len(lengths),
-        np.array(parts or [0] * len(lengths), np.int32),
-    )  # fmt: skip
-
-
-def test_collate_marks_documents():
-    rows = [row_of(0, [5, 6, 7, 8, 9], [2, 3], ["b", "a"]), row_of(1, [3, 4], [2], ["b"])]
-    batch = collate(rows, NUM_EMBEDDINGS, ["a", "b"])
-    no = IGNORED
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [3, 4, PAD, PAD, PAD]]
-    assert batch.labels.tolist() == [[no, 6, no, 8, 9], [no, 4, no, no, no]]
-    assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 0, 0]]
-    assert batch.document_index.tolist() == [[0, 0, 1, 1, 1], [0, 0, -1, -1, -1]]
-    assert batch.source.tolist() == [[1, 1, 0, 0, 0], [1, 1, -1, -1, -1]]
-    assert (batch.num_supervised, batch.num_tokens) == (4, 7)
-
-
-def test_an_id_without_embedding_is_refused(tmp_path):
-    rows = ShardRows(write_shards(tmp_path), "train")
-    with pytest.raises(ContractError, match=r"row 0 .*512 embeddings"):
-        collate([rows[0]], VOCABULARY, rows.sources)
-
-
-def test_only_responses_are_predicted_when_asked():
-    turns = conversation_ids([([11, 12], [21, 22]), ([13], [23])])
-    spoken = speech_ids([14], np.arange(7, dtype=np.uint16))
-    row = row_of(0, [*turns, *spoken], [len(turns), len(spoken)], ["t", "s"])
-    labels = collate([row], NUM_EMBEDDINGS, ["t", "s"], "response").labels[0]
-    kept = labels[labels != IGNORED].tolist()
-    first, second = [21, 22, END_OF_TEXT, END_OF_AI], [23, END_OF_TEXT, END_OF_AI]
-    assert kept == [*first, *second, *spoken[list(spoken).index(START_OF_SPEECH) :]]
-    everything = collate([row], NUM_EMBEDDINGS, ["t", "s"]).labels[0]
-    assert int((everything != IGNORED).sum()) == len(row.input_ids) - 2
-
-
-@pytest.mark.parametrize("cut", range(1, 19))
-def test_the_later_part_of_a_split_sample_goes_on_where_the_first_ended(cut):
-    ids = conversation_ids([([11, 12], [21, 22]), ([13], [23])])
-    assert len(ids) == 19
-    whole, before = (
-        in_response(ids, np.array([len(ids)]), np.array([0])),
-        np.array([5, 6]),
-    )
-    parts = np.concatenate([before, ids[cut:]])
-    found = in_response(parts, np.array([2, len(ids) - cut]), np.array([0, 1]))
-    assert not found[:2].any()
-    np.testing.assert_array_equal(found[2:], whole[cut:])
 
 
 def test_sources_and_modalities_are_those_of_all_rows(tmp_path):

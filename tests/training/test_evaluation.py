@@ -8,8 +8,9 @@ from torch.distributed.fsdp import FSDPModule
 from pipeline.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, SLOTS
 from tests.training.ranks import run_ranks
 from tests.training.shards import write_shards
+from training.batches import collate
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
-from training.data import ShardRows, collate
+from training.data import ShardRows
 from training.distributed import Ranks, parallelise, single
 from training.evaluation import chosen_rows, evaluate
 from training.generation import Prompt, generate

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
-from training.data import IGNORED
+from training.batches import IGNORED
 from training.loss import KERNELS, choose_loss_kernel, next_token_losses
 
 EXACT = {"compute_dtype": torch.float32}

@@ -7,8 +7,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pipeline.errors import ConfigError, ContractError
 from pipeline.vocabulary import NUM_EMBEDDINGS
 from tests.training.helpers import VOCABULARY, batch_of, small_config, small_model, small_shards
+from training.batches import IGNORED
 from training.config import NewRowsConfig, TinyModelConfig, TrainConfig
-from training.data import IGNORED, ShardRows
+from training.data import ShardRows
 from training.model import build_model, require_master_weights
 from training.step import forward
 

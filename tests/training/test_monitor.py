@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pipeline.vocabulary import CODEBOOK_SIZE, END_OF_AI, FIRST_AUDIO, SLOTS, START_OF_SPEECH
 from tests.training.ranks import run_ranks
 from training import monitor
+from training.batches import IGNORED
 from training.config import TrainConfig
-from training.data import IGNORED
 from training.distributed import Ranks
 from training.monitor import (
     document_losses,
