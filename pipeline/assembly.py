@@ -9,10 +9,11 @@ from typing import Any
 from pipeline.config import PipelineConfig, WorkerConfig
 from pipeline.interleaving import OrderStage
 from pipeline.stage import Resources, Stage
-from stages.dnsmos import DnsmosModel, find_model, require_provider
+from stages.dnsmos import P808_FILE, DnsmosModel, find_model, ovrl_error, require_precision
 from stages.encode import EncodeStage
 from stages.ingest import IngestStage
 from stages.interleave import InterleaveSettings
+from stages.onnx_session import require_provider
 from stages.score import ScoreStage
 from stages.snac import CodecSpec, resolve_codec
 from stages.sources import SpeechSource, speech_source, text_source
@@ -71,7 +72,9 @@ class Assembly:
 
     @cached_property
     def scorer(self) -> DnsmosModel:
-        require_provider(self.config.score.provider)
+        settings = self.config.score
+        require_provider(settings.provider)
+        require_precision(settings.precision, settings.provider)
         return find_model(self.config.score.model)
 
     @cached_property
@@ -85,7 +88,7 @@ class Assembly:
             resources=_resources(self.config.ingest),
         )
 
-    def score(self) -> Stage:
+    def score(self) -> ScoreStage:
         settings = self.config.score
         dnsmos = self.scorer if settings.scorer == "dnsmos" else None
         return ScoreStage(
@@ -93,6 +96,8 @@ class Assembly:
             signal=settings.signal,
             windows=settings.windows,
             provider=settings.provider,
+            precision=settings.precision,
+            p808=find_model(None, P808_FILE) if dnsmos and settings.p808 else None,
             model_path=dnsmos.path if dnsmos else "",
             model_sha256=dnsmos.sha256 if dnsmos else "",
             codec=self.codec if dnsmos and settings.signal == "reconstruction" else None,
@@ -100,7 +105,11 @@ class Assembly:
         )
 
     def encode(self) -> Stage:
+        # Made only where scores are inexact: encoding alone must not ask for the DNSMOS model.
+        inexact = ovrl_error(self.config.score.precision, self.config.score.provider) > 0
+        rescores = inexact and self.config.score.scorer == "dnsmos"
         return EncodeStage(
+            exact_scores=self.score().exact() if rescores else None,
             codec=self.codec,
             threshold_ovrl=self.config.encode.threshold_ovrl,
             batch_seconds=self.config.encode.batch_seconds,

@@ -100,7 +100,11 @@ class ScoreConfig(WorkerConfig):
     model: str | None = Field(
         default=None, description="null: sig_bak_ovr.onnx of the speechmos package"
     )
-    provider: Literal["cpu", "cuda"] = "cpu"
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="of the convolutions; near the threshold always fp32"
+    )
+    p808: bool = Field(default=False, description="add the P.808 score")
 
 
 class SnacConfig(Strict):

@@ -78,7 +78,9 @@ _SCORES = [
     pa.field("sig", pa.float64()),
     pa.field("bak", pa.float64()),
     pa.field("ovrl", pa.float64(), nullable=False),
+    pa.field("p808", pa.float64()),
     pa.field("windows", pa.int32(), nullable=False),
+    pa.field("ovrl_error", pa.float64(), nullable=False),  # at most this far from FP32
     pa.field("scorer", pa.string(), nullable=False),
 ]
 _CODES = pa.field("codes", pa.list_(pa.uint16()))  # 7 a frame in Orpheus slot order, no offset

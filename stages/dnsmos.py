@@ -1,4 +1,4 @@
-"""DNSMOS P.835 as the reference package computes it, through onnxruntime alone.
+"""DNSMOS P.835 as the reference package computes it, on onnxruntime.
 
 Source: `speechmos/dnsmos.py` of speechmos 0.0.1.1, the same code as
 microsoft/DNS-Challenge `DNSMOS/dnsmos_local.py`.
@@ -10,34 +10,39 @@ import hashlib
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnxruntime as ort
+import torch
 
 from pipeline.errors import BadRecord, ConfigError, StageError
+from stages.dnsmos_network import (
+    HOP_SAMPLES,
+    WINDOW_SAMPLES,
+    Network,
+    UnknownNetwork,
+    cut,
+    torch_shared,
+)
+from stages.memory import keep_memory
+from stages.onnx_session import Provider, open_session, runner, shapes
+from stages.p808 import P808
 
 Windows = Literal["reference", "all"]
-Provider = Literal["cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
 
 SCORER_HZ = 16_000
-HOP_SAMPLES = SCORER_HZ
-WINDOW_SECONDS = 9.01
-WINDOW_SAMPLES = 144_160  # int(WINDOW_SECONDS * SCORER_HZ), the model's fixed input
+P835_FILE, P808_FILE = "sig_bak_ovr.onnx", "model_v8.onnx"
+WINDOW_SECONDS = 9.01  # of which int(WINDOW_SECONDS * SCORER_HZ) are the model's fixed input
 
 # Raw output to MOS, highest power first; the reference's values for the general model.
 _SIG = (-0.08397278, 1.22083953, 0.0052439)
 _BAK = (-0.13166888, 1.60915514, -0.39604546)
 _OVRL = (-0.06766283, 1.11546468, 0.04602535)
 
-# Heuristic choice, because an exhaustive search times kernels and may pick another each run;
-# no TF32, because scores are promised in FP32.
-_PROVIDERS = {
-    "cpu": ("CPUExecutionProvider", {}),
-    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
-}
+# How far a clip's ovrl may lie from FP32 when the convolutions run in BF16.
+BF16_OVRL_ERROR = 0.03
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Scores:
     bak: float
     ovrl: float
     windows: int
+    p808: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,12 @@ class DnsmosModel:
     sha256: str
 
 
-def find_model(configured: str | None = None) -> DnsmosModel:
-    """Find the DNSMOS model: the configured file, or the one that speechmos ships.
+def find_model(configured: str | None = None, packaged: str = P835_FILE) -> DnsmosModel:
+    """Find a DNSMOS model: the configured file, or `packaged`, one of those of speechmos.
 
     Raises: ConfigError when there is no such file.
     """
-    path = Path(configured) if configured else _packaged_model()
+    path = Path(configured) if configured else _packaged_model(packaged)
     try:
         with path.open("rb") as file:
             return DnsmosModel(str(path), hashlib.file_digest(file, "sha256").hexdigest())
@@ -75,7 +81,7 @@ def find_model(configured: str | None = None) -> DnsmosModel:
         ) from error
 
 
-def _packaged_model() -> Path:
+def _packaged_model(name: str) -> Path:
     # Located, not imported: importing speechmos pulls in librosa and pandas.
     spec = importlib.util.find_spec("speechmos")
     if spec is None or not spec.submodule_search_locations:
@@ -83,24 +89,31 @@ def _packaged_model() -> Path:
             "no DNSMOS model was found",
             "the package speechmos, which ships it, is not installed",
             "Run `pip install --no-deps speechmos==0.0.1.1`, or set score.model to a copy of "
-            "sig_bak_ovr.onnx.",
+            f"{P835_FILE}.",
         )
-    return Path(spec.submodule_search_locations[0]) / "dnsmos_models" / "sig_bak_ovr.onnx"
+    return Path(spec.submodule_search_locations[0]) / "dnsmos_models" / name
 
 
-def require_provider(provider: Provider) -> None:
-    """Check that this onnxruntime has the execution provider.
+def require_precision(precision: Precision, provider: Provider) -> None:
+    """Check that this machine computes in `precision` faster than in FP32.
 
-    Raises: ConfigError, as onnxruntime itself would go on with the CPU after a warning.
+    Raises: ConfigError, as BF16 that is emulated is several times slower than FP32.
     """
-    name, _ = _PROVIDERS[provider]
-    available = ort.get_available_providers()
-    if name not in available:
+    if precision == "fp32" or provider != "cpu":
+        return
+    found = torch.cpu.get_capabilities()
+    if not (found.get("avx512_bf16") or found.get("amx_bf16")):
         raise ConfigError(
-            f"score.provider {provider} cannot be used",
-            f"this onnxruntime {ort.__version__} offers only {', '.join(available)}",
-            "Install onnxruntime-gpu in place of onnxruntime, or set score.provider: cpu.",
+            "score.precision bf16 cannot be used",
+            f"this CPU ({found.get('cpu_name', 'unknown')}) has neither AVX-512 BF16 nor AMX",
+            "Set score.precision: fp32.",
         )
+
+
+def ovrl_error(precision: Precision, provider: Provider) -> float:
+    """Return how far a clip's ovrl may lie from its FP32 value; 0 for FP32 itself."""
+    # TensorRT may round products to TF32, which is finer than BF16.
+    return 0.0 if precision == "fp32" and provider != "tensorrt" else BF16_OVRL_ERROR
 
 
 def repeated_samples(num_samples: int) -> int:
@@ -145,24 +158,23 @@ class DnsmosScorer:
         provider: Provider = "cpu",
         num_threads: int = 1,
         expected_sha256: str | None = None,
+        precision: Precision = "fp32",
+        p808: DnsmosModel | None = None,
     ) -> None:
-        """Load the model; `num_threads` windows of a clip are computed at once.
+        """Load the models; `num_threads` segments of a clip are computed at once.
 
+        `precision` is that of the convolutions; all else is FP32. `p808` adds the P.808 score.
         Raises: ConfigError for a missing file, one of another sha256 or kind, or a missing
-        provider.
+        provider or instruction set.
         """
-        self.model = find_model(model_path)
-        if expected_sha256 and self.model.sha256 != expected_sha256:
-            raise ConfigError(
-                f"the DNSMOS model {model_path} is not the one that the run was planned with",
-                f"its sha256 is {self.model.sha256}, expected {expected_sha256}",
-                "Put the same file on every machine, or start the run again.",
-            )
+        keep_memory()
+        self.model = _expect(find_model(model_path), expected_sha256)
         self.provider: Provider = provider
-        self._session = _open_session(self.model.path, provider)
-        self._input = self._session.get_inputs()[0].name
         pool = ThreadPoolExecutor(num_threads, "dnsmos") if num_threads > 1 else None
-        self._map = pool.map if pool else map
+        self._network = _open_network(
+            self.model.path, provider, precision, pool.map if pool else map
+        )
+        self._p808 = _open_p808(p808, provider) if p808 else None
 
     def score(self, audio_16k: np.ndarray, windows: Windows, clip_id: str = "") -> Scores:
         """Score one clip: float32 [samples], mono, 16 kHz.
@@ -173,70 +185,77 @@ class DnsmosScorer:
         starts = window_starts(len(audio_16k), windows)
         num_copies = repeated_samples(len(audio_16k)) // len(audio_16k)
         audio = np.tile(audio_16k.astype(np.float32, copy=False), num_copies)
-        cut = [audio[start : start + WINDOW_SAMPLES] for start in starts]
-        raw = np.stack(list(self._map(self._raw, cut, repeat(clip_id))))
-        # The reference's quadratics and means are FP64 too, whatever the model's output is.
-        columns = zip((_SIG, _BAK, _OVRL), raw.astype(np.float64).T, strict=True)
-        sig, bak, ovrl = (float(np.mean(np.polyval(poly, values))) for poly, values in columns)
-        if not np.isfinite([sig, bak, ovrl]).all():
-            raise StageError(
-                f"DNSMOS gave the scores sig={sig} bak={bak} ovrl={ovrl} for clip {clip_id!r}",
-                "the model failed, as decoded audio is finite",
-                "Check the model file and the execution provider; the unit can be resumed.",
-                stage="score",
-                clip_id=clip_id,
-            )
-        return Scores(sig, bak, ovrl, len(starts))
-
-    def _raw(self, window: np.ndarray, clip_id: str) -> np.ndarray:
-        """Run the model on one window: float32 [144160] to float32 [3] (sig, bak, ovrl)."""
         try:
-            # One at a time: a batch is no faster on a CPU and a window's activations take 74 MB.
-            (output,) = self._session.run(None, {self._input: window[np.newaxis]})
-        except Exception as error:  # onnxruntime's errors share no narrower base class
+            raw = self._network.raw_scores(audio, starts)
+            p808 = self._p808.score(audio, starts) if self._p808 else None
+        except Exception as error:  # those of onnxruntime and torch share no narrower base class
             raise StageError(
-                f"onnxruntime failed on clip {clip_id!r}",
+                f"DNSMOS failed on clip {clip_id!r}",
                 str(error).strip(),
                 "Check memory and the execution provider; the unit can be resumed.",
                 stage="score",
                 clip_id=clip_id,
             ) from error
-        return np.asarray(output)[0]
+        return _finite(_mean_scores(raw, p808), clip_id)
 
 
-def _open_session(model_path: str, provider: Provider) -> ort.InferenceSession:
-    require_provider(provider)
-    options = ort.SessionOptions()
-    # One thread a window: with more, onnxruntime splits its sums by the number of threads, and a
-    # score's last bits would depend on the size of the worker.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    name, settings = _PROVIDERS[provider]
+def _mean_scores(raw: np.ndarray, p808: float | None) -> Scores:
+    """Turn raw outputs [windows, 3] into the means of their MOS."""
+    # The reference's quadratics and means are FP64 too, whatever the model's output is.
+    columns = zip((_SIG, _BAK, _OVRL), raw.astype(np.float64).T, strict=True)
+    sig, bak, ovrl = (float(np.mean(np.polyval(poly, values))) for poly, values in columns)
+    return Scores(sig, bak, ovrl, len(raw), p808)
+
+
+def _finite(scores: Scores, clip_id: str) -> Scores:
+    if np.isfinite([scores.sig, scores.bak, scores.ovrl, scores.p808 or 0.0]).all():
+        return scores
+    raise StageError(
+        f"DNSMOS gave {scores} for clip {clip_id!r}",
+        "the model failed, as decoded audio is finite",
+        "Check the model file and the execution provider; the unit can be resumed.",
+        stage="score",
+        clip_id=clip_id,
+    )
+
+
+def _expect(model: DnsmosModel, sha256: str | None) -> DnsmosModel:
+    if sha256 and model.sha256 != sha256:
+        raise ConfigError(
+            f"the DNSMOS model {model.path} is not the one that the run was planned with",
+            f"its sha256 is {model.sha256}, expected {sha256}",
+            "Put the same file on every machine, or start the run again.",
+        )
+    return model
+
+
+def _open_network(path: str, provider: Provider, precision: Precision, map_segments) -> Network:
+    require_precision(precision, provider)
+    model = Path(path).read_bytes()
+    found = shapes(open_session(model, provider, path))
+    if found != ([[WINDOW_SAMPLES]], [[3]]):
+        raise _not_dnsmos(path, f"it maps {found[0]} to {found[1]}")
     try:
-        session = ort.InferenceSession(model_path, options, providers=[(name, settings)])
-    except Exception as error:  # onnxruntime's errors share no narrower base class
-        raise ConfigError(
-            f"onnxruntime cannot load {model_path} with the provider {provider}",
-            str(error).strip(),
-            "Leave score.model out to use the file of the speechmos package.",
-        ) from error
-    session.disable_fallback()  # otherwise a failing run is repeated on the CPU
-    if session.get_providers()[0] != name:
-        raise ConfigError(
-            f"score.provider {provider} cannot be used",
-            f"onnxruntime fell back to {', '.join(session.get_providers())}",
-            "Check the CUDA libraries that onnxruntime-gpu needs, or set score.provider: cpu.",
-        )
-    _require_shapes(session, model_path)
-    return session
+        parts = cut(model)
+    except UnknownNetwork as error:
+        raise _not_dnsmos(path, str(error)) from error
+    spectrogram, shared, head = (
+        runner(open_session(part, provider, path))
+        for part in (parts.spectrogram, parts.shared, parts.head)
+    )
+    if precision == "bf16":
+        shared = torch_shared(parts.weights, "cpu" if provider == "cpu" else "cuda")
+    return Network(spectrogram, shared, head, map_segments)
 
 
-def _require_shapes(session: ort.InferenceSession, model_path: str) -> None:
-    takes = [item.shape[1:] for item in session.get_inputs()]
-    gives = [item.shape[1:] for item in session.get_outputs()]
-    if takes != [[WINDOW_SAMPLES]] or gives != [[3]]:
-        raise ConfigError(
-            f"{model_path} is not a DNSMOS P.835 model",
-            f"it maps {takes} to {gives}, expected [[{WINDOW_SAMPLES}]] to [[3]]",
-            "Use sig_bak_ovr.onnx, or leave score.model out.",
-        )
+def _not_dnsmos(path: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path} is not a DNSMOS P.835 model",
+        f"{why}; expected [[{WINDOW_SAMPLES}]] to [[3]]",
+        f"Use {P835_FILE}, or leave score.model out.",
+    )
+
+
+def _open_p808(model: DnsmosModel, provider: Provider) -> P808:
+    _expect(find_model(model.path), model.sha256)
+    return P808(runner(open_session(Path(model.path).read_bytes(), provider, model.path)))

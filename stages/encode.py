@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import BadRecord
-from pipeline.schema import ENCODED, SCORED
-from pipeline.stage import Exclusions, Outcome, Resources, Transform
+from pipeline.errors import BadRecord, ContractError
+from pipeline.schema import CLIP, ENCODED, SCORED
+from pipeline.stage import Exclusions, Outcome, Resources, Stage, Transform
 from pipeline.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
 from stages.clips import codes_column, load_clips, load_file, location, prefetch
 from stages.snac import Codec, CodecSpec, padded_samples
@@ -26,22 +26,28 @@ class EncodeStage:
     """Reject clips that do not score above `threshold_ovrl`, encode the others.
 
     `batch_seconds` bounds the audio of one batch; 0 encodes clip by clip, which is faster on a
-    CPU (eager batches of 8 are slower than single clips there).
+    CPU (eager batches of 8 are slower than single clips there). `exact_scores` is the score stage
+    in FP32: it scores those clips again whose `ovrl_error` reaches across the threshold, so that
+    no decision differs from FP32 and moving the threshold scores only clips near the new one.
     """
 
     codec: CodecSpec
     threshold_ovrl: float = 2.5
     batch_seconds: float = 0.0
+    exact_scores: Stage | None = None
     resources: Resources = field(default_factory=Resources)
 
     name: str = field(default="encode", init=False, repr=False)
-    version: int = field(default=1, init=False, repr=False)
+    version: int = field(default=2, init=False, repr=False)
     input_schema: pa.Schema = field(default=SCORED, init=False, repr=False)
     output_schema: pa.Schema = field(default=ENCODED, init=False, repr=False)
 
     @property
     def content(self) -> dict[str, Any]:
-        return {"threshold_ovrl": self.threshold_ovrl, "codec": self.codec.describe()}
+        content = {"threshold_ovrl": self.threshold_ovrl, "codec": self.codec.describe()}
+        if self.exact_scores is not None:
+            content["exact_scores"] = self.exact_scores.content
+        return content
 
     def open(self) -> Transform:
         """Load the codec.
@@ -52,14 +58,31 @@ class EncodeStage:
         return partial(
             _encode,
             codec=codec,
+            rescore=_opened_late(self.exact_scores),
             threshold_ovrl=self.threshold_ovrl,
             batch_samples=int(self.batch_seconds * CODEC_HZ),
         )
 
 
-def _encode(clips: pa.Table, *, codec: Codec, threshold_ovrl: float, batch_samples: int) -> Outcome:
+def _opened_late(stage: Stage | None) -> Transform | None:
+    """Return the stage's transform, which loads its models when a clip first needs them."""
+    if stage is None:
+        return None
+    opened = cache(stage.open)
+    return lambda clips: opened()(clips)
+
+
+def _encode(
+    clips: pa.Table,
+    *,
+    codec: Codec,
+    rescore: Transform | None,
+    threshold_ovrl: float,
+    batch_samples: int,
+) -> Outcome:
     exclusions = Exclusions(EncodeStage.name)
-    passed = _reject_low(clips, threshold_ovrl, exclusions)
+    settled = _settle_scores(clips, threshold_ovrl, rescore, exclusions)
+    passed = _reject_low(settled, threshold_ovrl, exclusions)
     results = _encode_clips(passed, codec, batch_samples)
     codes = {row: result for row, result in results.items() if isinstance(result, np.ndarray)}
     for row, result in sorted(results.items(), key=lambda item: item[0]):
@@ -69,6 +92,39 @@ def _encode(clips: pa.Table, *, codec: Codec, threshold_ovrl: float, batch_sampl
                 clip["id"], clip["source"], result.reason, result.detail, location(clip)
             )
     return exclusions.outcome(_encoded_table(passed, codes))
+
+
+def _settle_scores(
+    clips: pa.Table, threshold_ovrl: float, rescore: Transform | None, exclusions: Exclusions
+) -> pa.Table:
+    """Return the clips, those scored again whose error could decide; same order.
+
+    Raises: ContractError when there are such clips and nothing to score them with.
+    """
+    distance = np.abs(clips["ovrl"].to_numpy() - threshold_ovrl)
+    error = clips["ovrl_error"].to_numpy()
+    near = np.flatnonzero((error > 0) & (distance <= error))
+    if not len(near):
+        return clips
+    if rescore is None:
+        raise ContractError(
+            f"{len(near)} clips lie within the error of their score of the threshold",
+            "the stage has no scorer in FP32",
+            "Give it one with exact_scores.",
+        )
+    outcome = rescore(clips.take(pa.array(near)).select(CLIP.names))
+    for row in pa.concat_tables([outcome.rejected, outcome.quarantined]).to_pylist():
+        exclusions.quarantine(*(row[k] for k in ("id", "source", "reason", "detail", "location")))
+    places = np.arange(clips.num_rows)
+    again = iter(enumerate(outcome.kept["id"].to_pylist(), start=clips.num_rows))
+    place, clip_id = next(again, (-1, None))
+    for row in near.tolist():  # kept clips come in their order, less those quarantined
+        if clips["id"][row].as_py() == clip_id:
+            places[row] = place
+            place, clip_id = next(again, (-1, None))
+        else:
+            places[row] = -1
+    return pa.concat_tables([clips, outcome.kept]).take(pa.array(places[places >= 0]))
 
 
 def _reject_low(clips: pa.Table, threshold_ovrl: float, exclusions: Exclusions) -> pa.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,7 +18,16 @@ from pipeline.stage import Exclusions, Outcome, Resources, Transform
 from pipeline.vocabulary import CODEC_HZ
 from stages.audio import resample
 from stages.clips import codes_column, load_clips, load_file, location, prefetch
-from stages.dnsmos import SCORER_HZ, DnsmosScorer, Provider, Scores, Windows
+from stages.dnsmos import (
+    SCORER_HZ,
+    DnsmosModel,
+    DnsmosScorer,
+    Precision,
+    Provider,
+    Scores,
+    Windows,
+    ovrl_error,
+)
 from stages.snac import Codec, CodecSpec, clip_seed
 
 
@@ -34,13 +43,15 @@ class ScoreStage:
     signal: Literal["original", "reconstruction"] = "original"
     windows: Windows = "reference"
     provider: Provider = "cpu"
+    precision: Precision = "fp32"
     model_path: str = ""
     model_sha256: str = ""
+    p808: DnsmosModel | None = None
     codec: CodecSpec | None = None
     resources: Resources = field(default_factory=Resources)
 
     name: str = field(default="score", init=False, repr=False)
-    version: int = field(default=1, init=False, repr=False)
+    version: int = field(default=2, init=False, repr=False)
     input_schema: pa.Schema = field(default=CLIP, init=False, repr=False)
     output_schema: pa.Schema = field(default=SCORED, init=False, repr=False)
 
@@ -65,8 +76,11 @@ class ScoreStage:
             "signal": self.signal,
             "windows": self.windows,
             "provider": self.provider,
+            "precision": self.precision,
             "model_sha256": self.model_sha256,
         }
+        if self.p808 is not None:
+            content["p808_sha256"] = self.p808.sha256
         if self._reconstructs is not None:
             content["codec"] = self._reconstructs.describe()
             content["noise_seed"] = self._reconstructs.seed
@@ -82,8 +96,18 @@ class ScoreStage:
             signal = f"{signal} of {self._reconstructs.label}"
         return (
             f"dnsmos-p835 sha256:{self.model_sha256[:8]} windows={self.windows} "
-            f"signal={signal} fp32 provider={self.provider}"
+            f"signal={signal} {self.precision} provider={self.provider}"
         )
+
+    @property
+    def ovrl_error(self) -> float:
+        """Return how far a score may lie from FP32, which near the threshold decides."""
+        return 0.0 if self.scorer == "source" else ovrl_error(self.precision, self.provider)
+
+    def exact(self) -> ScoreStage:
+        """Return the stage that gives the same scores in FP32."""
+        provider = "cuda" if self.provider == "tensorrt" else self.provider
+        return replace(self, precision="fp32", provider=provider)
 
     @property
     def _reconstructs(self) -> CodecSpec | None:
@@ -95,10 +119,17 @@ class ScoreStage:
         Raises: ConfigError when a model or provider is absent or not the planned one.
         """
         if self.scorer == "source":
-            return partial(_outcome, label=self.label, score=_source_scores)
+            return partial(_outcome, stage=self, score=_source_scores)
         num_threads = max(1, int(self.resources.cpus))
         torch.set_num_threads(1)  # resampling is torch's, and must not slow the model down
-        scorer = DnsmosScorer(self.model_path, self.provider, num_threads, self.model_sha256)
+        scorer = DnsmosScorer(
+            self.model_path,
+            self.provider,
+            num_threads,
+            self.model_sha256,
+            self.precision,
+            self.p808,
+        )
         if self._reconstructs is None:
             score = partial(_original_scores, scorer=scorer, windows=self.windows)
         else:
@@ -106,7 +137,7 @@ class ScoreStage:
             score = partial(
                 _reconstruction_scores, scorer=scorer, windows=self.windows, codec=codec
             )
-        return partial(_outcome, label=self.label, score=score)
+        return partial(_outcome, stage=self, score=score)
 
 
 @dataclass(frozen=True)
@@ -115,6 +146,7 @@ class _Scored:
     windows: int
     sig: float | None = None
     bak: float | None = None
+    p808: float | None = None
     codes: np.ndarray | None = None
 
 
@@ -152,10 +184,10 @@ def _reconstruction_scores(
 
 
 def _scored(scores: Scores, codes: np.ndarray | None = None) -> _Scored:
-    return _Scored(scores.ovrl, scores.windows, scores.sig, scores.bak, codes)
+    return _Scored(scores.ovrl, scores.windows, scores.sig, scores.bak, scores.p808, codes)
 
 
-def _outcome(clips: pa.Table, *, label: str, score) -> Outcome:
+def _outcome(clips: pa.Table, *, stage: ScoreStage, score) -> Outcome:
     """Run `score`, which yields one result a row, and split kept from quarantined."""
     exclusions = Exclusions(ScoreStage.name)
     kept: list[int] = []
@@ -169,19 +201,21 @@ def _outcome(clips: pa.Table, *, label: str, score) -> Outcome:
         else:
             kept.append(row)
             results.append(result)
-    return exclusions.outcome(_scored_table(clips, kept, results, label))
+    return exclusions.outcome(_scored_table(clips, kept, results, stage))
 
 
 def _scored_table(
-    clips: pa.Table, kept: Sequence[int], results: Sequence[_Scored], label: str
+    clips: pa.Table, kept: Sequence[int], results: Sequence[_Scored], stage: ScoreStage
 ) -> pa.Table:
     columns = [
         *clips.take(pa.array(kept, pa.int64())).columns,
         pa.array([result.sig for result in results], pa.float64()),
         pa.array([result.bak for result in results], pa.float64()),
         pa.array([result.ovrl for result in results], pa.float64()),
+        pa.array([result.p808 for result in results], pa.float64()),
         pa.array([result.windows for result in results], pa.int32()),
-        pa.array([label] * len(results), pa.string()),
+        pa.array([stage.ovrl_error] * len(results), pa.float64()),
+        pa.array([stage.label] * len(results), pa.string()),
         codes_column([result.codes for result in results]),
     ]
     return pa.Table.from_arrays(columns, schema=SCORED)
@@ -192,7 +226,8 @@ def score_files(
 ) -> list[dict[str, Any]]:
     """Score whole audio files, in order.
 
-    Returns dictionaries of path, seconds, windows, sig, bak, ovrl, keep; or of path, error for
+    Returns dictionaries of path, seconds, windows, sig, bak, ovrl, keep, and p808 if
+    asked for; or of path, error for
     a file that cannot be scored.
     Raises: StageError when the model itself fails.
     """
@@ -214,5 +249,6 @@ def _score_file(
         "sig": scores.sig,
         "bak": scores.bak,
         "ovrl": scores.ovrl,
+        **({} if scores.p808 is None else {"p808": scores.p808}),
         "keep": scores.ovrl > threshold_ovrl,
     }

@@ -113,8 +113,8 @@ def tokenized(tokenizer, prompt, text, speaker):
         "id": "clips/0", "source": "clips", "text": text, "speaker": speaker, "audio_kind": "file",
         "audio_path": "0.flac", "audio_member": "", "audio_offset": 0, "audio_bytes": 1,
         "start_seconds": 0.0, "seconds": 1.0, "audio_hz": CODEC_HZ, "channels": 1,
-        "source_ovrl": None, "sig": 3.0, "bak": 3.0, "ovrl": 3.0, "windows": 1, "scorer": "test",
-        "frames": 2, "codes": CODES.tolist(),
+        "source_ovrl": None, "sig": 3.0, "bak": 3.0, "ovrl": 3.0, "windows": 1,
+        "ovrl_error": 0.0, "scorer": "test", "frames": 2, "codes": CODES.tolist(),
     }  # fmt: skip
     stage = TokenizeSpeech(tokenizer, prompt=prompt)
     ids = stage.open()(pa.Table.from_pylist([row], schema=ENCODED)).kept["input_ids"][0].as_py()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ import soundfile
 import torch
 from snac import SNAC
 
+from pipeline.errors import ContractError
 from pipeline.schema import CLIP, SCORED
-from pipeline.stage import Resources, check_outcome
+from pipeline.stage import Exclusions, Resources, check_outcome
 from pipeline.vocabulary import FRAME_SAMPLES, flatten_codes
 from stages.encode import EncodeStage, encode_files, same_length_batches
 from stages.snac import Codec, CodecSpec, padded_samples, resolve_codec
@@ -38,7 +39,7 @@ def referee(weights) -> SNAC:
     return SNAC.from_pretrained(str(weights))
 
 
-def _scored(clips: pa.Table, ovrl=3.0, codes=None) -> pa.Table:
+def _scored(clips: pa.Table, ovrl=3.0, codes=None, ovrl_error=0.0) -> pa.Table:
     """Score every clip with `ovrl`: one number, or one a clip."""
     values = np.broadcast_to(np.asarray(ovrl, np.float64), clips.num_rows)
     rows = [
@@ -48,6 +49,7 @@ def _scored(clips: pa.Table, ovrl=3.0, codes=None) -> pa.Table:
             "bak": None,
             "ovrl": value,
             "windows": 1,
+            "ovrl_error": ovrl_error,
             "scorer": "test",
             "codes": codes[i] if codes else None,
         }
@@ -199,3 +201,55 @@ def test_files_are_encoded_for_the_command_line(tmp_path, spec, referee):
     flat = flatten_codes([np.array(codebook) for codebook in voice["codes"]])
     assert flat.tolist() == _reference_codes(referee, path)
     assert set(text) == {"path", "error"}
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """A score stage whose FP32 scores are known, and which remembers what it was asked."""
+
+    scores: dict
+    asked: list
+
+    content = {"scorer": "exact"}  # noqa: RUF012 - as of a stage
+
+    def open(self):
+        def transform(clips: pa.Table):
+            exclusions, rows = Exclusions("score"), []
+            assert clips.schema == CLIP
+            for row in clips.to_pylist():
+                self.asked.append(row["id"])
+                if self.scores[row["id"]] is None:
+                    exclusions.quarantine(row["id"], row["source"], "gone", "x", "y")
+                else:
+                    rows.append(row)
+            values = [self.scores[row["id"]] for row in rows]
+            kept = pa.Table.from_pylist(rows, schema=CLIP)
+            return exclusions.outcome(_scored(kept, np.array(values)))
+
+        return transform
+
+
+def test_scores_whose_error_reaches_the_threshold_are_settled_in_fp32(tmp_path, spec):
+    audios = {f"c{i}": synthetic_speech(2048, 24_000, i) for i in range(7)}
+    clips = clip_table(tmp_path, audios)
+    rough = np.array([2.40, 2.48, 2.53, 2.50, 2.49, 2.60, 2.52])
+    exact = {"c1": 2.51, "c2": 2.49, "c3": 2.5, "c4": None, "c6": 2.53}
+    stage = EncodeStage(spec, exact_scores=_Exact(exact, asked := []))
+    outcome = _run(stage, _scored(clips, rough, ovrl_error=0.03))
+
+    assert asked == ["c1", "c2", "c3", "c4", "c6"]
+    kept = {row["id"]: (row["ovrl"], row["ovrl_error"]) for row in outcome.kept.to_pylist()}
+    assert kept == {"c1": (2.51, 0.0), "c5": (2.60, 0.03), "c6": (2.53, 0.0)}
+    assert list(kept) == ["c1", "c5", "c6"]  # still in the order of the unit
+    assert outcome.rejected["id"].to_pylist() == ["c0", "c2", "c3"]
+    assert outcome.quarantined["id"].to_pylist() == ["c4"]
+    assert outcome.quarantined["stage"].to_pylist() == ["encode"]
+
+
+def test_inexact_scores_without_an_exact_scorer_are_refused(tmp_path, spec):
+    clips = clip_table(tmp_path, {"a": synthetic_speech(2048, 24_000)})
+    with pytest.raises(ContractError, match="within the error"):
+        _run(EncodeStage(spec), _scored(clips, 2.49, ovrl_error=0.03))
+    assert _run(EncodeStage(spec), _scored(clips, 2.46, ovrl_error=0.03)).rejected.num_rows == 1
+    exact = _Exact({}, [])
+    assert EncodeStage(spec, exact_scores=exact).content != EncodeStage(spec).content

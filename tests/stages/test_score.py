@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, StageError
 from pipeline.schema import CLIP
 from pipeline.stage import Resources, Stage, check_outcome
 from stages.audio import decode, resample
-from stages.dnsmos import DnsmosScorer, find_model
+from stages.dnsmos import BF16_OVRL_ERROR, P808_FILE, DnsmosScorer, find_model
 from stages.score import ScoreStage, score_files
 from stages.snac import Codec, clip_seed, resolve_codec
 from tests.stages.speech import clip_row, clip_table, synthetic_speech, write_snac_weights
@@ -155,6 +155,8 @@ def test_the_label_and_content_say_what_decides_the_scores():
         _stage(signal="reconstruction", codec=replace(untrained, seed=1)),
         _stage(windows="all"),
         _stage(provider="cuda"),
+        _stage(precision="bf16"),
+        _stage(p808=find_model(None, P808_FILE)),
         replace(stage, model_sha256="0" * 64),
         ScoreStage(scorer="source"),
     ]
@@ -163,6 +165,16 @@ def test_the_label_and_content_say_what_decides_the_scores():
     assert _stage(resources=Resources(cpus=4, workers=3)).content == stage.content
     assert _stage(codec=untrained).content == stage.content  # it plays no part
     assert replace(stage, model_path="/elsewhere.onnx").content == stage.content
+
+
+def test_an_inexact_score_says_so_and_knows_its_exact_stage():
+    assert _stage().ovrl_error == ScoreStage(scorer="source").ovrl_error == 0
+    for stage in (_stage(precision="bf16"), _stage(provider="tensorrt")):
+        assert stage.ovrl_error == BF16_OVRL_ERROR
+        assert stage.exact().ovrl_error == 0
+    assert " bf16 " in _stage(precision="bf16").label
+    assert _stage(precision="bf16").exact() == _stage()
+    assert _stage(provider="tensorrt").exact() == _stage(provider="cuda")
 
 
 def test_the_stage_is_picklable_and_refuses_what_it_cannot_run():
@@ -179,7 +191,8 @@ def test_the_stage_is_picklable_and_refuses_what_it_cannot_run():
 def test_a_failing_scorer_stops_the_unit_instead_of_blaming_the_clip(tmp_path, monkeypatch):
     clips = clip_table(tmp_path, {"clip-7": synthetic_speech(14_400, 24_000)})
     monkeypatch.setattr(
-        DnsmosScorer, "_raw", lambda *_: np.full(3, np.nan, np.float32), raising=True
+        "stages.dnsmos_network.Network.raw_scores",
+        lambda *_: np.full((1, 3), np.nan, np.float32),
     )
     with pytest.raises(StageError, match="clip-7") as caught:
         _stage().open()(clips)

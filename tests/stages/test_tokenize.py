@@ -181,6 +181,7 @@ def clip(number, codes, **changes):
         "bak": 3.0,
         "ovrl": 3.0,
         "windows": 1,
+        "ovrl_error": 0.0,
         "scorer": "test",
         "frames": len(codes) // 7,
         "codes": codes,

@@ -1,0 +1,188 @@
+"""DNSMOS P.835: koe against speechmos, windows a second on one core.
+
+    taskset -c 1 python -m benchmarks.dnsmos [--clips 40] [--repeats 3]
+    python -m benchmarks.dnsmos --provider cuda      a GPU; never run so far
+
+Every side scores the same real clips (16 kHz, a log-normal mix of lengths) in a process of its own,
+by turns; loading and a first clip do not count. The peer is `speechmos.dnsmos.run`, once as it is
+and once less its P.808 score, which koe leaves out too: the ratio is to the latter. BF16 includes
+scoring again in FP32 what lies near the threshold, where this CPU has BF16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.clips import DATA, real_clips
+from benchmarks.results import write_result
+from pipeline.errors import ConfigError
+from stages.dnsmos import (
+    BF16_OVRL_ERROR,
+    DnsmosScorer,
+    find_model,
+    require_precision,
+    window_starts,
+)
+
+THRESHOLD = 2.5
+PEER, WHOLE_PEER, FP32, BF16 = "speechmos less P.808", "speechmos", "koe fp32", "koe bf16"
+
+
+def main() -> int:
+    options = _options()
+    if options.side:
+        _score_side(options)
+        return 0
+    sides = [PEER, WHOLE_PEER, FP32, *([BF16] if _has_bf16(options.provider) else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        clips = Path(folder) / "clips.npz"
+        audios = real_clips(options.clips, 16_000, options.data)
+        np.savez(clips, *audios)
+        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        for repeat in range(options.repeats):
+            for side in sides if repeat % 2 else sides[::-1]:
+                runs[side].append(_run_side(side, clips, options.provider))
+                print(f"{side}: {runs[side][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
+    num_windows = sum(len(window_starts(len(audio), "reference")) for audio in audios)
+    _report(runs, num_windows, sum(map(len, audios)) / 16_000, options)
+    return 0
+
+
+def _report(runs: dict[str, list[dict[str, Any]]], num_windows: int, seconds: float, options):
+    speeds = {side: [num_windows / run["seconds"] for run in of] for side, of in runs.items()}
+    scores = {side: np.array(of[0]["scores"]) for side, of in runs.items()}
+    delta = np.abs(scores[FP32] - scores[WHOLE_PEER]).max()
+    fastest = BF16 if BF16 in runs else FP32
+    decided = {side: scores[side][:, 2] > THRESHOLD for side in runs}
+    found = {
+        "engine": fastest,
+        "speeds": {side: round(median(of), 4) for side, of in speeds.items()},
+        "ratio_fp32": round(
+            median(a / b for a, b in zip(speeds[FP32], speeds[PEER], strict=True)), 4
+        ),
+        "largest_difference_fp32": float(delta),
+        "largest_ovrl_difference": float(
+            np.abs(scores[fastest][:, 2] - scores[WHOLE_PEER][:, 2]).max()
+        ),
+        "flipped_decisions": int((decided[fastest] != decided[WHOLE_PEER]).sum()),
+        "kept": int(decided[fastest].sum()),
+        "scored_again": runs[fastest][0]["scored_again"],
+        "clips": options.clips,
+        "windows": num_windows,
+        "audio_seconds": round(seconds, 1),
+        "peak_mb": {side: max(run["peak_mb"] for run in of) for side, of in runs.items()},
+    }
+    name = "dnsmos_cpu" if options.provider == "cpu" else "dnsmos_gpu"
+    unit = "windows per second" + (" per core" if options.provider == "cpu" else "")
+    path = write_result(name, PEER, unit, speeds[fastest], speeds[PEER], **found)
+    table = Table("", "windows / s", f"times {PEER}", "peak MB")
+    for side, of in speeds.items():
+        ratio = median(a / b for a, b in zip(of, speeds[PEER], strict=True))
+        peak = str(found["peak_mb"][side])
+        table.add_row(side, f"{median(of):.3f}", f"{ratio:.2f}", peak)
+    console = Console()
+    console.print(table)
+    console.print(json.dumps({k: found[k] for k in found if k not in ("speeds", "peak_mb")}))
+    console.print(f"wrote {path.name}")
+
+
+def _run_side(side: str, clips: Path, provider: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.dnsmos", "--side", side]
+    command += ["--clip-file", str(clips), "--provider", provider]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{side} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _score_side(options: argparse.Namespace) -> None:
+    with np.load(options.clip_file) as stored:
+        audios = [stored[name] for name in stored.files]
+    score = _side(options.side, options.provider)
+    score(audios[0][: 16_000 * 2])
+    again = 0
+    scores = []
+    started = time.perf_counter()
+    for audio in audios:
+        values, twice = score(audio)
+        scores.append(values)
+        again += twice
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(
+        json.dumps({"seconds": seconds, "scores": scores, "scored_again": again, "peak_mb": peak})
+    )
+
+
+def _side(side: str, provider: Any) -> Callable[[np.ndarray], tuple[list[float], bool]]:
+    if side in (PEER, WHOLE_PEER):
+        return _peer(with_p808=side == WHOLE_PEER)
+    exact = DnsmosScorer(find_model().path, provider)
+    rough = DnsmosScorer(find_model().path, provider, precision="bf16") if side == BF16 else exact
+
+    def score(audio: np.ndarray) -> tuple[list[float], bool]:
+        found = rough.score(audio, "reference")
+        near = rough is not exact and abs(found.ovrl - THRESHOLD) <= BF16_OVRL_ERROR
+        if near:
+            found = exact.score(audio, "reference")
+        return [found.sig, found.bak, found.ovrl], near
+
+    return score
+
+
+def _peer(with_p808: bool) -> Callable[[np.ndarray], tuple[list[float], bool]]:
+    from speechmos import dnsmos
+
+    dnsmos.run(np.zeros(1600, np.float32) + 1e-3, 16_000)  # loads the models
+    if not with_p808:
+        assert dnsmos.dnsmos is not None
+        dnsmos.dnsmos.audio_melspec = lambda audio: np.zeros((1, 1), np.float32)
+        dnsmos.dnsmos.p808_onnx_sess = _NoP808()
+
+    def score(audio: np.ndarray) -> tuple[list[float], bool]:
+        found: Any = dnsmos.run(audio, 16_000)
+        return [float(found[f"{name}_mos"]) for name in ("sig", "bak", "ovrl")], False
+
+    return score
+
+
+class _NoP808:
+    def run(self, outputs: Any, feeds: Any) -> list[np.ndarray]:
+        return [np.ones((1, 1), np.float32)]
+
+
+def _has_bf16(provider: Any) -> bool:
+    try:
+        require_precision("bf16", provider)
+    except ConfigError:
+        return False
+    return True
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--provider", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--clip-file", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

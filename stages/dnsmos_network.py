@@ -1,0 +1,221 @@
+"""The DNSMOS network on overlapping windows, every layer that they share computed once.
+
+Windows start 100 frames apart, which the two poolings before the last one divide, so a column of
+features is the same in every window that holds it. Only the outermost `EDGE_COLUMNS` of a window
+see the zeros that the convolutions pad it with; a segment of `EDGE_FRAMES` gives those. For n
+windows 900 + 148 (n - 1) frames are computed instead of 900 n, and what remains for each window
+(pooling, the last convolution, the head) is 0.2 % of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+import torch
+from onnx import numpy_helper
+from onnx.utils import Extractor
+from torch.nn import functional
+
+from stages.onnx_session import Run
+
+HOP_SAMPLES = 16_000
+WINDOW_SAMPLES = 144_160  # the model's fixed input
+FRAME_SAMPLES, FRAME_HOP = 320, 160
+WINDOW_FRAMES = 900
+WINDOW_COLUMNS = WINDOW_FRAMES // 4  # after the two poolings that windows share
+HOP_FRAMES, HOP_COLUMNS = 100, 25
+
+# Four 3x3 convolutions before the first pooling, one before the second and one after it: a column
+# of features depends on 4 + 2 + 4 frames on either side, which is less than three columns.
+EDGE_COLUMNS = 3
+EDGE_FRAMES = 2 * 4 * EDGE_COLUMNS
+_CONTEXT_FRAMES = 4 * EDGE_COLUMNS
+# More frames at once cost memory (82 kB a frame in the first layer) and save nothing.
+_BAND_FRAMES = 2_000
+_EDGES_AT_ONCE = _BAND_FRAMES // (2 * EDGE_FRAMES)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The network cut in three, as serialised ONNX models of any number of frames.
+
+    `spectrogram` maps frames [1, frames, 320] to log power [1, 1, frames, 161]; `shared` maps
+    log power [n, 1, frames, 161] to features [n, 32, frames // 4, 40]; `head` maps the features
+    of windows [n, 32, 225, 40] to raw scores [n, 3]. `weights` are those of `shared`, a kernel
+    and a bias for each convolution.
+    """
+
+    spectrogram: bytes
+    shared: bytes
+    head: bytes
+    weights: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+class UnknownNetwork(ValueError):
+    """The model is not the network that can be cut."""
+
+
+def cut(model_bytes: bytes) -> Parts:
+    """Cut sig_bak_ovr.onnx at its log-power spectrogram and before its last pooling.
+
+    Raises: UnknownNetwork when its layers are not those of DNSMOS P.835.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model_bytes))
+    nodes = model.graph.node
+    weights = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    planes = [node for node in nodes if node.op_type == "Conv" and weights[node.input[1]].ndim == 4]
+    pools = [node for node in nodes if node.op_type == "MaxPool"]
+    joins = [node for node in nodes if node.op_type == "Concat"]
+    channels = [weights[node.input[1]].shape[:2] for node in planes]
+    expected = [(128, 1), (64, 128), (64, 64), (32, 64), (32, 32), (32, 32), (64, 32)]
+    if channels != expected or len(pools) != 3 or len(joins) != 1:
+        raise UnknownNetwork(
+            f"convolutions of {channels} channels, {len(pools)} poolings; expected {expected}, 3"
+        )
+    frames, power, features = joins[0].output[0], planes[0].input[0], pools[2].input[0]
+    return Parts(
+        spectrogram=_extract(model, frames, power),
+        shared=_extract(model, power, features),
+        head=_extract(model, features, model.graph.output[0].name),
+        weights=tuple((weights[node.input[1]], weights[node.input[2]]) for node in planes[:-1]),
+    )
+
+
+def _extract(model: onnx.ModelProto, first: str, last: str) -> bytes:
+    part = Extractor(model).extract_model([first], [last])
+    for value in (*part.graph.input, *part.graph.output):
+        value.type.tensor_type.ClearField("shape")  # the cut network takes any number of frames
+    del part.graph.value_info[:]
+    return part.SerializeToString()
+
+
+@dataclass(frozen=True)
+class Network:
+    """The three parts bound to what runs them; `map_segments` may run segments at once."""
+
+    spectrogram: Run
+    shared: Run
+    head: Run
+    map_segments: Callable[[Run, Sequence[np.ndarray]], Iterator[np.ndarray]]
+
+    def raw_scores(self, audio: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+        """Return the raw outputs of windows of a clip.
+
+        `audio` float32 [samples] at 16 kHz, `starts` of its windows in samples, whole hops.
+        Returns float32 [windows, 3] (sig, bak, ovrl before the quadratics).
+        """
+        rows = [
+            self._run_of(audio[first : first + WINDOW_SAMPLES + HOP_SAMPLES * (num - 1)], num)
+            for first, num in consecutive(starts)
+        ]
+        return np.concatenate(rows)
+
+    def _run_of(self, audio: np.ndarray, num_windows: int) -> np.ndarray:
+        frames = np.lib.stride_tricks.sliding_window_view(audio, FRAME_SAMPLES)[::FRAME_HOP]
+        power = self.spectrogram(np.ascontiguousarray(frames)[np.newaxis])
+        bands = list(split_bands(power.shape[2]))
+        segments = [power[:, :, band.start : band.stop] for band in bands]
+        firsts = range(0, HOP_FRAMES * num_windows, HOP_FRAMES)
+        lefts = [power[:, :, first : first + EDGE_FRAMES] for first in firsts[1:]]
+        ends = [first + WINDOW_FRAMES for first in firsts[:-1]]
+        rights = [power[:, :, end - EDGE_FRAMES : end] for end in ends]
+        edges = [
+            np.concatenate((*lefts[at : at + _EDGES_AT_ONCE], *rights[at : at + _EDGES_AT_ONCE]))
+            for at in range(0, num_windows - 1, _EDGES_AT_ONCE)
+        ]
+        features = list(self.map_segments(self.shared, [*segments, *edges]))
+        inner, outer = features[: len(bands)], features[len(bands) :]
+        parts = zip(bands, inner, strict=True)
+        kept = [part[0, :, band.skip : band.skip + band.keep] for band, part in parts]
+        return self.head(_windows(np.concatenate(kept, axis=1), outer, num_windows))
+
+
+def _windows(whole: np.ndarray, edges: Sequence[np.ndarray], num_windows: int) -> np.ndarray:
+    """Cut windows from the features of their run, and give each the edges of its own.
+
+    `whole` [32, columns, 40]; an item of `edges` [2 k, 32, 6, 40] holds left edges, then right.
+    """
+    windows = np.stack(
+        [
+            whole[:, first : first + WINDOW_COLUMNS]
+            for first in range(0, HOP_COLUMNS * num_windows, HOP_COLUMNS)
+        ]
+    )
+    at = 0
+    for batch in edges:
+        lefts, rights = np.split(batch, 2)
+        windows[at + 1 : at + 1 + len(lefts), :, :EDGE_COLUMNS] = lefts[:, :, :EDGE_COLUMNS]
+        windows[at : at + len(rights), :, -EDGE_COLUMNS:] = rights[:, :, -EDGE_COLUMNS:]
+        at += len(lefts)
+    return windows
+
+
+@dataclass(frozen=True)
+class Band:
+    """Frames `start` to `stop`, and which columns of their features are not cut off a neighbour."""
+
+    start: int
+    stop: int
+    skip: int
+    keep: int
+
+
+def split_bands(num_frames: int) -> Iterator[Band]:
+    """Split a run of frames so that memory stays bounded, with the context that makes it exact."""
+    num_bands = -(-num_frames // _BAND_FRAMES)
+    bounds = [4 * round(num_frames / 4 * i / num_bands) for i in range(num_bands + 1)]
+    for first, last in pairwise(bounds):
+        start = max(0, first - _CONTEXT_FRAMES)
+        stop = min(num_frames, last + _CONTEXT_FRAMES)
+        yield Band(start, stop, (first - start) // 4, (last - first) // 4)
+
+
+def consecutive(starts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Group window starts that are one hop apart: the first of each group, and how many."""
+    first, number = starts[0], 0
+    for start in starts:
+        if start != first + number * HOP_SAMPLES:
+            yield first, number
+            first, number = start, 0
+        number += 1
+    yield first, number
+
+
+def torch_shared(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Run:
+    """Return `Parts.shared` in BF16, run by torch (which uses AVX-512 BF16 or AMX on a CPU).
+
+    Power and kernel of the first convolution, 1 % of the work, go in as sums of two BF16 values:
+    their rounding alone would double the error of a score.
+    """
+
+    def split(exact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rounded = exact.to(torch.bfloat16)
+        return rounded, (exact - rounded).to(torch.bfloat16)
+
+    layers = [
+        (
+            torch.from_numpy(kernel.copy()).to(device),
+            torch.from_numpy(bias.copy()).to(device, torch.bfloat16),
+        )
+        for kernel, bias in weights
+    ]
+    high, low = split(layers[0][0])
+    kernels = [torch.cat((high, high, low), dim=1), *(split(kernel)[0] for kernel, _ in layers[1:])]
+    kernels = [kernel.contiguous(memory_format=torch.channels_last) for kernel in kernels]
+
+    def run(power: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            high, low = split(torch.from_numpy(np.ascontiguousarray(power)).to(device))
+            x = torch.cat((high, low, high), dim=1)
+            for place, (kernel, (_, bias)) in enumerate(zip(kernels, layers, strict=True)):
+                x = functional.conv2d(x, kernel, bias, padding=1).relu_()
+                if place in (3, 4):
+                    x = functional.max_pool2d(x, 2)
+            return x.float().cpu().numpy()
+
+    return run
