@@ -9,11 +9,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +19,7 @@ from huggingface_hub import hf_hub_download
 from snac import SNAC
 from torch.nn.utils import parametrize
 
-from pipeline.errors import BadRecord, ConfigError, StageError
+from pipeline.errors import BadRecord, ConfigError
 from pipeline.vocabulary import (
     CODEBOOK_SIZE,
     CODEC_HZ,
@@ -30,8 +28,7 @@ from pipeline.vocabulary import (
     unflatten_codes,
 )
 from stages.memory import keep_memory
-
-Device = Literal["cpu", "cuda"]
+from stages.snac_engines import Device, Engine, guarded, open_engine
 
 UNTRAINED = "untrained"
 CONFIG_FILE = "config.json"
@@ -66,13 +63,15 @@ class CodecSpec:
     """Resolved weights, the same for every worker of a run. Picklable.
 
     `weights` is `untrained` or a folder, `sha256` (hex) that of the weights file or, untrained,
-    of the seeded state; `seed` is of the untrained weights and of the decoder's noise.
+    of the seeded state; `seed` is of the untrained weights and of the decoder's noise. `engine`
+    says how a worker encodes (see `stages/snac_engines.py`), which does not change the codes.
     """
 
     weights: str
     sha256: str
     seed: int = 0
     device: Device = "cpu"
+    engine: Engine = "auto"
 
     @property
     def trained(self) -> bool:
@@ -96,7 +95,11 @@ class CodecSpec:
 
 
 def resolve_codec(
-    weights: str, sha256: str | None = None, seed: int = 0, device: Device = "cpu"
+    weights: str,
+    sha256: str | None = None,
+    seed: int = 0,
+    device: Device = "cpu",
+    engine: Engine = "auto",
 ) -> CodecSpec:
     """Find and check the weights once, before any work.
 
@@ -105,7 +108,7 @@ def resolve_codec(
     Raises: ConfigError with a remedy when they are absent, differ, or are not SNAC 24 kHz.
     """
     if weights == UNTRAINED:
-        return CodecSpec(UNTRAINED, _state_sha256(_untrained_model(seed)), seed, device)
+        return CodecSpec(UNTRAINED, _state_sha256(_untrained_model(seed)), seed, device, engine)
     folder = Path(weights)
     if not folder.is_dir():
         folder = _download(weights)
@@ -117,7 +120,7 @@ def resolve_codec(
             f"its sha256 is {found}, but snac.sha256 is {sha256}",
             "Download the file again, or set snac.sha256 to null to accept any weights.",
         )
-    return CodecSpec(str(folder), found, seed, device)
+    return CodecSpec(str(folder), found, seed, device, engine)
 
 
 def clip_seed(clip_id: str, seed: int) -> int:
@@ -132,12 +135,16 @@ def padded_samples(num_samples: int) -> int:
 
 
 class Codec:
-    """A SNAC model ready to run. Not picklable: open one per worker from a `CodecSpec`."""
+    """A SNAC model ready to run. Not picklable: open one per worker from a `CodecSpec`.
+
+    `engine` is the one that encodes, never `auto`.
+    """
 
     def __init__(self, spec: CodecSpec, model: SNAC) -> None:
         self.spec = spec
         self._model = model
         self._device = torch.device(spec.device)
+        self.engine, self._encode = open_engine(model, spec.engine, spec.device)
 
     @classmethod
     def open(cls, spec: CodecSpec) -> Codec:
@@ -147,7 +154,7 @@ class Codec:
         the shape of the batch, and the last bits decide between two near codes (measured: 1 of
         280 codes differed between a batch of 4 and its clips alone with 2 threads, none with 1).
 
-        Raises: ConfigError for a missing device, or weights that are not those of `spec`.
+        Raises: ConfigError for a missing device or engine, or weights other than those of `spec`.
         """
         if spec.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
@@ -178,13 +185,13 @@ class Codec:
         `clip_id` names the clips in errors.
         Raises: BadRecord empty_audio for no samples; StageError when torch fails.
         """
-        if batch_24k.shape[1] == 0:
+        clips, samples = batch_24k.shape
+        if samples == 0:
             raise BadRecord("empty_audio", "the clip has no samples")
         audio = torch.from_numpy(np.ascontiguousarray(batch_24k, dtype=np.float32))
-        with _guarded(f"encode {tuple(batch_24k.shape)} samples", clip_id):
-            codebooks = self._model.encode(audio.to(self._device).unsqueeze(1))
-            arrays = [codes.cpu().numpy() for codes in codebooks]
-        return [flatten_codes([codes[i] for codes in arrays]) for i in range(len(batch_24k))]
+        with guarded(f"encode {clips} x {samples} samples", clip_id):
+            arrays = [codes.cpu().numpy() for codes in self._encode(audio)]
+        return [flatten_codes([codes[i] for codes in arrays]) for i in range(clips)]
 
     def decode(self, flat_codes: np.ndarray, seed: int, clip_id: str = "") -> np.ndarray:
         """Decode one clip: uint16 [7 F] to float32 [2048 F] at 24 kHz.
@@ -197,31 +204,11 @@ class Codec:
         devices = [self._device] if self._device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices=devices),
-            _guarded(f"decode {len(codebooks[0][0])} frames", clip_id),
+            guarded(f"decode {len(codebooks[0][0])} frames", clip_id),
         ):
             torch.manual_seed(seed)
             audio = self._model.decode([codes.to(self._device) for codes in codebooks])
             return audio[0, 0].cpu().numpy()
-
-
-@contextmanager
-def _guarded(doing: str, clip_id: str) -> Iterator[None]:
-    """Run the model without gradients, repeatably, and name the clip if torch fails."""
-    # On a GPU, TF32 and kernels chosen by timing would make codes differ from run to run.
-    kernels = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    try:
-        with torch.inference_mode(), kernels:
-            yield
-    except RuntimeError as error:  # torch's out-of-memory errors are RuntimeErrors too
-        raise StageError(
-            f"SNAC could not {doing} of clip {clip_id!r}",
-            str(error).strip(),
-            "If memory ran out, lower encode.batch_seconds or ingest.max_seconds, or give the "
-            "stage fewer workers; the unit can be resumed.",
-            clip_id=clip_id,
-        ) from error
 
 
 def _build(spec: CodecSpec) -> tuple[SNAC, str]:

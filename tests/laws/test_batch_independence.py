@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.stage import Resources
-from stages.clips import prefetch
+from stages.clips import in_threads, prefetch
 from stages.dnsmos import find_model
 from stages.encode import EncodeStage
 from stages.score import ScoreStage
@@ -112,3 +112,32 @@ def test_prefetching_raises_in_its_turn_and_stops_its_thread():
     stream.close()
     assert closed == [True, True]
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_threads_keep_the_order_and_stay_few_ahead(num_threads):
+    begun, lock, done = [], threading.Lock(), 0
+
+    def work(item: int) -> int:
+        with lock:
+            begun.append(item)
+        time.sleep(0.001 * (item % 3))
+        return -item
+
+    for place, result in enumerate(in_threads(work, iter(range(40)), num_threads)):
+        assert result == -place
+        done += 1
+        assert len(begun) <= done + 2 * num_threads + 1
+    assert done == 40
+
+
+def test_a_thread_raises_in_its_items_turn():
+    def work(item: int) -> int:
+        if item == 2:
+            raise ValueError("item 2")
+        return item
+
+    stream = in_threads(work, iter(range(5)), 2)
+    assert [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(ValueError, match="item 2"):
+        next(stream)

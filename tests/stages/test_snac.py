@@ -186,9 +186,14 @@ def test_a_missing_gpu_never_becomes_the_cpu(weights):
         Codec.open(resolve_codec(str(weights), device="cuda"))
 
 
-def test_no_samples_are_a_bad_record_and_a_torch_failure_a_stage_error(codec):
+def test_no_samples_are_a_bad_record_and_a_torch_failure_a_stage_error(codec, monkeypatch):
     with pytest.raises(BadRecord, match="empty_audio"):
         codec.encode(np.empty((1, 0), np.float32))
+
+    def fail(*_):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(torch, "cat", fail)
     with pytest.raises(StageError, match="clip-7") as caught:
-        codec.encode(np.zeros((1, 2048, 2), np.float32), clip_id="clip-7")
+        codec.encode(np.zeros((1, 2048), np.float32), clip_id="clip-7")
     assert isinstance(caught.value.__cause__, RuntimeError)

@@ -1,0 +1,176 @@
+"""SNAC encoding: koe against the snac package, audio-seconds a second on one core.
+
+    taskset -c 1 python -m benchmarks.snac                      untrained weights
+    taskset -c 1 python -m benchmarks.snac --weights DIR        the published ones
+    python -m benchmarks.snac --device cuda                     a GPU; never run so far
+
+Both encode the same real clips, each in a process of its own, by turns. The peer is the package as
+its README uses it: `SNAC(...).eval()`, weight norm in place, a clip at a time; torch has one thread
+in either. Loading and the first clip do not count. The codes of both are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from snac import SNAC
+
+from benchmarks.results import write_result
+from pipeline.vocabulary import CODEC_HZ, flatten_codes
+from stages.clips import load_file
+from stages.encode import same_length_batches
+from stages.snac import ARCHITECTURE, UNTRAINED, Codec, resolve_codec
+
+DATA = Path(__file__).resolve().parents[1] / "../shared/data"
+UTTERANCES = "ja_speech/utterances"
+SIDES = ("ours", "peer")
+
+
+def main() -> int:
+    options = _options()
+    if options.side:
+        _encode_side(options)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        clips = Path(folder) / "clips.npz"
+        seconds = _write_clips(options.data, options.clips, clips)
+        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        for repeat in range(options.repeats):
+            for side in SIDES if repeat % 2 else SIDES[::-1]:
+                runs[side].append(_run_side(side, clips))
+        codes = [dict(np.load(f"{clips}.{side}.npz")) for side in SIDES]
+    total = sum(len(theirs) for theirs in codes[1].values())
+    same = sum(int((ours == codes[1][clip]).sum()) for clip, ours in codes[0].items())
+    speeds = {side: [seconds / run["seconds"] for run in runs[side]] for side in SIDES}
+    peaks = {side: max(run["peak_mb"] for run in runs[side]) for side in SIDES}
+    engine = runs["ours"][0]["engine"]
+    path = write_result(
+        "snac_cpu" if options.device == "cpu" else "snac_gpu",
+        "snac 1.2.1, eager, a clip at a time",
+        "audio-seconds per second" + (" per core" if options.device == "cpu" else ""),
+        speeds["ours"],
+        speeds["peer"],
+        engine=engine,
+        weights=runs["ours"][0]["label"],
+        clips=options.clips,
+        audio_seconds=round(seconds, 1),
+        codes=total,
+        identical_codes=same / total,
+        peak_mb=peaks,
+    )
+    table = Table("", "audio-s / s", "of each repetition", "peak MB")
+    for side, label in (("ours", f"koe, {engine}"), ("peer", "snac, eager")):
+        each = " ".join(f"{speed:.2f}" for speed in speeds[side])
+        table.add_row(label, f"{median(speeds[side]):.2f}", each, str(peaks[side]))
+    console = Console()
+    console.print(table)
+    console.print(f"{same:,} of {total:,} codes identical; {runs['ours'][0]['label']}; {path}")
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", default=UNTRAINED, help="a folder with the published weights")
+    parser.add_argument("--clips", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the real clips")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--batch-seconds", type=float, default=60, help="ours, on CUDA")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--clips-file", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _write_clips(data: Path, count: int, path: Path) -> float:
+    """Write clips spread evenly over the folder, float32 at 24 kHz; return their seconds."""
+    files = sorted((data / UTTERANCES).glob("*.flac"))
+    if len(files) < count:
+        raise SystemExit(f"{data / UTTERANCES} holds {len(files)} FLAC files, not {count}")
+    chosen = files[:: len(files) // count][:count]
+    clips = {file.stem: load_file(str(file), CODEC_HZ)[0] for file in chosen}
+    np.savez(path, **clips)  # pyright: ignore[reportArgumentType]
+    return sum(len(audio) for audio in clips.values()) / CODEC_HZ
+
+
+def _run_side(side: str, clips: Path) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.snac", *sys.argv[1:]]
+    command += ["--side", side, "--clips-file", str(clips)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _encode_side(options: argparse.Namespace) -> None:
+    """Encode in this process: codes go to a file, figures to the last line of stdout."""
+    torch.set_num_threads(1)
+    clips = dict(np.load(options.clips_file))
+    open_side = _peer if options.side == "peer" else _ours
+    encode, found = open_side(options)
+    warm_up = next(iter(clips))
+    list(encode({warm_up: clips[warm_up]}))
+    start = time.perf_counter()
+    codes = dict(encode(clips))
+    found["seconds"] = time.perf_counter() - start
+    found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    np.savez(f"{options.clips_file}.{options.side}.npz", **codes)
+    print(json.dumps(found))
+
+
+def _peer(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    if options.weights == UNTRAINED:
+        torch.manual_seed(0)
+        model = SNAC(**ARCHITECTURE)
+    else:
+        model = SNAC.from_pretrained(options.weights)
+    model = model.eval().to(options.device)
+
+    def encode(clips: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        with torch.inference_mode():
+            for clip, audio in clips.items():
+                books = model.encode(torch.from_numpy(audio)[None, None].to(options.device))
+                yield clip, flatten_codes([book[0].cpu().numpy() for book in books])
+
+    return encode, {}
+
+
+def _ours(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    spec = resolve_codec(options.weights, device=options.device, engine=options.engine)
+    codec = Codec.open(spec)
+    batch_samples = int(options.batch_seconds * CODEC_HZ) if options.device == "cuda" else 0
+
+    def encode(clips: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        names = list(clips)
+        for batch in same_length_batches(enumerate(clips.values()), batch_samples):
+            stacked = _stacked([audio for _, audio in batch])
+            for (row, _), codes in zip(batch, codec.encode(stacked), strict=True):
+                yield names[row], codes
+
+    return encode, {"engine": codec.engine, "label": spec.label}
+
+
+def _stacked(audios: Iterable[np.ndarray]) -> np.ndarray:
+    audios = list(audios)
+    batch = np.zeros((len(audios), max(map(len, audios))), np.float32)
+    for row, audio in zip(batch, audios, strict=True):
+        row[: len(audio)] = audio
+    return batch
+
+
+if __name__ == "__main__":
+    sys.exit(main())

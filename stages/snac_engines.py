@@ -1,0 +1,128 @@
+"""The ways to run SNAC's encoder, and which of them a worker takes.
+
+| engine | runs on | what | audio-seconds a second, one Zen 4 core |
+|---|---|---|---|
+| native | CPU | `snac_encoder` on compiled C; needs a C compiler | 16 |
+| tiled | CPU | `snac_encoder` on torch's operations | 9 to 10 |
+| compile | CPU, CUDA | the package's modules through torch.compile, a minute at the start | 8 |
+| eager | CPU, CUDA | the package's modules, their weight norm removed | 6 |
+
+On CUDA neither was measured, nor compile ever run.
+
+`auto` is native, or tiled without a compiler, on a CPU, and eager on CUDA: a rule and no measurement
+at the start, which noise would decide differently in two workers. Engines sum in another order, by
+which a code could flip where two distances are equal to some 1e-6. None of 12,761 did (113 clips,
+2.5 minutes of real and synthetic audio, native and tiled, weights with 3,373 different codes).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from snac import SNAC
+from torch import Tensor
+
+from pipeline.errors import ConfigError, StageError
+from stages.snac_encoder import TiledEncoder, supports
+from stages.snac_kernels import Kernels, TorchKernels, Unavailable, native_kernels
+
+Device = Literal["cpu", "cuda"]
+Engine = Literal["auto", "native", "tiled", "compile", "eager"]
+Encode = Callable[[Tensor], list[Tensor]]
+
+_LOG = logging.getLogger(__name__)
+
+
+def open_engine(model: SNAC, engine: Engine, device: Device) -> tuple[Engine, Encode]:
+    """Choose the engine of `model`, whose weight norm is removed and which is on `device`.
+
+    Returns its name, and float32 [clips, samples] on a CPU to three int64 [clips, codes].
+    Raises: ConfigError for a named engine that does not run here.
+    """
+    if engine not in get_args(Engine):
+        raise _refused(engine, "there is no such engine")
+    if device == "cpu" and engine in ("auto", "native", "tiled"):
+        try:
+            return _open_tiled(model, engine)
+        except Unavailable as error:
+            if engine != "auto":
+                raise _refused(engine, str(error)) from error
+    if engine in ("native", "tiled"):
+        raise _refused(engine, f"it runs on a CPU and snac.device is {device}")
+    if engine == "compile":
+        return "compile", _open_compiled(model, device)
+    return "eager", _of_modules(model, model.encoder, device)
+
+
+def _open_tiled(model: SNAC, engine: Engine) -> tuple[Engine, Encode]:
+    if not supports(model):
+        raise Unavailable("the encoder of these weights is not built as the published one is")
+    kernels: Kernels = TorchKernels()
+    chosen: Engine = "tiled"
+    if engine != "tiled":
+        try:
+            kernels, chosen = native_kernels(), "native"
+        except Unavailable as error:
+            if engine == "native":
+                raise
+            _LOG.warning("SNAC encodes at some 0.6 of its speed without compiled code: %s", error)
+    encoder = TiledEncoder(model, kernels)
+
+    def encode(audio: Tensor) -> list[Tensor]:
+        clips = [encoder.encode(clip) for clip in audio]
+        return [torch.stack(books) for books in zip(*clips, strict=True)]
+
+    return chosen, encode
+
+
+def _of_modules(model: SNAC, encoder: Callable[[Tensor], Tensor], device: Device) -> Encode:
+    def encode(audio: Tensor) -> list[Tensor]:
+        latents = encoder(model.preprocess(audio.to(device).unsqueeze(1)))
+        return model.quantizer(latents)[1]
+
+    return encode
+
+
+def _open_compiled(model: SNAC, device: Device) -> Encode:
+    """Compile for every length at once, before the first clip, so that a failure shows here."""
+    encode = _of_modules(model, torch.compile(model.encoder, dynamic=True), device)
+    try:
+        with torch.inference_mode():
+            encode(torch.zeros(1, 5 * 2048))
+    except Exception as error:  # Dynamo, Inductor, Triton and the C++ compiler each raise their own
+        why = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        raise _refused("compile", why) from error
+    return encode
+
+
+def _refused(engine: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"snac.engine {engine} cannot be used",
+        why,
+        "Set snac.engine: auto, which takes what runs here (with a C compiler, as in Debian's "
+        "package gcc, the fastest).",
+    )
+
+
+@contextmanager
+def guarded(doing: str, clip_id: str) -> Iterator[None]:
+    """Run the model without gradients, repeatably, and name the clip if torch fails."""
+    # On a GPU, TF32 and kernels chosen by timing would make codes differ from run to run.
+    kernels = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    try:
+        with torch.inference_mode(), kernels:
+            yield
+    except RuntimeError as error:  # torch's out-of-memory errors are RuntimeErrors too
+        raise StageError(
+            f"SNAC could not {doing} of clip {clip_id!r}",
+            str(error).strip(),
+            "If memory ran out, lower encode.batch_seconds or ingest.max_seconds, or give the "
+            "stage fewer workers; the unit can be resumed.",
+            clip_id=clip_id,
+        ) from error

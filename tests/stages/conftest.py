@@ -1,0 +1,21 @@
+"""A machine without a C compiler, for the engines that need one."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.native import load_library
+from stages.snac_kernels import native_kernels
+
+
+@pytest.fixture
+def no_compiler(monkeypatch, tmp_path):
+    """A machine without a compiler, and a process that has not compiled yet."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    caches = (load_library, native_kernels)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
