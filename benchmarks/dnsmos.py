@@ -30,13 +30,8 @@ from rich.table import Table
 from benchmarks.clips import DATA, real_clips
 from benchmarks.results import write_result
 from pipeline.errors import ConfigError
-from stages.dnsmos import (
-    BF16_OVRL_ERROR,
-    DnsmosScorer,
-    find_model,
-    require_precision,
-    window_starts,
-)
+from stages.dnsmos import DnsmosScorer, find_model, window_starts
+from stages.dnsmos_engines import BF16_OVRL_ERROR, require_precision
 
 THRESHOLD = 2.5
 PEER, WHOLE_PEER, FP32, BF16 = "speechmos less P.808", "speechmos", "koe fp32", "koe bf16"

@@ -9,7 +9,8 @@ from typing import Any
 from pipeline.config import PipelineConfig, WorkerConfig
 from pipeline.interleaving import OrderStage
 from pipeline.stage import Resources, Stage
-from stages.dnsmos import P808_FILE, DnsmosModel, find_model, ovrl_error, require_precision
+from stages.dnsmos import P808_FILE, DnsmosModel, find_model
+from stages.dnsmos_engines import ovrl_error, require_precision, resolve_engine
 from stages.encode import EncodeStage
 from stages.ingest import IngestStage
 from stages.interleave import InterleaveSettings
@@ -68,7 +69,7 @@ class Assembly:
     @cached_property
     def codec(self) -> CodecSpec:
         snac = self.config.snac
-        return resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device)
+        return resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device, snac.engine)
 
     @cached_property
     def scorer(self) -> DnsmosModel:
@@ -97,6 +98,9 @@ class Assembly:
             windows=settings.windows,
             provider=settings.provider,
             precision=settings.precision,
+            engine=resolve_engine(settings.engine, settings.provider, settings.precision)
+            if dnsmos
+            else "auto",
             p808=find_model(None, P808_FILE) if dnsmos and settings.p808 else None,
             model_path=dnsmos.path if dnsmos else "",
             model_sha256=dnsmos.sha256 if dnsmos else "",

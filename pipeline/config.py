@@ -104,6 +104,9 @@ class ScoreConfig(WorkerConfig):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of the convolutions; near the threshold always fp32"
     )
+    engine: Literal["auto", "native", "onnxruntime"] = Field(
+        default="auto", description="of fp32 on a CPU; the scores agree to some 1e-6"
+    )
     p808: bool = Field(default=False, description="add the P.808 score")
 
 
@@ -117,6 +120,9 @@ class SnacConfig(Strict):
     )
     seed: int = Field(default=0, description="of the untrained weights and of the decoder's noise")
     device: Literal["cpu", "cuda"] = "cpu"
+    engine: Literal["auto", "native", "tiled", "compile", "eager"] = Field(
+        default="auto", description="how clips are encoded; the codes are the same"
+    )
 
 
 class EncodeConfig(WorkerConfig):

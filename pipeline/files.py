@@ -72,7 +72,7 @@ def write_wavs(
 
 def _codec(config: PipelineConfig) -> Codec:
     snac = config.snac
-    return Codec.open(resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device))
+    return Codec.open(resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device, snac.engine))
 
 
 def _write(path: Path, audio: Any) -> Path:

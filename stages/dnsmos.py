@@ -14,23 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from pipeline.errors import BadRecord, ConfigError, StageError
-from stages.dnsmos_network import (
-    HOP_SAMPLES,
-    WINDOW_SAMPLES,
-    Network,
-    UnknownNetwork,
-    cut,
-    torch_shared,
-)
+from stages.dnsmos_engines import Engine, Precision, open_network
+from stages.dnsmos_network import HOP_SAMPLES, WINDOW_SAMPLES
 from stages.memory import keep_memory
-from stages.onnx_session import Provider, open_session, runner, shapes
+from stages.onnx_session import Provider, open_session, runner
 from stages.p808 import P808
 
 Windows = Literal["reference", "all"]
-Precision = Literal["fp32", "bf16"]
 
 SCORER_HZ = 16_000
 P835_FILE, P808_FILE = "sig_bak_ovr.onnx", "model_v8.onnx"
@@ -40,9 +32,6 @@ WINDOW_SECONDS = 9.01  # of which int(WINDOW_SECONDS * SCORER_HZ) are the model'
 _SIG = (-0.08397278, 1.22083953, 0.0052439)
 _BAK = (-0.13166888, 1.60915514, -0.39604546)
 _OVRL = (-0.06766283, 1.11546468, 0.04602535)
-
-# How far a clip's ovrl may lie from FP32 when the convolutions run in BF16.
-BF16_OVRL_ERROR = 0.03
 
 
 @dataclass(frozen=True)
@@ -94,28 +83,6 @@ def _packaged_model(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / "dnsmos_models" / name
 
 
-def require_precision(precision: Precision, provider: Provider) -> None:
-    """Check that this machine computes in `precision` faster than in FP32.
-
-    Raises: ConfigError, as BF16 that is emulated is several times slower than FP32.
-    """
-    if precision == "fp32" or provider != "cpu":
-        return
-    found = torch.cpu.get_capabilities()
-    if not (found.get("avx512_bf16") or found.get("amx_bf16")):
-        raise ConfigError(
-            "score.precision bf16 cannot be used",
-            f"this CPU ({found.get('cpu_name', 'unknown')}) has neither AVX-512 BF16 nor AMX",
-            "Set score.precision: fp32.",
-        )
-
-
-def ovrl_error(precision: Precision, provider: Provider) -> float:
-    """Return how far a clip's ovrl may lie from its FP32 value; 0 for FP32 itself."""
-    # TensorRT may round products to TF32, which is finer than BF16.
-    return 0.0 if precision == "fp32" and provider != "tensorrt" else BF16_OVRL_ERROR
-
-
 def repeated_samples(num_samples: int) -> int:
     """Return the length of a clip after doubling it until it fills a window.
 
@@ -160,10 +127,12 @@ class DnsmosScorer:
         expected_sha256: str | None = None,
         precision: Precision = "fp32",
         p808: DnsmosModel | None = None,
+        engine: Engine = "auto",
     ) -> None:
         """Load the models; `num_threads` segments of a clip are computed at once.
 
-        `precision` is that of the convolutions; all else is FP32. `p808` adds the P.808 score.
+        `precision` and `engine` are those of the convolutions (see `dnsmos_engines`). `p808`
+        adds the P.808 score.
         Raises: ConfigError for a missing file, one of another sha256 or kind, or a missing
         provider or instruction set.
         """
@@ -171,8 +140,8 @@ class DnsmosScorer:
         self.model = _expect(find_model(model_path), expected_sha256)
         self.provider: Provider = provider
         pool = ThreadPoolExecutor(num_threads, "dnsmos") if num_threads > 1 else None
-        self._network = _open_network(
-            self.model.path, provider, precision, pool.map if pool else map
+        self._network = open_network(
+            self.model.path, provider, precision, engine, pool.map if pool else map
         )
         self._p808 = _open_p808(p808, provider) if p808 else None
 
@@ -227,33 +196,6 @@ def _expect(model: DnsmosModel, sha256: str | None) -> DnsmosModel:
             "Put the same file on every machine, or start the run again.",
         )
     return model
-
-
-def _open_network(path: str, provider: Provider, precision: Precision, map_segments) -> Network:
-    require_precision(precision, provider)
-    model = Path(path).read_bytes()
-    found = shapes(open_session(model, provider, path))
-    if found != ([[WINDOW_SAMPLES]], [[3]]):
-        raise _not_dnsmos(path, f"it maps {found[0]} to {found[1]}")
-    try:
-        parts = cut(model)
-    except UnknownNetwork as error:
-        raise _not_dnsmos(path, str(error)) from error
-    spectrogram, shared, head = (
-        runner(open_session(part, provider, path))
-        for part in (parts.spectrogram, parts.shared, parts.head)
-    )
-    if precision == "bf16":
-        shared = torch_shared(parts.weights, "cpu" if provider == "cpu" else "cuda")
-    return Network(spectrogram, shared, head, map_segments)
-
-
-def _not_dnsmos(path: str, why: str) -> ConfigError:
-    return ConfigError(
-        f"{path} is not a DNSMOS P.835 model",
-        f"{why}; expected [[{WINDOW_SAMPLES}]] to [[3]]",
-        f"Use {P835_FILE}, or leave score.model out.",
-    )
 
 
 def _open_p808(model: DnsmosModel, provider: Provider) -> P808:

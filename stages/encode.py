@@ -14,7 +14,7 @@ from pipeline.errors import BadRecord, ContractError
 from pipeline.schema import CLIP, ENCODED, SCORED
 from pipeline.stage import Exclusions, Outcome, Resources, Stage, Transform
 from pipeline.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
-from stages.clips import codes_column, load_clips, load_file, location, prefetch
+from stages.clips import codes_column, load_clips, load_file, location
 from stages.snac import Codec, CodecSpec, padded_samples
 
 # Clips wait for others of their padded length; no more audio than this many batches is held.
@@ -61,6 +61,7 @@ class EncodeStage:
             rescore=_opened_late(self.exact_scores),
             threshold_ovrl=self.threshold_ovrl,
             batch_samples=int(self.batch_seconds * CODEC_HZ),
+            num_threads=max(1, int(self.resources.cpus)),
         )
 
 
@@ -79,11 +80,12 @@ def _encode(
     rescore: Transform | None,
     threshold_ovrl: float,
     batch_samples: int,
+    num_threads: int,
 ) -> Outcome:
     exclusions = Exclusions(EncodeStage.name)
     settled = _settle_scores(clips, threshold_ovrl, rescore, exclusions)
     passed = _reject_low(settled, threshold_ovrl, exclusions)
-    results = _encode_clips(passed, codec, batch_samples)
+    results = _encode_clips(passed, codec, batch_samples, num_threads)
     codes = {row: result for row, result in results.items() if isinstance(result, np.ndarray)}
     for row, result in sorted(results.items(), key=lambda item: item[0]):
         if isinstance(result, BadRecord):
@@ -141,7 +143,7 @@ def _reject_low(clips: pa.Table, threshold_ovrl: float, exclusions: Exclusions) 
 
 
 def _encode_clips(
-    clips: pa.Table, codec: Codec, batch_samples: int
+    clips: pa.Table, codec: Codec, batch_samples: int, num_threads: int
 ) -> dict[int, np.ndarray | BadRecord]:
     """Return the codes of every row, or the reason why it has none.
 
@@ -154,7 +156,7 @@ def _encode_clips(
     unread = clips.take(pa.array(rows, pa.int64()))
 
     def sound() -> Iterator[tuple[int, np.ndarray]]:
-        for row, audio in zip(rows, prefetch(load_clips(unread, CODEC_HZ)), strict=True):
+        for row, audio in zip(rows, load_clips(unread, CODEC_HZ, num_threads), strict=True):
             if isinstance(audio, BadRecord):
                 results[row] = audio
             else:

@@ -17,17 +17,10 @@ from pipeline.schema import CLIP, SCORED
 from pipeline.stage import Exclusions, Outcome, Resources, Transform
 from pipeline.vocabulary import CODEC_HZ
 from stages.audio import resample
-from stages.clips import codes_column, load_clips, load_file, location, prefetch
-from stages.dnsmos import (
-    SCORER_HZ,
-    DnsmosModel,
-    DnsmosScorer,
-    Precision,
-    Provider,
-    Scores,
-    Windows,
-    ovrl_error,
-)
+from stages.clips import codes_column, load_clips, load_file, location
+from stages.dnsmos import SCORER_HZ, DnsmosModel, DnsmosScorer, Scores, Windows
+from stages.dnsmos_engines import Engine, Precision, ovrl_error
+from stages.onnx_session import Provider
 from stages.snac import Codec, CodecSpec, clip_seed
 
 
@@ -37,6 +30,7 @@ class ScoreStage:
 
     `scorer` source takes `source_ovrl` and decodes nothing. `signal` reconstruction scores what
     the codec makes of the clip and keeps its codes, so that the encode stage need not repeat it.
+    `engine` is no content: the scores of all engines agree to some 1e-6.
     """
 
     scorer: Literal["dnsmos", "source"] = "dnsmos"
@@ -44,6 +38,7 @@ class ScoreStage:
     windows: Windows = "reference"
     provider: Provider = "cpu"
     precision: Precision = "fp32"
+    engine: Engine = "auto"
     model_path: str = ""
     model_sha256: str = ""
     p808: DnsmosModel | None = None
@@ -96,7 +91,8 @@ class ScoreStage:
             signal = f"{signal} of {self._reconstructs.label}"
         return (
             f"dnsmos-p835 sha256:{self.model_sha256[:8]} windows={self.windows} "
-            f"signal={signal} {self.precision} provider={self.provider}"
+            f"signal={signal} {self.precision} provider={self.provider} "
+            f"engine={self.engine}"
         )
 
     @property
@@ -107,7 +103,7 @@ class ScoreStage:
     def exact(self) -> ScoreStage:
         """Return the stage that gives the same scores in FP32."""
         provider = "cuda" if self.provider == "tensorrt" else self.provider
-        return replace(self, precision="fp32", provider=provider)
+        return replace(self, precision="fp32", provider=provider, engine="auto")
 
     @property
     def _reconstructs(self) -> CodecSpec | None:
@@ -129,14 +125,14 @@ class ScoreStage:
             self.model_sha256,
             self.precision,
             self.p808,
+            self.engine,
         )
+        bound = {"scorer": scorer, "windows": self.windows, "num_threads": num_threads}
         if self._reconstructs is None:
-            score = partial(_original_scores, scorer=scorer, windows=self.windows)
+            score = partial(_original_scores, **bound)
         else:
             codec = Codec.open(self._reconstructs)
-            score = partial(
-                _reconstruction_scores, scorer=scorer, windows=self.windows, codec=codec
-            )
+            score = partial(_reconstruction_scores, codec=codec, **bound)
         return partial(_outcome, stage=self, score=score)
 
 
@@ -159,9 +155,9 @@ def _source_scores(clips: pa.Table) -> Iterator[_Scored | BadRecord]:
 
 
 def _original_scores(
-    clips: pa.Table, scorer: DnsmosScorer, windows: Windows
+    clips: pa.Table, scorer: DnsmosScorer, windows: Windows, num_threads: int
 ) -> Iterator[_Scored | BadRecord]:
-    audios = prefetch(load_clips(clips, SCORER_HZ))
+    audios = load_clips(clips, SCORER_HZ, num_threads)
     for clip_id, audio in zip(clips["id"].to_pylist(), audios, strict=True):
         if isinstance(audio, BadRecord):
             yield audio
@@ -170,9 +166,9 @@ def _original_scores(
 
 
 def _reconstruction_scores(
-    clips: pa.Table, scorer: DnsmosScorer, windows: Windows, codec: Codec
+    clips: pa.Table, scorer: DnsmosScorer, windows: Windows, num_threads: int, codec: Codec
 ) -> Iterator[_Scored | BadRecord]:
-    audios = prefetch(load_clips(clips, CODEC_HZ))
+    audios = load_clips(clips, CODEC_HZ, num_threads)
     for clip_id, audio in zip(clips["id"].to_pylist(), audios, strict=True):
         if isinstance(audio, BadRecord):
             yield audio

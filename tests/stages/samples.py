@@ -63,7 +63,10 @@ def corpus(seed=0, text_units=3, speech_units=3, num_samples=60, overlong=True):
 
 
 def described(tables):
-    return [unit_samples(i, name, table) for i, (name, table) in enumerate(tables.items())]
+    return [
+        unit_samples(i, name, lambda table=table: table)
+        for i, (name, table) in enumerate(tables.items())
+    ]
 
 
 def reader(tables):

@@ -13,15 +13,8 @@ import pytest
 import speechmos.dnsmos as reference
 
 from pipeline.errors import BadRecord, ConfigError, StageError
-from stages.dnsmos import (
-    BF16_OVRL_ERROR,
-    P808_FILE,
-    DnsmosScorer,
-    find_model,
-    repeated_samples,
-    require_precision,
-    window_starts,
-)
+from stages.dnsmos import P808_FILE, DnsmosScorer, find_model, repeated_samples, window_starts
+from stages.dnsmos_engines import BF16_OVRL_ERROR, require_precision
 from stages.dnsmos_network import WINDOW_SAMPLES
 from stages.onnx_session import require_provider
 from tests.stages.speech import speech_16k
@@ -173,7 +166,7 @@ def test_bf16_is_refused_where_the_cpu_would_only_emulate_it(monkeypatch):
 @pytest.mark.parametrize("seconds", [0.3, 9.0, 20.0])
 def test_bf16_stays_within_its_stated_error(seconds, scorer, monkeypatch):
     # Emulated where the CPU lacks it: slower, the same rounding.
-    monkeypatch.setattr("stages.dnsmos.require_precision", lambda *_: None)
+    monkeypatch.setattr("stages.dnsmos_engines.require_precision", lambda *_: None)
     bf16 = DnsmosScorer(find_model().path, precision="bf16")
     audio = speech_16k(seconds)
     ours, exact = bf16.score(audio, "reference"), scorer.score(audio, "reference")

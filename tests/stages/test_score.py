@@ -15,7 +15,8 @@ from pipeline.errors import ConfigError, StageError
 from pipeline.schema import CLIP
 from pipeline.stage import Resources, Stage, check_outcome
 from stages.audio import decode, resample
-from stages.dnsmos import BF16_OVRL_ERROR, P808_FILE, DnsmosScorer, find_model
+from stages.dnsmos import P808_FILE, DnsmosScorer, find_model
+from stages.dnsmos_engines import BF16_OVRL_ERROR
 from stages.score import ScoreStage, score_files
 from stages.snac import Codec, clip_seed, resolve_codec
 from tests.stages.speech import clip_row, clip_table, synthetic_speech, write_snac_weights
@@ -142,7 +143,8 @@ def test_reconstruction_scores_what_the_codec_makes_of_the_clip(tmp_path, scorer
 def test_the_label_and_content_say_what_decides_the_scores():
     stage = _stage()
     assert stage.label == (
-        f"dnsmos-p835 sha256:{MODEL.sha256[:8]} windows=reference signal=original fp32 provider=cpu"
+        f"dnsmos-p835 sha256:{MODEL.sha256[:8]} windows=reference signal=original fp32 "
+        "provider=cpu engine=auto"
     )
     untrained = resolve_codec("untrained")
     reconstruction = _stage(signal="reconstruction", codec=untrained)
@@ -164,6 +166,7 @@ def test_the_label_and_content_say_what_decides_the_scores():
     assert all(contents.count(content) == 1 for content in contents)
     assert _stage(resources=Resources(cpus=4, workers=3)).content == stage.content
     assert _stage(codec=untrained).content == stage.content  # it plays no part
+    assert _stage(engine="native").content == stage.content  # the scores agree
     assert replace(stage, model_path="/elsewhere.onnx").content == stage.content
 
 

@@ -10,7 +10,8 @@ from pipeline.schema import SPEECH
 from stages.sources import speech_source, text_source
 from stages.sources.base import Unit
 from stages.sources.fields import lookup
-from stages.sources.files import Fault, Slice, cut, expand, join, open_unit, plan_units, stamp
+from stages.sources.files import Fault, expand, join, open_unit, stamp
+from stages.sources.planning import Slice, cut, plan_units
 from tests.stages.audio_files import write_lines
 
 

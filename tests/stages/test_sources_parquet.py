@@ -11,9 +11,9 @@ import pytest
 from pipeline.errors import BadRecord, ConfigError, StorageError
 from pipeline.schema import CLIP
 from stages.sources import parquet_file, speech_source, text_source
-from stages.sources.files import Slice
 from stages.sources.location import ClipReader, Place, read_clips
 from stages.sources.parquet import plan_rows
+from stages.sources.planning import Slice
 from tests.stages.audio_files import clip, sample, write_tar
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
