@@ -23,6 +23,16 @@ from pipeline.runner import FAILED, STOPPED, UnitResult, Work
 
 _POLL_SECONDS = 0.3
 
+# For a Ray of our own; a cluster does as it was told.
+_LOCAL_RAY = {
+    # Its core prints an error for every actor pool of Ray Data (ray issue 53727: arguments in the
+    # object store), which its own driver keeps alive.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Workers would run at niceness 15, and whatever else the machine does at 0 would get 28 times
+    # their share of a core.
+    "RAY_worker_niceness": "0",
+}
+
 
 @contextlib.contextmanager
 def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) -> Iterator[None]:
@@ -36,14 +46,10 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry from a user's cluster
-    quiet = False
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    local = {name: value for name, value in _LOCAL_RAY.items() if name not in os.environ}
     if address is None:
-        # Ray's core prints an error for every actor pool of Ray Data (ray issue 53727: arguments
-        # in the object store), which its own driver keeps alive. A cluster logs as it was told.
-        quiet = "RAY_BACKEND_LOG_LEVEL" not in os.environ
-        if quiet:
-            os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+        os.environ.update(local)
         cpus = num_cpus or os.cpu_count() or 1
         options |= {
             "address": "local",
@@ -71,8 +77,8 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
         yield
     finally:
         ray.shutdown()
-        if quiet:
-            del os.environ["RAY_BACKEND_LOG_LEVEL"]
+        for name in local:
+            os.environ.pop(name, None)
 
 
 @ray.remote(num_cpus=0)
@@ -113,7 +119,7 @@ class _Worker:
                 statuses.append(STOPPED)
                 continue
             result = self._run(str(unit))
-            ray.get(self._board.post.remote(result))
+            ray.get(self._board.post.remote(result))  # here before the unit counts as through
             statuses.append(result.status)
         return {"unit": batch["unit"], "status": statuses}
 
@@ -139,7 +145,7 @@ def run_ray(
     # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list so
     # that Ray does not unpack it: a worker that dies can then always be started again.
     stored = [ray.put(work) for work in chain]
-    for work, reference in zip(chain, stored, strict=True):
+    for work, reference, pool in zip(chain, stored, _pools(chain, len(units)), strict=True):
         dataset = dataset.map_batches(
             _Worker,
             fn_constructor_args=([reference], board),
@@ -147,7 +153,7 @@ def run_ray(
             batch_format="numpy",
             num_cpus=work.resources.cpus,
             num_gpus=work.resources.gpus or None,
-            compute=_pool(work, len(units)),
+            compute=pool,
         )
     seen: set[tuple[str, str]] = set()
     stopped = threading.Event()
@@ -182,12 +188,28 @@ def run_ray(
     return not stopped.is_set()
 
 
-def _pool(work: Work, num_units: int) -> ActorPoolStrategy:
-    if work.resources.workers:
-        return ActorPoolStrategy(size=min(work.resources.workers, num_units))
-    # Ray Data grows a pool while its stage is the bottleneck and CPUs are free.
+def _pools(chain: Sequence[Work], num_units: int) -> list[ActorPoolStrategy]:
+    """Give each stage its pool: of a fixed size, or growing while its stage is the bottleneck.
+
+    Growing pools begin with as many workers as fit when each stage has equally many: Ray Data adds
+    them one after the other, each once the one before has loaded its model.
+    """
     cluster = ray.cluster_resources()
-    most = int(cluster.get("CPU", 1) / work.resources.cpus)
-    if work.resources.gpus:
-        most = min(most, int(cluster.get("GPU", 0) / work.resources.gpus))
-    return ActorPoolStrategy(min_size=1, max_size=max(1, min(most, num_units)))
+    cpus, gpus = cluster.get("CPU", 1), cluster.get("GPU", 0)
+    fixed = [work for work in chain if work.resources.workers]
+    growing = [work.resources for work in chain if not work.resources.workers]
+    cpus_left = cpus - sum(w.resources.cpus * (w.resources.workers or 0) for w in fixed)
+    gpus_left = gpus - sum(w.resources.gpus * (w.resources.workers or 0) for w in fixed)
+    first = cpus_left / max(sum(needs.cpus for needs in growing), 1e-9)
+    if gpus_needed := sum(needs.gpus for needs in growing):
+        first = min(first, gpus_left / gpus_needed)
+    pools = []
+    for needs in (work.resources for work in chain):
+        if needs.workers:
+            pools.append(ActorPoolStrategy(size=min(needs.workers, num_units)))
+            continue
+        most = min(int(cpus / needs.cpus), int(gpus / needs.gpus) if needs.gpus else num_units)
+        most = max(1, min(most, num_units))
+        initial = min(max(1, int(first)), most)
+        pools.append(ActorPoolStrategy(min_size=1, max_size=most, initial_size=initial))
+    return pools

@@ -12,19 +12,18 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # its functions are made at import: pyright cannot see them
 
 from pipeline.errors import StageError
 from pipeline.fingerprint import sha256_json
-from pipeline.ledger import Ledger, Receipt
-from pipeline.plan import Plan
+from pipeline.ledger import Ledger, Receipt, Streamed
 from pipeline.runner import DONE, SKIPPED, UnitFunction, UnitResult, guarded, result_of
-from pipeline.schema import EXCLUDED, ROW, SCHEMA_VERSION
+from pipeline.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SCHEMA_VERSION
 from pipeline.stage import Outcome, Resources
 from pipeline.stats import INDEX, ORDER_UNIT
 from pipeline.storage import Storage
@@ -56,34 +55,77 @@ class OrderStage:
         return {**dataclasses.asdict(self.settings), **self.identity}
 
 
-def make_order(
-    stage: OrderStage, plan: Plan, ledger: Ledger, force: bool
-) -> tuple[Receipt, UnitResult]:
-    """Decide which sample goes where, unless that was decided for just these samples.
+@dataclass(frozen=True)
+class OrderWork:
+    """Decides which sample goes where; its one unit is the order.
 
-    Raises: StageError when a unit is not tokenized yet.
+    Work of a worker, not of the process that runs the engine: that one's memory must not grow with
+    the number of samples.
     """
-    receipts = [_tokenized(ledger, unit.unit) for unit in plan.units]
-    input_sha256 = sha256_json([[r.unit, r.output.sha256] for r in receipts])
-    check = ledger.check(stage, ORDER_UNIT, input_sha256)
-    if check.receipt and not force:
-        return check.receipt, _as_order(result_of(check.receipt, SKIPPED))
-    started = time.perf_counter()
-    order = plan_order(
-        [unit_samples(k, r.unit, ledger.read(r)) for k, r in enumerate(receipts)], stage.settings
-    )
-    ledger.storage.remove(INDEX)  # it describes the shards of the order before this one
-    receipt = ledger.commit(
-        stage,
-        ORDER_UNIT,
-        input_sha256,
-        Outcome(order.table, order.rejected, order.quarantined),
-        records_in=order.num_samples,
-        kept=order.num_samples - order.rejected.num_rows - order.quarantined.num_rows,
-        seconds=time.perf_counter() - started,
-        measures=_placed(order, plan),
-    )
-    return receipt, _as_order(result_of(receipt, DONE, check.why))
+
+    stage: OrderStage
+    root: str
+    units: tuple[str, ...]  # of the plan, in its order
+    sources: tuple[str, ...]  # of each unit
+    force: bool = False
+
+    @property
+    def name(self) -> str:
+        return ORDER_UNIT
+
+    @property
+    def resources(self) -> Resources:
+        return self.stage.resources
+
+    def open(self) -> UnitFunction:
+        ledger = Ledger(Storage(self.root))
+        return lambda unit: guarded(ORDER_UNIT, unit, lambda: self._run(ledger))
+
+    def _run(self, ledger: Ledger) -> UnitResult:
+        outputs = [_tokenized(ledger, unit).output for unit in self.units]
+        input_sha256 = sha256_json(
+            [[unit, output.sha256] for unit, output in zip(self.units, outputs, strict=True)]
+        )
+        check = ledger.check(self.stage, ORDER_UNIT, input_sha256)
+        if check.receipt and not self.force:
+            return _as_order(result_of(check.receipt, SKIPPED))
+        started = time.perf_counter()
+        order = plan_order(
+            (
+                unit_samples(k, unit, partial(ledger.storage.read_table, output.path))
+                for k, (unit, output) in enumerate(zip(self.units, outputs, strict=True))
+            ),
+            self.stage.settings,
+        )
+        ledger.storage.remove(INDEX)  # it describes the shards of the order before this one
+        rejected, quarantined = order.reasons(REJECTED), order.reasons(QUARANTINED)
+        receipt = ledger.commit(
+            self.stage,
+            ORDER_UNIT,
+            input_sha256,
+            Streamed(
+                ORDER,
+                order.tables(),
+                chain(order.excluded(REJECTED), order.excluded(QUARANTINED)),
+                rejected,
+                quarantined,
+            ),
+            records_in=order.num_samples,
+            kept=order.num_samples - sum(rejected.values()) - sum(quarantined.values()),
+            seconds=time.perf_counter() - started,
+            measures=self._placed(order),
+        )
+        return _as_order(result_of(receipt, DONE, "forced" if self.force else check.why))
+
+    def _placed(self, order: Order) -> dict[str, float]:
+        """Count the samples placed, by source, and the shards."""
+        placed: Counter[str] = Counter()
+        for unit, count in order.placed_by_unit():
+            placed[self.sources[unit]] += count
+        measures: dict[str, float] = {
+            f"placed.{name}": placed[name] for name in dict.fromkeys(self.sources)
+        }
+        return {"shards": len(order.shard_names())} | measures
 
 
 def _as_order(result: UnitResult) -> UnitResult:
@@ -102,17 +144,6 @@ def _tokenized(ledger: Ledger, unit: str) -> Receipt:
             unit=unit,
         )
     return receipt
-
-
-def _placed(order: Order, plan: Plan) -> dict[str, float]:
-    """Count the samples placed, by source, and the shards."""
-    whole = order.table.filter(pc.equal(order.table["part"], 0))  # pyright: ignore[reportAttributeAccessIssue]
-    by_unit = Counter(whole["unit"].to_pylist())
-    placed: Counter[str] = Counter()
-    for unit, count in by_unit.items():
-        placed[plan.units[unit].source] += count
-    measures: dict[str, float] = {f"placed.{name}": placed[name] for name in plan.modalities}
-    return {"shards": len(order.shards())} | measures
 
 
 @dataclass(frozen=True)
@@ -135,7 +166,10 @@ class ShardWork:
 
     def open(self) -> UnitFunction:
         ledger = Ledger(Storage(self.root))
-        slices: dict[str, pa.Table] = {}
+
+        @lru_cache(maxsize=1)
+        def order() -> tuple[pa.Table, dict[str, tuple[int, int]]]:
+            return ledger.read(self.order), shard_places(ledger.storage, self.order)
 
         @lru_cache(maxsize=_OPEN_UNITS)
         def samples(index: int) -> pa.Table:
@@ -146,9 +180,10 @@ class ShardWork:
             if check.receipt and not self.force:
                 return result_of(check.receipt, SKIPPED)
             started = time.perf_counter()
-            if not slices:
-                slices.update(order_slices(ledger.read(self.order)))
-            rows = gather_rows(slices[shard], samples, self.units)
+            table, places = order()
+            begin, end = places[shard]
+            part = table.slice(begin, end - begin)
+            rows = gather_rows(part, samples, self.units)
             metadata = {"koe": json.dumps(self.stage.identity, ensure_ascii=False, sort_keys=True)}
             none = EXCLUDED.empty_table()
             receipt = ledger.commit(
@@ -156,8 +191,8 @@ class ShardWork:
                 shard,
                 self.order.output.sha256,
                 Outcome(rows.replace_schema_metadata(metadata), none, none),
-                records_in=slices[shard].num_rows,
-                kept=slices[shard].num_rows,
+                records_in=part.num_rows,
+                kept=part.num_rows,
                 seconds=time.perf_counter() - started,
                 output_path=f"shards/{shard}.arrow",
                 measures=_row_measures(rows),
@@ -167,25 +202,39 @@ class ShardWork:
         return lambda shard: guarded(NAME, shard, lambda: run(shard))
 
 
-def order_slices(order: pa.Table) -> dict[str, pa.Table]:
-    """Slice a stored order by shard."""
-    none = EXCLUDED.empty_table()
-    return Order(order.combine_chunks(), none, none, 0).shards()
+def shard_places(storage: Storage, order: Receipt) -> dict[str, tuple[int, int]]:
+    """Find where each shard begins and ends in the stored order, in the order of their names."""
+    places: dict[str, tuple[int, int]] = {}
+    row = 0
+    with storage.open_batches(order.output.path, ["shard"]) as batches:
+        for batch in batches:
+            names = batch.column(0)
+            if len(names) and names[0] == names[-1]:  # sorted: all of the batch
+                counts = [(names[0].as_py(), len(names))]
+            else:
+                counts = Counter(names.to_pylist()).items()
+            for name, count in counts:
+                begin, _ = places.get(name, (row, row))
+                row += count
+                places[name] = (begin, row)
+    return places
 
 
 def _row_measures(rows: pa.Table) -> dict[str, float]:
-    lengths = np.diff(rows["input_ids"].combine_chunks().offsets.to_numpy())
-    documents = rows["document_lengths"].combine_chunks().flatten()
-    modalities = rows["document_modalities"].combine_chunks().flatten()
-    by_modality = (
-        pa.table({"m": modalities, "n": documents}).group_by("m").aggregate([("n", "sum")])
-    )
+    row_tokens = np.concatenate([c.value_lengths().to_numpy() for c in rows["input_ids"].chunks])
     measures: dict[str, float] = {
-        "tokens": int(lengths.sum()),
-        "longest_row_tokens": int(lengths.max(initial=0)),
-        "documents": len(documents),
+        "tokens": int(row_tokens.sum()),
+        "longest_row_tokens": int(row_tokens.max(initial=0)),
+        "documents": 0,
     }
-    return measures | {f"tokens.{row['m']}": row["n_sum"] for row in by_modality.to_pylist()}
+    lists = zip(rows["document_modalities"].chunks, rows["document_lengths"].chunks, strict=True)
+    for modalities, lengths in lists:
+        names = modalities.flatten().dictionary_encode()
+        sums = np.bincount(names.indices.to_numpy(), weights=lengths.flatten().to_numpy())
+        measures["documents"] += len(names)
+        for name, tokens in zip(names.dictionary.to_pylist(), sums.tolist(), strict=True):
+            measures[f"tokens.{name}"] = measures.get(f"tokens.{name}", 0) + int(tokens)
+    return measures
 
 
 def write_index(stage: OrderStage, ledger: Ledger, shards: Sequence[str]) -> dict[str, Any]:

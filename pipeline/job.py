@@ -15,7 +15,7 @@ from pipeline.assembly import Assembly
 from pipeline.config import PipelineConfig
 from pipeline.errors import ConfigError, StageError
 from pipeline.fingerprint import sha256_json
-from pipeline.interleaving import OrderStage, ShardWork, make_order, order_slices, write_index
+from pipeline.interleaving import OrderStage, OrderWork, ShardWork, shard_places, write_index
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import RunProgress
@@ -229,13 +229,15 @@ def _interleave(
     progress: RunProgress,
 ) -> None:
     force = "interleave" in selection.force
-    progress.expect(ORDER_UNIT, 1)
-    receipt, result = make_order(stage, plan, ledger, force)
-    progress.take(result)
-    shards = list(order_slices(ledger.read(receipt)))
-    work = ShardWork(
-        stage, ledger.storage.root, receipt, tuple(unit.unit for unit in plan.units), force
-    )
+    units = tuple(unit.unit for unit in plan.units)
+    sources = tuple(unit.source for unit in plan.units)
+    order = OrderWork(stage, ledger.storage.root, units, sources, force)
+    _run_lane(engine, [order], [ORDER_UNIT], progress)
+    receipt = ledger.receipt(stage.name, ORDER_UNIT)
+    if progress.failures or receipt is None:
+        return
+    shards = list(shard_places(ledger.storage, receipt))
+    work = ShardWork(stage, ledger.storage.root, receipt, units, force)
     _run_lane(engine, [work], shards, progress)
     if not progress.failures:
         write_index(stage, ledger, shards)

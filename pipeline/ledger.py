@@ -7,6 +7,7 @@ and the size of the output. Plain JSON files, so that any disk or object store c
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.fingerprint import sha256_json
+from pipeline.schema import EXCLUDED
 from pipeline.stage import Outcome, Recorded
 from pipeline.storage import Storage, Written
 
@@ -56,6 +58,20 @@ class Check:
 
     receipt: Receipt | None
     why: str = ""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """An outcome too large to hold: its tables are made while they are written.
+
+    `kept` has `schema`, `excluded` is EXCLUDED; `rejected` and `quarantined` count it by reason.
+    """
+
+    schema: pa.Schema
+    kept: Iterable[pa.Table]
+    excluded: Iterable[pa.Table]
+    rejected: dict[str, int]
+    quarantined: dict[str, int]
 
 
 def content_sha256(stage: Recorded) -> str:
@@ -113,7 +129,7 @@ class Ledger:
         stage: Recorded,
         unit: str,
         input_sha256: str,
-        outcome: Outcome,
+        outcome: Outcome | Streamed,
         *,
         records_in: int,
         seconds: float,
@@ -126,14 +142,17 @@ class Ledger:
         `kept` differs from the output's rows only where rows are not records (packed shards).
         """
         self.forget(stage.name, unit)
-        output = self.storage.write_table(output_path or f"{stage.name}/{unit}.arrow", outcome.kept)
-        excluded_path = f"{stage.name}/{unit}.excluded.arrow"
-        excluded = pa.concat_tables([outcome.rejected, outcome.quarantined])
-        if excluded.num_rows:
-            excluded_output = _output(self.storage.write_table(excluded_path, excluded))
+        if isinstance(outcome, Outcome):
+            measures = _measures(outcome.kept) if measures is None else measures
+            outcome = _streamed(outcome)
+        path = output_path or f"{stage.name}/{unit}.arrow"
+        output = self.storage.write_tables(path, outcome.schema, outcome.kept)
+        path = f"{stage.name}/{unit}.excluded.arrow"
+        if outcome.rejected or outcome.quarantined:
+            excluded = _output(self.storage.write_tables(path, EXCLUDED, outcome.excluded))
         else:
-            self.storage.remove(excluded_path)
-            excluded_output = None
+            self.storage.remove(path)
+            excluded = None
         receipt = Receipt(
             stage=stage.name,
             unit=unit,
@@ -142,12 +161,12 @@ class Ledger:
             content_sha256=content_sha256(stage),
             content=stage.content,
             output=_output(output),
-            excluded=excluded_output,
+            excluded=excluded,
             records_in=records_in,
-            kept=outcome.kept.num_rows if kept is None else kept,
-            rejected=_reasons(outcome.rejected),
-            quarantined=_reasons(outcome.quarantined),
-            measures=_measures(outcome.kept) if measures is None else measures,
+            kept=output.rows if kept is None else kept,
+            rejected=outcome.rejected,
+            quarantined=outcome.quarantined,
+            measures=measures or {},
             seconds=round(seconds, 3),
         )
         self.storage.write_bytes(
@@ -159,6 +178,16 @@ class Ledger:
 def _output(written: Written) -> Output:
     return Output(
         path=written.path, sha256=written.sha256, num_bytes=written.num_bytes, rows=written.rows
+    )
+
+
+def _streamed(outcome: Outcome) -> Streamed:
+    return Streamed(
+        schema=outcome.kept.schema,
+        kept=[outcome.kept],
+        excluded=[outcome.rejected, outcome.quarantined],
+        rejected=_reasons(outcome.rejected),
+        quarantined=_reasons(outcome.quarantined),
     )
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.ledger import Ledger, Receipt
 from pipeline.plan import Plan
-from pipeline.schema import QUARANTINED, REJECTED, SCHEMA_VERSION, SPEECH, TEXT
+from pipeline.schema import QUARANTINED, REJECTED, SCHEMA_VERSION, SPEECH, TEXT, Unit
 
 LANES = {SPEECH: ("ingest", "score", "encode", "tokenize"), TEXT: ("tokenize",)}
 INDEX = "shards/index.json"
 ORDER_UNIT = "order"
+Receipts = dict[str, Receipt]  # of one unit, by stage
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -66,10 +67,20 @@ def read_index(ledger: Ledger) -> dict[str, Any] | None:
 
 def run_stats(plan: Plan, ledger: Ledger) -> dict[str, Any]:
     """Return the statistics of a run, in the layout of `koe stats --json`."""
-    receipts = _receipts(plan, ledger)
     index = read_index(ledger)
-    accounts = account_sources(plan, receipts)
-    _close_with_order(accounts, plan, ledger)
+    scores, codec = _ScoreTally(ledger), {} if index is None else index["codec"]
+
+    def seen() -> Iterator[tuple[Unit, Receipts]]:
+        nonlocal codec
+        for unit, done in unit_receipts(plan, ledger):
+            if "score" in done:
+                scores.add(done["score"])
+            if not codec and index is None and "encode" in done:
+                codec = done["encode"].content.get("codec", {})
+            yield unit, done
+
+    accounts = account_sources(plan, seen())
+    _close_with_order(accounts, ledger)
     totals = {SPEECH: Account(), TEXT: Account()}
     for source, modality in plan.modalities.items():
         totals[modality].add(accounts[source])
@@ -86,17 +97,19 @@ def run_stats(plan: Plan, ledger: Ledger) -> dict[str, Any]:
             }
             for name, account in accounts.items()
         },
-        "scores": _scores(receipts, ledger),
+        "scores": scores.as_json(),
         "shards": _shards(index),
-        "codec": _codec(index, receipts),
+        "codec": codec,
     }
 
 
-def _receipts(plan: Plan, ledger: Ledger) -> dict[str, dict[str, Receipt]]:
-    """Read all receipts: unit -> stage -> receipt, ending at the first stage not done."""
-    found: dict[str, dict[str, Receipt]] = {}
+def unit_receipts(plan: Plan, ledger: Ledger) -> Iterator[tuple[Unit, Receipts]]:
+    """Yield each unit with its receipts by stage, up to the first stage that is not done.
+
+    One unit's are held at a time: those of 15 M clips would take half a gigabyte.
+    """
     for unit in plan.units:
-        done = found.setdefault(unit.unit, {})
+        done: Receipts = {}
         previous = None
         for stage in LANES[unit.modality]:
             receipt = ledger.receipt(stage, unit.unit)
@@ -104,18 +117,18 @@ def _receipts(plan: Plan, ledger: Ledger) -> dict[str, dict[str, Receipt]]:
             if receipt is None or stale:
                 break
             done[stage] = previous = receipt
-    return found
+        yield unit, done
 
 
-def account_sources(plan: Plan, receipts: dict[str, dict[str, Receipt]]) -> dict[str, Account]:
+def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[str, Account]:
     """Close the books of every source up to the tokenize stage."""
     accounts = {name: Account() for name in plan.modalities}
-    for unit in plan.units:
+    for unit, receipts in units:
         account = accounts[unit.source]
         account.records_in += unit.num_records
         last = unit.num_records
         for stage in LANES[unit.modality]:
-            receipt = receipts[unit.unit].get(stage)
+            receipt = receipts.get(stage)
             if receipt is None:
                 break
             account.rejected.update(receipt.rejected)
@@ -129,7 +142,7 @@ def account_sources(plan: Plan, receipts: dict[str, dict[str, Receipt]]) -> dict
     return accounts
 
 
-def _close_with_order(accounts: dict[str, Account], plan: Plan, ledger: Ledger) -> None:
+def _close_with_order(accounts: dict[str, Account], ledger: Ledger) -> None:
     """Move what the interleave stage placed or left out from pending to its end."""
     receipt = ledger.receipt("interleave", ORDER_UNIT)
     if receipt is None or read_index(ledger) is None:
@@ -137,39 +150,57 @@ def _close_with_order(accounts: dict[str, Account], plan: Plan, ledger: Ledger) 
     for source, account in accounts.items():
         account.kept = int(receipt.measures.get(f"placed.{source}", 0))
         account.pending -= account.kept
-    excluded = ledger.read_excluded(receipt)
-    rows = excluded.to_pylist() if excluded is not None else []
-    for row in rows:
-        account = accounts[row["source"]]
-        account.pending -= 1
-        if row["outcome"] == REJECTED:
-            account.rejected[row["reason"]] += 1
-        elif row["outcome"] == QUARANTINED:
-            account.quarantined[row["reason"]] += 1
+    if receipt.excluded is None:
+        return
+    columns = ["source", "outcome", "reason"]
+    with ledger.storage.open_batches(receipt.excluded.path, columns) as batches:
+        left_out = Counter(
+            key for batch in batches for key in zip(*(c.to_pylist() for c in batch), strict=True)
+        )
+    for (source, outcome, reason), number in left_out.items():
+        account = accounts[source]
+        account.pending -= number
+        if outcome == REJECTED:
+            account.rejected[reason] += number
+        elif outcome == QUARANTINED:
+            account.quarantined[reason] += number
 
 
-def _scores(receipts: dict[str, dict[str, Receipt]], ledger: Ledger) -> dict[str, Any]:
-    tables = [
-        ledger.read(done["score"]).select(["sig", "bak", "ovrl", "windows", "scorer"])
-        for done in receipts.values()
-        if "score" in done
-    ]
-    if not tables:
-        return {}
-    scores = pa.concat_tables(tables)
-    values: dict[str, Any] = {
-        "clips": scores.num_rows,
-        "windows": int(sum(scores["windows"].to_pylist())),
-        "scorers": sorted(set(scores["scorer"].to_pylist())),
-    }
-    for name in ("sig", "bak", "ovrl"):
-        present = scores[name].drop_null().to_numpy()
-        if len(present):
-            marks = np.quantile(present, _QUANTILES)
-            values[name] = {
-                f"p{q * 100:g}": round(float(v), 3) for q, v in zip(_QUANTILES, marks, strict=True)
-            }
-    return values
+class _ScoreTally:
+    """The scores of all clips, 8 bytes each: their quantiles are exact."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._values = {name: bytearray() for name in ("sig", "bak", "ovrl")}
+        self._scorers: set[str] = set()
+        self._clips = self._windows = self._units = 0
+
+    def add(self, receipt: Receipt) -> None:
+        scores = self._ledger.read(receipt)
+        self._units += 1
+        self._clips += scores.num_rows
+        self._windows += sum(scores["windows"].to_pylist())
+        self._scorers.update(scores["scorer"].unique().to_pylist())
+        for name, values in self._values.items():
+            values += scores[name].drop_null().to_numpy().tobytes()
+
+    def as_json(self) -> dict[str, Any]:
+        if not self._units:
+            return {}
+        found: dict[str, Any] = {
+            "clips": self._clips,
+            "windows": self._windows,
+            "scorers": sorted(self._scorers),
+        }
+        for name, values in self._values.items():
+            present = np.frombuffer(values, np.float64)
+            if len(present):
+                marks = np.quantile(present, _QUANTILES, overwrite_input=True)
+                found[name] = {
+                    f"p{q * 100:g}": round(float(v), 3)
+                    for q, v in zip(_QUANTILES, marks, strict=True)
+                }
+        return found
 
 
 def _shards(index: dict[str, Any] | None) -> dict[str, Any]:
@@ -200,12 +231,3 @@ def _shards(index: dict[str, Any] | None) -> dict[str, Any]:
             for split in sorted({shard["split"] for shard in shards})
         },
     }
-
-
-def _codec(index: dict[str, Any] | None, receipts: dict[str, dict[str, Receipt]]) -> dict[str, Any]:
-    if index is not None:
-        return index["codec"]
-    for done in receipts.values():
-        if "encode" in done:
-            return done["encode"].content.get("codec", {})
-    return {}

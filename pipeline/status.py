@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.ledger import Ledger, Receipt
@@ -18,26 +19,32 @@ def run_status(plan: Plan, ledger: Ledger) -> list[dict[str, Any]]:
     rows = []
     for stage in LANES[SPEECH]:
         units = [unit.unit for unit in plan.units if stage in LANES[unit.modality]]
-        receipts = [receipt for unit in units if (receipt := ledger.receipt(stage, unit))]
-        rows.append(_row(stage, receipts, len(units)))
+        rows.append(_row(stage, (ledger.receipt(stage, unit) for unit in units), len(units)))
     order = ledger.receipt("interleave", ORDER_UNIT)
     names = [name[:-5] for name in ledger.storage.names("interleave") if name.endswith(".json")]
-    receipts = [receipt for name in names if (receipt := ledger.receipt("interleave", name))]
     num_shards = int(order.measures["shards"]) if order else 0
+    receipts = (ledger.receipt("interleave", name) for name in names)
     rows.append(_row("interleave", receipts, 1 + num_shards))
     return rows
 
 
-def _row(stage: str, receipts: list[Receipt], num_units: int) -> dict[str, Any]:
-    seconds = sum(receipt.seconds for receipt in receipts)
-    left = max(0, num_units - len(receipts))
-    rate = len(receipts) / seconds if seconds else 0.0
+def _row(stage: str, receipts: Iterable[Receipt | None], num_units: int) -> dict[str, Any]:
+    done = records = kept = 0
+    seconds = 0.0
+    for receipt in receipts:
+        if receipt is not None:
+            done += 1
+            records += receipt.records_in
+            kept += receipt.kept
+            seconds += receipt.seconds
+    left = max(0, num_units - done)
+    rate = done / seconds if seconds else 0.0
     return {
         "stage": stage,
-        "done": len(receipts),
+        "done": done,
         "left": left,
-        "records": sum(receipt.records_in for receipt in receipts),
-        "kept": sum(receipt.kept for receipt in receipts),
+        "records": records,
+        "kept": kept,
         "seconds": seconds,
         "units_per_second": rate,
         "eta_seconds": left / rate if rate else None,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
@@ -74,9 +75,32 @@ class Storage:
 
     def write_table(self, path: str, table: pa.Table) -> Written:
         """Write an Arrow IPC file, the same bytes for the same rows."""
-        data = encode_table(table)
-        written = self.write_bytes(path, memoryview(data))
-        return Written(path, written.sha256, written.num_bytes, table.num_rows)
+        return self.write_tables(path, table.schema, [table])
+
+    def write_tables(self, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> Written:
+        """Write tables one after the other as one Arrow IPC file, holding one of them at a time.
+
+        The bytes are those of `write_table` on all of them together.
+        """
+        with self._explained("write", path), self._stream(path) as file:
+            hashed = _Hashed(file)
+            num_rows = 0
+            with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), schema) as writer:
+                for table in _in_batches(schema, tables):
+                    writer.write_table(table, max_chunksize=BATCH_ROWS)
+                    num_rows += table.num_rows
+        return Written(path, hashed.sha256.hexdigest(), hashed.num_bytes, num_rows)
+
+    @contextmanager
+    def _stream(self, path: str) -> Iterator[Any]:
+        """Open a file that appears under its name once it is whole."""
+        if self.is_local:
+            with _atomically(self.local_path(path)) as file:
+                yield file
+        else:
+            file_system, base = self._remote
+            with file_system.transaction, file_system.open(f"{base}/{path}", "wb") as file:
+                yield file
 
     def read_bytes(self, path: str) -> bytes:
         with self._explained("read", path):
@@ -101,6 +125,24 @@ class Storage:
                     str(error),
                     "Run again: a unit whose output is torn is redone.",
                 ) from error
+
+    @contextmanager
+    def open_batches(self, path: str, columns: list[str]) -> Iterator[Iterator[pa.RecordBatch]]:
+        """Yield the record batches of an Arrow IPC file one by one, with some columns only.
+
+        Read, not mapped: mapped pages would count as this process's memory.
+        """
+        with self._explained("read", path):
+            if self.is_local:
+                source = pa.OSFile(str(self.local_path(path)))
+            else:
+                source = pa.BufferReader(self.read_bytes(path))
+            with source:
+                names = pa.ipc.open_file(source).schema.names
+                wanted = [names.index(column) for column in columns]
+                options = pa.ipc.IpcReadOptions(included_fields=wanted)
+                opened = pa.ipc.open_file(source, options=options)
+                yield (opened.get_batch(k) for k in range(opened.num_record_batches))
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes, or None where there is no such file."""
@@ -158,21 +200,56 @@ class Storage:
             ) from error
 
 
-def encode_table(table: pa.Table) -> pa.Buffer:
-    """Serialise a table as an Arrow IPC file in batches of BATCH_ROWS rows."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        # One chunk first: how a table was put together must not show in its bytes.
-        writer.write_table(table.combine_chunks(), max_chunksize=BATCH_ROWS)
-    return sink.getvalue()
+def _in_batches(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Cut a sequence of tables anew, into multiples of BATCH_ROWS rows and a rest.
+
+    How a table was put together must not show in its bytes. Arrow pads the buffers of a batch with
+    up to 63 bytes of what follows in the array, so a batch is held back until more has come.
+    """
+    rest = schema.empty_table()
+    for table in tables:
+        # joins chunks; a table that is in one chunk already is not copied
+        joined = (pa.concat_tables([rest, table]) if rest.num_rows else table).combine_chunks()
+        whole = max(joined.num_rows // BATCH_ROWS - 1, 0) * BATCH_ROWS
+        if whole:
+            yield joined.slice(0, whole)
+        rest = joined.slice(whole)
+    if rest.num_rows:
+        yield rest
+
+
+class _Hashed:
+    """A file to write to that counts and hashes what passes."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self.num_bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        """Leave the file open: whoever opened it syncs and names it."""
 
 
 def _write_atomically(path: Path, data: bytes | memoryview) -> None:
+    with _atomically(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def _atomically(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

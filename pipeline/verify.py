@@ -55,7 +55,8 @@ def verify_run(
     receipts = {unit.unit: _prove_unit(unit, ledger) for unit in plan.units}
     stages_done = sum(len(done) for done in receipts.values())
     proved("receipts agree with the hash, schema and rows of their outputs", stages_done, "outputs")
-    for source, account in account_sources(plan, receipts).items():
+    books = account_sources(plan, ((unit, receipts[unit.unit]) for unit in plan.units))
+    for source, account in books.items():
         if not account.closes():
             raise ContractError(f"the books of source {source} do not close", str(account))
     proved("in = kept + rejected + quarantined + pending", len(plan.modalities), "sources")

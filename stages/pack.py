@@ -12,13 +12,14 @@ from pipeline.vocabulary import SLOTS
 
 _TAIL_TOKENS = 2  # end_of_speech end_of_ai
 _LEAST_HEAD_TOKENS = 6  # all of a speech sample's marks before its first frame
+_CHUNK = 1 << 20  # samples or rows taken at once: bounds what a step needs beside its result
 
 
 class Rows(NamedTuple):
     """Packed rows: row i holds the samples `items[offsets[i] : offsets[i + 1]]`."""
 
     offsets: np.ndarray  # int64 [rows + 1]
-    items: np.ndarray  # int64 [samples], a permutation
+    items: np.ndarray  # uint32 [samples], a permutation
 
 
 class Pieces(NamedTuple):
@@ -40,13 +41,12 @@ def pack(lengths: np.ndarray, capacity: int) -> Rows:
     Raises: ContractError for a length outside 1..capacity.
     """
     lengths = np.asarray(lengths)
-    plan = _best_fit(_histogram(lengths, capacity), capacity)
-    # 16-bit keys sort by radix, 8 times faster than 64-bit ones
-    keys = (capacity - lengths).astype(np.uint16 if capacity < 2**16 else np.int64)
-    by_length = np.argsort(keys, kind="stable")
-    longer = len(lengths) - np.cumsum(np.bincount(lengths, minlength=capacity + 1))
+    counts = _histogram(lengths, capacity)
+    plan = _best_fit(counts, capacity)
+    longer = len(lengths) - np.cumsum(counts)
+    by_length = _by_length(lengths, longer, capacity)
     cursor = longer.tolist()  # per length: the place in by_length of its next sample
-    items = np.empty(len(lengths), np.int64)
+    items = np.empty(len(lengths), np.uint32)
     widths, heights, position = [], [], 0
     for num_rows, chain in plan:
         contents = _unchain(chain)
@@ -74,10 +74,22 @@ def count_rows(lengths: np.ndarray, capacity: int) -> int:
     return sum(num_rows for num_rows, _ in plan)
 
 
-def row_sums(rows: Rows, lengths: np.ndarray) -> np.ndarray:
-    """Sum the tokens of each row, int64 [rows]."""
-    ends = np.concatenate([[0], np.cumsum(lengths[rows.items], dtype=np.int64)])
-    return np.diff(ends[rows.offsets])
+def row_sums(rows: Rows, values: np.ndarray) -> np.ndarray:
+    """Sum `values` of the samples ([n]: their tokens) over each row, int64 [rows]."""
+    sums = np.empty(len(rows.offsets) - 1, np.int64)
+    for begin in range(0, len(sums), _CHUNK):
+        offsets = rows.offsets[begin : begin + _CHUNK + 1]
+        members = values[rows.items[offsets[0] : offsets[-1]]]
+        sums[begin : begin + _CHUNK] = np.add.reduceat(
+            members, offsets[:-1] - offsets[0], dtype=np.int64
+        )
+    return sums
+
+
+def ranges(begin: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """Join the ranges `begin[i] .. begin[i] + number[i]`, int64 [sum of number]."""
+    before = np.cumsum(number) - number
+    return np.repeat(begin - before, number) + np.arange(int(np.sum(number)))
 
 
 def cut_text(lengths: np.ndarray, capacity: int) -> Pieces:
@@ -100,9 +112,8 @@ def cut_speech(
     """
     lengths = np.asarray(lengths, np.int64)
     frames = np.asarray(num_frames, np.int64)
+    require_frames(lengths, frames)
     head = lengths - _TAIL_TOKENS - SLOTS * frames  # up to and with start_of_speech
-    if len(head) and int(head.min()) < _LEAST_HEAD_TOKENS:
-        raise ContractError("a speech sample has fewer tokens than its frames need")
     overlong = lengths > capacity
     first = np.minimum((capacity - head) // SLOTS, frames - 1)  # frames of the first piece
     uncut = overlong & (first < 1)
@@ -116,6 +127,12 @@ def cut_speech(
     first_stop = head[sample] + SLOTS * first[sample]
     stop = np.where((part == 0) & (number[sample] > 1), first_stop, stop)
     return _pieces(sample, part, start, stop), uncut
+
+
+def require_frames(lengths: np.ndarray, num_frames: np.ndarray) -> None:
+    """Raise ContractError where a speech sample is shorter than its frames and marks."""
+    if (lengths < _LEAST_HEAD_TOKENS + SLOTS * num_frames + _TAIL_TOKENS).any():
+        raise ContractError("a speech sample has fewer tokens than its frames need")
 
 
 def _parts(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +152,29 @@ def _histogram(lengths: np.ndarray, capacity: int) -> np.ndarray:
             f"samples of {lengths.min()}..{lengths.max()} tokens cannot be packed",
             f"a row has room for 1..{capacity}",
         )
-    return np.bincount(lengths, minlength=capacity + 1)
+    counts = np.zeros(capacity + 1, np.int64)
+    for begin in range(0, len(lengths), _CHUNK):  # bincount makes an int64 copy
+        counts += np.bincount(lengths[begin : begin + _CHUNK], minlength=capacity + 1)
+    return counts
+
+
+def _by_length(lengths: np.ndarray, longer: np.ndarray, capacity: int) -> np.ndarray:
+    """Sort the samples, longest first and equal ones in their order, uint32 [n].
+
+    `longer[length]`: how many samples are longer. By chunks, because one argsort of all takes
+    16 bytes a sample beside its result.
+    """
+    by_length = np.empty(len(lengths), np.uint32)
+    place = longer.copy()  # per length: that of its next sample
+    for begin in range(0, len(lengths), _CHUNK):
+        part = lengths[begin : begin + _CHUNK]
+        # 16-bit keys sort by radix, 8 times faster than 64-bit ones
+        keys = (capacity - part).astype(np.uint16 if capacity < 2**16 else np.int64)
+        counts = np.bincount(part, minlength=capacity + 1)
+        present = np.flatnonzero(counts)[::-1]
+        by_length[ranges(place[present], counts[present])] = begin + np.argsort(keys, kind="stable")
+        place += counts
+    return by_length
 
 
 # What equal rows hold: (length, how many of it, what they held before).

@@ -1,4 +1,9 @@
-"""Interleave, first half: samples are shuffled, packed into rows, and the rows put in order."""
+"""Interleave, first half: samples are shuffled, cut, and as many taken as the ratio allows.
+
+What is kept for a sample is counted in bytes here and in `stages.layout`, because all samples of a
+run are held at once: 21 while duplicates are sought, then about 28 with the rows (measured; see
+`benchmarks/driver_memory.py`). Whatever follows from these arrays is made a chunk at a time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from stages.mix import Ratio, mix
-from stages.pack import Pieces, count_rows, cut_speech, cut_text, pack, row_sums
+from stages.pack import Pieces, count_rows, cut_speech, cut_text
 
 # Why a sample has no place; 0 has one.
 DUPLICATE, OVERLONG, EXHAUSTED = 1, 2, 3
@@ -31,29 +36,35 @@ class InterleaveSettings:
 
 
 class Catalog(NamedTuple):
-    """All samples in plan order, as arrays [n]."""
+    """All samples in plan order; `bounds[k] : bounds[k + 1]` are those of the k-th unit."""
 
-    unit: np.ndarray  # place in the sorted list of units
-    unit_index: np.ndarray  # index of the unit in the plan
-    row: np.ndarray  # in the unit's table
-    is_text: np.ndarray
-    lengths: np.ndarray
-    num_frames: np.ndarray
+    bounds: np.ndarray  # int64 [units + 1]
+    unit_index: np.ndarray  # int32 [units], index of the unit in the plan
+    is_text: np.ndarray  # bool [n]
+    lengths: np.ndarray  # int32 [n], tokens
+    long_samples: np.ndarray  # uint32, those of more tokens than a row, ascending
+    long_frames: np.ndarray  # int32, their frames
+
+    def unit_of(self, samples: np.ndarray) -> np.ndarray:
+        """Find the unit of each sample, as an index of `unit_index`."""
+        return np.searchsorted(self.bounds, samples, side="right") - 1
 
 
-class Placed(NamedTuple):
-    """Pieces in their rows, sorted by row; arrays [pieces]."""
+class Described(NamedTuple):
+    """What pieces are; arrays [pieces]."""
 
-    row: np.ndarray
     sample: np.ndarray  # in the catalog
     part: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-    is_cut: np.ndarray  # bool: one of several pieces of its sample
 
 
 class Queue:
-    """The shuffled samples of one modality, cut into pieces; a prefix of them will be placed."""
+    """The shuffled samples of one modality, cut into pieces; a prefix of them will be placed.
+
+    Only samples longer than a row are cut. They are few, so the pieces of those alone are stored;
+    of all others only the length is.
+    """
 
     def __init__(
         self, catalog: Catalog, fate: np.ndarray, settings: InterleaveSettings, text: bool
@@ -63,18 +74,19 @@ class Queue:
             np.random.PCG64([settings.seed & (2**64 - 1), 0 if text else 1])
         )
         self._catalog, self._is_text = catalog, text
-        samples = np.flatnonzero((catalog.is_text == text) & (fate == 0))
-        policy = settings.overlong_text if text else settings.overlong_speech
-        overlong = catalog.lengths[samples] > self.capacity
-        if policy == "split":
-            overlong &= self._cut(samples)[1]
-        fate[samples[overlong]] = OVERLONG
-        samples = samples[~overlong]
-        self._line_up(samples[self.rng.permutation(len(samples))])
+        overlong = catalog.long_samples
+        overlong = overlong[(catalog.is_text[overlong] == text) & (fate[overlong] == 0)]
+        if (settings.overlong_text if text else settings.overlong_speech) == "split":
+            overlong = overlong[self._cut(overlong)[1]]
+        fate[overlong] = OVERLONG
+        samples = np.flatnonzero((catalog.is_text == text) & (fate == 0)).astype(np.uint32)
+        self.rng.shuffle(samples)
+        self._line_up(samples)
         self.num_samples = len(samples)  # of the prefix
 
     def num_pieces(self, num_samples: int) -> int:
-        return int(self.piece_ends[num_samples - 1]) if num_samples else 0
+        cut_before = np.searchsorted(self._cut_at, num_samples)
+        return num_samples + int(self._extra_before[cut_before])
 
     def rows_of(self, num_samples: int) -> int:
         return count_rows(self.lengths[: self.num_pieces(num_samples)], self.capacity)
@@ -90,18 +102,40 @@ class Queue:
         """
         self._shorten(num_rows)
         for _ in range(_MOST_SKIPPED):
-            if self.num_samples == len(self.samples) or self.num_rows() == num_rows:
+            if self.num_samples == len(self._samples) or self.num_rows() == num_rows:
                 return
-            blocking = self.samples[self.num_samples]
-            self._line_up(np.append(np.delete(self.samples, self.num_samples), blocking))
+            blocking = self._samples[self.num_samples]
+            self._line_up(np.append(np.delete(self._samples, self.num_samples), blocking))
             self._shorten(num_rows)
 
     def left_out(self) -> np.ndarray:
         """Samples (catalog) behind the prefix."""
-        return self.samples[self.num_samples :]
+        return self._samples[self.num_samples :]
+
+    def is_cut(self) -> np.ndarray:
+        """Mark the pieces whose sample has several, bool [pieces]."""
+        cut = np.zeros(len(self.lengths), bool)
+        cut[self._first[self._pieces.sample] + self._pieces.part] = True
+        return cut
+
+    def describe(self, pieces: np.ndarray) -> Described:
+        """Say of which sample and where in it the pieces (of this queue) are."""
+        number = np.searchsorted(self._first, pieces, side="right")  # cut samples that precede
+        position = pieces - self._extra_before[number]
+        start = np.zeros(len(pieces), np.int32)
+        part = np.zeros(len(pieces), np.int32)
+        if len(self._cut_at):
+            last = np.maximum(number, 1) - 1
+            into = pieces - self._first[last]
+            inside = np.flatnonzero((number > 0) & (into < self._num_parts[last]))
+            last, into = last[inside], into[inside]
+            position[inside], part[inside] = self._cut_at[last], into
+            # before the pieces of a cut sample stand one of each cut before it, and their extra
+            start[inside] = self._pieces.start[last + self._extra_before[last] + into]
+        return Described(self._samples[position], part, start, start + self.lengths[pieces])
 
     def _shorten(self, num_rows: int) -> None:
-        low, high = 0, len(self.samples)
+        low, high = 0, len(self._samples)
         while low < high:
             middle = (low + high + 1) // 2
             if self.rows_of(middle) <= num_rows:
@@ -111,18 +145,27 @@ class Queue:
         self.num_samples = low
 
     def _line_up(self, samples: np.ndarray) -> None:
-        self.samples = samples
-        self.pieces = self._cut(samples)[0]
-        self.lengths = self.pieces.stop - self.pieces.start
-        self.num_parts = np.bincount(self.pieces.sample, minlength=len(samples))
-        self.piece_ends = np.cumsum(self.num_parts)
+        self._samples = samples
+        is_long = np.zeros(len(self._catalog.lengths), bool)
+        is_long[self._catalog.long_samples] = True
+        self._cut_at = np.flatnonzero(is_long[samples])  # int64 [cut samples], in the queue
+        self._pieces = self._cut(samples[self._cut_at])[0]  # of those only
+        self._num_parts = np.bincount(self._pieces.sample, minlength=len(self._cut_at))
+        self._extra_before = np.concatenate([[0], np.cumsum(self._num_parts - 1)])
+        self._first = self._cut_at + self._extra_before[:-1]  # the first piece of each
+        dtype = np.uint16 if self.capacity < 2**16 else np.int32
+        self.lengths = np.zeros(len(samples) + int(self._extra_before[-1]), dtype)  # of pieces
+        whole = ~self.is_cut()
+        self.lengths[whole] = self._catalog.lengths[samples[~is_long[samples]]]
+        self.lengths[~whole] = self._pieces.stop - self._pieces.start
 
     def _cut(self, samples: np.ndarray) -> tuple[Pieces, np.ndarray]:
-        """Pieces of `samples`, and which of them cannot be cut."""
+        """Pieces of samples that are longer than a row, and which of them cannot be cut."""
         lengths = self._catalog.lengths[samples]
         if self._is_text:
             return cut_text(lengths, self.capacity), np.zeros(len(samples), bool)
-        return cut_speech(lengths, self._catalog.num_frames[samples], self.capacity)
+        place = np.searchsorted(self._catalog.long_samples, samples)
+        return cut_speech(lengths, self._catalog.long_frames[place], self.capacity)
 
 
 def fit_to_ratio(queues: list[Queue], settings: InterleaveSettings) -> np.ndarray:
@@ -150,44 +193,3 @@ def fit_to_ratio(queues: list[Queue], settings: InterleaveSettings) -> np.ndarra
             "Set it to natural, or to parts that the sources can give.",
         )
     return is_text
-
-
-def lay_rows(
-    queues: list[Queue], is_text: np.ndarray, settings: InterleaveSettings
-) -> tuple[Placed, int]:
-    """Pack both queues and give their rows places in the sequence, which has `rows` rows."""
-    parts, loosest = [], []
-    for queue, wanted in zip(queues, (True, False), strict=True):
-        num_pieces = queue.num_pieces(queue.num_samples)
-        rows = pack(queue.lengths[:num_pieces], queue.capacity)
-        num_rows = len(rows.offsets) - 1
-        places = np.flatnonzero(is_text == wanted)[queue.rng.permutation(num_rows)]
-        pieces = Pieces(*(array[:num_pieces][rows.items] for array in queue.pieces))
-        parts.append(
-            Placed(
-                row=np.repeat(places, np.diff(rows.offsets)),
-                sample=queue.samples[pieces.sample],
-                part=pieces.part,
-                start=pieces.start,
-                stop=pieces.stop,
-                is_cut=queue.num_parts[pieces.sample] > 1,
-            )
-        )
-        sums = row_sums(rows, queue.lengths[:num_pieces])
-        if num_rows:
-            least = int(np.argmin(sums))
-            loosest.append((int(places[least]), int(sums[least])))
-    placed = Placed(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    num_rows = len(is_text)
-    if len(loosest) == 2 and sum(tokens for _, tokens in loosest) <= settings.max_row_tokens:
-        placed = _merge_rows(placed, *(row for row, _ in loosest))
-        num_rows -= 1
-    by_row = np.argsort(placed.row, kind="stable")
-    return Placed(*(array[by_row] for array in placed)), num_rows
-
-
-def _merge_rows(placed: Placed, one: int, other: int) -> Placed:
-    """Move the earlier of two rows into the later: the one row that holds both modalities."""
-    earlier, later = sorted((one, other))
-    row = np.where(placed.row == earlier, later, placed.row)
-    return placed._replace(row=row - (row > earlier))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 
 from pipeline.schema import ORDER
-from stages.rows import Catalog, InterleaveSettings, Placed
+from stages.layout import Layout
+from stages.rows import Catalog, InterleaveSettings
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -16,50 +19,70 @@ _TOKEN_BYTES = 4
 _LEAST_ROWS_TO_VALIDATE = 20
 
 
-def order_table(
-    catalog: Catalog, placed: Placed, num_rows: int, settings: InterleaveSettings
-) -> pa.Table:
-    row_is_validation = _validation_rows(catalog, placed, num_rows, settings.validation_share)
-    size = _TOKEN_BYTES * (placed.stop - placed.start) + _DOCUMENT_BYTES
-    row_bytes = np.bincount(placed.row, weights=size, minlength=num_rows)
-    names: list[str] = []
-    shard_of_row = np.zeros(num_rows, np.int64)
-    row_in_shard = np.zeros(num_rows, np.int64)
-    for split, chosen in ((TRAIN, ~row_is_validation), (VALIDATION, row_is_validation)):
-        rows = np.flatnonzero(chosen)
-        shard = _even_shards(row_bytes[rows], settings.shard_megabytes * 1e6)
-        shard_of_row[rows] = shard + len(names)
-        starts = np.searchsorted(shard, shard)
-        row_in_shard[rows] = np.arange(len(rows)) - starts
-        names += [f"{split}-{k:05d}" for k in range(int(shard[-1]) + 1 if len(rows) else 0)]
-    shard = shard_of_row[placed.row]
-    sort = np.argsort(shard, kind="stable")  # rows are in order already
-    placed = Placed(*(array[sort] for array in placed))
-    return pa.Table.from_arrays(
-        [
-            pa.array(names, pa.string()).take(pa.array(shard[sort])),
-            pa.array(row_in_shard[placed.row]),
-            pa.array(catalog.unit_index[placed.sample]),
-            pa.array(catalog.row[placed.sample]),
-            pa.array(placed.start),
-            pa.array(placed.stop),
-            pa.array(placed.part),
-        ],
-        schema=ORDER,
-    )
+class Shards:
+    """Which shard each row goes to; `tables` makes the order (ORDER) piece by piece."""
+
+    def __init__(self, catalog: Catalog, layout: Layout, settings: InterleaveSettings) -> None:
+        self._catalog, self._layout = catalog, layout
+        is_validation = _validation_rows(layout, settings.validation_share)
+        row_bytes = _row_bytes(layout)
+        self.names: list[str] = []
+        self._shard = np.zeros(layout.num_rows, np.int32)  # of each row
+        self._row = np.zeros(layout.num_rows, np.int32)  # of each row, within its shard
+        for split, chosen in ((TRAIN, ~is_validation), (VALIDATION, is_validation)):
+            rows = np.flatnonzero(chosen)
+            shard = _even_shards(row_bytes[rows], settings.shard_megabytes * 1e6)
+            self._shard[rows] = shard + len(self.names)
+            self._row[rows] = np.arange(len(rows)) - np.searchsorted(shard, shard)
+            self.names += [
+                f"{split}-{k:05d}" for k in range(int(shard[-1]) + 1 if len(rows) else 0)
+            ]
+        validates = is_validation[layout.row]
+        # training rows, then validation rows, each in the order of the layout
+        self._entries = np.concatenate(
+            [np.flatnonzero(mask).astype(np.uint32) for mask in (~validates, validates)]
+        )
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the order, sorted by shard and row, in tables of some 100,000 pieces."""
+        names = pa.array(self.names, pa.string())
+        for row, pieces in self._layout.pieces(self._entries):
+            unit = self._catalog.unit_of(pieces.sample)
+            columns = [
+                names.take(pa.array(self._shard[row])),
+                pa.array(self._row[row], pa.int64()),
+                pa.array(self._catalog.unit_index[unit]),
+                pa.array((pieces.sample - self._catalog.bounds[unit]).astype(np.int32)),
+                pa.array(pieces.start),
+                pa.array(pieces.stop),
+                pa.array(pieces.part),
+            ]
+            yield pa.Table.from_arrays(columns, schema=ORDER)
 
 
-def _validation_rows(catalog: Catalog, placed: Placed, num_rows: int, share: float) -> np.ndarray:
+def _row_bytes(layout: Layout) -> np.ndarray:
+    """Estimate the bytes of each row in a shard, float64 [rows]."""
+    sizes = [
+        _TOKEN_BYTES * queue.num_tokens + _DOCUMENT_BYTES * queue.pieces_a_row()
+        for queue in (layout.text, layout.speech)
+    ]
+    row_bytes = np.zeros(layout.num_rows)
+    # all entries of a row are added up, though at most one row has two
+    np.add.at(row_bytes, layout.row, layout.of_entries(*sizes))
+    return row_bytes
+
+
+def _validation_rows(layout: Layout, share: float) -> np.ndarray:
     """Choose rows of each modality for validation, evenly spread, bool [rows].
 
     Rows with a piece of a cut sample are spared while there are others: the rest of that sample
     would be trained on. The row of both modalities is never chosen.
     """
-    chosen = np.zeros(num_rows, bool)
-    is_text = catalog.is_text[placed.sample]
-    has_text = np.bincount(placed.row, weights=is_text, minlength=num_rows) > 0
-    has_speech = np.bincount(placed.row, weights=~is_text, minlength=num_rows) > 0
-    has_cut = np.bincount(placed.row, weights=placed.is_cut, minlength=num_rows) > 0
+    chosen = np.zeros(layout.num_rows, bool)
+    has_text, has_speech, has_cut = (np.zeros(layout.num_rows, bool) for _ in range(3))
+    has_text[layout.row[layout.is_text]] = True
+    has_speech[layout.row[~layout.is_text]] = True
+    has_cut[layout.row[layout.of_entries(layout.text.has_cut, layout.speech.has_cut)]] = True
     for modality in (has_text & ~has_speech, has_speech & ~has_text):
         num_candidates = int(modality.sum())
         wanted = round(share * num_candidates)
@@ -73,10 +96,18 @@ def _validation_rows(catalog: Catalog, placed: Placed, num_rows: int, share: flo
 
 
 def _even_shards(row_bytes: np.ndarray, shard_bytes: float) -> np.ndarray:
-    """Cut a sequence of rows into shards of about equal size, int64 [rows], ascending from 0."""
+    """Cut a sequence of rows into shards of about equal size, int32 [rows], ascending from 0.
+
+    Overwrites `row_bytes`.
+    """
     ends = np.cumsum(row_bytes)
     if not len(ends):
-        return np.zeros(0, np.int64)
-    number = min(max(1, round(ends[-1] / shard_bytes)), len(ends))
-    shard = ((ends - row_bytes / 2) * number / ends[-1]).astype(np.int64)
-    return np.unique(shard, return_inverse=True)[1].astype(np.int64)
+        return np.zeros(0, np.int32)
+    total = ends[-1]
+    number = min(max(1, round(total / shard_bytes)), len(ends))
+    row_bytes *= -0.5  # in place from here: the arrays of 5 M rows would add up
+    ends += row_bytes
+    ends *= number
+    ends /= total
+    shard = ends.astype(np.int32)
+    return np.cumsum(np.diff(shard, prepend=shard[:1]) != 0, dtype=np.int32)

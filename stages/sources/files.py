@@ -1,11 +1,10 @@
-"""Source files: where they are, whether they changed, and how they are cut into units."""
+"""Source files: where they are, whether they changed, and how they are read."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO, cast
 from fsspec.core import url_to_fs
 
 from pipeline.errors import ConfigError, StorageError
-from stages.sources.base import Known, Unit, scan_all
+from stages.sources.base import Unit
 
 _MAGIC = frozenset("*?[")
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
@@ -32,16 +31,6 @@ class SourceFile:
     @property
     def stem(self) -> str:
         return stem(self.relative)
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A run of records in one file; fields as in `Unit`."""
-
-    start: int
-    stop: int
-    records: int
-    fault: str | None = None
 
 
 class Fault(Exception):
@@ -207,65 +196,6 @@ def num_bytes(file: BinaryIO) -> int:
     size = file.seek(0, os.SEEK_END)
     file.seek(place)
     return size
-
-
-def cut(spans: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
-    """Cut the records of a file, given as (start, stop), into slices of at most `unit_records`.
-
-    A Fault raised by `spans` ends the file and is noted on the last slice; a file with a fault
-    and no record gives one empty slice.
-    """
-    start, last, count, fault = 0, 0, 0, None
-    iterator = iter(spans)
-    while True:
-        try:
-            span = next(iterator, None)
-        except Fault as error:
-            span, fault = None, str(error)
-        if span is None:
-            break
-        if count == unit_records:
-            yield Slice(start, last, count)
-            count = 0
-        start = span[0] if count == 0 else start
-        last, count = span[1], count + 1
-    if count or fault:
-        yield Slice(start, last, count, fault)
-
-
-def plan_units(
-    source: str,
-    modality: str,
-    files: Iterable[SourceFile],
-    slices: Callable[[SourceFile], Iterable[Slice]],
-    known: Known = scan_all,
-) -> Iterator[Unit]:
-    """Name the slices of all files; the names depend on each file alone, not on its neighbours.
-
-    A name holds 48 bits of the file's relative name: with 32, two of 50,000 files would share
-    one in a quarter of all corpora.
-    """
-    for file in files:
-        mark = stamp(file.path)
-        planned = known(file.path, mark)
-        if planned is not None:
-            yield from planned
-            continue
-        digest = hashlib.sha256(file.relative.encode()).hexdigest()[:12]
-        with reading(file.path):
-            for index, part in enumerate(slices(file)):
-                name = f"{source}-{digest}-{index:05d}"
-                yield Unit(
-                    name,
-                    source,
-                    modality,
-                    file.path,
-                    mark,
-                    part.start,
-                    part.stop,
-                    part.records,
-                    part.fault,
-                )
 
 
 def lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, int, bytes]]:

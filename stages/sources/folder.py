@@ -12,18 +12,16 @@ from pipeline.schema import SPEECH
 from stages.sources.base import Known, Record, Unit, scan_all
 from stages.sources.fields import SpeechFields, require_columns
 from stages.sources.files import (
-    Slice,
     SourceFile,
-    cut,
     expand,
     join,
     list_folder,
     open_binary,
     open_unit,
-    plan_units,
     relative_name,
 )
 from stages.sources.manifest import AUDIO_NAMES, file_record, line_records, line_slices
+from stages.sources.planning import Slice, cut, plan_units
 
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _LJSPEECH_COLUMNS = ("file_name", "text", "normalized_text")

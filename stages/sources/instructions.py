@@ -11,19 +11,17 @@ from pipeline.schema import TEXT
 from stages.sources.base import Known, Record, Unit, scan_all
 from stages.sources.fields import parse_object, record_key, require_object
 from stages.sources.files import (
-    Slice,
     SourceFile,
-    cut,
     expand,
     lines,
     open_binary,
     open_unit,
-    plan_units,
     relative_name,
     stem,
 )
 from stages.sources.json_array import array_elements
 from stages.sources.manifest import line_slices
+from stages.sources.planning import Slice, cut, plan_units
 
 
 @dataclass(frozen=True)

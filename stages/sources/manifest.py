@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from pipeline.errors import BadRecord
@@ -11,18 +12,16 @@ from pipeline.schema import SPEECH
 from stages.sources.base import Known, Record, Unit, scan_all
 from stages.sources.fields import SpeechFields, lookup, parse_object, record_key
 from stages.sources.files import (
-    Slice,
     SourceFile,
-    cut,
     expand,
     join,
     lines,
     open_binary,
     open_unit,
     parent,
-    plan_units,
     relative_name,
 )
+from stages.sources.planning import Slice, cut, plan_units
 
 AUDIO_NAMES = ("audio_filepath", "file_name")
 
@@ -100,9 +99,8 @@ class ManifestSource:
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         files = expand(self.name, self.paths)
-        return plan_units(
-            self.name, SPEECH, files, lambda file: line_slices(file, self.unit_records), known=known
-        )
+        slices = partial(line_slices, unit_records=self.unit_records)
+        return plan_units(self.name, SPEECH, files, slices, known=known, parallel=True)
 
     def read(self, unit: Unit) -> Iterator[Record]:
         relative = relative_name(unit.path, self.paths)

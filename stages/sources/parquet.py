@@ -14,18 +14,17 @@ from pipeline.schema import SPEECH, TEXT
 from stages.sources.base import Known, Record, Unit, scan_all
 from stages.sources.fields import SpeechFields, record_key, require_columns
 from stages.sources.files import (
-    Slice,
     SourceFile,
     expand,
     join,
     parent,
-    plan_units,
     reading,
     relative_name,
     require_unchanged,
     stem,
 )
 from stages.sources.parquet_file import BATCH_CELLS, Corrupt, decoding, group_rows, open_parquet
+from stages.sources.planning import Slice, plan_units
 
 
 def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from pipeline.errors import BadRecord
 from pipeline.schema import SPEECH
@@ -14,17 +16,15 @@ from stages.sources.base import Known, Record, Unit, scan_all
 from stages.sources.fields import SpeechFields, parse_object, record_key
 from stages.sources.files import (
     Fault,
-    Slice,
     SourceFile,
-    cut,
     expand,
     num_bytes,
     open_binary,
     open_unit,
-    plan_units,
     relative_name,
     stem,
 )
+from stages.sources.planning import Slice, cut, plan_units
 
 # Those that libsndfile lacks count as audio too: "unreadable" says more than "missing".
 _AUDIO = frozenset(
@@ -35,8 +35,12 @@ _AUDIO = frozenset(
 _END_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Member:
+# From byte 100 of a header: mode, uid, gid, size, mtime, checksum, the type of a regular file.
+_FIELDS = re.compile(rb"[0-7]{7}\0[0-7]{7}\0[0-7]{7}\0([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 [0\0]")
+_DEVICES = (bytes(16), b"0000000\0" * 2)  # what stands there for a regular file
+
+
+class Member(NamedTuple):
     name: str
     offset: int  # of the header
     data_offset: int
@@ -67,6 +71,16 @@ def read_members(file: BinaryIO, start: int, stop: int | None) -> Iterator[Membe
     place = start
     while stop is None or place < stop:
         file.seek(place)
+        header = file.read(tarfile.BLOCKSIZE)
+        member = None if archive.pax_headers else _plain_member(header, place)
+        if member:
+            end = member.data_offset + member.size
+            if end > size:
+                raise Fault(f"{member.name} should end at byte {end}, the file ends at {size}")
+            yield member
+            place = end + -end % tarfile.BLOCKSIZE
+            continue
+        file.seek(place)
         try:
             info = tarfile.TarInfo.fromtarfile(archive)
         except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
@@ -85,6 +99,29 @@ def read_members(file: BinaryIO, start: int, stop: int | None) -> Iterator[Membe
             name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             yield Member(name, place, info.offset_data, info.size, unsafe)
         place = archive.offset
+
+
+def _plain_member(header: bytes, place: int) -> Member | None:
+    """Read a regular member's header as nearly all writers make it; None for any other.
+
+    A tenth of tarfile's time, which reads the others: it also decides on what is damaged. Bytes of
+    an ASCII header sum to less than Adler-32's modulus, so that its low half is their exact sum.
+    """
+    fields = _FIELDS.match(header, 100)
+    if not fields or not header.isascii() or header[329:345] not in _DEVICES:
+        return None
+    data_size, checksum = fields.groups()
+    total = (zlib.adler32(header) & 0xFFFF) - 1
+    if total - sum(header[148:156]) + 8 * ord(" ") != int(checksum, 8):
+        return None
+    raw = header[:100].partition(b"\0")[0]
+    if header[345]:
+        raw = header[345:500].partition(b"\0")[0] + b"/" + raw
+    name = raw.decode("ascii")
+    if name.endswith("/"):  # a folder, to writers before POSIX
+        return None
+    unsafe = _leads_out(name) if ".." in name or name.startswith("/") else ""
+    return Member(name, place, place + tarfile.BLOCKSIZE, int(data_size, 8), unsafe)
 
 
 def _broken(place: int, size: int, error: Exception) -> str:
@@ -107,13 +144,18 @@ def _why_unsafe(info: tarfile.TarInfo) -> str:
         return "a link, a device or another special member"
     if info.issparse():
         return "a sparse member, whose bytes do not lie in one piece"
-    if info.name.startswith("/") or ".." in info.name.split("/"):
-        return "its name leads out of the archive"
+    if why := _leads_out(info.name):
+        return why
     try:
         info.name.encode()
     except UnicodeEncodeError:
         return "its name is no UTF-8"
     return ""
+
+
+def _leads_out(name: str) -> str:
+    out = name.startswith("/") or ".." in name.split("/")
+    return "its name leads out of the archive" if out else ""
 
 
 def read_samples(file: BinaryIO, start: int, stop: int | None) -> Iterator[Sample | Member]:
@@ -172,12 +214,19 @@ class WebDatasetSource:
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         return plan_units(
-            self.name, SPEECH, expand(self.name, self.paths), self._slices, known=known
+            self.name,
+            SPEECH,
+            expand(self.name, self.paths),
+            self._slices,
+            known=known,
+            parallel=True,
         )
 
     def _slices(self, file: SourceFile) -> Iterator[Slice]:
         with open_binary(file.path) as tar:
-            yield from cut(map(_span, read_samples(tar, 0, None)), self.unit_records)
+            # no buffer: it would read 8 KiB for each header of 512 bytes
+            headers = getattr(tar, "raw", tar)
+            yield from cut(map(_span, read_samples(headers, 0, None)), self.unit_records)
 
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.records == 0:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import ray
 
-from pipeline.engine import ray_session, run_ray
+from pipeline.engine import _pools, ray_session, run_ray
 from pipeline.ledger import Ledger
 from pipeline.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
 from pipeline.stage import Resources
@@ -123,3 +124,19 @@ def test_storage_that_refuses_stops_the_run(session, tmp_path):
     results = []
     assert not run_ray(chain(tmp_path, workers=1), list(descriptors()), results.append)
     assert STOPPED in {result.status for result in results}
+
+
+def test_pools_begin_with_the_workers_that_fit(monkeypatch):
+    def sizes(cpus, *needs, units=1000, gpus=0.0):
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+        works = [StageWork(Numbers(resources=need), None, "", {}) for need in needs]
+        return [(p.initial_size, p.max_size) for p in _pools(works, units)]
+
+    cpu, quarter = Resources(cpus=1.0), Resources(cpus=0.25)
+    assert sizes(2.0, cpu) == [(2, 2)]
+    assert sizes(8.0, cpu, units=3) == [(3, 3)]
+    assert sizes(2.0, quarter, cpu, cpu) == [(1, 8), (1, 2), (1, 2)]
+    assert sizes(64.0, quarter, cpu) == [(51, 256), (51, 64)]
+    assert sizes(64.0, Resources(cpus=1.0, workers=10), cpu) == [(10, 10), (54, 64)]
+    on_gpu = Resources(cpus=1.0, gpus=0.5)
+    assert sizes(64.0, on_gpu, cpu, gpus=2.0) == [(4, 4), (4, 64)]

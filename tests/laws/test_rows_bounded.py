@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.schema import SAMPLE, SPEECH, TEXT
+from stages.ids import hash_ids
 from stages.interleave import InterleaveSettings, gather_rows, plan_order, unit_samples
 from tests.stages.samples import corpus, described, reader
 
@@ -41,11 +42,10 @@ def test_a_small_mix_fills_its_rows(seed):
 def described_by_length(modality, lengths, num_frames, first):
     """A unit of which only the lengths are known; the order needs no tokens."""
     names = pa.array([f"{modality}/{first + i}" for i in range(len(lengths))], pa.string())
-    unit = unit_samples(first, f"{modality}-{first}", SAMPLE.empty_table())
+    unit = unit_samples(first, f"{modality}-{first}", SAMPLE.empty_table)
     return replace(
         unit,
-        ids=pa.chunked_array([names]),
-        sources=pa.chunked_array([pa.array([modality] * len(lengths), pa.string())]),
+        id_hashes=hash_ids(pa.chunked_array([names])),
         is_text=np.full(len(lengths), modality == TEXT),
         lengths=lengths.astype(np.int32),
         num_frames=num_frames.astype(np.int32),

@@ -65,3 +65,38 @@ def test_what_a_killed_writer_left_is_swept(tmp_path):
     (tmp_path / "s" / ".u.arrow.123.tmp").write_bytes(b"half")
     assert storage.sweep("s") == 1
     assert storage.names("s") == ["u.arrow"]
+
+
+@pytest.mark.parametrize("root", ["local", "memory://stream"])
+def test_a_stream_of_tables_gives_the_bytes_of_one(tmp_path, root):
+    storage = Storage(str(tmp_path) if root == "local" else root)
+    table = pa.table(
+        {"n": list(range(5000)), "s": [None if k % 7 else str(k) for k in range(5000)]}
+    )
+    whole = storage.write_table("whole.arrow", table)
+    for sizes in ([5000], [1, 1023, 0, 1024, 2000, 952], [700] * 7 + [100]):
+        ends = [sum(sizes[:k]) for k in range(len(sizes))]
+        parts = (table.slice(end, size) for end, size in zip(ends, sizes, strict=True))
+        streamed = storage.write_tables("parts.arrow", table.schema, parts)
+        assert storage.read_bytes("parts.arrow") == storage.read_bytes("whole.arrow")
+        assert (streamed.sha256, streamed.num_bytes, streamed.rows) == (
+            whole.sha256, whole.num_bytes, 5000,
+        )  # fmt: skip
+    assert sha256_bytes(storage.read_bytes("whole.arrow")) == whole.sha256
+    assert storage.read_table("parts.arrow").equals(table)
+    with storage.open_batches("parts.arrow", ["s"]) as batches:
+        assert pa.Table.from_batches(list(batches)).equals(table.select(["s"]))
+
+
+@pytest.mark.parametrize("root", ["local", "memory://broken"])
+def test_a_stream_that_breaks_off_leaves_nothing(tmp_path, root):
+    storage = Storage(str(tmp_path) if root == "local" else root)
+
+    def tables():
+        yield pa.table({"n": [1] * 3000})
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        storage.write_tables("t.arrow", pa.schema([("n", pa.int64())]), tables())
+    assert storage.size("t.arrow") is None
+    assert storage.names(".") == []

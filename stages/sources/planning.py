@@ -1,0 +1,129 @@
+"""How source files are cut into units, several files at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+
+from stages.sources.base import Known, Unit, scan_all
+from stages.sources.files import Fault, SourceFile, reading, stamp
+
+_ALONE_SECONDS = 2.0  # scanning before other processes help: they take about as long to start
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of records in one file; fields as in `Unit`."""
+
+    start: int
+    stop: int
+    records: int
+    fault: str | None = None
+
+
+Slices = Callable[[SourceFile], Iterable[Slice]]
+
+
+def cut(spans: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
+    """Cut the records of a file, given as (start, stop), into slices of at most `unit_records`.
+
+    A Fault raised by `spans` ends the file and is noted on the last slice; a file with a fault
+    and no record gives one empty slice.
+    """
+    start, last, count, fault = 0, 0, 0, None
+    iterator = iter(spans)
+    while True:
+        try:
+            span = next(iterator, None)
+        except Fault as error:
+            span, fault = None, str(error)
+        if span is None:
+            break
+        if count == unit_records:
+            yield Slice(start, last, count)
+            count = 0
+        start = span[0] if count == 0 else start
+        last, count = span[1], count + 1
+    if count or fault:
+        yield Slice(start, last, count, fault)
+
+
+def plan_units(
+    source: str,
+    modality: str,
+    files: Iterable[SourceFile],
+    slices: Slices,
+    known: Known = scan_all,
+    parallel: bool = False,
+) -> Iterator[Unit]:
+    """Name the slices of all files; the names depend on each file alone, not on its neighbours.
+
+    A name holds 48 bits of the file's relative name: with 32, two of 50,000 files would share
+    one in a quarter of all corpora. `parallel`: `slices` can be pickled, and files are scanned in
+    one process a core where that takes long; units come in the order of the files all the same.
+    """
+
+    def named(file: SourceFile, mark: str, parts: Iterable[Slice]) -> Iterator[Unit]:
+        digest = hashlib.sha256(file.relative.encode()).hexdigest()[:12]
+        with reading(file.path):
+            for index, part in enumerate(parts):
+                name = f"{source}-{digest}-{index:05d}"
+                place = (part.start, part.stop, part.records, part.fault)
+                yield Unit(name, source, modality, file.path, mark, *place)
+
+    with _Scanner(slices, parallel) as scanner:
+        waiting: deque[Iterable[Unit]] = deque()
+        for file in files:
+            mark = stamp(file.path)
+            planned = known(file.path, mark)
+            waiting.append(named(file, mark, scanner.scan(file)) if planned is None else planned)
+            while len(waiting) > scanner.num_ahead:
+                yield from waiting.popleft()
+        while waiting:
+            yield from waiting.popleft()
+
+
+class _Scanner:
+    """Scans files in this process at first, then in a pool."""
+
+    def __init__(self, slices: Slices, parallel: bool) -> None:
+        self._slices = slices
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self._workers = cores or 1 if parallel else 1
+        self._pool: ProcessPoolExecutor | None = None
+        self._alone_until = time.monotonic() + _ALONE_SECONDS
+
+    def __enter__(self) -> _Scanner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def num_ahead(self) -> int:
+        """How many files to hand over before the slices of the first are asked for."""
+        return 2 * self._workers if self._pool else 0
+
+    def scan(self, file: SourceFile) -> Iterable[Slice]:
+        if self._workers > 1 and not self._pool and time.monotonic() > self._alone_until:
+            # spawned: this process may have threads, which a forked one would not survive
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._workers, mp_context=context)
+        if self._pool:
+            return _result(self._pool.submit(_list_slices, self._slices, file))
+        return self._slices(file)
+
+
+def _result(future: Future[list[Slice]]) -> Iterator[Slice]:
+    yield from future.result()
+
+
+def _list_slices(slices: Slices, file: SourceFile) -> list[Slice]:
+    return list(slices(file))
