@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -90,13 +91,36 @@ def run(
 
 
 @app.command()
-def plan(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
-    """Plan the units from the sources and list them; nothing else is run."""
-    from pipeline import views
+def plan(
+    config: ConfigOption = DEFAULT_CONFIG,
+    clips: Annotated[
+        int, typer.Option(help="Clips to measure every stage on; 0: only list the units.")
+    ] = 200,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan the units, and measure on a few clips what each stage will cost; nothing else is run."""
+    from dataclasses import asdict
+
+    from pipeline.estimate import estimate_run
     from pipeline.job import plan_run
+    from pipeline.plan_view import estimate_view, plan_rows, plan_view
 
     settings = load_config(config, overrides)
-    out.print(views.plan_view(plan_run(settings, err)))
+    planned = plan_run(settings, err)
+    estimates = []
+    if clips:
+        estimates = estimate_run(
+            settings, planned, clips, lambda what: err.print(what, markup=False, style="dim")
+        )
+    if as_json:
+        stages = [{**asdict(item), "per_second": item.rates()} for item in estimates]
+        _print_json({"sources": plan_rows(planned), "stages": stages})
+        return
+    out.print(plan_view(planned))
+    if estimates:
+        cpus = settings.ray.num_cpus or os.cpu_count() or 1
+        out.print(estimate_view(estimates, cpus))
 
 
 @app.command()

@@ -11,14 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.inspection import Document, named_ids, num_frames, text_runs
-from pipeline.plan import Plan
 from pipeline.vocabulary import CODEC_HZ, FRAME_SAMPLES, unflatten_codes
 
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
     from training.replay import Replay
 
 
-def _grid(title: str, *columns: str) -> Table:
+def grid(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
@@ -27,10 +26,10 @@ def _grid(title: str, *columns: str) -> Table:
 
 def stats_view(stats: dict[str, Any]) -> RenderableType:
     """Render `koe stats`."""
-    books = _grid(
+    books = grid(
         "Records", "source", "in", "kept", "rejected", "quarantined", "pending", "hours kept"
     )
-    reasons = _grid("Left out", "source", "outcome", "reason", "records")
+    reasons = grid("Left out", "source", "outcome", "reason", "records")
     for name, account in stats["sources"].items():
         speech = "clips_in" in account
         books.add_row(
@@ -70,7 +69,7 @@ def stats_view(stats: dict[str, Any]) -> RenderableType:
 def _scores_view(scores: dict[str, Any]) -> Table:
     present = [name for name in ("sig", "bak", "ovrl") if name in scores]
     marks = list(scores[present[0]]) if present else []
-    table = _grid(
+    table = grid(
         f"DNSMOS of {scores['clips']:,} clips, {scores['windows']:,} windows", "score", *marks
     )
     for name in present:
@@ -81,7 +80,7 @@ def _scores_view(scores: dict[str, Any]) -> Table:
 def _shards_view(shards: dict[str, Any]) -> RenderableType:
     if not shards["num_shards"]:
         return Text("no shards yet", style="yellow")
-    table = _grid("Shards", "shards", "rows", "documents", "tokens", "fill", "longest row")
+    table = grid("Shards", "shards", "rows", "documents", "tokens", "fill", "longest row")
     table.add_row(
         f"{shards['num_shards']:,}",
         f"{shards['rows']:,}",
@@ -107,25 +106,10 @@ def codec_line(codec: dict[str, Any]) -> RenderableType:
     )
 
 
-def plan_view(plan: Plan) -> RenderableType:
-    """Render `koe plan`."""
-    table = _grid("Plan", "source", "units", "records", "files", "faults")
-    for source in plan.modalities:
-        units = [unit for unit in plan.units if unit.source == source]
-        table.add_row(
-            f"{source} ({plan.modalities[source]})",
-            f"{len(units):,}",
-            f"{sum(unit.records for unit in units):,}",
-            f"{len({unit.path for unit in units}):,}",
-            "\n".join(f"{unit.path}: {unit.fault}" for unit in units if unit.fault) or "0",
-        )
-    return table
-
-
 def files_view(rows: Sequence[dict[str, Any]]) -> Table:
     """Render `koe score` and `koe encode`."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = _grid("", *columns)
+    table = grid("", *columns)
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     return table
@@ -145,7 +129,7 @@ def _cell(value: Any) -> Text:
 
 def status_view(rows: Sequence[dict[str, Any]]) -> Table:
     """Render `koe status`: a line a stage."""
-    table = _grid(
+    table = grid(
         "Units", "stage", "done", "left", "records", "kept", "seconds", "units/s", "seconds left"
     )
     for row in rows:
@@ -164,7 +148,7 @@ def status_view(rows: Sequence[dict[str, Any]]) -> Table:
 
 def training_view(metrics: Sequence[dict[str, Any]]) -> Table:
     """Render the last steps of a training run."""
-    table = _grid(
+    table = grid(
         "Training, last steps",
         "step",
         "loss",
@@ -200,7 +184,7 @@ def replay_view(replay: Replay, most: int = 30) -> RenderableType:
         f"again   loss {replay.loss:.4f}  gradient norm {replay.gradient_norm:.4f}, with the "
         f"weights of step {replay.weights_step}" + (f" ({steps} before)" if steps else "")
     )
-    table = _grid(
+    table = grid(
         "Documents, the highest loss first", "document", "source", "modality", "row",
         "gradient norm of the row", "tokens", "loss",
     )  # fmt: skip
