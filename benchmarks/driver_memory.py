@@ -155,11 +155,11 @@ def part_plan(root: Path, num_clips: int) -> None:
 def part_receipts(root: Path, num_clips: int) -> None:
     from pipeline.job import _check_quarantine
     from pipeline.stats import run_stats
-    from pipeline.status import run_status
+    from pipeline.status import StatusReader
 
     plan, ledger = planned(root, num_clips), Ledger(Storage(str(root)))
     assert run_stats(plan, ledger)["accounting"]["clips_in"] == num_clips
-    run_status(plan, ledger)
+    StatusReader(ledger).read()
     _check_quarantine(plan, ledger, 0.05)
 
 
@@ -179,7 +179,7 @@ def part_run(root: Path, num_clips: int) -> None:
         ray_session(None, None, 1.0),
         RunProgress(Console(file=sys.stderr, quiet=True)) as progress,
     ):
-        progress.expect("score", len(units))
+        progress.expect([work], len(units))
         assert run_ray([work], units, progress.take)
     assert not progress.failures
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import sys
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from pipeline.config import PipelineConfig, load_config
+from pipeline.config import PipelineConfig
+from pipeline.config_file import load_config
 from pipeline.errors import ConfigError, KoeError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, load_plan
@@ -19,10 +23,10 @@ from pipeline.storage import Storage
 
 app = typer.Typer(
     name="koe",
-    help="From speech clips and instruction samples to Arrow shards and a stable pretraining run.",
+    help="From speech clips and instruction samples to shards and a trained model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # without boxes `koe --help` fits 24 lines
 )
 out = Console()
 err = Console(stderr=True)
@@ -42,7 +46,7 @@ def demo(
     samples: Annotated[int, typer.Option(min=20, help="Instruction samples.")] = 2000,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
-    """Write a small corpus of Japanese speech and instructions, with its pipeline.yaml."""
+    """Write a small corpus of Japanese speech and text, and a config."""
     from pipeline.demo.corpus import write_demo
     from pipeline.progress import counting
 
@@ -65,20 +69,29 @@ def run(
         list[str] | None, typer.Option("--force", help="Do a stage's units again.")
     ] = None,
 ) -> None:
-    """Run the pipeline: ingest, score, encode, tokenize, interleave, train. Resumes what is done."""
+    """Run the pipeline, or go on with it.
+
+    Stages: ingest, score, encode, tokenize, interleave, train. What is done is not done again.
+    """
     from pipeline import views
-    from pipeline.job import run_job, select_stages
+    from pipeline.job import run_job
+    from pipeline.selection import select_stages
     from pipeline.stats import run_stats
+    from pipeline.stats_view import stats_view
 
     settings = load_config(config, overrides)
     selection = select_stages(from_stage, to_stage, only, force or [])
     try:
         report = run_job(settings, selection, err)
     except KeyboardInterrupt:
-        err.print("koe: interrupted. Run the same command again to go on.", style="yellow")
+        command = shlex.join(["koe", *sys.argv[1:]])
+        err.print(
+            f"koe: interrupted, what is done stays done. Go on with: {command}",
+            style="yellow", markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
         raise typer.Exit(130) from None
     plan, ledger = _opened(settings)
-    out.print(views.stats_view(run_stats(plan, ledger)))
+    out.print(stats_view(report.stats or run_stats(plan, ledger)))
     if report.training is not None:
         out.print(views.training_view(report.training.last_rows[-5:]))
     if report.failed:
@@ -99,7 +112,7 @@ def plan(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Plan the units, and measure on a few clips what each stage will cost; nothing else is run."""
+    """List the units, and measure on a few clips what a run will cost."""
     from dataclasses import asdict
 
     from pipeline.estimate import estimate_run
@@ -125,32 +138,61 @@ def plan(
 
 @app.command()
 def status(
-    config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None, as_json: JsonOption = False
+    config: ConfigOption = DEFAULT_CONFIG,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow until all is done.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between readings.")] = 2.0,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show the units done, left and failed of every stage, throughput and time left."""
-    from pipeline import views
-    from pipeline.status import run_status
+    """Show what is done and left of every stage, and the time left."""
+    from pipeline.status import StatusReader, follow, status_table
 
-    rows = run_status(*_opened(load_config(config, overrides)))
+    _, ledger = _opened(load_config(config, overrides))
+    reader = StatusReader(ledger)
     if as_json:
-        _print_json(rows)
+        _print_json(reader.read())
+    elif watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(reader, out, interval)
     else:
-        out.print(views.status_view(rows))
+        out.print(status_table(reader.read()))
 
 
 @app.command()
 def stats(
-    config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None, as_json: JsonOption = False
+    config: ConfigOption = DEFAULT_CONFIG,
+    what_if: Annotated[
+        str, typer.Option("--what-if", help="Thresholds of ovrl: clips and hours above each.")
+    ] = "2.0,2.5,3.0,3.5",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with charts and sound here.")
+    ] = None,
+    html_clips: Annotated[
+        int, typer.Option(min=0, help="Best, worst and borderline clips on the page, of each.")
+    ] = 6,
 ) -> None:
-    """Show shard statistics and where every clip and sample went."""
-    from pipeline import views
-    from pipeline.stats import run_stats
+    """Show where every clip went, and what clips and shards are like."""
+    from pipeline.progress import counting
+    from pipeline.stats import full_stats
+    from pipeline.stats_view import stats_view
 
-    found = run_stats(*_opened(load_config(config, overrides)))
+    thresholds = _numbers("--what-if", what_if)
+    settings = load_config(config, overrides)
+    plan, ledger = _opened(settings)
+    with counting(err, "reading units") as report:
+        found = full_stats(plan, ledger, thresholds, report)
+    if html is not None:
+        from pipeline.report import write_data_report
+
+        with counting(err, "decoding clips") as report:
+            page = write_data_report(settings, plan, ledger, found, html, html_clips, report)
+        err.print(f"wrote {page}", markup=False)
     if as_json:
         _print_json(found)
     else:
-        out.print(views.stats_view(found))
+        out.print(stats_view(found))
 
 
 @app.command()
@@ -164,7 +206,7 @@ def inspect(
         Path | None, typer.Option("--wav", help="Write original and reconstruction here.")
     ] = None,
 ) -> None:
-    """Decode a row: documents, text, codes, scores, and the clips they came from."""
+    """Decode a row: documents, text, codes, scores, source files."""
     from pipeline import views
     from pipeline.files import text_decoder, write_wavs
     from pipeline.inspection import find_shard, read_documents
@@ -186,7 +228,10 @@ def inspect(
 
 @app.command()
 def verify(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
-    """Read everything again and prove hashes, schemas, books, rows, grammar and provenance."""
+    """Read everything again and prove that it is right.
+
+    Hashes, schemas, books, rows, grammar of the documents, and provenance.
+    """
     from pipeline.verify import verify_run
 
     verify_run(
@@ -217,7 +262,7 @@ def encode(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode audio files to SNAC codes, with the codec that the config names."""
+    """Encode audio files to SNAC codes, with the config's codec."""
     from pipeline.files import encode_paths
 
     _print_files(encode_paths(files, load_config(config, overrides)), as_json)
@@ -235,7 +280,7 @@ def train(
         bool, typer.Option("--report", help="Write the run's report.html, and stop.")
     ] = False,
 ) -> None:
-    """Train on the shards, on the local GPUs, CPUs, or the Ray cluster."""
+    """Train on the shards: on local GPUs, CPUs, or a Ray cluster."""
     from pipeline import job, views
 
     settings = load_config(config, overrides)
@@ -258,7 +303,7 @@ def export(
     dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the weights.")] = "bf16",
     overrides: SetOption = None,
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder with the tokenizer that Orpheus expects."""
+    """Write a checkpoint as a Hugging Face folder with its tokenizer."""
     from pipeline.job import export_model
 
     export_model(load_config(config, overrides), folder, checkpoint, dtype)
@@ -273,6 +318,16 @@ def _opened(settings: PipelineConfig) -> tuple[Plan, Ledger]:
             f"{settings.run_dir} holds no run", remedy="Start one with `koe run -c CONFIG`."
         )
     return planned, Ledger(storage)
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(map(isfinite, numbers)):
+        raise ConfigError(f"{option} {text} is no list of numbers", remedy="Write 2.0,2.5,3.0.")
+    return numbers
 
 
 def _print_json(value: Any) -> None:

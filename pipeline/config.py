@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import os
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipeline.errors import ConfigError
 from training.config import TrainConfig
 
 
@@ -22,34 +17,53 @@ class WorkerConfig(Strict):
     """Resources of one stage's workers."""
 
     workers: int | None = Field(
-        default=None, ge=1, description="null: chosen from the cluster's CPUs"
+        default=None,
+        ge=1,
+        description="of this stage; null: Ray grows the pool where it is the bottleneck",
     )
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    gpus_per_worker: float = Field(default=0.0, ge=0)
+    cpus_per_worker: float = Field(
+        default=1.0, gt=0, description="CPUs that Ray keeps for each worker; may be a fraction"
+    )
+    gpus_per_worker: float = Field(
+        default=0.0, ge=0, description="GPUs that Ray keeps for each worker; may be a fraction"
+    )
 
 
 class SpeechFields(Strict):
     """Which field of a record holds what; dots descend into nested fields."""
 
-    text: str = "text"
+    text: str = Field(default="text", description="the transcript")
     audio: str | None = Field(
-        default=None, description="null: the usual name for the kind of source"
+        default=None,
+        description="null: the usual name for the kind of source; of a webdataset the extension",
     )
     id: str | None = Field(default=None, description="null: made from the file's name and place")
-    speaker: str | None = None
-    start_seconds: str | None = Field(default="offset", description="start of the clip in its file")
-    seconds: str | None = Field(default="duration", description="length of the clip")
+    speaker: str | None = Field(
+        default=None, description="used by tokenize.speech_prompt; null: the source has none"
+    )
+    start_seconds: str | None = Field(
+        default="offset", description="start of the clip in its file, in seconds"
+    )
+    seconds: str | None = Field(
+        default="duration",
+        description="length of the clip in seconds; read only where the record has a start",
+    )
     ovrl: str | None = Field(
-        default=None, description="a DNSMOS score that the source carries (dnsmos)"
+        default=None, description="a DNSMOS score that the source has, for score.scorer: source"
     )
 
 
 class SpeechSource(Strict):
-    name: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
-    kind: Literal["webdataset", "parquet", "manifest", "folder"]
+    """A corpus of speech clips with their transcripts."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.]+$", description="prefix of every clip's id")
+    kind: Literal["webdataset", "parquet", "manifest", "folder"] = Field(
+        description="how records are stored: tars, Parquet, JSON lines, or metadata beside audio"
+    )
     paths: list[str] = Field(min_length=1, description="files or globs; fsspec URLs too")
     audio_root: str | None = Field(
-        default=None, description="null: relative to the manifest's folder"
+        default=None,
+        description="what audio paths start from; null: the folder of the file that names them",
     )
     fields: SpeechFields = SpeechFields()
 
@@ -58,9 +72,11 @@ class TextFields(Strict):
     """Field names of an instruction source, for its layout."""
 
     id: str | None = Field(default=None, description="null: made from the file's name and place")
-    instruction: str = "instruction"
-    input: str = "input"
-    output: str = "output"
+    instruction: str = Field(default="instruction", description="of layout instruction")
+    input: str = Field(
+        default="input", description="of layout instruction: goes below it; may be absent or empty"
+    )
+    output: str = Field(default="output", description="of layout instruction: the answer")
     messages: str | None = Field(
         default=None, description="null: messages or conversations by layout"
     )
@@ -69,73 +85,111 @@ class TextFields(Strict):
 
 
 class TextSource(Strict):
-    name: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
-    kind: Literal["jsonl", "json", "parquet"]
-    layout: Literal["instruction", "messages", "sharegpt"] = "instruction"
-    paths: list[str] = Field(min_length=1)
+    """A corpus of instruction samples."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.]+$", description="prefix of every sample's id")
+    kind: Literal["jsonl", "json", "parquet"] = Field(
+        description="one object a line, one array of objects, or rows"
+    )
+    layout: Literal["instruction", "messages", "sharegpt"] = Field(
+        default="instruction",
+        description="instruction, input, output; or a list of role and content; or of from and value",
+    )
+    paths: list[str] = Field(min_length=1, description="files or globs; fsspec URLs too")
     fields: TextFields = TextFields()
 
 
 class SourcesConfig(Strict):
-    speech: list[SpeechSource] = []
-    text: list[TextSource] = []
+    """What is read; at least one source of either kind."""
+
+    speech: list[SpeechSource] = Field(default=[], description="corpora of clips")
+    text: list[TextSource] = Field(default=[], description="corpora of instruction samples")
 
 
 class PlanConfig(Strict):
-    unit_clips: int = Field(default=1000, ge=1)
-    unit_samples: int = Field(default=5000, ge=1)
+    """Sizes of the units of work: what a kill can cost at most, a worker."""
+
+    unit_clips: int = Field(default=1000, ge=1, description="clips of a unit")
+    unit_samples: int = Field(default=5000, ge=1, description="instruction samples of a unit")
 
 
 class IngestConfig(WorkerConfig):
-    cpus_per_worker: float = Field(default=0.25, gt=0)
+    """Reads records and the headers of their audio."""
+
+    cpus_per_worker: float = Field(
+        default=0.25, gt=0, description="CPUs that Ray keeps for each worker; may be a fraction"
+    )
     max_seconds: float = Field(default=60.0, gt=0, description="longer clips are quarantined")
 
 
 class ScoreConfig(WorkerConfig):
+    """DNSMOS P.835 of every clip; rejects nothing."""
+
     scorer: Literal["dnsmos", "source"] = Field(
         default="dnsmos", description="source: use the score named by the source's fields.ovrl"
     )
-    signal: Literal["original", "reconstruction"] = "original"
-    windows: Literal["reference", "all"] = "reference"
+    signal: Literal["original", "reconstruction"] = Field(
+        default="original",
+        description="what is scored; reconstruction: what SNAC makes of the clip, as in the "
+        "published work",
+    )
+    windows: Literal["reference", "all"] = Field(
+        default="reference",
+        description="reference: those that speechmos scores, which skips the 8th and later ones",
+    )
     model: str | None = Field(
         default=None, description="null: sig_bak_ovr.onnx of the speechmos package"
     )
-    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    provider: Literal["cpu", "cuda", "tensorrt"] = Field(
+        default="cpu", description="a missing provider stops the run"
+    )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of the convolutions; near the threshold always fp32"
     )
     engine: Literal["auto", "native", "onnxruntime"] = Field(
-        default="auto", description="of fp32 on a CPU; the scores agree to some 1e-6"
+        default="auto",
+        description="of fp32 on a CPU; the scores agree to some 1e-6; native needs a C compiler",
     )
     p808: bool = Field(default=False, description="add the P.808 score")
 
 
 class SnacConfig(Strict):
+    """The codec of encode, evaluation and `koe inspect --wav`."""
+
     weights: str = Field(
         default="hubertsiuzdak/snac_24khz", description="hub id, local folder, or `untrained`"
     )
     sha256: str | None = Field(
         default="4b8164cc6606bfa627f1a784734c1e539891518f1191ed9194fe1e3b9b4bff40",
-        description="of pytorch_model.bin; null accepts any file",
+        description="of pytorch_model.bin; null: any file",
     )
     seed: int = Field(default=0, description="of the untrained weights and of the decoder's noise")
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where it encodes")
     engine: Literal["auto", "native", "tiled", "compile", "eager"] = Field(
-        default="auto", description="how clips are encoded; the codes are the same"
+        default="auto",
+        description="how clips are encoded; the codes are the same; native needs a C compiler",
     )
 
 
 class EncodeConfig(WorkerConfig):
-    threshold_ovrl: float = Field(default=2.5, description="clips must score above it")
+    """SNAC codes of the clips that score well enough."""
+
+    threshold_ovrl: float = Field(
+        default=2.5, description="clips must score above it; moving it never rescores"
+    )
     batch_seconds: float = Field(
         default=0.0,
         ge=0,
-        description="audio in a batch of clips of equal padded length; 0: one clip",
+        description="audio in a batch of clips of equal padded length, in seconds; 0: one clip",
     )
 
 
 class TokenizeConfig(WorkerConfig):
-    cpus_per_worker: float = Field(default=0.5, gt=0)
+    """Token ids of clips and of instruction samples."""
+
+    cpus_per_worker: float = Field(
+        default=0.5, gt=0, description="CPUs that Ray keeps for each worker; may be a fraction"
+    )
     tokenizer: str = Field(
         default="llama-models",
         description="the package that ships Llama 3's, a folder, or a hub id",
@@ -147,12 +201,24 @@ class TokenizeConfig(WorkerConfig):
 
 
 class InterleaveConfig(WorkerConfig):
-    max_row_tokens: int = Field(default=2048, ge=64)
-    ratio: Literal["natural"] | list[tuple[float, dict[str, float]]] = "natural"
-    overlong_speech: Literal["drop", "split"] = "drop"
-    overlong_text: Literal["drop", "split"] = "split"
-    shard_megabytes: float = Field(default=256, gt=0)
-    validation_share: float = Field(default=0.005, ge=0, lt=0.5)
+    """Packs samples into rows and puts the rows in the order of training."""
+
+    max_row_tokens: int = Field(default=2048, ge=64, description="of a packed row, at most")
+    ratio: Literal["natural"] | list[tuple[float, dict[str, float]]] = Field(
+        default="natural",
+        description="natural: as the corpora have it; or places from 0.0 to 1.0 in the run, each "
+        "with the rows of text to rows of speech there",
+    )
+    overlong_speech: Literal["drop", "split"] = Field(
+        default="drop", description="a clip longer than a row; split: at whole frames"
+    )
+    overlong_text: Literal["drop", "split"] = Field(
+        default="split", description="a text sample longer than a row"
+    )
+    shard_megabytes: float = Field(default=256, gt=0, description="size of a shard, about")
+    validation_share: float = Field(
+        default=0.005, ge=0, lt=0.5, description="of the rows of each modality"
+    )
 
     @field_validator("ratio")
     @classmethod
@@ -171,6 +237,8 @@ class InterleaveConfig(WorkerConfig):
 
 
 class RayConfig(Strict):
+    """Where the work runs."""
+
     address: str | None = Field(
         default=None, description="null: start a local Ray; auto: join a cluster"
     )
@@ -180,10 +248,21 @@ class RayConfig(Strict):
 class PipelineConfig(Strict):
     """The whole run."""
 
-    run_dir: str = Field(description="outputs and ledger; relative to this file")
-    seed: int = 0
-    engine: Literal["ray", "inline"] = "ray"
-    max_quarantine_share: float = Field(default=0.05, ge=0, le=1)
+    run_dir: str = Field(
+        description="outputs, receipts, shards, checkpoints; relative to this file, or a URL"
+    )
+    seed: int = Field(
+        default=0, description="decides shuffling, packing order and the validation split"
+    )
+    engine: Literal["ray", "inline"] = Field(
+        default="ray", description="inline: one process, for debugging"
+    )
+    max_quarantine_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="of all records; with more of them bad the run stops before interleave",
+    )
     sources: SourcesConfig
     plan: PlanConfig = PlanConfig()
     ingest: IngestConfig = IngestConfig()
@@ -204,115 +283,3 @@ class PipelineConfig(Strict):
         if len(set(names)) != len(names):
             raise ValueError(f"source names must differ, found {names}")
         return sources
-
-
-def load_config(path: Path, overrides: list[str] | None = None) -> PipelineConfig:
-    """Read `path`, apply `key.path=value` overrides, and resolve relative paths against it.
-
-    Raises: ConfigError naming the key, and the nearest known one for an unknown key.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist",
-            remedy="Name a config with -c, or write one with `koe demo DIR`.",
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read", str(error).replace("\n", " ")) from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no mapping of keys")
-    for override in overrides or []:
-        _override(data, override)
-    try:
-        config = PipelineConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"{path} is not a valid configuration", _explain(error)) from None
-    return _resolve(config, path.resolve().parent)
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {override} is not of the form key.path=value")
-    *parents, last = key.split(".")
-    place: Any = data
-    for parent in parents:
-        place = place.setdefault(parent, {}) if isinstance(place, dict) else None
-    if not isinstance(place, dict):
-        raise ConfigError(f"--set {key} does not lead to a mapping of keys")
-    place[last] = yaml.safe_load(value)
-
-
-def _explain(error: ValidationError) -> str:
-    """Turn pydantic's findings into lines that name the key and the nearest known one."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-            lines.append(f"unknown key {key!r} ({hint})")
-        else:
-            lines.append(f"{key}: {problem['msg']}")
-    return "; ".join(lines)
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = PipelineConfig
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        inner = getattr(annotation, "__args__", (annotation,))
-        model = next(
-            (a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), annotation
-        )
-    return sorted(model.model_fields)
-
-
-def _resolve(config: PipelineConfig, folder: Path) -> PipelineConfig:
-    """Make every local path absolute, so that a worker's working directory does not matter."""
-
-    def absolute(path: str) -> str:
-        return path if "://" in path else os.path.normpath(folder / Path(path).expanduser())
-
-    def source(item):
-        changes: dict[str, Any] = {"paths": [absolute(path) for path in item.paths]}
-        if getattr(item, "audio_root", None):
-            changes["audio_root"] = absolute(item.audio_root)
-        return item.model_copy(update=changes)
-
-    def local_or_id(name: str) -> str:
-        candidate = folder / Path(name).expanduser()
-        return (
-            os.path.normpath(candidate)
-            if candidate.exists() or name.startswith((".", "/", "~"))
-            else name
-        )
-
-    sources = config.sources.model_copy(
-        update={
-            "speech": [source(item) for item in config.sources.speech],
-            "text": [source(item) for item in config.sources.text],
-        }
-    )
-    score = config.score.model_copy(
-        update={"model": absolute(config.score.model) if config.score.model else None}
-    )
-    base = config.train.base_model
-    return config.model_copy(
-        update={
-            "run_dir": absolute(config.run_dir),
-            "sources": sources,
-            "score": score,
-            "snac": config.snac.model_copy(update={"weights": local_or_id(config.snac.weights)}),
-            "tokenize": config.tokenize.model_copy(
-                update={"tokenizer": local_or_id(config.tokenize.tokenizer)}
-            ),
-            "train": config.train.model_copy(
-                update={"base_model": local_or_id(base) if base else None}
-            ),
-        }
-    )

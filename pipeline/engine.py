@@ -19,9 +19,10 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.errors import ConfigError
-from pipeline.runner import FAILED, STOPPED, UnitResult, Work
+from pipeline.runner import FAILED, STOPPED, Stop, UnitResult, Work
 
 _POLL_SECONDS = 0.3
+_LEAVE_SECONDS = 5.0  # for a stream that stopped to close by itself
 
 # For a Ray of our own; a cluster does as it was told.
 _LOCAL_RAY = {
@@ -87,19 +88,30 @@ class _Board:
 
     def __init__(self) -> None:
         self._results: list[UnitResult] = []
+        self._in_flight: set[tuple[str, str]] = set()
         self._stopped = False
 
+    def begin(self, stage: str, unit: str) -> bool:
+        """Say whether a worker may begin a unit."""
+        if self._stopped:  # of a worker that died the unit comes here a second time
+            self._in_flight.discard((stage, unit))
+        else:
+            self._in_flight.add((stage, unit))
+        return not self._stopped
+
     def post(self, result: UnitResult) -> None:
+        self._in_flight.discard((result.stage, result.unit))
         self._results.append(result)
         self._stopped |= result.status == STOPPED
 
-    def stopped(self) -> bool:
-        """Say whether some unit found that the run cannot go on."""
-        return self._stopped
+    def stop(self) -> None:
+        """Let no more units be begun."""
+        self._stopped = True
 
-    def drain(self) -> list[UnitResult]:
+    def drain(self) -> tuple[list[UnitResult], int, bool]:
+        """Hand over the results since the last call, the units in flight, and whether it stopped."""
         results, self._results = self._results, []
-        return results
+        return results, len(self._in_flight), self._stopped
 
 
 class _Worker:
@@ -107,7 +119,7 @@ class _Worker:
 
     def __init__(self, work: list[Any], board: Any) -> None:
         opened: Work = ray.get(work[0])  # pyright: ignore[reportAssignmentType]
-        self._run, self._board = opened.open(), board
+        self._stage, self._run, self._board = opened.name, opened.open(), board
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         statuses = []
@@ -115,7 +127,8 @@ class _Worker:
             if status in (FAILED, STOPPED):  # an earlier stage could not do it
                 statuses.append(status)
                 continue
-            if ray.get(self._board.stopped.remote()):  # the stream runs dry, no unit is begun
+            # Once stopped the stream runs dry.
+            if not ray.get(self._board.begin.remote(self._stage, str(unit))):
                 statuses.append(STOPPED)
                 continue
             result = self._run(str(unit))
@@ -124,27 +137,78 @@ class _Worker:
         return {"unit": batch["unit"], "status": statuses}
 
 
+class _Consumer(threading.Thread):
+    """Pulls units through the stream, so that the main thread is free to report and to stop."""
+
+    def __init__(self, dataset: ray.data.Dataset) -> None:
+        super().__init__(daemon=True)
+        self._dataset = dataset
+        self.complete = True
+        self.failure: BaseException | None = None
+        self.leave = threading.Event()  # what is left of the stream will do nothing
+
+    def run(self) -> None:
+        try:
+            for row in self._dataset.iter_rows():
+                self.complete &= row["status"] != STOPPED
+                if self.leave.is_set():
+                    break
+        except BaseException as error:  # handed to the main thread, which raises it
+            self.failure = error
+
+
 def run_ray(
-    chain: Sequence[Work], units: Sequence[str], on_result: Callable[[UnitResult], None]
+    chain: Sequence[Work],
+    units: Sequence[str],
+    on_result: Callable[[UnitResult], None],
+    stop: Stop | None = None,
 ) -> bool:
     """Stream the units through the chain's actor pools.
 
     `on_result` is called once for every unit and stage, from this process. Returns False when
-    the run had to stop.
+    the run had to stop, or was asked to by `stop`.
     """
     if not units:
         return True
+    stop, board = stop or Stop(), _Board.remote()
+    # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list so
+    # that Ray does not unpack it: a worker that dies can then always be started again.
+    stored = [ray.put(work) for work in chain]
+    consumer = _Consumer(_dataset(chain, units, stored, board))
+    consumer.start()
+    seen: set[tuple[str, str]] = set()
+    while True:
+        alive = consumer.is_alive()  # asked first: what it has done by now is on the board
+        if stop.requested:
+            board.stop.remote()
+        results, stop.in_flight, stopped = ray.get(board.drain.remote())
+        for result in results:
+            # A task that Ray retried after a worker's death may report twice.
+            if (result.stage, result.unit) not in seen:
+                seen.add((result.stage, result.unit))
+                on_result(result)
+        if stopped and not stop.in_flight:  # thousands of units may be left to run dry
+            consumer.leave.set()
+            consumer.join(_LEAVE_SECONDS)
+            return False
+        if not alive:
+            break
+        consumer.join(_POLL_SECONDS)
+    if consumer.failure:
+        raise consumer.failure
+    return consumer.complete
+
+
+def _dataset(
+    chain: Sequence[Work], units: Sequence[str], stored: Sequence[Any], board: Any
+) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    board = _Board.remote()
     dataset = ray.data.from_items(
         [{"unit": unit, "status": ""} for unit in units], override_num_blocks=len(units)
     )
-    # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list so
-    # that Ray does not unpack it: a worker that dies can then always be started again.
-    stored = [ray.put(work) for work in chain]
     for work, reference, pool in zip(chain, stored, _pools(chain, len(units)), strict=True):
         dataset = dataset.map_batches(
             _Worker,
@@ -155,37 +219,7 @@ def run_ray(
             num_gpus=work.resources.gpus or None,
             compute=pool,
         )
-    seen: set[tuple[str, str]] = set()
-    stopped = threading.Event()
-    finished = threading.Event()
-    failure: list[BaseException] = []
-
-    def deliver() -> None:
-        for result in ray.get(board.drain.remote()):
-            # A task that Ray retried after a worker's death may report twice.
-            if (result.stage, result.unit) not in seen:
-                seen.add((result.stage, result.unit))
-                on_result(result)
-
-    def consume() -> None:
-        try:
-            for row in dataset.iter_rows():
-                if row["status"] == STOPPED:
-                    stopped.set()
-        except BaseException as error:  # handed to the main thread, which raises it
-            failure.append(error)
-        finally:
-            finished.set()
-
-    consumer = threading.Thread(target=consume, daemon=True)
-    consumer.start()
-    while not finished.wait(_POLL_SECONDS):
-        deliver()
-    consumer.join()
-    deliver()
-    if failure:
-        raise failure[0]
-    return not stopped.is_set()
+    return dataset
 
 
 def _pools(chain: Sequence[Work], num_units: int) -> list[ActorPoolStrategy]:

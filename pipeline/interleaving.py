@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.card import CARD
 from pipeline.errors import StageError
 from pipeline.fingerprint import sha256_json
 from pipeline.ledger import Ledger, Receipt, Streamed
@@ -97,7 +98,8 @@ class OrderWork:
             ),
             self.stage.settings,
         )
-        ledger.storage.remove(INDEX)  # it describes the shards of the order before this one
+        for path in (INDEX, CARD):  # they describe the shards of the order before this one
+            ledger.storage.remove(path)
         rejected, quarantined = order.reasons(REJECTED), order.reasons(QUARANTINED)
         receipt = ledger.commit(
             self.stage,

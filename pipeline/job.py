@@ -6,21 +6,25 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
 from pipeline.assembly import Assembly
+from pipeline.card import write_card
 from pipeline.config import PipelineConfig
 from pipeline.errors import ConfigError, StageError
 from pipeline.fingerprint import sha256_json
 from pipeline.interleaving import OrderStage, OrderWork, ShardWork, shard_places, write_index
+from pipeline.interrupt import interruptible
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import RunProgress
-from pipeline.runner import StageWork, UnitResult, Work, run_plain
+from pipeline.runner import StageWork, Stop, UnitResult, Work, run_plain
 from pipeline.schema import SPEECH, TEXT
+from pipeline.selection import STAGES, Selection
 from pipeline.stage import Stage
 from pipeline.stats import INDEX, LANES, ORDER_UNIT
 from pipeline.storage import Storage
@@ -29,47 +33,13 @@ if TYPE_CHECKING:  # training imports torch, which most commands do not need
     from training.launch import TrainResult
     from training.replay import Replay
 
-STAGES = ("ingest", "score", "encode", "tokenize", "interleave", "train")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The stages to run, in order, and those whose units are done again."""
-
-    stages: tuple[str, ...] = STAGES
-    force: frozenset[str] = frozenset()
-
-
-def select_stages(
-    first: str | None, last: str | None, only: str | None, force: Sequence[str]
-) -> Selection:
-    """Turn --from, --to, --only and --force into a selection.
-
-    Raises: ConfigError for an unknown stage or options that exclude each other.
-    """
-    for name in (first, last, only, *force):
-        if name is not None and name not in STAGES:
-            raise ConfigError(f"there is no stage {name!r}", remedy=f"Stages: {', '.join(STAGES)}.")
-    if only and (first or last):
-        raise ConfigError("--only excludes --from and --to")
-    start = STAGES.index(only or first or STAGES[0])
-    stop = STAGES.index(only or last or STAGES[-1])
-    if start > stop:
-        raise ConfigError(f"--from {first} comes after --to {last}")
-    chosen = STAGES[start : stop + 1]
-    outside = [name for name in force if name not in chosen]
-    if outside:
-        raise ConfigError(
-            f"--force {outside[0]} is not among the stages to run: {', '.join(chosen)}"
-        )
-    return Selection(chosen, frozenset(force))
-
 
 @dataclass(frozen=True)
 class JobReport:
-    """What a run left undone, and how training went if it was among the stages."""
+    """What a run left undone, its statistics if it made shards, and how training went if it did."""
 
     failed: list[UnitResult]
+    stats: dict[str, Any] | None = None
     training: TrainResult | None = None
 
 
@@ -97,7 +67,7 @@ def run_job(config: PipelineConfig, selection: Selection, console: Console) -> J
     All that can be refused is refused before the first unit. Units that fail are reported and
     left for the next run; interleave and train wait until there are none.
     Raises: ConfigError before any work; StageError when too much is quarantined or storage
-    refuses, in a state that the same command resumes.
+    refuses, and KeyboardInterrupt after Ctrl-C, in a state that the same command resumes.
     """
     assembly = Assembly(config)
     if "train" in selection.stages:
@@ -110,21 +80,32 @@ def run_job(config: PipelineConfig, selection: Selection, console: Console) -> J
     ledger = Ledger(Storage(config.run_dir))
     for stage in (*STAGES, "shards"):
         ledger.storage.sweep(stage)
-    with _engine(config, assembly, selection) as engine, RunProgress(console) as progress:
-        for modality, source, chain in lanes:
+    stats = None
+    with (
+        interruptible(lambda text: console.print(text, style="yellow", highlight=False)) as stop,
+        _engine(config, assembly, selection, stop) as engine,
+        RunProgress(console) as progress,
+    ):
+        chains: list[tuple[list[StageWork], list[str]]] = []
+        for modality, source, stages in lanes:
             units = [
                 u.unit for u in plan.units if u.modality == modality and source in (None, u.source)
             ]
-            work = [_work(stage, modality, plan, units, assembly, selection) for stage in chain]
-            _run_lane(engine, work, units, progress)
+            chain = [_work(stage, modality, plan, units, assembly, selection) for stage in stages]
+            progress.expect(chain, len(units))  # of all chains first: the time left is of all
+            chains.append((chain, units))
+        for chain, units in chains:
+            _run_chain(engine, chain, units, progress)
         if not progress.failures:
             _check_quarantine(plan, ledger, config.max_quarantine_share)
             if order is not None:
-                _interleave(engine, order, plan, ledger, selection, progress)
+                stats = _interleave(engine, order, plan, ledger, selection, progress)
+    if stop.requested:  # during the last units
+        raise KeyboardInterrupt
     training = None
     if "train" in selection.stages and not progress.failures:
         training = run_training(config, console, resume="train" not in selection.force)
-    return JobReport(progress.failures, training)
+    return JobReport(progress.failures, stats, training)
 
 
 Engine = Callable[[Sequence[Work], Sequence[str], Callable[[UnitResult], None]], bool]
@@ -169,31 +150,34 @@ def _work(
     )
 
 
-def _run_lane(
+def _run_chain(
     engine: Engine, chain: Sequence[Work], units: Sequence[str], progress: RunProgress
 ) -> None:
-    for work in chain:
-        progress.expect(work.name, len(units))
-    if not engine(chain, units, progress.take):
-        stopped = progress.stopped
-        raise StageError(
-            "the run stopped" + (f" at {stopped.stage} {stopped.unit}" if stopped else ""),
-            stopped.error if stopped else "storage refused",
-            "What is done stays done.",
-        )
+    if engine(chain, units, progress.take):
+        return
+    stopped = progress.stopped
+    if stopped is None:  # by the user
+        raise KeyboardInterrupt
+    raise StageError(
+        f"the run stopped at {stopped.stage} {stopped.unit}",
+        stopped.error,
+        "What is done stays done.",
+    )
 
 
 @contextmanager
-def _engine(config: PipelineConfig, assembly: Assembly, selection: Selection) -> Iterator[Engine]:
+def _engine(
+    config: PipelineConfig, assembly: Assembly, selection: Selection, stop: Stop
+) -> Iterator[Engine]:
     if config.engine == "inline":
-        yield run_plain
+        yield partial(run_plain, stop=stop)
         return
     from pipeline.engine import ray_session, run_ray  # seconds of import that inline spares
 
     sections = [getattr(config, name) for name in selection.stages if name in LANES[SPEECH]]
     chain_cpus = sum(section.cpus_per_worker for section in sections)
     with ray_session(config.ray.address, config.ray.num_cpus, chain_cpus):
-        yield run_ray
+        yield partial(run_ray, stop=stop)
 
 
 def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:
@@ -227,20 +211,24 @@ def _interleave(
     ledger: Ledger,
     selection: Selection,
     progress: RunProgress,
-) -> None:
+) -> dict[str, Any] | None:
     force = "interleave" in selection.force
     units = tuple(unit.unit for unit in plan.units)
     sources = tuple(unit.source for unit in plan.units)
     order = OrderWork(stage, ledger.storage.root, units, sources, force)
-    _run_lane(engine, [order], [ORDER_UNIT], progress)
+    progress.expect([order], 1)
+    _run_chain(engine, [order], [ORDER_UNIT], progress)
     receipt = ledger.receipt(stage.name, ORDER_UNIT)
     if progress.failures or receipt is None:
-        return
+        return None
     shards = list(shard_places(ledger.storage, receipt))
     work = ShardWork(stage, ledger.storage.root, receipt, units, force)
-    _run_lane(engine, [work], shards, progress)
-    if not progress.failures:
-        write_index(stage, ledger, shards)
+    progress.expect([work], len(shards))
+    _run_chain(engine, [work], shards, progress)
+    if progress.failures:
+        return None
+    write_index(stage, ledger, shards)
+    return write_card(plan, ledger)
 
 
 def run_training(config: PipelineConfig, console: Console, resume: bool = True) -> TrainResult:

@@ -1,101 +1,93 @@
-"""What people see while a run goes on: one bar a stage, or plain lines off a terminal. Stderr."""
+"""What people see while a run goes on: one live table, or plain lines off a terminal. Stderr."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.runner import FAILED, SKIPPED, STOPPED, UnitResult
+from pipeline.runner import FAILED, SKIPPED, STOPPED, UnitResult, Work
+from pipeline.status_view import RATES, StageRow, flowing, stage_line, stage_table
 
-_LINE_SECONDS = 5.0  # between plain lines of one stage
+_LINE_SECONDS = 10.0  # at least, between plain lines of one stage
+_QUIET_SECONDS = 60.0  # at most, while less than _LINE_SHARE was done since the last one
+_LINE_SHARE = 0.1
+_RECENT_UNITS = 256  # that rates are taken over: later stages and busier hours change them
 
 
 @dataclass
 class StageTally:
-    """Running sums of one stage."""
+    """Running sums of one stage; rates are of units done by this run, not of those skipped."""
 
-    units_done: int = 0
-    units_skipped: int = 0
-    kept: int = 0
-    rejected: int = 0
-    quarantined: int = 0
-    measures: dict[str, float] = field(default_factory=dict)  # of the units done in this run
-    started: float = 0.0
+    stage: str
+    clock: Callable[[], float]
+    units: int = 0
+    done: int = 0
+    skipped: int = 0
+    sums: Counter[str] = field(default_factory=Counter)
+    # When a unit was done, and all that was done by then: units and measures.
+    recent: deque[tuple[float, dict[str, float]]] = field(
+        default_factory=lambda: deque(maxlen=_RECENT_UNITS)
+    )
 
     def add(self, result: UnitResult) -> None:
-        self.units_done += 1
-        self.kept += result.kept
-        self.rejected += result.rejected
-        self.quarantined += result.quarantined
+        self.done += 1
+        for name in ("records_in", "kept", "rejected", "quarantined"):
+            self.sums[name] += getattr(result, name)
         if result.status == SKIPPED:
-            self.units_skipped += 1
+            self.skipped += 1
             return
-        for name, value in result.measures.items():
-            self.measures[name] = self.measures.get(name, 0.0) + value
+        now = self.clock()
+        if not self.recent:  # work began when the first worker began
+            self.recent.append((now - result.seconds, {}))
+        before, new = self.recent[-1][1], {"units": 1.0, **result.measures}
+        names = ("units", *RATES.get(self.stage, ()))
+        work = {name: before.get(name, 0.0) + new.get(name, 0.0) for name in names}
+        self.recent.append((now, work))
 
-    def summary(self, stage: str) -> str:
-        elapsed = max(time.monotonic() - self.started, 1e-9)
-        parts = [
-            f"kept {self.kept:,}",
-            f"rejected {self.rejected:,}",
-            f"quarantined {self.quarantined:,}",
-        ]
-        for name, unit in _RATES.get(stage, {}).items():
-            if value := self.measures.get(name):
-                parts.append(f"{value / elapsed:,.1f} {unit}/s")
-        if self.units_skipped:
-            parts.append(f"{self.units_skipped} units were done")
-        return "  ".join(parts)
-
-
-_RATES = {  # which sums of a stage say how fast it is
-    "ingest": {"seconds": "audio-s"},
-    "score": {"windows": "windows", "seconds": "audio-s"},
-    "encode": {"seconds": "audio-s"},
-    "tokenize": {"tokens": "tokens"},
-    "interleave": {"tokens": "tokens"},
-}
+    def row(self) -> StageRow:
+        """Return the stage's row, with its rates over the recent units until now."""
+        rates, eta = {}, None
+        if len(self.recent) > 1:
+            (began, before), (last, work) = self.recent[0], self.recent[-1]
+            # Between two units the clock runs on: a stage that stalls shows it.
+            ended = last if self.done >= self.units else self.clock()
+            elapsed = max(ended - began, 1e-3)
+            rates = {name: (work[name] - before.get(name, 0.0)) / elapsed for name in work}
+            eta = (self.units - self.done) / rates.pop("units")
+        return StageRow(
+            self.stage, self.done, self.units, self.sums["records_in"], self.sums["kept"],
+            self.sums["rejected"], self.sums["quarantined"], rates, eta,
+        )  # fmt: skip
 
 
 class RunProgress:
     """Context manager that takes unit results and shows them."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
         self.failures: list[UnitResult] = []
         self.stopped: UnitResult | None = None
         self.tallies: dict[str, StageTally] = {}
-        self._tasks: dict[str, TaskID] = {}
-        self._totals: dict[str, int] = {}
-        self._last_line: dict[str, float] = {}
+        self._clock = clock
+        self._last_line: dict[str, tuple[float, int]] = {}  # when, and how many units were done
         self._reasons: set[tuple[str, str]] = set()
-        self._live = console.is_terminal
-        self._bars = Progress(
-            TextColumn("{task.description:<11}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total} units"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[summary]}"),
-            console=console,
+        self._live = (
+            Live(console=console, get_renderable=self.view, refresh_per_second=4)
+            if console.is_terminal
+            else None
         )
 
     def __enter__(self) -> RunProgress:
         if self._live:
-            self._bars.start()
+            self._live.start()
         return self
 
     def __exit__(
@@ -105,18 +97,13 @@ class RunProgress:
         trace: TracebackType | None,
     ) -> None:
         if self._live:
-            self._bars.stop()
+            self._live.stop()
 
-    def expect(self, stage: str, num_units: int) -> None:
-        """Announce that a stage will handle this many (more) units."""
-        self._totals[stage] = self._totals.get(stage, 0) + num_units
-        tally = self.tallies.setdefault(stage, StageTally(started=time.monotonic()))
-        if self._live:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(
-                    stage, total=0, summary=tally.summary(stage)
-                )
-            self._bars.update(self._tasks[stage], total=self._totals[stage])
+    def expect(self, chain: Sequence[Work], num_units: int) -> None:
+        """Announce that the stages of a chain will handle this many (more) units."""
+        for work in chain:
+            tally = self.tallies.setdefault(work.name, StageTally(work.name, self._clock))
+            tally.units += num_units
 
     def take(self, result: UnitResult) -> None:
         """Show one unit's result; failures and reasons for doing a unit again get a line."""
@@ -139,26 +126,37 @@ class RunProgress:
                 markup=False,
             )
         tally.add(result)
-        if self._live:
-            self._bars.update(
-                self._tasks[result.stage],
-                completed=tally.units_done,
-                summary=tally.summary(result.stage),
-            )
-        else:
-            self._line(result.stage, tally)
-
-    def _line(self, stage: str, tally: StageTally) -> None:
-        now, last = time.monotonic(), self._last_line.get(stage, 0.0)
-        complete = tally.units_done == self._totals[stage]
-        if complete or now - last >= _LINE_SECONDS:
-            self._last_line[stage] = now
+        if not self._live and self._line_is_due(tally):
+            note = f"{tally.skipped} units were done before" if tally.skipped else ""
             self.console.print(
-                f"{stage:<11} {tally.units_done}/{self._totals[stage]} units  {tally.summary(stage)}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                stage_line(tally.row(), note), markup=False, highlight=False, soft_wrap=True
             )
+
+    def view(self) -> RenderableType:
+        """Draw the live table."""
+        tallies = self._in_order()
+        before = [f"{tally.stage} {tally.skipped}" for tally in tallies if tally.skipped]
+        notes = [f"done before, not in the rates: {', '.join(before)} units"] if before else []
+        return stage_table(flowing([tally.row() for tally in tallies]), notes)
+
+    def _in_order(self) -> list[StageTally]:
+        """Return the tallies in the order of the data: text may announce tokenize first."""
+        places = {name: place for place, name in enumerate(RATES)}
+        places["order"] = places["interleave"]
+        tallies = list(self.tallies.values())  # at once: the live view draws in another thread
+        return sorted(tallies, key=lambda tally: places.get(tally.stage, -1))
+
+    def _line_is_due(self, tally: StageTally) -> bool:
+        now = self._clock()
+        last, done = self._last_line.setdefault(tally.stage, (now, 0))
+        waited, moved = now - last, tally.done - done
+        due = waited >= _QUIET_SECONDS or (
+            waited >= _LINE_SECONDS and moved >= _LINE_SHARE * tally.units
+        )
+        if due or tally.done == tally.units:
+            self._last_line[tally.stage] = (now, tally.done)
+            return True
+        return False
 
 
 @contextmanager

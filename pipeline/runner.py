@@ -58,6 +58,17 @@ def result_of(receipt: Receipt, status: str, why: str = "") -> UnitResult:
     )
 
 
+@dataclass
+class Stop:
+    """What a run and its engine tell each other about ending early.
+
+    `requested` asks the engine to begin no more units; `in_flight` says how many it is at.
+    """
+
+    requested: bool = False
+    in_flight: int = 0
+
+
 UnitFunction = Callable[[str], UnitResult]
 
 
@@ -187,16 +198,24 @@ def unit_input(ledger: Ledger, work: StageWork, unit: str) -> tuple[str, Receipt
 
 
 def run_plain(
-    chain: Sequence[Work], units: Iterable[str], on_result: Callable[[UnitResult], None]
+    chain: Sequence[Work],
+    units: Iterable[str],
+    on_result: Callable[[UnitResult], None],
+    stop: Stop | None = None,
 ) -> bool:
     """Take every unit through every stage in this process; the engine's oracle.
 
-    Returns False when the run had to stop.
+    Returns False when the run had to stop, or was asked to by `stop`.
     """
+    stop = stop or Stop()
     functions = [work.open() for work in chain]
     for unit in units:
         for function in functions:
+            if stop.requested:
+                return False
+            stop.in_flight = 1
             result = function(unit)
+            stop.in_flight = 0
             on_result(result)
             if result.status == STOPPED:
                 return False

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -131,6 +132,7 @@ class Storage:
         """Yield the record batches of an Arrow IPC file one by one, with some columns only.
 
         Read, not mapped: mapped pages would count as this process's memory.
+        Raises: ContractError for a file without one of the columns.
         """
         with self._explained("read", path):
             if self.is_local:
@@ -139,6 +141,7 @@ class Storage:
                 source = pa.BufferReader(self.read_bytes(path))
             with source:
                 names = pa.ipc.open_file(source).schema.names
+                _require_columns(columns, names, path)
                 wanted = [names.index(column) for column in columns]
                 options = pa.ipc.IpcReadOptions(included_fields=wanted)
                 opened = pa.ipc.open_file(source, options=options)
@@ -169,6 +172,27 @@ class Storage:
                 return []
         return sorted(found)
 
+    def stamps(self, folder: str, suffix: str = "") -> dict[str, tuple[int, float]]:
+        """Map the names that end so to size and time of modification (0 where not told)."""
+        with self._explained("list", folder):
+            found = {}
+            try:
+                if self.is_local:
+                    with os.scandir(self.local_path(folder)) as entries:
+                        for entry in (e for e in entries if e.name.endswith(suffix)):
+                            with suppress(FileNotFoundError):  # renamed since it was listed
+                                stat = entry.stat()
+                                found[entry.name] = stat.st_size, stat.st_mtime
+                else:
+                    file_system, base = self._remote
+                    for entry in file_system.ls(f"{base}/{folder}", detail=True, refresh=True):
+                        name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
+                        if name.endswith(suffix):
+                            found[name] = entry.get("size") or 0, _modified(entry)
+            except FileNotFoundError:
+                return {}
+        return found
+
     def remove(self, path: str) -> None:
         """Remove a file if it exists."""
         with self._explained("remove", path):
@@ -198,6 +222,27 @@ class Storage:
                 str(error),
                 "Free space or restore access, then run the same command again: it resumes.",
             ) from error
+
+
+def _modified(entry: dict[str, Any]) -> float:
+    """Find the time of modification under the name that a file system gives it."""
+    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = entry.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return 0.0
+
+
+def _require_columns(columns: Iterable[str], names: Sequence[str], path: str) -> None:
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise ContractError(
+            f"{path} has no column {', '.join(missing)}",
+            "another version of koe wrote it",
+            "Run `koe run`: what is stale is redone.",
+        )
 
 
 def _in_batches(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -24,88 +24,6 @@ def grid(title: str, *columns: str) -> Table:
     return table
 
 
-def stats_view(stats: dict[str, Any]) -> RenderableType:
-    """Render `koe stats`."""
-    books = grid(
-        "Records", "source", "in", "kept", "rejected", "quarantined", "pending", "hours kept"
-    )
-    reasons = grid("Left out", "source", "outcome", "reason", "records")
-    for name, account in stats["sources"].items():
-        speech = "clips_in" in account
-        books.add_row(
-            name,
-            f"{account['clips_in' if speech else 'samples_in']:,}",
-            f"{account['kept']:,}",
-            f"{sum(account['rejected'].values()):,}",
-            f"{sum(account['quarantined'].values()):,}",
-            f"{account['pending']:,}",
-            f"{account['hours_kept']:.3f} of {account['hours_in']:.3f}" if speech else "",
-        )
-        for outcome in ("rejected", "quarantined"):
-            for reason, count in account[outcome].items():
-                reasons.add_row(name, outcome, reason, f"{count:,}")
-    parts: list[RenderableType] = [books]
-    if reasons.row_count:
-        parts.append(reasons)
-    for name, key, name_in in (
-        ("clips", "accounting", "clips_in"),
-        ("samples", "samples", "samples_in"),
-    ):
-        account = stats[key]
-        parts.append(
-            f"{name}: {account[name_in]:,} in = {account['kept']:,} kept "
-            f"+ {sum(account['rejected'].values()):,} rejected "
-            f"+ {sum(account['quarantined'].values()):,} quarantined"
-            + (f" + {account['pending']:,} pending" if account["pending"] else "")
-            + ("" if account["closed"] else "  THE BOOKS DO NOT CLOSE")
-        )
-    if stats["scores"]:
-        parts.append(_scores_view(stats["scores"]))
-    parts.append(_shards_view(stats["shards"]))
-    parts.append(codec_line(stats["codec"]))
-    return Group(*parts)
-
-
-def _scores_view(scores: dict[str, Any]) -> Table:
-    present = [name for name in ("sig", "bak", "ovrl") if name in scores]
-    marks = list(scores[present[0]]) if present else []
-    table = grid(
-        f"DNSMOS of {scores['clips']:,} clips, {scores['windows']:,} windows", "score", *marks
-    )
-    for name in present:
-        table.add_row(name, *(f"{value:.2f}" for value in scores[name].values()))
-    return table
-
-
-def _shards_view(shards: dict[str, Any]) -> RenderableType:
-    if not shards["num_shards"]:
-        return Text("no shards yet", style="yellow")
-    table = grid("Shards", "shards", "rows", "documents", "tokens", "fill", "longest row")
-    table.add_row(
-        f"{shards['num_shards']:,}",
-        f"{shards['rows']:,}",
-        f"{shards['documents']:,}",
-        "\n".join(
-            [f"{shards['tokens']:,}"]
-            + [f"{name} {count:,}" for name, count in shards["tokens_by_modality"].items()]
-        ),
-        f"{shards['fill']:.2%}",
-        f"{shards['max_row_tokens']:,} of {shards['row_capacity']:,}",
-    )
-    return table
-
-
-def codec_line(codec: dict[str, Any]) -> RenderableType:
-    if not codec:
-        return Text("")
-    if codec.get("trained", True):
-        return Text(f"codec: {codec.get('label')}  sha256 {codec.get('sha256', '')[:12]}")
-    return Text(
-        f"codec: {codec.get('label')} - the speech tokens are noise, good for trials only",
-        style="bold red",
-    )
-
-
 def files_view(rows: Sequence[dict[str, Any]]) -> Table:
     """Render `koe score` and `koe encode`."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -125,25 +43,6 @@ def _cell(value: Any) -> Text:
             "\n".join(" ".join(map(str, book[:12])) + " ..." * (len(book) > 12) for book in value)
         )
     return Text(str(value))
-
-
-def status_view(rows: Sequence[dict[str, Any]]) -> Table:
-    """Render `koe status`: a line a stage."""
-    table = grid(
-        "Units", "stage", "done", "left", "records", "kept", "seconds", "units/s", "seconds left"
-    )
-    for row in rows:
-        table.add_row(
-            row["stage"],
-            f"{row['done']:,}",
-            f"{row['left']:,}",
-            f"{row['records']:,}",
-            f"{row['kept']:,}",
-            f"{row['seconds']:,.0f}",
-            f"{row['units_per_second']:.3f}" if row["units_per_second"] else "",
-            f"{row['eta_seconds']:,.0f}" if row["eta_seconds"] is not None else "",
-        )
-    return table
 
 
 def training_view(metrics: Sequence[dict[str, Any]]) -> Table:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pyarrow as pa
 
-_CHUNK = 1 << 20
+from pipeline.repeats import repeated
+
 _DIGEST_BYTES = 16
 
 
@@ -28,7 +29,7 @@ def first_of_its_id(
     beside the hashes, and 16 more held for each suspect.
     """
     first = np.ones(len(hashes), bool)
-    suspects = _repeated(hashes)
+    suspects = repeated(hashes)
     if not len(suspects):
         return first
     digests = np.empty((len(suspects), _DIGEST_BYTES), np.uint8)
@@ -44,18 +45,3 @@ def first_of_its_id(
     _, earliest = np.unique(digests.view(f"V{_DIGEST_BYTES}").ravel(), return_index=True)
     first[suspects[earliest]] = True
     return first
-
-
-def _repeated(hashes: np.ndarray) -> np.ndarray:
-    """List the samples whose hash occurs more than once, int64, ascending."""
-    ordered = np.sort(hashes)
-    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    del ordered
-    if not len(repeated):
-        return np.empty(0, np.int64)
-    found = []
-    for begin in range(0, len(hashes), _CHUNK):
-        part = hashes[begin : begin + _CHUNK]
-        place = np.minimum(np.searchsorted(repeated, part), len(repeated) - 1)
-        found.append(begin + np.flatnonzero(repeated[place] == part))
-    return np.concatenate(found)

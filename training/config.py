@@ -16,11 +16,11 @@ class Strict(BaseModel):
 class TinyModelConfig(Strict):
     """Shape of a Llama with random weights, for demos and tests."""
 
-    hidden_size: int = 64
-    intermediate_size: int = 192
-    num_hidden_layers: int = 2
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
+    hidden_size: int = Field(default=64, description="width of the model")
+    intermediate_size: int = Field(default=192, description="width of a layer's MLP")
+    num_hidden_layers: int = Field(default=2, description="layers")
+    num_attention_heads: int = Field(default=4, description="query heads of a layer")
+    num_key_value_heads: int = Field(default=2, description="key and value heads of a layer")
     vocab_size: int | None = Field(
         default=None,
         ge=2,
@@ -64,11 +64,19 @@ class GuardConfig(Strict):
     )
     # A guess among all 156,938 ids has a loss of log(156,938) = 12: above 15 the model is far worse
     # than if it knew nothing. docs/stability.md: 30 let the leap of the exploding settings pass.
-    max_loss: float = Field(default=15.0, gt=0, description="until the window is full")
-    max_gradient_norm: float = Field(default=1000.0, gt=0, description="until the window is full")
+    max_loss: float = Field(
+        default=15.0, gt=0, description="limit of the loss until the window is full"
+    )
+    max_gradient_norm: float = Field(
+        default=1000.0, gt=0, description="limit of the gradient norm until the window is full"
+    )
     within_steps: int = Field(default=64, ge=1, description="skips in so many steps count together")
-    lower_rate_after_skips: int = Field(default=3, ge=1)
-    rate_factor: float = Field(default=0.5, gt=0, lt=1, description="of each lowering")
+    lower_rate_after_skips: int = Field(
+        default=3, ge=1, description="within within_steps, and since the last lowering"
+    )
+    rate_factor: float = Field(
+        default=0.5, gt=0, lt=1, description="what each lowering multiplies the rate by"
+    )
     restore_rate_after_steps: int = Field(
         default=500, ge=1, description="accepted in a row, then one lowering is taken back"
     )
@@ -78,8 +86,10 @@ class GuardConfig(Strict):
         description="the rate is lowered too when the median gradient norm is so many times the "
         "lowest that it has been",
     )
-    roll_back_after_skips: int = Field(default=6, ge=1)
-    roll_back_steps: int = Field(default=100, ge=1, description="at least, to a checkpoint")
+    roll_back_after_skips: int = Field(default=6, ge=1, description="within within_steps")
+    roll_back_steps: int = Field(
+        default=100, ge=1, description="how far back, at least: to the next older checkpoint"
+    )
     skip_data_steps: int = Field(
         default=200, ge=0, description="batches left out after the spike, as PaLM's 200 to 500"
     )
@@ -89,15 +99,21 @@ class GuardConfig(Strict):
 class EvaluationConfig(Strict):
     """What is measured on the validation shards, and what is generated."""
 
-    every_steps: int = Field(default=500, ge=0, description="0: never")
-    max_rows: int = Field(default=256, ge=1, description="of the validation split")
+    every_steps: int = Field(default=500, ge=0, description="steps between evaluations; 0: never")
+    max_rows: int = Field(default=256, ge=1, description="rows of the validation split, at most")
     prompts: int = Field(
         default=3, ge=0, description="speech documents of the validation split to speak"
     )
     texts: list[str] = Field(default=[], description="sentences to speak besides")
-    max_frames: int = Field(default=150, ge=1, description="of generated speech; 85.3 ms each")
-    temperature: float = Field(default=0.6, ge=0, description="0: the likeliest token")
-    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_frames: int = Field(
+        default=150, ge=1, description="of generated speech at most; 85.3 ms each"
+    )
+    temperature: float = Field(
+        default=0.6, ge=0, description="of generation; 0: the likeliest token"
+    )
+    top_p: float = Field(
+        default=0.95, gt=0, le=1, description="share of probability that is drawn from"
+    )
 
 
 class TrainConfig(Strict):
@@ -109,7 +125,7 @@ class TrainConfig(Strict):
     launcher: Literal["ray", "inline"] = Field(
         default="ray", description="ray: Ray Train; inline: one worker in this process"
     )
-    device: Literal["cuda", "cpu"] = "cuda"
+    device: Literal["cuda", "cpu"] = Field(default="cuda", description="where it trains")
     workers: int = Field(default=8, ge=1, description="processes, one a GPU")
     cpus_per_worker: int | None = Field(
         default=None,
@@ -141,7 +157,8 @@ class TrainConfig(Strict):
         default="bf16", description="of compute; fp16 is refused unless allowed"
     )
     master_weights: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="bf16 is refused unless allowed"
+        default="fp32",
+        description="of the weights that are updated; bf16 is refused unless allowed",
     )
     allow: list[Literal[*REFUSALS]] = Field(  # pyright: ignore[reportInvalidTypeForm]
         default=[], description="refused settings to train with all the same, by name"
@@ -153,37 +170,47 @@ class TrainConfig(Strict):
         default=0.0, ge=0, description="weight of the squared log normaliser; 1e-4 to 1e-5 if used"
     )
     micro_batch_rows: int = Field(default=2, ge=1, description="rows a worker handles at once")
-    accumulation_steps: int = Field(default=4, ge=1)
-    max_steps: int = Field(default=100_000, ge=1)
+    accumulation_steps: int = Field(default=4, ge=1, description="micro-batches of a step")
+    max_steps: int = Field(default=100_000, ge=1, description="updates; the cosine ends there")
     # The public report (canopyai/Orpheus-TTS issue 78) says the rate was "lowered from 5e-5 to
     # 6e-5", which contradicts itself: 6e-5 is higher. The default stays at the stated start.
-    learning_rate: float = Field(default=5e-5, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0, description="the highest, after the warm-up")
     min_learning_rate_share: float = Field(
-        default=0.1, ge=0, le=1, description="at the cosine's end"
+        default=0.1, ge=0, le=1, description="of learning_rate, at the cosine's end"
     )
-    warmup_steps: int = Field(default=10_000, ge=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    beta1: float = 0.9
-    beta2: float = 0.95
-    max_gradient_norm: float = Field(default=1.0, gt=0)
+    warmup_steps: int = Field(
+        default=10_000, ge=0, description="in which the rate rises; 0 is refused unless allowed"
+    )
+    weight_decay: float = Field(default=0.1, ge=0, description="of the matrices between the layers")
+    beta1: float = Field(default=0.9, description="of AdamW: memory of the gradient")
+    beta2: float = Field(default=0.95, description="of AdamW: memory of its square")
+    max_gradient_norm: float = Field(
+        default=1.0, gt=0, description="gradients are clipped to it in every step"
+    )
     loss_chunk_tokens: int = Field(
         default=1024, ge=1, description="tokens whose logits exist at once"
     )
     activation_checkpointing: bool = Field(
         default=False, description="recompute each layer in the backward pass: less memory, slower"
     )
-    checkpoint_every_steps: int = Field(default=500, ge=1)
-    keep_checkpoints: int = Field(default=3, ge=1)
+    checkpoint_every_steps: int = Field(default=500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(
+        default=3, ge=1, description="the newest so many, and one to roll back to"
+    )
     async_checkpoints: bool = Field(
         default=True, description="written beside the next steps; false: training waits"
     )
     guard: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log_every_steps: int = Field(
-        default=1, ge=1, description="for console and TensorBoard; metrics.jsonl has every step"
+        default=1,
+        ge=1,
+        description="steps between lines of console and TensorBoard; metrics.jsonl has every step",
     )
     monitor_every_steps: int = Field(
-        default=10, ge=1, description="norms of weights and updates, which cost a pass over both"
+        default=10,
+        ge=1,
+        description="steps between norms of weights and updates, which cost a pass over both",
     )
     peak_tflops: float | None = Field(
         default=None, gt=0, description="of a GPU in dense BF16; null: by its name, if known"
@@ -194,7 +221,7 @@ class TrainConfig(Strict):
     resume_on_other_shards: bool = Field(
         default=False, description="continue a checkpoint although the shards have changed since"
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="of new rows and of the order of later epochs")
 
     @property
     def rows_a_step(self) -> int:

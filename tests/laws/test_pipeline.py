@@ -12,12 +12,13 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 from pipeline.errors import ConfigError, ContractError
 from pipeline.inspection import read_documents
-from pipeline.job import run_job, select_stages
+from pipeline.job import run_job
 from pipeline.ledger import Ledger
 from pipeline.plan import load_plan
+from pipeline.selection import select_stages
 from pipeline.stats import run_stats
 from pipeline.storage import Storage
 from pipeline.verify import verify_run

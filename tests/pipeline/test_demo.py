@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 from pipeline.demo import speech
 from pipeline.demo.broken import BROKEN
 from pipeline.demo.clips import dnsmos_windows

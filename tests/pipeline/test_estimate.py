@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 from pipeline.errors import ConfigError
 from pipeline.estimate import StageEstimate, estimate_run
-from pipeline.job import plan_run, run_job, select_stages
+from pipeline.job import plan_run, run_job
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.plan_view import estimate_view, plan_rows, plan_view
 from pipeline.schema import Unit
+from pipeline.selection import select_stages
 from pipeline.stats import run_stats
 from pipeline.storage import Storage
 from tests.corpus import write_corpus

@@ -1,0 +1,257 @@
+"""The charts of the data report, from the dictionary of `koe stats --json`."""
+
+from __future__ import annotations
+
+import html
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.drawing import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SLOT_COLOURS,
+    Chart,
+    as_list,
+    mark_x,
+    new_figure,
+)
+
+Stats = dict[str, Any]
+ALL = "all"
+THIRDS = ("seconds", "characters", "characters_per_second")  # charts three in a line
+
+# quantity: (title, x axis, what is counted, how it is worked out)
+QUANTITIES = {
+    "ovrl": ("Overall quality (ovrl)", "DNSMOS ovrl, 1 to 5", "clips", "Clips left of the line are rejected."),
+    "sig": ("Speech quality (sig)", "DNSMOS sig, 1 to 5", "clips", "Of the voice itself."),
+    "bak": ("Background quality (bak)", "DNSMOS bak, 1 to 5", "clips", "High where it is quiet."),
+    "seconds": ("Clip length", "seconds", "clips", "All clips ingested."),
+    "characters": ("Transcript length", "characters", "clips", "All clips ingested."),
+    "characters_per_second": ("Speaking rate", "characters a second", "clips", "Outliers are often wrong transcripts."),
+    "tokens": ("Tokens of a clip", "tokens", "clips", "Text and codes of the clips tokenized."),
+    "text_tokens": ("Tokens of an instruction sample", "tokens", "samples", "Prompt and answer."),
+}  # fmt: skip
+
+
+def qualities(stats: Stats) -> list[Chart]:
+    """Draw the histograms of the scores, the threshold marked, and what others would keep."""
+    threshold = stats.get("thresholds", {}).get("configured")
+    charts = [_histogram(stats, "ovrl", threshold), _what_if(stats)]
+    return charts + [_histogram(stats, name) for name in ("sig", "bak")]
+
+
+def lengths(stats: Stats) -> list[Chart]:
+    """Draw the histograms of lengths and rates."""
+    scores = ("ovrl", "sig", "bak")
+    return [_histogram(stats, name) for name in QUANTITIES if name not in scores]
+
+
+def _histogram(stats: Stats, name: str, threshold: float | None = None) -> Chart:
+    """Draw one histogram a source, of which the page shows one at a time."""
+    title, axis, counted, note = QUANTITIES[name]
+    figure = new_figure(axis, counted)
+    for source, found in stats.get("distributions", {}).items():
+        described = found.get(name)
+        if not described:
+            continue
+        edges = np.array(described["histogram"]["edges"], float)
+        counts = described["histogram"]["counts"]
+        centres, widths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+        colours: Any = ORANGE if name == "text_tokens" else BLUE
+        if threshold is not None:
+            colours = [BLUE if centre > threshold else AMBER for centre in centres]
+        figure.add_bar(
+            x=centres,
+            y=counts,
+            width=widths,
+            visible=source == ALL,
+            marker={"color": colours, "line": {"width": 0}},
+            customdata=[f"{low:g} to {high:g}" for low, high in pairwise(edges.tolist())],
+            hovertemplate=f"%{{customdata}}<br>%{{y:,}} {counted}<extra></extra>",
+            meta={"source": source, "summary": summary(described)},
+        )
+    if threshold is not None:
+        mark_x(figure, threshold, f"threshold {threshold:g}")
+        figure.update_layout(margin={"t": 26})
+    if name in ("ovrl", "sig", "bak"):
+        figure.update_xaxes(range=[1, 5], dtick=0.5)
+    else:
+        figure.update_xaxes(tickformat=",~g", nticks=8)
+    figure.update_yaxes(tickformat=",~d")
+    figure = figure if figure.data else None
+    return Chart(title, note, figure, span=2 if name in THIRDS else 3, by_source=True)
+
+
+def summary(described: Stats) -> str:
+    """Write count, mean and quantiles in one line."""
+    marks = described.get("quantiles", {})
+    low, middle, high = (_plain(marks.get(key)) for key in ("p5", "p50", "p95"))
+    return (
+        f"{described.get('count', 0):,} values \u00b7 median {middle} \u00b7 90 % in {low} to "
+        f"{high} \u00b7 mean {_plain(described.get('mean'))}"
+    )
+
+
+def _plain(value: float | None) -> str:
+    if value is None:
+        return "\u2013"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _what_if(stats: Stats) -> Chart:
+    thresholds = stats.get("thresholds", {})
+    rows = sorted(as_list(thresholds.get("what_if")), key=lambda row: row["threshold"])
+    figure = new_figure("threshold of ovrl", "clips kept, %")
+    texts = [
+        f"{row['clips']:,} clips, {row['hours']:,.2f} h"
+        + (f", {row['uncertain']:,} uncertain" if row.get("uncertain") else "")
+        for row in rows
+    ]
+    figure.add_scatter(
+        x=[row["threshold"] for row in rows],
+        y=[100 * row["share"] for row in rows],
+        customdata=texts,
+        text=[f"{100 * row['share']:.1f} %<br>{row['hours']:,.2f} h" for row in rows],
+        mode="lines+markers+text" if len(rows) <= 8 else "lines+markers",
+        textposition="top right",
+        cliponaxis=False,
+        line={"color": GREEN, "width": 2},
+        marker={"size": 8},
+        hovertemplate="above %{x:g}: %{y:.1f} %<br>%{customdata}<extra></extra>",
+    )
+    if rows:
+        marks = [row["threshold"] for row in rows]
+        marks += [x for x in [thresholds.get("configured")] if x is not None]
+        low, high = min(marks), max(marks)
+        space = 0.18 * (high - low) or 0.5
+        figure.update_xaxes(
+            range=[low - space / 3, high + space], tickvals=[r["threshold"] for r in rows]
+        )
+    figure.update_yaxes(range=[0, 118], tickvals=[0, 25, 50, 75, 100])
+    if rows and thresholds.get("configured") is not None:
+        figure.add_vline(
+            thresholds["configured"], line={"color": AMBER, "width": 1.5, "dash": "dash"}
+        )
+    note = "Share and hours of the scored clips above a threshold; moving it never scores again."
+    return Chart("What another threshold would keep", note, figure if rows else None)
+
+
+def mixes(stats: Stats) -> list[Chart]:
+    """Draw the mix of modalities, and fill and documents, along the training rows."""
+    rows = as_list(stats.get("mix"))
+    places = [100 * row["progress"] for row in rows]
+    figure = new_figure("progress through the training rows, %", "tokens")
+    for name, colour in (("speech", BLUE), ("text", ORANGE)):
+        totals = [row["speech_tokens"] + row["text_tokens"] for row in rows]
+        values = [row[f"{name}_tokens"] for row in rows]
+        shares = [100 * v / t if t else 0 for v, t in zip(values, totals, strict=True)]
+        figure.add_bar(
+            x=places,
+            y=values,
+            name=f"{name} tokens",
+            marker={"color": colour},
+            customdata=shares,
+            hovertemplate=f"%{{x:.0f}} %: %{{y:,}} {name} tokens, %{{customdata:.1f}} %<extra></extra>",
+        )
+    figure.update_layout(barmode="stack", bargap=0, showlegend=True, margin={"t": 30})
+    figure.update_xaxes(range=[0, 100], tickvals=list(range(0, 101, 10)))
+    figure.update_yaxes(tickformat="~s")
+    note = "In the order in which training reads them: even bars mean an even mix."
+    mix = Chart("Mix over progress", note, figure if rows else None, 300)
+    return [mix, _fill(rows, places)]
+
+
+def _fill(rows: list[Stats], places: list[float]) -> Chart:
+    figure = new_figure("progress through the training rows, %", "row fill, %")
+    lines = [
+        ("row fill", [100 * row["fill"] for row in rows], GREEN, "y"),
+        ("documents a row", [row["documents_per_row"] for row in rows], GREY, "y2"),
+    ]
+    for name, values, colour, axis in lines:
+        figure.add_scatter(
+            x=places,
+            y=values,
+            name=name,
+            mode="lines",
+            yaxis=axis,
+            line={"color": colour, "width": 2},
+            hovertemplate=f"%{{x:.0f}} %: {name} %{{y:.2f}}<extra></extra>",
+        )
+    right = {
+        "title": {"text": "documents a row", "standoff": 8},
+        "overlaying": "y",
+        "side": "right",
+    }
+    right |= {
+        "tickmode": "auto",
+        "nticks": 6,
+        "rangemode": "tozero",
+        "showgrid": False,
+        "zeroline": False,
+        "automargin": True,
+    }
+    figure.update_layout(yaxis2=right, showlegend=True, margin={"t": 30, "r": 54})
+    figure.update_xaxes(range=[0, 100], tickvals=list(range(0, 101, 10)))
+    least = min((row["fill"] for row in rows), default=0)
+    figure.update_yaxes(range=[min(90, 100 * least - 2), 100.5], selector={"side": None})
+    note = "How full rows are, and how many documents are packed into one."
+    return Chart("Packing over progress", note, figure if rows else None, 300)
+
+
+def codebooks(stats: Stats) -> list[Chart]:
+    """Draw how much of the codebooks the clips use, slot by slot of a frame."""
+    slots = as_list(stats.get("codebooks"))
+    ranks = new_figure("rank of the code (log)", "share of the slot's tokens, % (log)")
+    for slot in slots:
+        counts = np.array(slot["counts_sorted"], float)
+        places = np.array(slot.get("ranks") or range(1, len(counts) + 1))
+        total = _total(places, counts)
+        seen = counts > 0
+        name = f"slot {slot['slot']} (codebook {slot['codebook']})"
+        ranks.add_scatter(
+            x=places[seen],
+            y=100 * counts[seen] / total,
+            name=name,
+            mode="lines",
+            line={"color": SLOT_COLOURS[slot["slot"] % len(SLOT_COLOURS)], "width": 1.8},
+            hovertemplate=f"{html.escape(name)}<br>rank %{{x}}: %{{y:.3g}} %<extra></extra>",
+        )
+    ranks.update_layout(
+        showlegend=True, legend={"orientation": "v", "x": 1.01, "y": 1, "yanchor": "top"}
+    )
+    ranks.update_xaxes(type="log", dtick=1)
+    ranks.update_yaxes(type="log", dtick=1, tickformat="~g", rangemode="normal")
+    use = new_figure("slot of a frame", "codes of 4,096")
+    names = [f"{slot['slot']}<br>codebook {slot['codebook']}" for slot in slots]
+    for label, key, colour in (("used at all", "used", BLUE), ("perplexity", "perplexity", GREEN)):
+        use.add_bar(
+            x=names,
+            y=[slot[key] for slot in slots],
+            name=label,
+            text=[f"{slot[key]:,.0f}" for slot in slots],
+            textposition="outside",
+            textfont={"size": 10},
+            cliponaxis=False,
+            marker={"color": colour},
+            hovertemplate=f"slot %{{x}}<br>{label}: %{{y:,.1f}}<extra></extra>",
+        )
+    use.update_layout(barmode="group", bargap=0.25, showlegend=True, margin={"t": 30, "b": 56})
+    use.update_yaxes(tickformat=",d")
+    many = "Perplexity: the number of codes that, used evenly, would be as hard to guess."
+    steep = "A flat line uses its codebook evenly; one that falls early uses few codes."
+    return [
+        Chart("Codes used by slot", many, use if slots else None, 320),
+        Chart("How often each code occurs", steep, ranks if slots else None, 320),
+    ]
+
+
+def _total(ranks: np.ndarray, counts: np.ndarray) -> float:
+    """Sum the counts of all ranks from those at some, straight lines between them."""
+    if not len(counts):
+        return 1.0
+    return float(np.interp(np.arange(1, ranks[-1] + 1), ranks, counts).sum()) or 1.0

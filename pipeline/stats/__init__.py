@@ -1,0 +1,28 @@
+"""Statistics of a run, computed from its tables, receipts and the shard index."""
+
+from pipeline.stats.accounts import (
+    INDEX,
+    LANES,
+    ORDER_UNIT,
+    Account,
+    Receipts,
+    account_sources,
+    read_index,
+    unit_receipts,
+)
+from pipeline.stats.run import full_stats, run_stats
+from pipeline.stats.scores import WHAT_IF_OVRL
+
+__all__ = [
+    "INDEX",
+    "LANES",
+    "ORDER_UNIT",
+    "WHAT_IF_OVRL",
+    "Account",
+    "Receipts",
+    "account_sources",
+    "full_stats",
+    "read_index",
+    "run_stats",
+    "unit_receipts",
+]

@@ -1,0 +1,91 @@
+"""Exact quantiles and histograms of millions of values, at 4 bytes a value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+ALL = "all"  # the key under which the values of every source stand together
+SCORES = ("sig", "bak", "ovrl")
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_SCORE_EDGES = np.linspace(1, 5, 41)  # the scale of P.835, in tenths
+_MOST_BINS = 40
+_STEPS = (1, 2, 2.5, 5, 10)  # of a histogram, times a power of ten
+
+
+class Values:
+    """Values of one quantity by source, float32."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[str, bytearray] = {}
+
+    def add(self, source: str, values: np.ndarray) -> None:
+        self._bytes.setdefault(source, bytearray()).extend(values.astype(np.float32).tobytes())
+
+    def of(self, source: str) -> np.ndarray:
+        """Return a source's values, float32 [n], not to be written to."""
+        return np.frombuffer(self._bytes.get(source, b""), np.float32)
+
+    def whole(self) -> np.ndarray:
+        """Return a copy of the values of all sources, float32 [n]."""
+        parts = [self.of(source) for source in self._bytes]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def sources(self) -> list[str]:
+        return [source for source in self._bytes if self._bytes[source]]
+
+
+def distributions(
+    of_clips: Mapping[str, Values], tokens_of_samples: Values, sources: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Describe every quantity in all and by source: count, mean, quantiles, histogram.
+
+    Under `all` the tokens of instruction samples are `text_tokens`. The histograms of one quantity
+    share their edges, so that sources can be compared.
+    """
+    found: dict[str, dict[str, Any]] = {source: {} for source in sources}
+    total: dict[str, Any] = {}
+    quantities = [(name, name, values) for name, values in of_clips.items()]
+    for name, name_in_all, values in [*quantities, ("tokens", "text_tokens", tokens_of_samples)]:
+        whole = values.whole()
+        if not len(whole):
+            continue
+        edges = _SCORE_EDGES if name in SCORES else _edges(whole)
+        for source in values.sources():
+            found[source][name] = _describe(values.of(source).copy(), edges)
+        total[name_in_all] = _describe(whole, edges)
+    return {ALL: total} | found
+
+
+def quantiles_of(values: np.ndarray) -> dict[str, float]:
+    """Return the quantiles of `values` [n > 0], whose order is not kept."""
+    marks = np.quantile(values, QUANTILES, overwrite_input=True)
+    return {f"p{q * 100:g}": round(float(v), 4) for q, v in zip(QUANTILES, marks, strict=True)}
+
+
+def _describe(values: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
+    """Describe values, whose order is not kept.
+
+    The bins at either end hold what lies beyond them too: with even bins up to the last outlier
+    all else would stand in one of them.
+    """
+    counts, _ = np.histogram(values, np.concatenate([[-np.inf], edges[1:-1], [np.inf]]))
+    return {
+        "count": len(values),
+        "mean": round(float(values.mean(dtype=np.float64)), 4),
+        "quantiles": quantiles_of(values),
+        "histogram": {"edges": edges.round(6).tolist(), "counts": counts.tolist()},
+    }
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Choose round edges of even steps that hold all but the outermost thousandths."""
+    low, high = np.quantile(values, (0.001, 0.999))
+    least = max(float(high - low), 1e-6) / (_MOST_BINS - 1)
+    scale = 10.0 ** math.floor(math.log10(least))
+    step = next(k * scale for k in _STEPS if k * scale >= least)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return step * np.arange(first, max(last, first + 1) + 1)

@@ -1,0 +1,54 @@
+"""Examples of what was left out, a few for each source, stage and reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from pipeline.ledger import Ledger, Receipt
+from pipeline.schema import EXCLUDED, QUARANTINED, REJECTED, Unit
+from pipeline.stats.accounts import ORDER_UNIT, Receipts
+
+_MOST = {QUARANTINED: 5, REJECTED: 2}
+
+
+class Examples:
+    """The first records of each source, stage, outcome and reason that were not kept."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._found: list[dict[str, Any]] = []
+        self._number: Counter[tuple[str, ...]] = Counter()
+
+    def add(self, unit: Unit, receipts: Receipts) -> None:
+        for stage, receipt in receipts.items():
+            counts = {REJECTED: receipt.rejected, QUARANTINED: receipt.quarantined}
+            # most units hold only reasons that are well known by then: their tables stay closed
+            if any(
+                self._wants((unit.source, stage, outcome, reason))
+                for outcome, reasons in counts.items()
+                for reason in reasons
+            ):
+                self._read(receipt)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return the examples, quarantined before rejected ones, by source, stage and reason."""
+        order = self._ledger.receipt("interleave", ORDER_UNIT)
+        if order is not None:
+            self._read(order)
+        keys = ("outcome", "source", "stage", "reason")
+        return sorted(self._found, key=lambda record: [record[key] for key in keys])
+
+    def _wants(self, key: tuple[str, ...]) -> bool:
+        return self._number[key] < _MOST[key[2]]
+
+    def _read(self, receipt: Receipt) -> None:
+        if receipt.excluded is None:
+            return
+        with self._ledger.storage.open_batches(receipt.excluded.path, EXCLUDED.names) as batches:
+            for batch in batches:
+                names = (batch[key].to_pylist() for key in ("source", "stage", "outcome", "reason"))
+                for row, key in enumerate(zip(*names, strict=True)):
+                    if self._wants(key):
+                        self._number[key] += 1
+                        self._found += batch.slice(row, 1).to_pylist()

@@ -1,0 +1,43 @@
+"""How long clips and samples are: seconds, characters, characters a second, tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline.ledger import Ledger
+from pipeline.schema import SPEECH, Unit
+from pipeline.stats.accounts import Receipts
+from pipeline.stats.distributions import Values
+
+
+class Lengths:
+    """Seconds and characters of all clips ingested, tokens of all samples tokenized."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._storage = ledger.storage
+        self.of_clips = {
+            name: Values() for name in ("seconds", "characters", "characters_per_second", "tokens")
+        }
+        self.of_samples = Values()  # tokens of instruction samples
+
+    def add(self, unit: Unit, receipts: Receipts) -> None:
+        if "ingest" in receipts:
+            self._add_clips(unit.source, receipts["ingest"].output.path)
+        if "tokenize" in receipts:
+            tokens = self.of_clips["tokens"] if unit.modality == SPEECH else self.of_samples
+            # mapped: the lengths are the list's offsets, its values are never touched
+            lists = self._storage.read_table(receipts["tokenize"].output.path)["input_ids"]
+            for chunk in lists.chunks:
+                tokens.add(unit.source, chunk.value_lengths().to_numpy())
+
+    def _add_clips(self, source: str, path: str) -> None:
+        with self._storage.open_batches(path, ["text", "seconds"]) as batches:
+            for batch in batches:
+                seconds = batch["seconds"].to_numpy()
+                characters = pc.call_function("utf8_length", [batch["text"]]).to_numpy()
+                timed = seconds > 0
+                self.of_clips["seconds"].add(source, seconds)
+                self.of_clips["characters"].add(source, characters)
+                rate = characters[timed] / seconds[timed]
+                self.of_clips["characters_per_second"].add(source, np.asarray(rate))

@@ -1,0 +1,118 @@
+"""The statistics of a run as one JSON object: a quick part, and all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan
+from pipeline.schema import SCHEMA_VERSION, Unit
+from pipeline.stats.accounts import (
+    Receipts,
+    account_sources,
+    accounting_json,
+    close_with_order,
+    read_index,
+    unit_receipts,
+)
+from pipeline.stats.codebooks import CodebookUse
+from pipeline.stats.distributions import distributions
+from pipeline.stats.duplicates import Duplicates
+from pipeline.stats.examples import Examples
+from pipeline.stats.lengths import Lengths
+from pipeline.stats.scores import WHAT_IF_OVRL, ScoreTally
+from pipeline.stats.shards import shard_files, shard_mix, shards_json
+
+Watch = Callable[[Unit, Receipts], None]
+
+
+def run_stats(
+    plan: Plan, ledger: Ledger, thresholds: Sequence[float] = WHAT_IF_OVRL
+) -> dict[str, Any]:
+    """Return what receipts, scores and the index say: all that the end of a run shows.
+
+    Part of `full_stats`, in the layout of `koe stats --json`.
+    """
+    return _collect(plan, ledger, ScoreTally(ledger, thresholds), [])
+
+
+def full_stats(
+    plan: Plan,
+    ledger: Ledger,
+    thresholds: Sequence[float] = WHAT_IF_OVRL,
+    on_unit: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Return the layout of `koe stats --json`, from one reading of every unit and shard.
+
+    What is not done yet is absent or empty; `on_unit` is told of units (done, in all). A clip takes
+    48 bytes of memory and an instruction sample 4, and half as much again while quantiles and
+    duplicates are found: 1.4 GB for 15 M clips.
+    """
+    scores, lengths, examples = ScoreTally(ledger, thresholds), Lengths(ledger), Examples(ledger)
+    codebooks, duplicates = CodebookUse(), Duplicates(ledger)
+    done = iter(range(1, len(plan.units) + 1))
+    stats = _collect(
+        plan,
+        ledger,
+        scores,
+        [
+            lengths.add,
+            examples.add,
+            lambda unit, receipts: _read_encoded(ledger, receipts, codebooks, duplicates),
+            lambda unit, receipts: on_unit(next(done), len(plan.units)),
+        ],
+    )
+    index = read_index(ledger)
+    of_clips = {**lengths.of_clips, **scores.values}
+    return {
+        **stats,
+        "distributions": distributions(of_clips, lengths.of_samples, plan.modalities),
+        "codebooks": codebooks.as_json(),
+        "duplicates": duplicates.as_json(),
+        "mix": shard_mix(index, ledger),
+        "shard_files": shard_files(index),
+        "quarantine_examples": examples.as_json(),
+    }
+
+
+def _collect(
+    plan: Plan, ledger: Ledger, scores: ScoreTally, watches: Sequence[Watch]
+) -> dict[str, Any]:
+    """Close the books over all units, and show each unit to the scores and the `watches`."""
+    index = read_index(ledger)
+    codec = {} if index is None else index["codec"]
+
+    def seen() -> Iterator[tuple[Unit, Receipts]]:
+        nonlocal codec
+        for unit, done in unit_receipts(plan, ledger):
+            scores.add(unit, done)
+            for watch in watches:
+                watch(unit, done)
+            if not codec and index is None and "encode" in done:
+                codec = done["encode"].content.get("codec", {})
+            yield unit, done
+
+    accounts = account_sources(plan, seen())
+    close_with_order(accounts, ledger)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **accounting_json(plan, accounts),
+        "scores": scores.scores_json(),
+        "thresholds": scores.thresholds_json(),
+        "shards": shards_json(index),
+        "codec": codec,
+    }
+
+
+def _read_encoded(
+    ledger: Ledger, receipts: Receipts, codebooks: CodebookUse, duplicates: Duplicates
+) -> None:
+    if "encode" not in receipts:
+        return
+    path = receipts["encode"].output.path
+    duplicates.open_unit(path)
+    with ledger.storage.open_batches(path, ["text", "seconds", "codes"]) as batches:
+        for clips in batches:
+            codebooks.add(clips["codes"])
+            duplicates.add(clips)

@@ -1,0 +1,94 @@
+"""DNSMOS scores of all clips, and what other thresholds would keep of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.ledger import Ledger
+from pipeline.schema import Unit
+from pipeline.stats.accounts import Receipts
+from pipeline.stats.distributions import SCORES, Values, quantiles_of
+
+WHAT_IF_OVRL = (2.0, 2.5, 3.0, 3.5)
+_COLUMNS = ["seconds", *SCORES, "windows", "ovrl_error", "scorer"]
+
+
+class ScoreTally:
+    """Scores by source, and clips and seconds above each of `thresholds`."""
+
+    def __init__(self, ledger: Ledger, thresholds: Sequence[float]) -> None:
+        self.values = {name: Values() for name in SCORES}
+        self._storage = ledger.storage
+        self._thresholds = thresholds
+        self._scorers: set[str] = set()
+        self._configured: set[float] = set()
+        self._clips = self._windows = self._units = 0
+        self._above = [0] * len(thresholds)
+        self._seconds = [0.0] * len(thresholds)
+        self._uncertain = [0] * len(thresholds)
+
+    def add(self, unit: Unit, receipts: Receipts) -> None:
+        if "encode" in receipts:
+            threshold = receipts["encode"].content.get("threshold_ovrl")
+            self._configured.update([] if threshold is None else [float(threshold)])
+        if "score" not in receipts:
+            return
+        self._units += 1
+        with self._storage.open_batches(receipts["score"].output.path, _COLUMNS) as batches:
+            for batch in batches:
+                self._clips += batch.num_rows
+                self._windows += int(batch["windows"].to_numpy().sum())
+                self._scorers.update(batch["scorer"].unique().to_pylist())
+                for name, values in self.values.items():
+                    values.add(unit.source, batch[name].drop_null().to_numpy())
+                self._apply_thresholds(
+                    *(batch[name].to_numpy() for name in ("ovrl", "ovrl_error", "seconds"))
+                )
+
+    def _apply_thresholds(self, ovrl: np.ndarray, error: np.ndarray, seconds: np.ndarray) -> None:
+        for place, threshold in enumerate(self._thresholds):
+            above = ovrl > threshold
+            self._above[place] += int(above.sum())
+            self._seconds[place] += float(seconds[above].sum())
+            near = (error > 0) & (np.abs(ovrl - threshold) <= error)
+            self._uncertain[place] += int(near.sum())
+
+    def scores_json(self) -> dict[str, Any]:
+        if not self._units:
+            return {}
+        found: dict[str, Any] = {
+            "clips": self._clips,
+            "windows": self._windows,
+            "scorers": sorted(self._scorers),
+        }
+        for name, values in self.values.items():
+            whole = values.whole()
+            if len(whole):
+                found[name] = quantiles_of(whole)
+        return found
+
+    def thresholds_json(self) -> dict[str, Any]:
+        """Return the threshold that was applied, and what others would keep of the scored clips.
+
+        `uncertain` clips lie within the error of their score of the threshold: the encode stage
+        scores them again in FP32, and may then decide otherwise than counted here. `configured` is
+        None where nothing was encoded, or under several thresholds.
+        """
+        return {
+            "configured": self._configured.copy().pop() if len(self._configured) == 1 else None,
+            "what_if": [
+                {
+                    "threshold": threshold,
+                    "clips": clips,
+                    "hours": round(seconds / 3600, 4),
+                    "share": round(clips / self._clips, 6) if self._clips else 0.0,
+                    "uncertain": uncertain,
+                }
+                for threshold, clips, seconds, uncertain in zip(
+                    self._thresholds, self._above, self._seconds, self._uncertain, strict=True
+                )
+            ],
+        }

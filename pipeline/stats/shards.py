@@ -1,0 +1,114 @@
+"""The shards: what they hold in all, file by file, and along the way through them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.ledger import Ledger
+from pipeline.schema import SPEECH, TEXT
+
+_BUCKETS = 50
+_TRAIN = "train"
+
+
+def shards_json(index: dict[str, Any] | None) -> dict[str, Any]:
+    """Sum the index up; zeros while there is none."""
+    empty = {"num_shards": 0, "rows": 0, "tokens": 0, "fill": 0.0, "max_row_tokens": 0}
+    if index is None:
+        return empty
+    shards = index["shards"]
+    rows, tokens = (sum(shard[key] for shard in shards) for key in ("rows", "tokens"))
+    return {
+        "num_shards": len(shards),
+        "rows": rows,
+        "tokens": tokens,
+        "fill": _fill(tokens, rows, index),
+        # the longest row there is; the bound that it may not pass stands beside it
+        "max_row_tokens": max((shard["longest_row_tokens"] for shard in shards), default=0),
+        "row_capacity": index["max_row_tokens"],
+        "documents": sum(shard["documents"] for shard in shards),
+        "tokens_by_modality": {
+            modality: sum(shard["tokens_by_modality"].get(modality, 0) for shard in shards)
+            for modality in (SPEECH, TEXT)
+        },
+        "splits": {
+            split: {
+                key: sum(shard[key] for shard in shards if shard["split"] == split)
+                for key in ("rows", "tokens")
+            }
+            for split in sorted({shard["split"] for shard in shards})
+        },
+    }
+
+
+def shard_files(index: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """List the shards with their sizes and hashes."""
+    return [
+        {
+            "path": shard["path"],
+            "split": shard["split"],
+            "rows": shard["rows"],
+            "tokens": shard["tokens"],
+            "bytes": shard["num_bytes"],
+            "sha256": shard["sha256"],
+            "fill": _fill(shard["tokens"], shard["rows"], index),
+        }
+        for shard in (index["shards"] if index else [])
+    ]
+
+
+def shard_mix(index: dict[str, Any] | None, ledger: Ledger) -> list[dict[str, Any]]:
+    """Describe the training rows in stored order, cut into 50 parts (one a row if they are fewer).
+
+    `progress` is the middle of the part. Tokens of a speech document are all speech tokens, those
+    of its text too.
+    """
+    shards = [shard for shard in index["shards"] if shard["split"] == _TRAIN] if index else []
+    num_rows = sum(shard["rows"] for shard in shards)
+    if index is None or not num_rows:
+        return []
+    num_buckets = min(_BUCKETS, num_rows)
+    sums = {name: np.zeros(num_buckets) for name in (SPEECH, TEXT, "rows", "documents")}
+    first_row = 0
+    for shard in shards:
+        # without the tokens: a row's are the sum of its documents'
+        columns = ["document_lengths", "document_modalities"]
+        with ledger.storage.open_batches(f"shards/{shard['path']}", columns) as batches:
+            for batch in batches:
+                rows = first_row + np.arange(batch.num_rows)
+                _add_rows(sums, batch, rows * num_buckets // num_rows)
+                first_row += batch.num_rows
+    return [
+        {
+            "progress": round((k + 0.5) / num_buckets, 6),
+            "speech_tokens": int(sums[SPEECH][k]),
+            "text_tokens": int(sums[TEXT][k]),
+            "rows": int(sums["rows"][k]),
+            "fill": _fill(sums[SPEECH][k] + sums[TEXT][k], sums["rows"][k], index),
+            "documents_per_row": round(float(sums["documents"][k] / sums["rows"][k]), 4),
+        }
+        for k in range(num_buckets)
+    ]
+
+
+def _add_rows(sums: dict[str, np.ndarray], batch: pa.RecordBatch, bucket: np.ndarray) -> None:
+    """Add rows to the sums of their bucket, int64 [rows]."""
+    lengths = batch["document_lengths"]
+    tokens = lengths.flatten().to_numpy()
+    documents = lengths.value_lengths().to_numpy()
+    num_buckets = len(sums["rows"])
+    sums["rows"] += np.bincount(bucket, minlength=num_buckets)
+    sums["documents"] += np.bincount(bucket, weights=documents, minlength=num_buckets)
+    bucket_of_document = np.repeat(bucket, documents)
+    names = batch["document_modalities"].flatten().dictionary_encode()
+    for number, name in enumerate(names.dictionary.to_pylist()):
+        weights = tokens * (names.indices.to_numpy() == number)
+        sums[name] += np.bincount(bucket_of_document, weights=weights, minlength=num_buckets)
+
+
+def _fill(tokens: float, rows: float, index: dict[str, Any] | None) -> float:
+    capacity = rows * index["max_row_tokens"] if index else 0
+    return round(float(tokens / capacity), 6) if capacity else 0.0

@@ -1,0 +1,128 @@
+"""The one table that `koe run` and `koe status` show, a row a stage, in 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+# What the stages count in, as receipts name it, and how a rate of it is called. Stages that only
+# pass a quantity on (encode knows its clips' windows) have no rate of it.
+RATES = {
+    "ingest": ("seconds",),
+    "score": ("windows", "seconds"),
+    "encode": ("seconds",),
+    "tokenize": ("tokens",),
+    "interleave": ("tokens",),
+}
+_RATE_NAMES = {"windows": "windows/s", "seconds": "audio-s/s", "tokens": "tokens/s"}
+_HEADS = ("win/s", "aud/s", "tok/s")
+_BAR_WIDTH = 7
+_SIZES = (  # from where on a number has this unit: what rounds to 1000 has the next
+    (999.5e9, 1e12, "T"),
+    (999.5e6, 1e9, "G"),
+    (999.5e3, 1e6, "M"),
+    (9999.5, 1e3, "k"),
+)
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """How far a stage is. `rates` hold a name of _RATE_NAMES each; None: not known yet."""
+
+    stage: str
+    units_done: int
+    units: int
+    records: int = 0
+    kept: int = 0
+    rejected: int = 0
+    quarantined: int = 0
+    rates: dict[str, float] = field(default_factory=dict)
+    eta_seconds: float | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.units_done >= self.units
+
+
+def stage_table(rows: Iterable[StageRow], notes: Sequence[str] = ()) -> RenderableType:
+    """Draw the rows as a table, and notes below it."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True, min_width=10)
+    table.add_column("", no_wrap=True, width=_BAR_WIDTH)
+    # As wide from the start as their numbers may become: columns that grow make the table jump.
+    for head in ("units", "in", "kept", "rej.", "quar.", *_HEADS, "ETA"):
+        table.add_column(head, justify="right", no_wrap=True, min_width=5)
+    for row in rows:
+        bar = ProgressBar(total=max(row.units, 1), completed=row.units_done, width=_BAR_WIDTH)
+        rates = (row.rates.get(name) for name in _RATE_NAMES)
+        table.add_row(
+            row.stage,
+            bar,
+            f"{row.units_done}/{row.units}",
+            *(short(count) for count in (row.records, row.kept, row.rejected)),
+            Text(short(row.quarantined), style="yellow" if row.quarantined else ""),
+            *("" if rate is None else short(rate) for rate in rates),
+            _eta(row),
+        )
+    return Group(table, *(Text(note, style="dim") for note in notes))
+
+
+def stage_line(row: StageRow, note: str = "") -> str:
+    """Write a row as a line for a log."""
+    parts = [
+        f"{row.stage:<10} {row.units_done}/{row.units} units",
+        f"kept {row.kept:,}",
+        f"rejected {row.rejected:,}",
+        f"quarantined {row.quarantined:,}",
+        *(f"{short(value)} {_RATE_NAMES[name]}" for name, value in row.rates.items()),
+    ]
+    if not row.complete and row.eta_seconds is not None:
+        parts.append(f"ETA {duration(row.eta_seconds)}")
+    return "  ".join([*parts, note] if note else parts)
+
+
+def flowing(rows: Sequence[StageRow]) -> list[StageRow]:
+    """Let no stage that waits for the one before it claim to be done earlier.
+
+    The rows are in the order of the data; a stage whose own rate is not known has no time left.
+    """
+    found, longest = [], 0.0
+    for row in rows:
+        if not row.complete and row.eta_seconds is not None:
+            longest = max(longest, row.eta_seconds)
+            row = replace(row, eta_seconds=longest)
+        found.append(row)
+    return found
+
+
+def short(value: float) -> str:
+    """Write a number in at most five characters: 999, 12.3k, 1.5M."""
+    for least, size, unit in _SIZES:
+        if value >= least:
+            scaled = value / size
+            return f"{scaled:.1f}{unit}" if scaled < 99.95 else f"{scaled:.0f}{unit}"
+    return f"{value:.0f}" if value == int(value) or value >= 99.95 else f"{value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in at most six characters: 45s, 12m05s, 7h20m, 3d04h."""
+    whole = round(seconds)
+    for size, name, part, part_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size}{name}{whole % size // part:02}{part_name}"
+    return f"{whole}s"
+
+
+def _eta(row: StageRow) -> Text:
+    if row.complete:
+        return Text("done", style="green")
+    return Text("-" if row.eta_seconds is None else duration(row.eta_seconds))

@@ -1,0 +1,98 @@
+"""The recipes of docs/recipes.md read records in the form of their corpora, by the real stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.storage import Storage
+from tests.docs.blocks import ROOT, blocks
+from tests.docs.calling import koe
+from tests.docs.corpora import EMILIA, write_all
+
+RECIPES = [block for block in blocks("yaml") if block.page == "recipes.md"]
+# Kept clips or samples, and the quarantined ones by reason, of each source of each recipe.
+EXPECTED = [
+    {"jchat": (2, {})},
+    {"reazonspeech": (1, {})},
+    {"reazonspeech": (1, {})},
+    {"emilia": (1, {})},
+    {"llm_japanese": (2, {"missing_answer": 1})},
+    {"jchat": (2, {}), "llm_japanese": (2, {"missing_answer": 1})},
+]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory) -> Path:
+    """The corpora as their makers give them, and what the recipes' commands make of them."""
+    root = tmp_path_factory.mktemp("recipes")
+    write_all(root)
+    (root / "examples").symlink_to(ROOT / "examples")
+    for block in blocks("sh"):
+        for line in block.text.splitlines():
+            if block.page == "recipes.md" and line.startswith("python "):
+                command = shlex.quote(sys.executable) + line.removeprefix("python")
+                subprocess.run(command, shell=True, cwd=root, check=True)
+    return root
+
+
+def run_recipe(corpora: Path, number: int, *arguments: str) -> Path:
+    """Run a recipe with one process into a directory of its own."""
+    config = yaml.safe_load(RECIPES[number].text)
+    config |= {"run_dir": f"run-{number}", "engine": "inline", "max_quarantine_share": 0.5}
+    config["snac"] = {"weights": "untrained", "sha256": None}
+    config["plan"] = {"unit_clips": 10, "unit_samples": 10}
+    path = corpora / f"recipe-{number}.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    code, _, err = koe("run", "-c", str(path), *arguments)
+    assert code == 0, err
+    return path
+
+
+def books(corpora: Path, number: int) -> dict[str, tuple[int, dict[str, int]]]:
+    """Read the receipts: kept and quarantined records of each source, of one unit each."""
+    found = {}
+    for path in (corpora / f"run-{number}").glob("*/*.json"):
+        receipt = json.loads(path.read_text("utf-8"))
+        source = receipt["unit"].split("-")[0]
+        found[source] = (receipt["kept"], receipt["quarantined"])
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(EXPECTED)))
+def test_a_recipe_reads_its_corpus(number, corpora):
+    assert len(RECIPES) == len(EXPECTED)
+    sources = yaml.safe_load(RECIPES[number].text)["sources"]
+    if "speech" in sources:
+        run_recipe(corpora, number, "--only", "ingest")
+    if "text" in sources:
+        run_recipe(corpora, number, "--only", "tokenize", "--set", "sources.speech=[]")
+    assert books(corpora, number) == EXPECTED[number]
+
+
+def test_a_segment_of_a_dialogue_has_the_text_inside_it(corpora):
+    lines = (corpora / "data/jchat/000000.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"audio_filepath": "000000/d-1.flac", "offset": 0.0, "duration": 1.03,
+         "text": "違うんですよ。", "speaker": "d-1/SPEAKER_01"},
+        {"audio_filepath": "000000/d-1.flac", "offset": 1.74, "duration": 1.2,
+         "text": "なんだ。", "speaker": "d-1/SPEAKER_00"},
+    ]  # fmt: skip
+
+
+def test_emilia_keeps_its_own_score(corpora):
+    run_recipe(corpora, 3, "--to", "score")
+    (name,) = [p.stem for p in (corpora / "run-3/score").glob("*.json")]
+    (row,) = Storage(str(corpora / "run-3")).read_table(f"score/{name}.arrow").to_pylist()
+    assert row["id"] == f"emilia/{EMILIA['id']}"
+    assert row["ovrl"] == pytest.approx(EMILIA["dnsmos"])
+    assert (row["sig"], row["bak"]) == (None, None)
+    assert (row["speaker"], row["text"]) == (EMILIA["speaker"], EMILIA["text"])
+    assert os.path.basename(row["audio_path"]) == "JA-B000000.tar"
