@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test lint bench docs format clean
 demo: $(STAMP)
 	$(BIN)/koe demo build/demo
 	$(BIN)/koe run -c build/demo/pipeline.yaml
@@ -21,8 +21,18 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.dnsmos
+	$(BIN)/python -m benchmarks.snac
+	$(BIN)/python -m benchmarks.planning
+	$(BIN)/python -m benchmarks.packing
+	$(BIN)/python -m benchmarks.engine_overhead
+	$(BIN)/python -m benchmarks.driver_memory
+	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.trainer_gpu
 	$(BIN)/python -m benchmarks.trainer_memory
+
+docs: $(STAMP)
+	$(BIN)/python -m pipeline.reference
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
