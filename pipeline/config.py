@@ -146,9 +146,9 @@ class ScoreConfig(WorkerConfig):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of the convolutions; near the threshold always fp32"
     )
-    engine: Literal["auto", "native", "onnxruntime"] = Field(
+    engine: Literal["auto", "native", "torch", "onnxruntime"] = Field(
         default="auto",
-        description="of fp32 on a CPU; the scores agree to some 1e-6; native needs a C compiler",
+        description="the scores agree to some 1e-6; native needs a C compiler; auto on CUDA: torch",
     )
     p808: bool = Field(default=False, description="add the P.808 score")
 
@@ -165,7 +165,7 @@ class SnacConfig(Strict):
     )
     seed: int = Field(default=0, description="of the untrained weights and of the decoder's noise")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where it encodes")
-    engine: Literal["auto", "native", "tiled", "compile", "eager"] = Field(
+    engine: Literal["auto", "native", "tiled", "eager"] = Field(
         default="auto",
         description="how clips are encoded; the codes are the same; native needs a C compiler",
     )
@@ -177,10 +177,11 @@ class EncodeConfig(WorkerConfig):
     threshold_ovrl: float = Field(
         default=2.5, description="clips must score above it; moving it never rescores"
     )
-    batch_seconds: float = Field(
-        default=0.0,
+    batch_seconds: float | None = Field(
+        default=None,
         ge=0,
-        description="audio in a batch of clips of equal padded length, in seconds; 0: one clip",
+        description="audio that is encoded at once, in seconds; 0: one clip; null: 0 on a CPU, "
+        "where that is fastest, 60 on CUDA",
     )
 
 
@@ -282,4 +283,6 @@ class PipelineConfig(Strict):
             raise ValueError("name at least one speech or text source")
         if len(set(names)) != len(names):
             raise ValueError(f"source names must differ, found {names}")
+        if "all" in names:
+            raise ValueError("no source may be called all: statistics mean every source by it")
         return sources

@@ -49,7 +49,15 @@ def _override(data: dict[str, Any], override: str) -> None:
         place = place.setdefault(parent, {}) if isinstance(place, dict) else None
     if not isinstance(place, dict):
         raise ConfigError(f"--set {key} does not lead to a mapping of keys")
-    place[last] = yaml.safe_load(value)
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(
+            f"--set {override}: the value is no YAML",
+            problem,
+            "Quote a value that holds { } [ ] : or #: --set 'key=\"{text}\"'.",
+        ) from error
 
 
 def _explain(error: ValidationError) -> str:

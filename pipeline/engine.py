@@ -19,21 +19,15 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline.errors import ConfigError
+from pipeline.memory import MEMORY_ENVIRONMENT
 from pipeline.runner import FAILED, STOPPED, Stop, UnitResult, Work
 
 _POLL_SECONDS = 0.3
 _LEAVE_SECONDS = 5.0  # for a stream that stopped to close by itself
 
-# What stages.memory.keep_memory sets in a process, told to glibc before Ray starts its threads, which
-# otherwise have heaps of their own by then: 320 clips took 44.9 s with the latter alone, 39.6 with both.
-_WORKER_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-}
 # For a Ray of our own; a cluster does as it was told.
 _LOCAL_RAY = {
-    **_WORKER_MEMORY,
+    **MEMORY_ENVIRONMENT,
     # Its core prints an error for every actor pool of Ray Data (ray issue 53727: arguments in the
     # object store), which its own driver keeps alive.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -66,7 +60,7 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
             "include_dashboard": False,
         }
     else:
-        options |= {"address": address, "runtime_env": {"env_vars": _WORKER_MEMORY}}
+        options |= {"address": address, "runtime_env": {"env_vars": MEMORY_ENVIRONMENT}}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -26,7 +26,7 @@ from pipeline.ledger import Ledger, Receipt, Streamed
 from pipeline.runner import DONE, SKIPPED, UnitFunction, UnitResult, guarded, result_of
 from pipeline.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SCHEMA_VERSION
 from pipeline.stage import Outcome, Resources
-from pipeline.stats import INDEX, ORDER_UNIT
+from pipeline.stats import INDEX, ORDER_UNIT, encoded_seconds
 from pipeline.storage import Storage
 from stages.interleave import (
     NAME,
@@ -115,7 +115,7 @@ class OrderWork:
             records_in=order.num_samples,
             kept=order.num_samples - sum(rejected.values()) - sum(quarantined.values()),
             seconds=time.perf_counter() - started,
-            measures=self._placed(order),
+            measures=self._placed(order) | self._left_out(order, ledger),
         )
         return _as_order(result_of(receipt, DONE, "forced" if self.force else check.why))
 
@@ -128,6 +128,15 @@ class OrderWork:
             f"placed.{name}": placed[name] for name in dict.fromkeys(self.sources)
         }
         return {"shards": len(order.shard_names())} | measures
+
+    def _left_out(self, order: Order, ledger: Ledger) -> dict[str, float]:
+        """Sum the seconds of the clips without a place, by source."""
+        seconds: defaultdict[str, float] = defaultdict(float)
+        for table in chain(order.excluded(REJECTED), order.excluded(QUARANTINED)):
+            location, source = (table[name][0].as_py() for name in ("location", "source"))
+            unit = location.rsplit("#", 1)[0]  # of all rows of the table
+            seconds[source] += encoded_seconds(ledger, unit, table["id"])
+        return {f"seconds_left_out.{name}": round(value, 3) for name, value in seconds.items()}
 
 
 def _as_order(result: UnitResult) -> UnitResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pipeline.fingerprint import sha256_json
 from pipeline.interleaving import OrderStage, OrderWork, ShardWork, shard_places, write_index
 from pipeline.interrupt import interruptible
 from pipeline.ledger import Ledger
+from pipeline.lock import only_one
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import RunProgress
 from pipeline.runner import StageWork, Stop, UnitResult, Work, run_plain
@@ -66,9 +68,14 @@ def run_job(config: PipelineConfig, selection: Selection, console: Console) -> J
 
     All that can be refused is refused before the first unit. Units that fail are reported and
     left for the next run; interleave and train wait until there are none.
-    Raises: ConfigError before any work; StageError when too much is quarantined or storage
-    refuses, and KeyboardInterrupt after Ctrl-C, in a state that the same command resumes.
+    Raises: ConfigError before any work or while another process is at the run directory; StageError
+    when too much is quarantined or storage refuses, and KeyboardInterrupt after Ctrl-C: resumable.
     """
+    with only_one(Storage(config.run_dir)):
+        return _run_job(config, selection, console)
+
+
+def _run_job(config: PipelineConfig, selection: Selection, console: Console) -> JobReport:
     assembly = Assembly(config)
     if "train" in selection.stages:
         from training.launch import check
@@ -104,7 +111,7 @@ def run_job(config: PipelineConfig, selection: Selection, console: Console) -> J
         raise KeyboardInterrupt
     training = None
     if "train" in selection.stages and not progress.failures:
-        training = run_training(config, console, resume="train" not in selection.force)
+        training = _train(config, console, resume="train" not in selection.force)
     return JobReport(progress.failures, stats, training)
 
 
@@ -188,19 +195,17 @@ def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:
     for modality, stages in LANES.items():
         units = [unit for unit in plan.units if unit.modality == modality]
         records = sum(unit.num_records for unit in units)
-        reasons: dict[str, int] = {}
+        reasons: Counter[str] = Counter()
         for unit in units:
-            for stage in stages:
-                receipt = ledger.receipt(stage, unit.unit)
-                for reason, count in (receipt.quarantined if receipt else {}).items():
-                    reasons[reason] = reasons.get(reason, 0) + count
-        bad = sum(reasons.values())
+            for receipt in (ledger.receipt(stage, unit.unit) for stage in stages):
+                reasons.update(receipt.quarantined if receipt else {})
+        bad = reasons.total()
         if records and bad / records > most:
             raise StageError(
                 f"{bad} of {records} {modality} records are quarantined, more than "
                 f"max_quarantine_share {most:g} allows",
                 ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())),
-                "Look at the *.excluded.arrow files of the run, mend the source or raise the share.",
+                "`koe stats` shows an example of each. Mend the source, or raise max_quarantine_share.",
             )
 
 
@@ -234,8 +239,15 @@ def _interleave(
 def run_training(config: PipelineConfig, console: Console, resume: bool = True) -> TrainResult:
     """Train on the run's shards, resuming from the newest checkpoint.
 
-    Raises: ConfigError when there are no shards, or not the hardware that the config asks for.
+    Raises: ConfigError when there are no shards, or not the hardware that the config asks for, or
+    when another process is at the run directory.
     """
+    _shards_folder(config)  # a run directory that does not exist is not made
+    with only_one(Storage(config.run_dir)):
+        return _train(config, console, resume)
+
+
+def _train(config: PipelineConfig, console: Console, resume: bool) -> TrainResult:
     from pipeline.speaking import speaking
     from training.launch import launch
 

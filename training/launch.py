@@ -141,6 +141,10 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if address is None:
+        # Nothing takes this machine's node away, and Ray's core prints an error for the actor that
+        # waits for it (ray issue 53727).
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         # Below ERROR, Ray Train's helper actor complains every second that there is no dashboard
         # (2.60, placement_group_cleaner.py). A cluster logs as it was told.
@@ -168,7 +172,13 @@ def _train_on_ray(
 ) -> int:
     import ray
     from ray.exceptions import RayActorError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import (
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
     from ray.train.torch import TorchConfig, TorchTrainer
 
     has = ray.cluster_resources()
@@ -195,6 +205,7 @@ def _train_on_ray(
             name="train",
             storage_path=str(out_dir / RAY_FOLDER),
             failure_config=FailureConfig(max_failures=config.max_worker_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:

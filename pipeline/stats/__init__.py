@@ -7,6 +7,7 @@ from pipeline.stats.accounts import (
     Account,
     Receipts,
     account_sources,
+    encoded_seconds,
     read_index,
     unit_receipts,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "Account",
     "Receipts",
     "account_sources",
+    "encoded_seconds",
     "full_stats",
     "read_index",
     "run_stats",

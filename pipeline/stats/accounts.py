@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.ledger import Ledger, Receipt
 from pipeline.plan import Plan
 from pipeline.schema import QUARANTINED, REJECTED, SPEECH, TEXT, Unit
@@ -45,7 +47,8 @@ class Account:
         self.quarantined += other.quarantined
 
     def as_json(self, modality: str) -> dict[str, Any]:
-        """Return the books; hours kept are those above the threshold, packed into rows or not."""
+        """Return the books; hours kept are those of `kept` and, until the shards are made, of
+        the pending clips that were encoded."""
         return {
             "clips_in" if modality == SPEECH else "samples_in": self.records_in,
             "kept": self.kept,
@@ -104,6 +107,20 @@ def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[
     return accounts
 
 
+def encoded_seconds(ledger: Ledger, unit: str, ids: pa.ChunkedArray) -> float:
+    """Sum the seconds of those clips of a unit that were encoded and have one of `ids`."""
+    receipt = ledger.receipt("encode", unit)
+    if receipt is None or not len(ids):
+        return 0.0
+    wanted = set(ids.to_pylist())
+    total = 0.0
+    with ledger.storage.open_batches(receipt.output.path, ["id", "seconds"]) as batches:
+        for batch in batches:
+            clips = zip(batch["id"].to_pylist(), batch["seconds"].to_pylist(), strict=True)
+            total += sum(seconds for id, seconds in clips if id in wanted)
+    return total
+
+
 def close_with_order(accounts: dict[str, Account], ledger: Ledger) -> None:
     """Move what the interleave stage placed or left out from pending to its end."""
     receipt = ledger.receipt("interleave", ORDER_UNIT)
@@ -112,6 +129,7 @@ def close_with_order(accounts: dict[str, Account], ledger: Ledger) -> None:
     for source, account in accounts.items():
         account.kept = int(receipt.measures.get(f"placed.{source}", 0))
         account.pending -= account.kept
+        account.seconds_kept -= receipt.measures.get(f"seconds_left_out.{source}", 0.0)
     if receipt.excluded is None:
         return
     columns = ["source", "outcome", "reason"]

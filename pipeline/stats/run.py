@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
-from pipeline.schema import SCHEMA_VERSION, Unit
+from pipeline.schema import SCHEMA_VERSION, SPEECH, Unit
 from pipeline.stats.accounts import (
     Receipts,
     account_sources,
     accounting_json,
     close_with_order,
+    encoded_seconds,
     read_index,
     unit_receipts,
 )
@@ -82,6 +84,9 @@ def _collect(
     """Close the books over all units, and show each unit to the scores and the `watches`."""
     index = read_index(ledger)
     codec = {} if index is None else index["codec"]
+    lost: defaultdict[str, float] = defaultdict(
+        float
+    )  # seconds encoded that tokenize left out, by source
 
     def seen() -> Iterator[tuple[Unit, Receipts]]:
         nonlocal codec
@@ -89,12 +94,15 @@ def _collect(
             scores.add(unit, done)
             for watch in watches:
                 watch(unit, done)
+            lost[unit.source] += _seconds_left_out(ledger, unit, done)
             if not codec and index is None and "encode" in done:
                 codec = done["encode"].content.get("codec", {})
             yield unit, done
 
     accounts = account_sources(plan, seen())
     close_with_order(accounts, ledger)
+    for source, account in accounts.items():
+        account.seconds_kept -= lost[source]
     return {
         "schema_version": SCHEMA_VERSION,
         **accounting_json(plan, accounts),
@@ -103,6 +111,14 @@ def _collect(
         "shards": shards_json(index),
         "codec": codec,
     }
+
+
+def _seconds_left_out(ledger: Ledger, unit: Unit, receipts: Receipts) -> float:
+    tokenized = receipts.get("tokenize")
+    if unit.modality != SPEECH or tokenized is None:
+        return 0.0
+    excluded = ledger.read_excluded(tokenized)
+    return 0.0 if excluded is None else encoded_seconds(ledger, unit.unit, excluded["id"])
 
 
 def _read_encoded(

@@ -56,6 +56,11 @@ def test_sources_are_named_once(tmp_path):
         load_config(write(tmp_path, twice))
 
 
+def test_the_name_of_all_sources_is_no_source(tmp_path):
+    with pytest.raises(ConfigError, match="no source may be called all"):
+        load_config(write(tmp_path, MINIMAL.replace("name: a,", "name: all,")))
+
+
 def test_no_source_at_all_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="at least one"):
         load_config(write(tmp_path, "run_dir: x\nsources: {}\n"))
@@ -69,6 +74,9 @@ def test_overrides_set_nested_keys_with_yaml_values(tmp_path):
         load_config(path, ["encode"])
     with pytest.raises(ConfigError, match="does not lead to a mapping"):
         load_config(path, ["run_dir.x=1"])
+    for value in ("{speaker}: {text}", "[1, 2", "'open"):
+        with pytest.raises(ConfigError, match=r"the value is no YAML.*Quote a value"):
+            load_config(path, [f"tokenize.speech_prompt={value}"])
 
 
 def test_a_missing_or_broken_file_is_one_line(tmp_path):

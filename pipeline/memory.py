@@ -6,6 +6,17 @@ import ctypes
 import os
 import platform
 
+# glibc's settings: name in the environment, parameter of mallopt, value.
+_SETTINGS = (
+    ("MALLOC_ARENA_MAX", -8, 1),  # all threads share the heap, only it can hold large blocks
+    ("MALLOC_MMAP_MAX_", -4, 0),  # no block is mapped by itself
+    ("MALLOC_TRIM_THRESHOLD_", -1, 2**31 - 1),  # free memory at the heap's top stays
+)
+# What keep_memory does, for the environment of a process that is yet to start: by the time that it
+# could call keep_memory its threads have heaps of their own. 320 clips in Ray's workers took 44.9 s
+# with the call alone, 39.6 with both.
+MEMORY_ENVIRONMENT = {name: str(value) for name, _, value in _SETTINGS}
+
 
 def keep_memory() -> None:
     """Let the process keep the memory of one clip's activations for the next.
@@ -20,9 +31,5 @@ def keep_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
-    for option, value in (
-        (-8, 1),  # M_ARENA_MAX: all threads share the heap, only it can hold large blocks
-        (-4, 0),  # M_MMAP_MAX: no block is mapped by itself
-        (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: free memory at the heap's top stays
-    ):
-        mallopt(option, value)
+    for _, parameter, value in _SETTINGS:
+        mallopt(parameter, value)
