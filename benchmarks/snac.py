@@ -2,7 +2,7 @@
 
     taskset -c 1 python -m benchmarks.snac                      untrained weights
     taskset -c 1 python -m benchmarks.snac --weights DIR        the published ones
-    python -m benchmarks.snac --device cuda                     a GPU; never run so far
+    python -m benchmarks.snac --device cuda --clips 600         a GPU, a log-normal mix of lengths
 
 Both encode the same real clips, each in a process of its own, by turns. The peer is the package as
 its README uses it: `SNAC(...).eval()`, weight norm in place, a clip at a time; torch has one thread
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,10 +29,11 @@ from rich.console import Console
 from rich.table import Table
 from snac import SNAC
 
+from benchmarks.clips import real_clips
 from benchmarks.results import write_result
 from pipeline.vocabulary import CODEC_HZ, flatten_codes
 from stages.clips import load_file
-from stages.encode import same_length_batches
+from stages.encode import similar_length_batches
 from stages.snac import ARCHITECTURE, UNTRAINED, Codec, resolve_codec
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"
@@ -47,7 +48,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         clips = Path(folder) / "clips.npz"
-        seconds = _write_clips(options.data, options.clips, clips)
+        write = _write_clips if options.device == "cpu" else _write_mixed_clips
+        seconds = write(options.data, options.clips, clips)
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         for repeat in range(options.repeats):
             for side in SIDES if repeat % 2 else SIDES[::-1]:
@@ -109,6 +111,13 @@ def _write_clips(data: Path, count: int, path: Path) -> float:
     return sum(len(audio) for audio in clips.values()) / CODEC_HZ
 
 
+def _write_mixed_clips(data: Path, count: int, path: Path) -> float:
+    """Write clips of a log-normal mix of lengths, float32 at 24 kHz; return their seconds."""
+    clips = real_clips(count, CODEC_HZ, data)
+    np.savez(path, **{f"{number:05}": clip for number, clip in enumerate(clips)})
+    return sum(len(audio) for audio in clips) / CODEC_HZ
+
+
 def _run_side(side: str, clips: Path) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.snac", *sys.argv[1:]]
     command += ["--side", side, "--clips-file", str(clips)]
@@ -156,20 +165,12 @@ def _ours(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
     def encode(clips: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         names = list(clips)
-        for batch in same_length_batches(enumerate(clips.values()), batch_samples):
-            stacked = _stacked([audio for _, audio in batch])
-            for (row, _), codes in zip(batch, codec.encode(stacked), strict=True):
+        for batch in similar_length_batches(enumerate(clips.values()), batch_samples):
+            encoded = codec.encode([audio for _, audio in batch])
+            for (row, _), codes in zip(batch, encoded, strict=True):
                 yield names[row], codes
 
     return encode, {"engine": codec.engine, "label": spec.label}
-
-
-def _stacked(audios: Iterable[np.ndarray]) -> np.ndarray:
-    audios = list(audios)
-    batch = np.zeros((len(audios), max(map(len, audios))), np.float32)
-    for row, audio in zip(batch, audios, strict=True):
-        row[: len(audio)] = audio
-    return batch
 
 
 if __name__ == "__main__":

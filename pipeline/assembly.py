@@ -10,7 +10,7 @@ from pipeline.config import PipelineConfig, WorkerConfig
 from pipeline.interleaving import OrderStage
 from pipeline.stage import Resources, Stage
 from stages.dnsmos import P808_FILE, DnsmosModel, find_model
-from stages.dnsmos_engines import ovrl_error, require_precision, resolve_engine
+from stages.dnsmos_engines import ovrl_error, require_gpu, require_precision, resolve_engine
 from stages.encode import EncodeStage
 from stages.ingest import IngestStage
 from stages.interleave import InterleaveSettings
@@ -21,6 +21,8 @@ from stages.sources import SpeechSource, speech_source, text_source
 from stages.sources.base import Source
 from stages.tokenize import TextNames, TokenizeSpeech, TokenizeText
 from stages.tokenizer import TextTokenizer, load_tokenizer, text_tokenizer
+
+_CUDA_BATCH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,12 @@ class Assembly:
     @cached_property
     def scorer(self) -> DnsmosModel:
         settings = self.config.score
-        require_provider(settings.provider)
         require_precision(settings.precision, settings.provider)
+        engine = resolve_engine(settings.engine, settings.provider, settings.precision)
+        if settings.p808 or not (engine == "torch" and settings.provider == "cuda"):
+            require_provider(settings.provider)
+        elif self.config.ray.address is None:  # the workers are on this machine
+            require_gpu()
         return find_model(self.config.score.model)
 
     @cached_property
@@ -116,9 +122,16 @@ class Assembly:
             exact_scores=self.score().exact() if rescores else None,
             codec=self.codec,
             threshold_ovrl=self.config.encode.threshold_ovrl,
-            batch_seconds=self.config.encode.batch_seconds,
+            batch_seconds=self._batch_seconds,
             resources=_resources(self.config.encode),
         )
+
+    @property
+    def _batch_seconds(self) -> float:
+        seconds = self.config.encode.batch_seconds
+        if seconds is None:
+            return _CUDA_BATCH_SECONDS if self.config.snac.device == "cuda" else 0.0
+        return seconds
 
     def tokenize_speech(self) -> Stage:
         settings = self.config.tokenize

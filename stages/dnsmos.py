@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 
 from pipeline.errors import BadRecord, ConfigError, StageError
+from pipeline.memory import keep_memory
 from stages.dnsmos_engines import Engine, Precision, open_network
 from stages.dnsmos_network import HOP_SAMPLES, WINDOW_SAMPLES
-from stages.memory import keep_memory
+from stages.dnsmos_torch import exactly
 from stages.onnx_session import Provider, open_session, runner
 from stages.p808 import P808
 
@@ -155,7 +156,8 @@ class DnsmosScorer:
         num_copies = repeated_samples(len(audio_16k)) // len(audio_16k)
         audio = np.tile(audio_16k.astype(np.float32, copy=False), num_copies)
         try:
-            raw = self._network.raw_scores(audio, starts)
+            with exactly():
+                raw = self._network.raw_scores(audio, starts)
             p808 = self._p808.score(audio, starts) if self._p808 else None
         except Exception as error:  # those of onnxruntime and torch share no narrower base class
             raise StageError(

@@ -3,10 +3,11 @@
 | engine of the convolutions | runs on | s a window alone, one Zen 4 core |
 |---|---|---|
 | native, FP32 | CPU; needs a C compiler and AVX2 | 0.12 |
-| torch, BF16 (`precision: bf16`) | CPU with AVX-512 BF16 or AMX, CUDA | 0.21; CUDA not measured |
+| torch, BF16 (`precision: bf16`) | CPU with AVX-512 BF16 or AMX, CUDA | 0.21 |
 | onnxruntime, FP32 | any provider | 0.35 |
+| torch, FP32 | CUDA; a CPU too, slowly | |
 
-All else (spectrogram, head) is FP32 in onnxruntime, and 1 % of the work.
+All else (spectrogram, head) is FP32, and 1 % of the work: onnxruntime's on a CPU, torch's on CUDA.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from stages.dnsmos_network import (
     EDGE_FRAMES,
     WINDOW_SAMPLES,
     Network,
+    Part,
     Parts,
     UnknownNetwork,
     cut,
-    torch_shared,
 )
+from stages.dnsmos_torch import bf16_shared, torch_parts
 from stages.native import Unavailable, load_library
-from stages.onnx_session import Provider, Run, open_session, runner, shapes
+from stages.onnx_session import Provider, Run, open_session, require_provider, runner, shapes
 
 Precision = Literal["fp32", "bf16"]
-Engine = Literal["auto", "native", "onnxruntime"]
+Engine = Literal["auto", "native", "torch", "onnxruntime"]
 
 # How far a clip's ovrl may lie from FP32 when the convolutions run in BF16.
 BF16_OVRL_ERROR = 0.03
@@ -54,8 +56,14 @@ def require_precision(precision: Precision, provider: Provider) -> None:
 
     Raises: ConfigError, as BF16 that is emulated is several times slower than FP32.
     """
-    if precision == "fp32" or provider != "cpu":
+    if precision == "fp32" or provider == "cuda":
         return
+    if provider == "tensorrt":
+        raise ConfigError(
+            "score.precision bf16 cannot be used with score.provider tensorrt",
+            "the BF16 convolutions are torch's",
+            "Set score.provider: cuda, or score.precision: fp32.",
+        )
     found = torch.cpu.get_capabilities()
     if not (found.get("avx512_bf16") or found.get("amx_bf16")):
         raise ConfigError(
@@ -65,22 +73,49 @@ def require_precision(precision: Precision, provider: Provider) -> None:
         )
 
 
+def require_gpu() -> None:
+    """Check that torch can use a GPU of this machine.
+
+    Raises: ConfigError.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "score.provider cuda cannot be used",
+            "torch finds no CUDA device on this machine",
+            "Set score.provider: cpu, or give the stage's workers a GPU (gpus_per_worker).",
+        )
+
+
 def resolve_engine(engine: Engine, provider: Provider, precision: Precision) -> Engine:
     """Replace `auto` by what is fastest here: decided once, for all workers of a run.
 
-    Raises: ConfigError for native where it does not run.
+    Raises: ConfigError for an engine that does not run here, or not with the others.
     """
+    if provider == "cuda" and engine == "auto":
+        return "torch"
+    if engine == "onnxruntime" and (provider, precision) == ("cuda", "bf16"):
+        raise ConfigError(
+            "score.engine onnxruntime cannot be used with score.precision bf16",
+            "the BF16 convolutions are torch's",
+            "Set score.engine: auto.",
+        )
+    if engine == "torch" and provider == "tensorrt":
+        raise ConfigError(
+            "score.engine torch cannot be used with score.provider tensorrt",
+            "TensorRT is an execution provider of onnxruntime",
+            "Set score.engine: auto.",
+        )
+    if engine in ("torch", "onnxruntime"):
+        return engine
     try:
-        if engine != "onnxruntime":
-            _require_native(provider, precision)
-            return "native"
+        _require_native(provider, precision)
+        return "native"
     except Unavailable as error:
         if engine == "native":
             raise ConfigError(
                 "score.engine native cannot be used",
                 str(error),
-                "Set score.engine: onnxruntime, or give every worker a C compiler (Debian's "
-                "package gcc).",
+                "Set score.engine: auto, or give every worker a C compiler (Debian's package gcc).",
             ) from error
         if provider == "cpu" and precision == "fp32":
             _LOG.warning("DNSMOS scores at a third of its speed without compiled code: %s", error)
@@ -110,22 +145,47 @@ def open_network(
     require_precision(precision, provider)
     engine = resolve_engine(engine, provider, precision)
     model = Path(path).read_bytes()
-    found = shapes(open_session(model, provider, path))
+    if not (engine == "torch" and provider == "cuda"):
+        require_provider(provider)
+    found = shapes(open_session(model, "cpu", path))
     if found != ([[WINDOW_SAMPLES]], [[3]]):
         raise _not_dnsmos(path, f"it maps {found[0]} to {found[1]}")
     try:
         parts = cut(model)
     except UnknownNetwork as error:
         raise _not_dnsmos(path, str(error)) from error
+    if engine == "torch":
+        return _torch_network(parts, provider, precision, map_segments)
     spectrogram, shared, head = (
         runner(open_session(part, provider, path))
         for part in (parts.spectrogram, parts.shared, parts.head)
     )
-    if precision == "bf16":
-        shared = torch_shared(parts.weights, "cpu" if provider == "cpu" else "cuda")
-    elif engine == "native":
+    if engine == "native":
         shared = _checked(parts, shared)
-    return Network(spectrogram, shared, head, map_segments)  # pyright: ignore[reportArgumentType]
+    return Network(
+        _on_tensors(spectrogram),
+        _on_tensors(shared) if precision == "fp32" else bf16_shared(parts.weights, "cpu"),
+        _on_tensors(head),
+        map_segments,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _torch_network(
+    parts: Parts, provider: Provider, precision: Precision, map_segments: Callable[..., object]
+) -> Network:
+    device = provider
+    if device == "cuda":
+        require_gpu()
+        map_segments = map  # the GPU computes a segment's values at once as it is
+    spectrogram, shared, head = torch_parts(parts, device)
+    if precision == "bf16":
+        shared = bf16_shared(parts.weights, device)
+    return Network(spectrogram, shared, head, map_segments, device)  # pyright: ignore[reportArgumentType]
+
+
+def _on_tensors(run: Run) -> Part:
+    """Return what takes and gives arrays as what takes and gives tensors of the same memory."""
+    return lambda values: torch.from_numpy(run(values.contiguous().numpy()))
 
 
 def _checked(parts: Parts, reference: Run) -> Run:

@@ -19,9 +19,9 @@ import onnx.shape_inference
 import torch
 from onnx import numpy_helper
 from onnx.utils import Extractor
-from torch.nn import functional
+from torch import Tensor
 
-from stages.onnx_session import Run
+Part = Callable[[Tensor], Tensor]  # of the network; FP32 in and out, on one device
 
 HOP_SAMPLES = 16_000
 WINDOW_SAMPLES = 144_160  # the model's fixed input
@@ -46,14 +46,19 @@ class Parts:
 
     `spectrogram` maps frames [1, frames, 320] to log power [1, 1, frames, 161]; `shared` maps
     log power [n, 1, frames, 161] to features [n, 32, frames // 4, 40]; `head` maps the features
-    of windows [n, 32, 225, 40] to raw scores [n, 3]. `weights` are those of `shared`, a kernel
-    and a bias for each convolution.
+    of windows [n, 32, 225, 40] to raw scores [n, 3].
+
+    The rest is what other engines than onnxruntime need: `filters` [2, 161, 320], the real and the
+    imaginary part of the Fourier transform, and a weight and a bias for each convolution of
+    `shared` (`weights`) and for the convolution and the dense layers of `head` (`head_weights`).
     """
 
     spectrogram: bytes
     shared: bytes
     head: bytes
+    filters: np.ndarray
     weights: tuple[tuple[np.ndarray, np.ndarray], ...]
+    head_weights: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 class UnknownNetwork(ValueError):
@@ -77,12 +82,20 @@ def cut(model_bytes: bytes) -> Parts:
         raise UnknownNetwork(
             f"convolutions of {channels} channels, {len(pools)} poolings; expected {expected}, 3"
         )
+    bases = [node for node in nodes if node.op_type == "Conv" and weights[node.input[1]].ndim == 3]
+    dense = [node for node in nodes if node.op_type == "MatMul"]
+    biases = {node.input[0]: node.input[1] for node in nodes if node.op_type == "Add"}
     frames, power, features = joins[0].output[0], planes[0].input[0], pools[2].input[0]
     return Parts(
         spectrogram=_extract(model, frames, power),
         shared=_extract(model, power, features),
         head=_extract(model, features, model.graph.output[0].name),
+        filters=np.stack([weights[node.input[1]][:, :, 0] for node in bases]),
         weights=tuple((weights[node.input[1]], weights[node.input[2]]) for node in planes[:-1]),
+        head_weights=(
+            (weights[planes[-1].input[1]], weights[planes[-1].input[2]]),
+            *((weights[node.input[1]], weights[biases[node.output[0]]]) for node in dense),
+        ),
     )
 
 
@@ -98,10 +111,11 @@ def _extract(model: onnx.ModelProto, first: str, last: str) -> bytes:
 class Network:
     """The three parts bound to what runs them; `map_segments` may run segments at once."""
 
-    spectrogram: Run
-    shared: Run
-    head: Run
-    map_segments: Callable[[Run, Sequence[np.ndarray]], Iterator[np.ndarray]]
+    spectrogram: Part
+    shared: Part
+    head: Part
+    map_segments: Callable[[Part, Sequence[Tensor]], Iterator[Tensor]]
+    device: str = "cpu"
 
     def raw_scores(self, audio: np.ndarray, starts: Sequence[int]) -> np.ndarray:
         """Return the raw outputs of windows of a clip.
@@ -109,15 +123,16 @@ class Network:
         `audio` float32 [samples] at 16 kHz, `starts` of its windows in samples, whole hops.
         Returns float32 [windows, 3] (sig, bak, ovrl before the quadratics).
         """
+        samples = torch.from_numpy(audio).to(self.device)
         rows = [
-            self._run_of(audio[first : first + WINDOW_SAMPLES + HOP_SAMPLES * (num - 1)], num)
+            self._run_of(samples[first : first + WINDOW_SAMPLES + HOP_SAMPLES * (num - 1)], num)
             for first, num in consecutive(starts)
         ]
-        return np.concatenate(rows)
+        return torch.cat(rows).cpu().numpy()
 
-    def _run_of(self, audio: np.ndarray, num_windows: int) -> np.ndarray:
-        frames = np.lib.stride_tricks.sliding_window_view(audio, FRAME_SAMPLES)[::FRAME_HOP]
-        power = self.spectrogram(np.ascontiguousarray(frames)[np.newaxis])
+    def _run_of(self, samples: Tensor, num_windows: int) -> Tensor:
+        frames = samples.unfold(0, FRAME_SAMPLES, FRAME_HOP)
+        power = self.spectrogram(frames.contiguous().unsqueeze(0))
         bands = list(split_bands(power.shape[2]))
         segments = [power[:, :, band.start : band.stop] for band in bands]
         firsts = range(0, HOP_FRAMES * num_windows, HOP_FRAMES)
@@ -125,22 +140,22 @@ class Network:
         ends = [first + WINDOW_FRAMES for first in firsts[:-1]]
         rights = [power[:, :, end - EDGE_FRAMES : end] for end in ends]
         edges = [
-            np.concatenate((*lefts[at : at + _EDGES_AT_ONCE], *rights[at : at + _EDGES_AT_ONCE]))
+            torch.cat((*lefts[at : at + _EDGES_AT_ONCE], *rights[at : at + _EDGES_AT_ONCE]))
             for at in range(0, num_windows - 1, _EDGES_AT_ONCE)
         ]
         features = list(self.map_segments(self.shared, [*segments, *edges]))
         inner, outer = features[: len(bands)], features[len(bands) :]
         parts = zip(bands, inner, strict=True)
         kept = [part[0, :, band.skip : band.skip + band.keep] for band, part in parts]
-        return self.head(_windows(np.concatenate(kept, axis=1), outer, num_windows))
+        return self.head(_windows(torch.cat(kept, dim=1), outer, num_windows))
 
 
-def _windows(whole: np.ndarray, edges: Sequence[np.ndarray], num_windows: int) -> np.ndarray:
+def _windows(whole: Tensor, edges: Sequence[Tensor], num_windows: int) -> Tensor:
     """Cut windows from the features of their run, and give each the edges of its own.
 
     `whole` [32, columns, 40]; an item of `edges` [2 k, 32, 6, 40] holds left edges, then right.
     """
-    windows = np.stack(
+    windows = torch.stack(
         [
             whole[:, first : first + WINDOW_COLUMNS]
             for first in range(0, HOP_COLUMNS * num_windows, HOP_COLUMNS)
@@ -148,7 +163,7 @@ def _windows(whole: np.ndarray, edges: Sequence[np.ndarray], num_windows: int) -
     )
     at = 0
     for batch in edges:
-        lefts, rights = np.split(batch, 2)
+        lefts, rights = batch.chunk(2)
         windows[at + 1 : at + 1 + len(lefts), :, :EDGE_COLUMNS] = lefts[:, :, :EDGE_COLUMNS]
         windows[at : at + len(rights), :, -EDGE_COLUMNS:] = rights[:, :, -EDGE_COLUMNS:]
         at += len(lefts)
@@ -184,38 +199,3 @@ def consecutive(starts: Sequence[int]) -> Iterator[tuple[int, int]]:
             first, number = start, 0
         number += 1
     yield first, number
-
-
-def torch_shared(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Run:
-    """Return `Parts.shared` in BF16, run by torch (which uses AVX-512 BF16 or AMX on a CPU).
-
-    Power and kernel of the first convolution, 1 % of the work, go in as sums of two BF16 values:
-    their rounding alone would double the error of a score.
-    """
-
-    def split(exact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rounded = exact.to(torch.bfloat16)
-        return rounded, (exact - rounded).to(torch.bfloat16)
-
-    layers = [
-        (
-            torch.from_numpy(kernel.copy()).to(device),
-            torch.from_numpy(bias.copy()).to(device, torch.bfloat16),
-        )
-        for kernel, bias in weights
-    ]
-    high, low = split(layers[0][0])
-    kernels = [torch.cat((high, high, low), dim=1), *(split(kernel)[0] for kernel, _ in layers[1:])]
-    kernels = [kernel.contiguous(memory_format=torch.channels_last) for kernel in kernels]
-
-    def run(power: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            high, low = split(torch.from_numpy(np.ascontiguousarray(power)).to(device))
-            x = torch.cat((high, low, high), dim=1)
-            for place, (kernel, (_, bias)) in enumerate(zip(kernels, layers, strict=True)):
-                x = functional.conv2d(x, kernel, bias, padding=1).relu_()
-                if place in (3, 4):
-                    x = functional.max_pool2d(x, 2)
-            return x.float().cpu().numpy()
-
-    return run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -17,7 +17,7 @@ from pipeline.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
 from stages.clips import codes_column, load_clips, load_file, location
 from stages.snac import Codec, CodecSpec, padded_samples
 
-# Clips wait for others of their padded length; no more audio than this many batches is held.
+# Clips wait for others of about their length; no more audio than this many batches is held.
 _WAITING_BATCHES = 16
 
 
@@ -163,42 +163,43 @@ def _encode_clips(
                 yield row, audio
 
     ids = clips["id"].to_pylist()
-    for batch in same_length_batches(sound(), batch_samples):
+    for batch in similar_length_batches(sound(), batch_samples):
         names = ", ".join(ids[row] for row, _ in batch)
-        encoded = codec.encode(_stack([audio for _, audio in batch]), names)
+        encoded = codec.encode([audio for _, audio in batch], names)
         results.update(zip((row for row, _ in batch), encoded, strict=True))
     return results
 
 
-def same_length_batches(
+def similar_length_batches(
     clips: Iterable[tuple[int, np.ndarray]], batch_samples: int
 ) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Group (row, audio at 24 kHz) by padded length, at most `batch_samples` a batch.
+    """Group (row, audio at 24 kHz) by length, at most `batch_samples` a batch, padding included.
 
     A clip longer than that is alone in its batch.
     """
-    waiting: dict[int, list[tuple[int, np.ndarray]]] = {}
-    waiting_samples = 0
+    waiting: list[tuple[int, np.ndarray]] = []
+    samples = 0
     for row, audio in clips:
-        length = padded_samples(len(audio))
-        waiting.setdefault(length, []).append((row, audio))
-        waiting_samples += length
-        full = (len(waiting[length]) + 1) * length > batch_samples
-        if not full and waiting_samples > _WAITING_BATCHES * batch_samples:
-            length, full = max(waiting, key=lambda size: size * len(waiting[size])), True
-        if full:
-            batch = waiting.pop(length)
-            waiting_samples -= length * len(batch)
+        waiting.append((row, audio))
+        samples += padded_samples(len(audio))
+        if samples >= _WAITING_BATCHES * batch_samples:
+            yield from _batches(waiting, batch_samples)
+            waiting, samples = [], 0
+    yield from _batches(waiting, batch_samples)
+
+
+def _batches(
+    clips: list[tuple[int, np.ndarray]], batch_samples: int
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Cut clips, the longest first, into batches of at most `batch_samples`."""
+    batch: list[tuple[int, np.ndarray]] = []
+    for row, audio in sorted(clips, key=lambda clip: -len(clip[1])):
+        if batch and (len(batch) + 1) * padded_samples(len(batch[0][1])) > batch_samples:
             yield batch
-    yield from waiting.values()
-
-
-def _stack(audios: Sequence[np.ndarray]) -> np.ndarray:
-    """Pad clips with zeros, as SNAC does, to the longest: float32 [clips, samples]."""
-    batch = np.zeros((len(audios), max(len(audio) for audio in audios)), np.float32)
-    for row, audio in zip(batch, audios, strict=True):
-        row[: len(audio)] = audio
-    return batch
+            batch = []
+        batch.append((row, audio))
+    if batch:
+        yield batch
 
 
 def _encoded_table(clips: pa.Table, codes: dict[int, np.ndarray]) -> pa.Table:
@@ -223,7 +224,7 @@ def _encode_file(path: str, codec: Codec) -> dict[str, Any]:
         audio, _ = load_file(path, CODEC_HZ)
     except BadRecord as bad:
         return {"path": path, "error": str(bad)}
-    (codes,) = codec.encode(audio[np.newaxis], path)
+    (codes,) = codec.encode([audio], path)
     return {
         "path": path,
         "frames": len(codes) // SLOTS,

@@ -173,7 +173,7 @@ def _reconstruction_scores(
         if isinstance(audio, BadRecord):
             yield audio
             continue
-        (codes,) = codec.encode(audio[np.newaxis], clip_id)
+        (codes,) = codec.encode([audio], clip_id)
         decoded = codec.decode(codes, clip_seed(clip_id, codec.spec.seed), clip_id)
         heard = resample(decoded[: len(audio)], CODEC_HZ, SCORER_HZ)
         yield _scored(scorer.score(heard, windows, clip_id), codes)

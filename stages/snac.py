@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from snac import SNAC
 from torch.nn.utils import parametrize
 
 from pipeline.errors import BadRecord, ConfigError
+from pipeline.memory import keep_memory
 from pipeline.vocabulary import (
     CODEBOOK_SIZE,
     CODEC_HZ,
@@ -27,7 +29,6 @@ from pipeline.vocabulary import (
     flatten_codes,
     unflatten_codes,
 )
-from stages.memory import keep_memory
 from stages.snac_engines import Device, Engine, guarded, open_engine
 
 UNTRAINED = "untrained"
@@ -178,20 +179,21 @@ class Codec:
         model.eval().requires_grad_(False).to(spec.device)
         return cls(spec, model)
 
-    def encode(self, batch_24k: np.ndarray, clip_id: str = "") -> list[np.ndarray]:
-        """Encode clips of one padded length: float32 [clips, samples] to uint16 [7 F] each.
+    def encode(self, clips_24k: Sequence[np.ndarray], clip_id: str = "") -> list[np.ndarray]:
+        """Encode clips together: float32 [samples] to uint16 [7 F] each, as each alone.
 
-        A batch must not mix padded lengths, as padding by whole frames changes a clip's codes.
         `clip_id` names the clips in errors.
         Raises: BadRecord empty_audio for no samples; StageError when torch fails.
         """
-        clips, samples = batch_24k.shape
-        if samples == 0:
+        frames = [padded_samples(len(clip)) // FRAME_SAMPLES for clip in clips_24k]
+        if not all(frames):
             raise BadRecord("empty_audio", "the clip has no samples")
-        audio = torch.from_numpy(np.ascontiguousarray(batch_24k, dtype=np.float32))
-        with guarded(f"encode {clips} x {samples} samples", clip_id):
-            arrays = [codes.cpu().numpy() for codes in self._encode(audio)]
-        return [flatten_codes([codes[i] for codes in arrays]) for i in range(clips)]
+        audio = np.zeros((len(frames), max(frames) * FRAME_SAMPLES), np.float32)
+        for row, clip in zip(audio, clips_24k, strict=True):
+            row[: len(clip)] = clip  # SNAC too pads to whole frames with zeros
+        with guarded(f"encode {len(audio)} x {audio.shape[1]} samples", clip_id):
+            encoded = self._encode(torch.from_numpy(audio), frames)
+        return [flatten_codes([book.numpy() for book in books]) for books in encoded]
 
     def decode(self, flat_codes: np.ndarray, seed: int, clip_id: str = "") -> np.ndarray:
         """Decode one clip: uint16 [7 F] to float32 [2048 F] at 24 kHz.

@@ -4,7 +4,6 @@
 |---|---|---|---|
 | native | CPU | `snac_encoder` on compiled C; needs a C compiler | 16 |
 | tiled | CPU | `snac_encoder` on torch's operations | 9 to 10 |
-| compile | CPU, CUDA | the package's modules through torch.compile, a minute at the start | 8 |
 | eager | CPU, CUDA | the package's modules, their weight norm removed | 6 |
 
 On CUDA neither was measured, nor compile ever run.
@@ -18,7 +17,7 @@ which a code could flip where two distances are equal to some 1e-6. None of 12,7
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
 
@@ -27,12 +26,16 @@ from snac import SNAC
 from torch import Tensor
 
 from pipeline.errors import ConfigError, StageError
+from pipeline.vocabulary import FRAME_SAMPLES
 from stages.snac_encoder import TiledEncoder, supports
 from stages.snac_kernels import Kernels, TorchKernels, Unavailable, native_kernels
+from stages.snac_masking import MaskedEncoder
 
 Device = Literal["cpu", "cuda"]
-Engine = Literal["auto", "native", "tiled", "compile", "eager"]
-Encode = Callable[[Tensor], list[Tensor]]
+Engine = Literal["auto", "native", "tiled", "eager"]
+# Clips padded to one length, [clips, samples], and the whole frames that each has, to the codes of
+# each in three codebooks, int64 on any device.
+Encode = Callable[[Tensor, Sequence[int]], list[list[Tensor]]]
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 def open_engine(model: SNAC, engine: Engine, device: Device) -> tuple[Engine, Encode]:
     """Choose the engine of `model`, whose weight norm is removed and which is on `device`.
 
-    Returns its name, and float32 [clips, samples] on a CPU to three int64 [clips, codes].
+    Returns its name and the encoder, which gives a clip the same codes in any batch.
     Raises: ConfigError for a named engine that does not run here.
     """
     if engine not in get_args(Engine):
@@ -53,9 +56,7 @@ def open_engine(model: SNAC, engine: Engine, device: Device) -> tuple[Engine, En
                 raise _refused(engine, str(error)) from error
     if engine in ("native", "tiled"):
         raise _refused(engine, f"it runs on a CPU and snac.device is {device}")
-    if engine == "compile":
-        return "compile", _open_compiled(model, device)
-    return "eager", _of_modules(model, model.encoder, device)
+    return "eager", _of_modules(model, device)
 
 
 def _open_tiled(model: SNAC, engine: Engine) -> tuple[Engine, Encode]:
@@ -72,30 +73,25 @@ def _open_tiled(model: SNAC, engine: Engine) -> tuple[Engine, Encode]:
             _LOG.warning("SNAC encodes at some 0.6 of its speed without compiled code: %s", error)
     encoder = TiledEncoder(model, kernels)
 
-    def encode(audio: Tensor) -> list[Tensor]:
-        clips = [encoder.encode(clip) for clip in audio]
-        return [torch.stack(books) for books in zip(*clips, strict=True)]
+    def encode(audio: Tensor, frames: Sequence[int]) -> list[list[Tensor]]:
+        pairs = zip(audio, frames, strict=True)
+        return [list(encoder.encode(clip[: FRAME_SAMPLES * n])) for clip, n in pairs]
 
     return chosen, encode
 
 
-def _of_modules(model: SNAC, encoder: Callable[[Tensor], Tensor], device: Device) -> Encode:
-    def encode(audio: Tensor) -> list[Tensor]:
-        latents = encoder(model.preprocess(audio.to(device).unsqueeze(1)))
-        return model.quantizer(latents)[1]
+def _of_modules(model: SNAC, device: Device) -> Encode:
+    encoder = MaskedEncoder(model.encoder)
 
-    return encode
+    def encode(audio: Tensor, frames: Sequence[int]) -> list[list[Tensor]]:
+        latents = encoder(audio.to(device).unsqueeze(1), frames)
+        books = [book.cpu() for book in model.quantizer(latents)[1]]
+        sizes = [book.shape[1] // max(frames) for book in books]  # codes a frame
+        return [
+            [book[clip, : size * n] for book, size in zip(books, sizes, strict=True)]
+            for clip, n in enumerate(frames)
+        ]
 
-
-def _open_compiled(model: SNAC, device: Device) -> Encode:
-    """Compile for every length at once, before the first clip, so that a failure shows here."""
-    encode = _of_modules(model, torch.compile(model.encoder, dynamic=True), device)
-    try:
-        with torch.inference_mode():
-            encode(torch.zeros(1, 5 * 2048))
-    except Exception as error:  # Dynamo, Inductor, Triton and the C++ compiler each raise their own
-        why = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-        raise _refused("compile", why) from error
     return encode
 
 

@@ -1,4 +1,4 @@
-"""A machine without a C compiler, for the engines that need one."""
+"""A machine without a C compiler, for the engines that need one, and the Llama 3 tokenizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 from stages.native import load_library
 from stages.snac_kernels import native_kernels
+from stages.tokenizer import load_tokenizer, text_tokenizer
 
 
 @pytest.fixture
@@ -19,3 +20,13 @@ def no_compiler(monkeypatch, tmp_path):
     yield
     for cached in caches:
         cached.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return load_tokenizer("llama-models")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(llama):
+    return text_tokenizer(llama)

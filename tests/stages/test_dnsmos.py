@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import speechmos.dnsmos as reference
+import torch
 
 from pipeline.errors import BadRecord, ConfigError, StageError
 from stages.dnsmos import P808_FILE, DnsmosScorer, find_model, repeated_samples, window_starts
@@ -150,7 +151,36 @@ def test_a_missing_gpu_provider_never_becomes_the_cpu(provider):
     with pytest.raises(ConfigError, match="onnxruntime-gpu"):
         require_provider(provider)
     with pytest.raises(ConfigError, match="onnxruntime-gpu"):
-        DnsmosScorer(find_model().path, provider=provider)
+        DnsmosScorer(find_model().path, provider=provider, engine="onnxruntime")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+def test_without_a_gpu_torch_is_refused_and_never_the_cpu():
+    with pytest.raises(ConfigError, match="torch finds no CUDA device"):
+        DnsmosScorer(find_model().path, provider="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("seconds", [0.3, 9.0, 20.0, 41.0])
+def test_a_gpu_scores_as_a_cpu(seconds, scorer):
+    exact = DnsmosScorer(find_model().path, provider="cuda")
+    rounded = DnsmosScorer(find_model().path, provider="cuda", precision="bf16")
+    audio = speech_16k(seconds)
+    expected, found = scorer.score(audio, "all"), exact.score(audio, "all")
+    assert found.ovrl == pytest.approx(expected.ovrl, abs=2e-5)
+    assert found.sig == pytest.approx(expected.sig, abs=2e-5)
+    assert found.bak == pytest.approx(expected.bak, abs=2e-5)
+    assert exact.score(audio, "all") == found
+    assert 0 < abs(rounded.score(audio, "all").ovrl - found.ovrl) < BF16_OVRL_ERROR
+
+
+@pytest.mark.parametrize(
+    ("engine", "provider", "precision"),
+    [("torch", "tensorrt", "fp32"), ("onnxruntime", "cuda", "bf16"), ("auto", "tensorrt", "bf16")],
+)
+def test_engines_that_do_not_go_together_are_refused(engine, provider, precision):
+    with pytest.raises(ConfigError, match=r"cannot be used with score\."):
+        DnsmosScorer(find_model().path, provider, engine=engine, precision=precision)
 
 
 def test_bf16_is_refused_where_the_cpu_would_only_emulate_it(monkeypatch):

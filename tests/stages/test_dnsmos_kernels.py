@@ -89,7 +89,9 @@ def test_auto_is_native_where_it_compiles(native):
     assert resolve_engine("auto", "cpu", "fp32") == "native"
     assert resolve_engine("onnxruntime", "cpu", "fp32") == "onnxruntime"
     assert resolve_engine("auto", "cpu", "bf16") == "onnxruntime"
-    assert resolve_engine("auto", "cuda", "fp32") == "onnxruntime"
+    assert resolve_engine("auto", "cuda", "fp32") == "torch"
+    assert resolve_engine("auto", "cuda", "bf16") == "torch"
+    assert resolve_engine("auto", "tensorrt", "fp32") == "onnxruntime"
     with pytest.raises(ConfigError, match="bf16 on cpu"):
         resolve_engine("native", "cpu", "bf16")
 
@@ -99,7 +101,7 @@ def test_without_a_compiler_auto_is_onnxruntime_and_says_so(no_compiler, caplog)
     assert "no C compiler" in caplog.text
     with pytest.raises(ConfigError, match="no C compiler") as caught:
         resolve_engine("native", "cpu", "fp32")
-    assert "score.engine: onnxruntime" in caught.value.remedy
+    assert "score.engine: auto" in caught.value.remedy
 
 
 def test_without_avx2_onnxruntime_is_taken(monkeypatch, caplog):

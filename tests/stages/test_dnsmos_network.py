@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 import stages.dnsmos_network as network
 from stages.dnsmos import find_model
@@ -15,12 +16,13 @@ from stages.dnsmos_network import (
     HOP_SAMPLES,
     WINDOW_SAMPLES,
     Network,
+    Part,
     UnknownNetwork,
     consecutive,
     cut,
     split_bands,
-    torch_shared,
 )
+from stages.dnsmos_torch import bf16_shared, torch_parts
 from stages.onnx_session import open_session, runner
 from tests.stages.speech import speech_16k
 
@@ -32,10 +34,15 @@ def _run(model: bytes):
     return runner(open_session(model, "cpu", "test"))
 
 
+def _part(model: bytes) -> Part:
+    run = _run(model)
+    return lambda values: torch.from_numpy(run(values.contiguous().numpy()))
+
+
 @pytest.fixture(scope="module")
 def cut_network() -> Network:
     parts = (PARTS.spectrogram, PARTS.shared, PARTS.head)
-    return Network(*(_run(part) for part in parts), map)
+    return Network(*(_part(part) for part in parts), map)
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +137,32 @@ def test_the_cut_parts_take_any_number_of_frames_and_threads_change_nothing(cut_
         )
 
 
+def test_torch_computes_every_part_as_onnxruntime_does(cut_network):
+    spectrogram, shared, head = torch_parts(PARTS, "cpu")
+    samples = torch.from_numpy(speech_16k(10)).unfold(0, 320, 160).unsqueeze(0)
+    samples = torch.cat([samples, torch.zeros(1, 3, 320)], dim=1)  # the least power
+    power = cut_network.spectrogram(samples)
+    torch.testing.assert_close(spectrogram(samples), power, rtol=0, atol=1e-3)
+    features = cut_network.shared(power[:, :, :900])
+    torch.testing.assert_close(shared(power[:, :, :900]), features, rtol=1e-4, atol=1e-4)
+    windows = torch.cat([features, features.flip(2)])
+    torch.testing.assert_close(head(windows), cut_network.head(windows), rtol=0, atol=2e-5)
+
+
+def test_the_network_of_torch_scores_as_windows_alone(whole):
+    audio, starts = speech_16k(13), [HOP_SAMPLES * i for i in range(3)]
+    found = Network(*torch_parts(PARTS, "cpu"), map).raw_scores(audio, starts)
+    np.testing.assert_allclose(found, _alone(whole, audio, starts), rtol=0, atol=5e-5)
+
+
 def test_the_bf16_convolutions_are_those_of_the_model(cut_network):
     """In FP32 the same layers equal the model's; rounding is the only other difference."""
-    power = np.random.default_rng(0).normal(-4, 2, (2, 1, 24, 161)).astype(np.float32)
+    drawn = np.random.default_rng(0).normal(-4, 2, (2, 1, 24, 161))
+    power = torch.from_numpy(drawn.astype(np.float32))
     exact = cut_network.shared(power)
-    rounded = torch_shared(PARTS.weights, "cpu")(power)
+    rounded = bf16_shared(PARTS.weights, "cpu")(power)
     assert rounded.shape == exact.shape == (2, 32, 6, 40)
-    scale = np.abs(exact).max()
-    assert 0 < np.abs(rounded - exact).max() < 0.03 * scale
+    assert 0 < (rounded - exact).abs().max() < 0.03 * exact.abs().max()
 
 
 def test_another_network_is_refused():

@@ -12,13 +12,14 @@ from snac import SNAC
 from torch.nn.utils import parametrize
 
 from pipeline.errors import ConfigError
+from pipeline.memory import keep_memory
 from stages import snac_kernels
-from stages.memory import keep_memory
 from stages.native import Unavailable
 from stages.snac import ARCHITECTURE, Codec, resolve_codec
 from stages.snac_encoder import TiledEncoder, Tiles, supports
 from stages.snac_engines import open_engine
 from stages.snac_kernels import CONSTANTS, TorchKernels, native_kernels
+from stages.snac_masking import MaskedEncoder
 from tests.stages.speech import synthetic_speech, write_snac_weights
 
 # Tiles of two rows of the deepest block, segments of three latents, distances of a frame.
@@ -117,7 +118,8 @@ def test_a_batch_has_the_bytes_of_each_clip_alone(engine, weights):
     except ConfigError as error:
         pytest.skip(str(error))
     assert codec.engine == engine
-    batch = np.stack([synthetic_speech(9_000, 24_000, seed) for seed in range(3)])
+    sizes = (9_000, 30_000, 2_048, 8_200)
+    batch = [synthetic_speech(size, 24_000, seed) for seed, size in enumerate(sizes)]
     alone = [codec.encode(clip[None])[0] for clip in batch]
     codec.encode(synthetic_speech(70_000, 24_000)[None])
     for codes, expected in zip(codec.encode(batch), alone, strict=True):
@@ -172,6 +174,32 @@ def test_kernels_that_compute_something_else_are_not_used(monkeypatch, tmp_path)
     native_kernels.cache_clear()
 
 
+def test_beyond_a_clips_end_every_convolution_finds_zeros(model):
+    encoder = MaskedEncoder(model.encoder)
+    clips = [synthetic_speech(size * FRAME, 24_000, size) for size in (1, 5, 3)]
+    batch = torch.zeros(3, 1, 5 * FRAME)
+    for row, clip in zip(batch, clips, strict=True):
+        row[0, : len(clip)] = torch.from_numpy(clip)
+    with torch.inference_mode():
+        together = encoder(batch, [1, 5, 3])
+        for row, clip in zip(together, clips, strict=True):
+            alone = encoder(torch.from_numpy(clip).view(1, 1, -1), [len(clip) // FRAME])[0]
+            difference = (row[:, : alone.shape[1]] - alone).abs().max()
+            assert difference < 1e-5 * alone.abs().max()
+            assert not row[:, alone.shape[1] :].any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_codes_of_a_cpu_in_any_batch(weights):
+    gpu = Codec.open(resolve_codec(str(weights), device="cuda"))
+    cpu = Codec.open(resolve_codec(str(weights), engine="eager"))
+    sizes = (9_000, 30_000, 2_048, 8_200, 100_000)
+    clips = [synthetic_speech(size, 24_000, seed) for seed, size in enumerate(sizes)]
+    for codes, clip in zip(gpu.encode(clips), clips, strict=True):
+        assert np.mean(codes == cpu.encode([clip])[0]) > 0.99
+        assert np.mean(codes == gpu.encode([clip])[0]) > 0.99
+
+
 @pytest.mark.parametrize("engine", ["native", "tiled"])
 def test_engines_of_the_cpu_do_not_run_on_cuda(engine, model):
     with pytest.raises(ConfigError, match=r"snac\.device is cuda"):
@@ -184,10 +212,10 @@ def test_an_encoder_of_another_build_runs_eagerly():
     assert not supports(other)
     engine, encode = open_engine(other, "auto", "cpu")
     assert engine == "eager"
-    clip = torch.from_numpy(synthetic_speech(3_000, 24_000))[None]
+    clip = torch.from_numpy(np.resize(synthetic_speech(3_000, 24_000), 4096))[None]
     with torch.inference_mode():
-        for book, expected in zip(encode(clip), other.encode(clip[None]), strict=True):
-            assert torch.equal(book, expected)
+        for book, expected in zip(encode(clip, [2])[0], other.encode(clip[None]), strict=True):
+            assert torch.equal(book, expected[0])
         with pytest.raises(ConfigError, match="not built as the published one"):
             open_engine(other, "tiled", "cpu")
 
@@ -202,30 +230,3 @@ def test_the_engine_is_no_part_of_what_decides_the_codes(weights):
         resolve_codec(str(weights), engine=engine).describe() for engine in ("auto", "eager")
     ]
     assert descriptions[0] == descriptions[1]
-
-
-def test_compiling_covers_every_length_and_fails_at_the_start(model, monkeypatch):
-    asked = []
-
-    def compiled(encoder, **options):
-        asked.append(options)
-        return encoder
-
-    monkeypatch.setattr(torch, "compile", compiled)
-    engine, encode = open_engine(model, "compile", "cpu")
-    clip = torch.from_numpy(synthetic_speech(3_000, 24_000))[None]
-    with torch.inference_mode():
-        for book, expected in zip(encode(clip), model.encode(clip[None]), strict=True):
-            assert torch.equal(book, expected)
-    assert engine == "compile"
-    assert asked == [{"dynamic": True}]
-
-    def broken(encoder, **options):
-        def call(*_):
-            raise AssertionError("no Triton\nand a long trace")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(ConfigError, match="AssertionError no Triton"):
-        open_engine(model, "compile", "cpu")

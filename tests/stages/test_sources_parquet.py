@@ -14,7 +14,7 @@ from stages.sources import parquet_file, speech_source, text_source
 from stages.sources.location import ClipReader, Place, read_clips
 from stages.sources.parquet import plan_rows
 from stages.sources.planning import Slice
-from tests.stages.audio_files import clip, sample, write_tar
+from tests.stages.audio_files import clip
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CLIPS = [clip(0.1 + 0.01 * n, kind="wav") for n in range(10)]
@@ -243,59 +243,3 @@ def test_instruction_rows(tmp_path):
     assert read_all(pickle.loads(pickle.dumps(source(2)))) == read_all(source(2))
     with pytest.raises(ConfigError, match="no column 'uid'"):
         list(source(2, id="uid").units())
-
-
-def test_clips_of_tars_and_files(tmp_path):
-    members = [member for n in range(3) for member in sample(str(n))]
-    infos = write_tar(tmp_path / "a.tar", members)
-    (tmp_path / "1.wav").write_bytes(CLIPS[0])
-    places = [
-        Place("tar", str(tmp_path / "a.tar"), info.name, info.offset_data, info.size)
-        for info in infos[1::2]
-    ]
-    with ClipReader() as reader:
-        assert [reader.read(place) for place in places] == [data for _, data in members[1::2]]
-        assert reader.read(Place("file", str(tmp_path / "1.wav"), "", 0, 0)) == CLIPS[0]
-        assert reader.header(places[0])[0].format == "FLAC"
-        assert reader.header(Place("file", str(tmp_path / "1.wav"), "", 0, 0))[1] == len(CLIPS[0])
-
-
-@pytest.mark.parametrize("name", ["gone.wav", "folder", "file/below.wav", "x" * 300, "nul\0.wav"])
-def test_a_name_that_leads_nowhere_is_missing_audio(tmp_path, name):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").write_text("")
-    place = Place("file", f"{tmp_path}/{name}", "", 0, 0)
-    with ClipReader() as reader:
-        with pytest.raises(BadRecord, match="missing_audio"):
-            reader.read(place)
-        with pytest.raises(BadRecord, match="missing_audio"):
-            reader.header(place)
-
-
-@pytest.mark.parametrize(
-    "error", [PermissionError(13, "denied"), TimeoutError(), OSError(5, "I/O")]
-)
-@pytest.mark.parametrize("kind", ["file", "tar"])
-def test_a_failing_storage_is_no_missing_audio(tmp_path, monkeypatch, error, kind):
-    def fail(_):
-        raise error
-
-    monkeypatch.setattr("stages.sources.location.open_binary", fail)
-    place = Place(kind, str(tmp_path / "a"), "", 0, 10)
-    with ClipReader() as reader:
-        with pytest.raises(StorageError, match="cannot be read"):
-            reader.read(place)
-        with pytest.raises(StorageError, match="cannot be read"):
-            reader.header(place)
-
-
-def test_a_lost_archive_is_a_storage_error(tmp_path):
-    for kind in ("tar", "parquet"):
-        with pytest.raises(StorageError), ClipReader() as reader:
-            reader.read(Place(kind, str(tmp_path / "gone"), "audio", 0, 10))
-
-
-def test_a_shrunken_archive_is_a_storage_error(tmp_path):
-    (tmp_path / "a.tar").write_bytes(b"short")
-    with pytest.raises(StorageError, match="shorter"), ClipReader() as reader:
-        reader.read(Place("tar", str(tmp_path / "a.tar"), "x", 0, 10))

@@ -1,0 +1,149 @@
+/* 3x3 convolutions of 4x4 outputs by Winograd's F(4x4, 3x3), in FP32.
+ *
+ * 36 products a channel pair instead of 144 (Lavin and Gray 2015, arXiv:1509.09308, points 0, 1, -1,
+ * 2, -2): `transform` takes patches of 6x6 pixels to 36 points, `products` multiplies every point
+ * with a layer's weights, `restore` makes pixels of them.
+ *
+ * Vector types of GCC and clang: one source for every CPU. Channels are multiples of 2 LANES.
+ */
+
+#include <stddef.h>
+
+#ifdef __AVX512F__
+enum { LANES = 16, PANEL = 4, ROWS = 6 }; /* 24 accumulators of 32 registers */
+#else
+enum { LANES = 8, PANEL = 2, ROWS = 6 }; /* 12 of 16; vectors as long as those of AVX2 */
+#endif
+
+enum { TILE = 4, PATCH = 6, POINTS = 36 };
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+/* A layer: `points` [36][inputs][outputs] transformed weights, `bias` [outputs]. */
+typedef struct {
+    const float *points, *bias;
+    ptrdiff_t inputs, outputs;
+} layer;
+
+INLINE lanes load(const float *from) { return *(const lanes *)from; }
+INLINE void store(float *to, lanes value) { *(lanes *)to = value; }
+INLINE lanes positive(lanes x) { return (lanes)((ints)x & (x > 0)); }
+
+/* One dimension of a patch to its points. */
+INLINE void into(const lanes x[6], lanes y[6])
+{
+    lanes a = x[4] - 4 * x[2], b = x[3] - 4 * x[1], c = x[4] - x[2], d = 2 * (x[3] - x[1]);
+    y[0] = 4 * x[0] - 5 * x[2] + x[4];
+    y[1] = a + b;
+    y[2] = a - b;
+    y[3] = c + d;
+    y[4] = c - d;
+    y[5] = 4 * x[1] - 5 * x[3] + x[5];
+}
+
+/* One dimension of points to the pixels of a tile. */
+INLINE void back(const lanes x[6], lanes y[4])
+{
+    lanes a = x[1] + x[2], b = x[1] - x[2], c = x[3] + x[4], d = x[3] - x[4];
+    y[0] = x[0] + a + c;
+    y[1] = b + 2 * d;
+    y[2] = a + 4 * c;
+    y[3] = b + 8 * d + x[5];
+}
+
+/* A patch of 6x6 pixels, whose rows lie `row` values apart, to points that lie `point` apart. */
+INLINE void transform(const float *patch, ptrdiff_t row, ptrdiff_t channels, float *to,
+                      ptrdiff_t point)
+{
+    for (ptrdiff_t c = 0; c < channels; c += LANES) {
+        lanes half[PATCH][PATCH], line[PATCH];
+        for (int i = 0; i < PATCH; i++) {
+            for (int j = 0; j < PATCH; j++)
+                line[j] = load(patch + i * row + j * channels + c);
+            into(line, half[i]);
+        }
+        for (int j = 0; j < PATCH; j++) {
+            lanes column[PATCH], out[PATCH];
+            for (int i = 0; i < PATCH; i++)
+                column[i] = half[i][j];
+            into(column, out);
+            for (int i = 0; i < PATCH; i++)
+                store(to + (i * PATCH + j) * point + c, out[i]);
+        }
+    }
+}
+
+/* [tiles][inputs] times [inputs][outputs], `count` tiles and `panel` vectors of outputs. */
+INLINE void multiply(const float *a, const float *b, float *to, ptrdiff_t inputs,
+                     ptrdiff_t outputs, const int count, const int panel)
+{
+    lanes sum[ROWS * PANEL];
+    for (int i = 0; i < count * panel; i++)
+        sum[i] = (lanes){0};
+    for (ptrdiff_t k = 0; k < inputs; k++) {
+        lanes right[PANEL];
+        for (int j = 0; j < panel; j++)
+            right[j] = load(b + k * outputs + j * LANES);
+        for (int i = 0; i < count; i++) {
+            float left = a[i * inputs + k];
+            for (int j = 0; j < panel; j++)
+                sum[i * panel + j] += left * right[j];
+        }
+    }
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < panel; j++)
+            store(to + i * outputs + j * LANES, sum[i * panel + j]);
+}
+
+INLINE void multiply_panel(const float *a, const float *b, float *to, ptrdiff_t tiles,
+                           ptrdiff_t inputs, ptrdiff_t outputs, const int panel)
+{
+    ptrdiff_t t = 0;
+    for (; t + ROWS <= tiles; t += ROWS)
+        multiply(a + t * inputs, b, to + t * outputs, inputs, outputs, ROWS, panel);
+    a += t * inputs;
+    to += t * outputs;
+    switch (tiles - t) {
+    case 5: multiply(a, b, to, inputs, outputs, 5, panel); break;
+    case 4: multiply(a, b, to, inputs, outputs, 4, panel); break;
+    case 3: multiply(a, b, to, inputs, outputs, 3, panel); break;
+    case 2: multiply(a, b, to, inputs, outputs, 2, panel); break;
+    case 1: multiply(a, b, to, inputs, outputs, 1, panel); break;
+    }
+}
+
+static void products(layer of, const float *from, float *to, ptrdiff_t tiles)
+{
+    for (int p = 0; p < POINTS; p++) {
+        const float *a = from + p * tiles * of.inputs, *b = of.points + p * of.inputs * of.outputs;
+        float *c = to + p * tiles * of.outputs;
+        ptrdiff_t n = 0;
+        for (; n + PANEL * LANES <= of.outputs; n += PANEL * LANES)
+            multiply_panel(a, b + n, c + n, tiles, of.inputs, of.outputs, PANEL);
+        for (; n + 2 * LANES <= of.outputs; n += 2 * LANES)
+            multiply_panel(a, b + n, c + n, tiles, of.inputs, of.outputs, 2);
+    }
+}
+
+/* Products [36][tiles][outputs] of tile `t` of a block to 4x4 pixels, biased and rectified. */
+INLINE void restore(layer of, const float *from, ptrdiff_t point, ptrdiff_t c, lanes out[4][4])
+{
+    lanes half[PATCH][TILE];
+    for (int i = 0; i < PATCH; i++) {
+        lanes line[PATCH];
+        for (int j = 0; j < PATCH; j++)
+            line[j] = load(from + (i * PATCH + j) * point + c);
+        back(line, half[i]);
+    }
+    lanes bias = load(of.bias + c);
+    for (int j = 0; j < TILE; j++) {
+        lanes column[PATCH], made[TILE];
+        for (int i = 0; i < PATCH; i++)
+            column[i] = half[i][j];
+        back(column, made);
+        for (int i = 0; i < TILE; i++)
+            out[i][j] = positive(made[i] + bias);
+    }
+}
