@@ -140,7 +140,10 @@ class TrainConfig(Strict):
     parallel: Literal["fsdp", "ddp"] = Field(
         default="fsdp", description="fsdp: weights, gradients and moments sharded (FSDP2)"
     )
-    compile: bool = Field(default=False, description="torch.compile of every layer")
+    compile: bool | None = Field(
+        default=None,
+        description="torch.compile of every layer, which needs a C compiler; null: on CUDA",
+    )
     attention: Literal["auto", "varlen", "flex", "mask"] = Field(
         default="auto", description="auto: varlen; mask is the plain one that others must equal"
     )

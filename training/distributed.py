@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from shutil import which
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
@@ -79,6 +80,24 @@ class Ranks:
     def wait(self) -> None:
         """Return when every rank has come here."""
         self.sums([0.0])
+
+
+def choose_compile(wanted: bool | None, device: str) -> bool:
+    """Return whether layers are compiled: by default on CUDA.
+
+    Measured on one H200 with Orpheus-3B's shape: 22.2 k tokens a second instead of 16.7 k.
+    Raises: ConfigError where Triton, which compiles for a GPU, would find no C compiler.
+    """
+    compiled = device == "cuda" if wanted is None else wanted
+    named = os.environ.get("CC", "").split()[:1]
+    if compiled and device == "cuda" and not any(map(which, [*named, "gcc", "clang"])):
+        raise ConfigError(
+            "layers cannot be compiled",
+            "Triton needs a C compiler, and neither $CC nor gcc nor clang is found",
+            "Install one (Debian's package gcc), or set train.compile: false, which trains at "
+            "three quarters of the speed.",
+        )
+    return compiled
 
 
 def parallelise(

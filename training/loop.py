@@ -56,9 +56,9 @@ def train(
 def take_step(run: Run) -> Verdict:
     """Consume the next batch: gradients, the guard's verdict, and the update if it allows one."""
     config, guard = run.config, run.guard
-    began = time.perf_counter()
+    started = time.perf_counter()
     batches = run.loader.batches(run.progress.data_steps)
-    waited = time.perf_counter() - began
+    waited = time.perf_counter() - started
 
     rate = learning_rate(run.progress.steps, config) * guard.rate_factor
     result = accumulate_gradients(
@@ -78,7 +78,10 @@ def take_step(run: Run) -> Verdict:
     run.optimizer.zero_grad(set_to_none=True)
 
     run.progress = run.progress.after(verdict.action.applies, result.tokens)
-    seconds = time.perf_counter() - began
+    # From end to end: a GPU is still updating the weights when this process has come here.
+    ended = time.perf_counter()
+    seconds = ended - (run.step_ended_at or started)
+    run.step_ended_at = ended
     run.observer.took(
         run.progress, verdict, result, batches, float(gradient_norm), rate, seconds, waited
     )
@@ -95,10 +98,12 @@ def after_step(run: Run) -> None:
     is_last = steps == config.max_steps
     if steps % config.checkpoint_every_steps == 0 or is_last:
         run.save()
+        run.step_ended_at = None
     run.writer.poll()
     every = config.evaluation.every_steps
     if every and (steps % every == 0 or is_last):
         run.evaluate()
+        run.step_ended_at = None
 
 
 def roll_back(run: Run, verdict: Verdict) -> None:
@@ -106,6 +111,7 @@ def roll_back(run: Run, verdict: Verdict) -> None:
 
     Raises: Exploded when there is none.
     """
+    run.step_ended_at = None
     run.writer.finish()
     wanted = run.progress.steps - run.config.guard.roll_back_steps
     found = None

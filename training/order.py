@@ -73,11 +73,13 @@ class StepLoader:
         world: int,
         num_embeddings: int,
         loss_on: str,
+        least_width: int = 0,
         pin_memory: bool,
     ) -> None:
         self._rows, self._order, self._sources = rows, order, rows.sources
         self._micro_batch_rows, self._rank, self._world = micro_batch_rows, rank, world
         self._num_embeddings, self._loss_on, self._pin = num_embeddings, loss_on, pin_memory
+        self._least_width = least_width
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="step-loader")
         self._ahead: dict[int, Future[list[Batch]]] = {}
 
@@ -107,6 +109,7 @@ class StepLoader:
                 self._num_embeddings,
                 self._sources,
                 self._loss_on,
+                self._least_width,
             )
             for part in self.numbers(data_step)
         ]

@@ -14,7 +14,7 @@ from training import checkpoint as checkpoints
 from training import preflight, rollback
 from training.config import TrainConfig
 from training.data import ShardRows
-from training.distributed import Ranks, parallelise
+from training.distributed import Ranks, choose_compile, parallelise
 from training.evaluation import evaluate
 from training.generation import Speaking, speak
 from training.guard import Guard
@@ -47,6 +47,7 @@ class Run:
     observer: Observer
     log: RunLog | None
     speaking: Speaking | None
+    step_ended_at: float | None = None  # on time.perf_counter(); None if the next has a fresh start
 
     @property
     def folder(self) -> Path:
@@ -104,12 +105,13 @@ def open_run(
     plain_model = build_model(config).to(ranks.device)  # pyright: ignore[reportArgumentType]
     if ranks.is_main:
         plain_model.config.save_pretrained(out_dir / MODEL_FOLDER)
+    compiled = choose_compile(config.compile, config.device)
     model = parallelise(
         plain_model,
         ranks,
         config.parallel,
         config.precision,
-        compile=config.compile,
+        compile=compiled,
         activation_checkpointing=config.activation_checkpointing,
     ).train()
     optimizer = build_optimizer(plain_model, config)
@@ -126,6 +128,7 @@ def open_run(
         world=ranks.world,
         num_embeddings=plain_model.num_embeddings,
         loss_on=config.loss_on,
+        least_width=rows.max_row_tokens if compiled else 0,
         pin_memory=ranks.device.type == "cuda",
     )
     writer = checkpoints.CheckpointWriter(

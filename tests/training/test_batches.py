@@ -54,6 +54,16 @@ def test_collate_marks_documents():
     assert (batch.num_supervised, batch.num_tokens) == (4, 7)
 
 
+def test_rows_are_padded_to_a_width_that_is_asked_for():
+    rows = [row_of(0, [5, 6, 7], [1, 2], ["b", "a"]), row_of(1, [3, 4], [2], ["b"])]
+    wide = collate(rows, NUM_EMBEDDINGS, ["a", "b"], least_width=5)
+    narrow = collate(rows, NUM_EMBEDDINGS, ["a", "b"], least_width=2)
+    assert wide.input_ids.tolist() == [[5, 6, 7, PAD, PAD], [3, 4, PAD, PAD, PAD]]
+    assert wide.document_index.tolist() == [[0, 1, 1, -1, -1], [0, 0, -1, -1, -1]]
+    assert narrow.input_ids.shape == (2, 3)
+    assert (wide.num_supervised, wide.num_tokens) == (narrow.num_supervised, narrow.num_tokens)
+
+
 def test_an_id_without_embedding_is_refused(tmp_path):
     rows = ShardRows(write_shards(tmp_path), "train")
     with pytest.raises(ContractError, match=r"row 0 .*512 embeddings"):

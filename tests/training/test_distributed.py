@@ -11,6 +11,7 @@ from tests.training.llamas import local_of, loss_of, tiny_llama, whole
 from tests.training.ranks import run_ranks
 from training.distributed import (
     Ranks,
+    choose_compile,
     clip_gradients_,
     from_torchrun,
     gradient_sync,
@@ -190,6 +191,19 @@ def test_layers_are_compiled_in_place(monkeypatch, recompute):
     assert [n for n, _ in model.named_parameters()] == [
         n for n, _ in tiny_llama().named_parameters()
     ]
+
+
+def test_layers_are_compiled_on_cuda_unless_told_otherwise(monkeypatch):
+    assert not choose_compile(None, "cpu")
+    assert choose_compile(True, "cpu")
+    assert not choose_compile(False, "cuda")
+    monkeypatch.setattr("training.distributed.which", lambda name: name == "clang" and name)
+    assert choose_compile(None, "cuda")
+    monkeypatch.setattr("training.distributed.which", lambda name: None)
+    assert not choose_compile(False, "cuda")
+    with pytest.raises(ConfigError, match="Triton needs a C compiler") as caught:
+        choose_compile(None, "cuda")
+    assert "train.compile: false" in caught.value.remedy
 
 
 def test_half_a_torchrun_environment_is_refused(monkeypatch):

@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from training.data import ShardRows
 from training.distributed import single
 from training.metrics import EVALUATIONS_FILE, RunLog, read_events, read_metrics
 from training.optim import learning_rate
-from training.run import open_run
+from training.run import Run, open_run
 from training.step import accumulate_gradients
 from training.tensor_files import checkpoint_tensors
 
@@ -63,6 +64,20 @@ def test_steps_lower_the_loss_and_write_every_metric(tmp_path, capsys):
     board.Reload()
     for name in ("loss", "loss_by_source/text-source", "largest_logit"):
         assert [event.step for event in board.Scalars(f"train/{name}")] == list(range(1, 16))
+
+
+def test_a_step_lasts_until_the_next_begins_but_no_checkpoint(tmp_path, monkeypatch):
+    """What a process does after it has started a step's last kernels hides a GPU's time."""
+    log = RunLog.step
+    save = Run.save
+    monkeypatch.setattr(RunLog, "step", lambda self, row: (time.sleep(0.2), log(self, row)))
+    monkeypatch.setattr(Run, "save", lambda self: (time.sleep(0.5), save(self)))
+    shards = small_shards(tmp_path / "shards")
+    config = small_config(max_steps=4, checkpoint_every_steps=2)
+    loop.train(config, shards, tmp_path / "out", RANKS)
+    seconds = [row["seconds"] for row in read_metrics(tmp_path / "out")]
+    assert min(seconds[1], seconds[3]) > 0.2  # the log of the step before
+    assert seconds[2] < min(0.2, seconds[1])  # a checkpoint lies between, which is no step's
 
 
 def test_the_peak_gives_both_conventions_of_mfu(tmp_path):
