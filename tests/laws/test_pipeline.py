@@ -81,7 +81,7 @@ def test_the_books_close_with_every_reason(done):
 
 def test_verify_proves_the_run_and_names_a_single_flipped_byte(done, corpus):
     proofs = verify_run(*opened(done))
-    assert len(proofs) == 6
+    assert len(proofs) == 15
     run(corpus)
     shard = next((corpus.parent / "run/shards").glob("train-*.arrow"))
     data = bytearray(shard.read_bytes())
@@ -258,3 +258,41 @@ def test_inspect_writes_original_and_reconstruction(done, tmp_path):
     names = sorted(path.name for path in (tmp_path / "w").iterdir())
     assert any(name.endswith("original.wav") for name in names)
     assert any(name.endswith("reconstruction.wav") for name in names)
+
+
+def test_inspect_shows_what_became_of_a_record_and_writes_its_sound(corpus, tmp_path):
+    run(corpus)
+    plan, ledger = opened(corpus)
+    by_outcome: dict[str, tuple[str, str]] = {}
+    for unit in plan.of("speech"):
+        receipt = ledger.receipt("encode", unit)
+        assert receipt is not None
+        for row in ledger.read(receipt).to_pylist():
+            by_outcome["kept"] = row["id"], row["audio_path"]
+        excluded = ledger.read_excluded(receipt)
+        for row in [] if excluded is None else excluded.to_pylist():
+            by_outcome["rejected"] = row["id"], row["reason"]
+    id, path = by_outcome["kept"]
+    found = koe("inspect", id, "-c", str(corpus), "--json")
+    assert found.returncode == 0, found.stderr
+    (record,) = json.loads(found.stdout)["records"]
+    assert {stage["outcome"] for stage in record["stages"]} == {"kept"}
+    (place,) = record["places"]
+    in_row = koe("inspect", f"{place['shard']}:{place['row']}", "-c", str(corpus), "--json")
+    document = json.loads(in_row.stdout)["documents"][place["document"]]
+    assert (document["id"], document["text"]) == (id, record["text"])
+
+    Path(path).unlink()
+    shown = koe("inspect", id, "-c", str(corpus), "--wav", str(tmp_path / "gone"))
+    assert shown.returncode == 0, shown.stderr
+    assert f"no original of {id}" in shown.stderr
+    (file,) = (tmp_path / "gone").iterdir()
+    assert file.name.endswith("reconstruction.wav")
+
+    low, reason = by_outcome["rejected"]
+    shown = koe("inspect", low, "-c", str(corpus), "--wav", str(tmp_path / "low"))
+    assert shown.returncode == 0, shown.stderr
+    assert reason in shown.stdout
+    (file,) = (tmp_path / "low").iterdir()
+    assert file.name.endswith("original.wav")
+    assert koe("inspect", "clips/none", "-c", str(corpus)).returncode == 2

@@ -1,0 +1,152 @@
+"""Proves a run from its bytes alone: hashes, books, ids, grammar, order, shards, index and card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ContractError
+from pipeline.ledger import Ledger, Receipt
+from pipeline.plan import Plan
+from pipeline.schema import SPEECH, TEXT
+from pipeline.stats import INDEX
+from pipeline.verify.card import prove_card
+from pipeline.verify.documents import prove_pieces
+from pipeline.verify.index import load_index, prove_folder, prove_identity, prove_index
+from pipeline.verify.order import (
+    RECEIPT,
+    prove_distinct,
+    prove_left_out,
+    prove_order_measures,
+    prove_order_receipt,
+    shard_pieces,
+)
+from pipeline.verify.placing import Placing
+from pipeline.verify.receipts import setting
+from pipeline.verify.samples import Samples
+from pipeline.verify.shards import prove_shard, shard_figures
+from pipeline.verify.units import Seen, prove_names, prove_units
+
+__all__ = ["Proof", "verify_run"]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One thing that was proved, and over how much."""
+
+    what: str
+    count: int
+    unit: str
+
+
+Proved = Callable[[str, int, str], None]
+
+
+def verify_run(
+    plan: Plan, ledger: Ledger, on_proof: Callable[[Proof], None] = lambda proof: None
+) -> list[Proof]:
+    """Read everything again and prove it, in the order of the data flow.
+
+    Of a run that is not whole, what there is is proved: its proofs are fewer. Holds 9 bytes a
+    sample, as much again while ids are compared, and one shard.
+    Raises: ContractError at the first contradiction, naming the file and what it contradicts.
+    """
+    proofs: list[Proof] = []
+
+    def proved(what: str, count: int, unit: str) -> None:
+        if count:
+            proofs.append(Proof(what, count, unit))
+            on_proof(proofs[-1])
+
+    prove_names(plan)
+    proved(
+        "units have names of their own and sources that the plan knows", len(plan.units), "units"
+    )
+    samples, seen = Samples(plan, ledger.storage), Seen()
+    prove_units(plan, ledger, samples, seen)
+    _tell_units(plan, seen, proved)
+    index, order = load_index(ledger), prove_order_receipt(ledger, samples)
+    if order is None:
+        if index is not None:
+            raise ContractError(
+                f"{INDEX} describes shards of no order",
+                f"{RECEIPT} is missing or torn",
+                "Run `koe run`: what is stale or missing is redone.",
+            )
+        return proofs
+    made = _prove_shards(order, index, ledger, samples, proved)
+    prove_identity(order, seen)
+    proved(
+        "codec and tokenizer are the same in units, order and metadata of the shards",
+        len(seen.codecs) + len(seen.tokenizers),
+        "identities",
+    )
+    if index is not None:
+        prove_index(index, order, made)
+        prove_folder(ledger, index)
+        proved("the index names these shards with their hashes and figures, no other file is there",
+               len(made), "shards")  # fmt: skip
+        has_card = prove_card(plan, ledger, index)
+        proved("the dataset card says what the figures say", int(has_card), "card")
+    return proofs
+
+
+def _tell_units(plan: Plan, seen: Seen, proved: Proved) -> None:
+    num_tables = seen.outputs + seen.excluded
+    proved(
+        "receipts agree with the hash, size, schema and rows of their tables", num_tables, "tables"
+    )
+    proved(
+        "in = kept + rejected + quarantined, by reason, for every stage, unit and source",
+        seen.records,
+        "records of stages",
+    )
+    proved(
+        "each stage's records are those of its input, each once, its columns carried unchanged",
+        seen.outputs,
+        "outputs",
+    )
+    proved("clips above their threshold have 7 codes a frame, in range", seen.encoded, "clips")
+    proved(
+        "speech obeys the 7-slot grammar and holds encode's codes", seen.samples[SPEECH], "samples"
+    )
+    proved("text is turns of user and answer", seen.samples[TEXT], "samples")
+
+
+def _prove_shards(
+    order: Receipt,
+    index: dict[str, Any] | None,
+    ledger: Ledger,
+    samples: Samples,
+    proved: Proved,
+) -> list[dict[str, Any]]:
+    """Prove the order and the shards made of it; return their entries of the index."""
+    seconds_left_out = prove_left_out(order, ledger, samples)
+    prove_distinct(samples)
+    proved("ids are unique, samples left out have a reason", len(samples), "samples")
+    placing, num_shards, made = Placing(samples), 0, []
+    for pieces in shard_pieces(ledger.storage, order.output, len(samples.units)):
+        num_shards += 1
+        shard = prove_shard(pieces, order, ledger, samples)
+        if shard is None and index is not None:
+            raise ContractError(
+                f"{INDEX} describes shards that are not all made",
+                f"interleave/{pieces.shard}.json is missing or torn",
+                "Run `koe run`: what is stale or missing is redone.",
+            )
+        placing.add(pieces, prove_pieces(pieces, samples, shard and shard[1]))
+        if shard is not None:
+            made.append(shard_figures(pieces, *shard, samples))
+        del shard  # before the next one is read
+    placing.prove_whole()
+    prove_order_measures(order, num_shards, samples, seconds_left_out)
+    proved("shards agree with their receipts in hash, rows and tokens", len(made), "shards")
+    rows, documents = (sum(entry[key] for entry in made) for key in ("rows", "documents"))
+    capacity = setting(order, "max_row_tokens")
+    proved(f"rows hold at most {capacity} tokens and exactly their documents", rows, "rows")
+    proved(
+        "documents follow the order and equal their pieces of the samples", documents, "documents"
+    )
+    proved("every sample is placed once and whole, or left out", len(samples), "samples")
+    return made

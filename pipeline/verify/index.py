@@ -1,0 +1,101 @@
+"""The index and the folder of the shards: they name what there is, and nothing else lies there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.errors import ContractError
+from pipeline.fingerprint import sha256_json
+from pipeline.ledger import Ledger, Receipt
+from pipeline.schema import ROW, SCHEMA_VERSION
+from pipeline.stats import INDEX, read_index
+from pipeline.verify.order import RECEIPT
+from pipeline.verify.receipts import setting
+from pipeline.verify.shards import identity
+from pipeline.verify.units import Seen
+
+_REMEDY = f"Remove {INDEX} and run `koe run`: it is written again."
+
+
+def load_index(ledger: Ledger) -> dict[str, Any] | None:
+    """Read the index; None while there is none.
+
+    Raises: ContractError when it is not the JSON of one.
+    """
+    try:
+        index = read_index(ledger)
+    except ValueError as error:
+        raise ContractError(f"{INDEX} is no JSON", str(error), _REMEDY) from error
+    shards = [] if index is None else index.get("shards") if isinstance(index, dict) else None
+    if not isinstance(shards, list) or not all(isinstance(entry, dict) for entry in shards):
+        raise ContractError(f"{INDEX} is no index", "it lists no shards", _REMEDY)
+    return index
+
+
+def prove_index(index: dict[str, Any], order: Receipt, found: list[dict[str, Any]]) -> None:
+    """Prove that the index says what the bytes say; `found`: an entry a shard, made from them."""
+    named = [entry.get("path") for entry in index["shards"]]
+    made = [entry["path"] for entry in found]
+    if named != made:
+        strange = next((name for name in (*named, *made) if (name in named) != (name in made)), "")
+        raise ContractError(
+            f"{INDEX} names {len(named)} shards, the order {len(made)}",
+            f"{strange} is only in one of them" if strange else "their sequence differs",
+            _REMEDY,
+        )
+    for said, entry in zip(index["shards"], found, strict=True):
+        _require_equal(said, entry, f"{INDEX} of {entry['path']}", "its bytes")
+    parts = identity(order)
+    settings = {name: value for name, value in order.content.items() if name not in parts}
+    expected = {
+        "schema_version": SCHEMA_VERSION,
+        "max_row_tokens": setting(order, "max_row_tokens"),
+        **parts,
+        "interleave": settings,
+        "schema": ROW.to_string(show_field_metadata=False).splitlines(),
+    }
+    _require_equal(index, expected, INDEX, RECEIPT)
+
+
+def _require_equal(said: dict[str, Any], expected: dict[str, Any], where: str, source: str) -> None:
+    for key, value in expected.items():
+        if said.get(key) != value:
+            raise ContractError(
+                f"{where} says {said.get(key)!r:.200} for {key}",
+                f"{source} says {value!r:.200}",
+                _REMEDY,
+            )
+
+
+def prove_identity(order: Receipt, seen: Seen) -> None:
+    """Prove that codes and text ids were made by the codec and tokenizer that the order names."""
+    parts = identity(order)
+    for path, codec in seen.codecs.values():
+        _require_same(sha256_json(codec) == sha256_json(parts["codec"]), path, "codec")
+    for sha256, path in seen.tokenizers.items():
+        _require_same(sha256 == parts["tokenizer"]["sha256"], path, "tokenizer")
+
+
+def _require_same(same: bool, path: str, what: str) -> None:
+    if not same:
+        raise ContractError(
+            f"{path} names another {what} than {RECEIPT}",
+            f"all samples of a run are made by one {what}",
+            "Run `koe run`: what is stale is redone.",
+        )
+
+
+def prove_folder(ledger: Ledger, index: dict[str, Any]) -> None:
+    """Prove that no shard lies in the folder that the index does not name."""
+    named = {entry["path"] for entry in index["shards"]}
+    strange = [
+        name
+        for name in ledger.storage.names("shards")
+        if name.endswith(".arrow") and name not in named
+    ]
+    if strange:
+        raise ContractError(
+            f"shards/{strange[0]} is no shard of this run",
+            f"{INDEX} does not name it",
+            "Remove it: whoever loads the folder would read it, too.",
+        )

@@ -1,0 +1,253 @@
+"""The stored order: which samples it leaves out and why, and the pieces that it gives each shard."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ContractError
+from pipeline.fingerprint import sha256_json
+from pipeline.ledger import Ledger, Output, Receipt
+from pipeline.repeats import repeated
+from pipeline.schema import EXCLUDED, ORDER
+from pipeline.stats import ORDER_UNIT, encoded_seconds
+from pipeline.storage import Storage
+from pipeline.verify.files import vouched_batches
+from pipeline.verify.receipts import reasons_of, require_books, require_receipt, setting
+from pipeline.verify.samples import DUPLICATE, LEFT_OUT, OPEN, Samples
+
+REMEDY = "Run `koe run --force interleave`."
+RECEIPT = f"interleave/{ORDER_UNIT}.json"
+_EXCLUDED = f"interleave/{ORDER_UNIT}.excluded.arrow"
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What the order places in one shard, row by row; arrays [pieces]."""
+
+    shard: str
+    row: np.ndarray  # within the shard
+    unit: np.ndarray  # index into the plan's units
+    sample: np.ndarray  # row in the unit's samples
+    start: np.ndarray  # token range of the sample
+    stop: np.ndarray
+    part: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def prove_order_receipt(ledger: Ledger, samples: Samples) -> Receipt | None:
+    """Prove that the order was made of the samples as they are; None while there is no order."""
+    receipt = ledger.receipt("interleave", ORDER_UNIT)
+    if receipt is None:
+        return None
+    missing = [
+        unit for unit, sha256 in zip(samples.units, samples.outputs, strict=True) if sha256 is None
+    ]
+    if missing:
+        raise ContractError(
+            f"{RECEIPT} vouches for an order of samples that are not there",
+            f"unit {missing[0]} is not tokenized",
+            "Run `koe run`: what is stale or missing is redone.",
+        )
+    made_from = sha256_json(
+        [list(pair) for pair in zip(samples.units, samples.outputs, strict=True)]
+    )
+    path = f"interleave/{ORDER_UNIT}.arrow"
+    require_receipt(receipt, "interleave", ORDER_UNIT, path, made_from)
+    return receipt
+
+
+def prove_left_out(receipt: Receipt, ledger: Ledger, samples: Samples) -> dict[str, float]:
+    """Prove each excluded sample of the order, and note its fate.
+
+    Returns the seconds of the clips among them, by source.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
+    numbers = {unit: number for number, unit in enumerate(samples.units)}
+    if receipt.excluded:
+        with vouched_batches(ledger.storage, receipt.excluded, EXCLUDED) as batches:
+            first = 0
+            for batch in batches:
+                found += reasons_of(batch)
+                for unit, begin, rows in _by_location(batch["location"], first):
+                    if unit not in numbers:
+                        raise ContractError(
+                            f"{_EXCLUDED}:{first + begin} lies in unit {unit!r}",
+                            "the plan has none of this name",
+                            REMEDY,
+                        )
+                    part, number = batch.slice(begin, len(rows)), numbers[unit]
+                    _leave_out(part, rows, number, receipt, samples, first + begin)
+                    ids = pa.chunked_array([part["id"]])
+                    seconds[samples.sources[number]] += encoded_seconds(ledger, unit, ids)
+                first += batch.num_rows
+    require_books(receipt, len(samples), found)
+    return seconds
+
+
+def _by_location(locations: pa.Array, first: int) -> Iterator[tuple[str, int, list[int]]]:
+    """Group the rows of a batch by unit: its name, the first row, and the rows of its samples."""
+    split = [location.rpartition("#") for location in locations.to_pylist()]
+    begin = 0
+    for unit, group in groupby(split, key=lambda parts: parts[0]):
+        rows = [row for _, _, row in group]
+        for place, row in enumerate(rows, first + begin):
+            if not row.isdecimal():
+                raise ContractError(
+                    f"{_EXCLUDED}:{place} does not say where its sample lies",
+                    f"the location is {unit}#{row}, not UNIT#ROW",
+                    REMEDY,
+                )
+        yield unit, begin, [int(row) for row in rows]
+        begin += len(rows)
+
+
+def _leave_out(
+    part: pa.RecordBatch,
+    rows: list[int],
+    unit: int,
+    receipt: Receipt,
+    samples: Samples,
+    first: int,
+) -> None:
+    """Prove that excluded records name samples of one unit, each for the first time."""
+    capacity = setting(receipt, "max_row_tokens")
+    opened = samples.open(unit)
+    columns = (part[name].to_pylist() for name in ("id", "stage", "source", "reason"))
+    expected = ("interleave", samples.sources[unit])
+    for place, (row, id, stage, source, reason) in enumerate(zip(rows, *columns, strict=True)):
+        number = int(samples.bounds[unit]) + row
+        if row >= len(opened.tokens) or opened.ids[row].as_py() != id:
+            why = f"row {row} of unit {samples.units[unit]} is another"
+        elif (stage, source) != expected:
+            why = f"its stage and source are {stage} and {source}, not {' and '.join(expected)}"
+        elif reason == "overlong" and opened.tokens.lengths[row] <= capacity:
+            why = f"its {opened.tokens.lengths[row]} tokens are not too long for a row"
+        elif samples.fate[number] != OPEN:
+            why = "it is excluded twice"
+        else:
+            samples.fate[number] = DUPLICATE if reason == "duplicate_id" else LEFT_OUT
+            continue
+        raise ContractError(f"{_EXCLUDED}:{first + place} leaves out {id} wrongly", why, REMEDY)
+
+
+def prove_distinct(samples: Samples) -> None:
+    """Prove that of the samples of one id the first in plan order stays, and no other."""
+    suspects = repeated(samples.take_hashes())
+    wrong = samples.fate == DUPLICATE
+    wrong[suspects[~_is_first(samples, suspects)]] ^= True
+    if wrong.any():
+        number = int(np.argmax(wrong))
+        if samples.fate[number] == DUPLICATE:
+            raise ContractError(
+                f"{samples.name(number)} is excluded as a duplicate",
+                "no earlier sample has its id",
+                REMEDY,
+            )
+        raise ContractError(
+            f"{samples.name(number)} has the id of an earlier sample",
+            f"{_EXCLUDED} does not leave it out",
+            REMEDY,
+        )
+
+
+def _is_first(samples: Samples, suspects: np.ndarray) -> np.ndarray:
+    """Mark those of `suspects` (numbers, ascending) that no other with their id precedes."""
+    digests = np.empty((len(suspects), _DIGEST_BYTES), np.uint8)
+    cuts = np.searchsorted(suspects, samples.bounds)
+    for unit in np.flatnonzero(np.diff(cuts)).tolist():
+        begin, end = cuts[unit], cuts[unit + 1]
+        rows = pa.array(suspects[begin:end] - samples.bounds[unit])
+        for place, name in enumerate(samples.open(unit).ids.take(rows).to_pylist(), int(begin)):
+            digest = hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
+            digests[place] = np.frombuffer(digest, np.uint8)
+    _, first = np.unique(digests.view(f"V{_DIGEST_BYTES}").ravel(), return_index=True)
+    is_first = np.zeros(len(suspects), bool)
+    is_first[first] = True
+    return is_first
+
+
+def shard_pieces(storage: Storage, order: Output, num_units: int) -> Iterator[Pieces]:
+    """Yield the stored order shard by shard, holding one shard's pieces at a time.
+
+    Raises: ContractError when a shard comes twice or a unit is unknown.
+    """
+    done: set[str] = set()
+    waiting: list[pa.RecordBatch] = []
+    name, first = "", 0
+    with vouched_batches(storage, order, ORDER) as batches:
+        for batch in batches:
+            unit = batch["unit"].to_numpy()
+            if ((unit < 0) | (unit >= num_units)).any():
+                row = int(np.argmax((unit < 0) | (unit >= num_units)))
+                raise ContractError(
+                    f"{order.path}:{first + row} names unit {unit[row]}",
+                    f"the plan has {num_units}",
+                    REMEDY,
+                )
+            for shard, begin, end in _runs(batch["shard"]):
+                if shard != name and waiting:
+                    yield _pieces(name, waiting)
+                    done.add(name)
+                    waiting = []
+                if shard in done:
+                    raise ContractError(
+                        f"{order.path}:{first + begin} goes back to {shard}",
+                        "the order is sorted by shard",
+                        REMEDY,
+                    )
+                name = shard
+                waiting.append(batch.slice(begin, end - begin))
+            first += batch.num_rows
+    if waiting:
+        yield _pieces(name, waiting)
+
+
+def _runs(names: pa.Array) -> Iterator[tuple[str, int, int]]:
+    coded = names.dictionary_encode()
+    codes = coded.indices.to_numpy()
+    cuts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
+    for begin, end in pairwise(cuts):
+        if end > begin:
+            yield coded.dictionary[int(codes[begin])].as_py(), begin, end
+
+
+def _pieces(shard: str, batches: list[pa.RecordBatch]) -> Pieces:
+    """Join the pieces of a shard, and prove that its rows rise from 0 by one."""
+    table = pa.Table.from_batches(batches)
+    pieces = Pieces(shard, *(table[name].to_numpy() for name in ORDER.names if name != "shard"))
+    step = np.diff(pieces.row, prepend=0)
+    wrong = (step < 0) | (step > 1)
+    wrong[0] = pieces.row[0] != 0
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        raise ContractError(
+            f"the order of {shard} goes to row {pieces.row[place]} at its piece {place}",
+            "the rows of a shard rise from 0 by one",
+            REMEDY,
+        )
+    return pieces
+
+
+def prove_order_measures(
+    receipt: Receipt, num_shards: int, samples: Samples, seconds: dict[str, float]
+) -> None:
+    """Prove the counts by source that the receipt's statistics are made of."""
+    expected: dict[str, float] = {"shards": num_shards}
+    expected |= {f"placed.{name}": count for name, count in samples.placed_by_source().items()}
+    expected |= {f"seconds_left_out.{name}": value for name, value in seconds.items()}
+    for name in sorted({*expected, *receipt.measures}):
+        said, found = receipt.measures.get(name, 0.0), expected.get(name, 0.0)
+        if not math.isclose(said, found, rel_tol=1e-9, abs_tol=2e-3):  # stored to milliseconds
+            raise ContractError(f"{RECEIPT} counts {said:g} {name}", f"there are {found:g}", REMEDY)

@@ -1,0 +1,86 @@
+"""All samples of a run in 9 bytes each, and the few tokenized tables that are open at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.ledger import Receipt
+from pipeline.plan import Plan
+from pipeline.storage import Storage
+from pipeline.verify.lists import TokenLists, offsets
+
+OPEN, PLACED, CUT, LEFT_OUT, DUPLICATE = 0, 1, 2, 3, 4  # fates; CUT is placed piece by piece
+
+# Tables kept open. Units are asked for in plan order, so more of them would only help a run of few;
+# mapped pages count as memory, and a remote table is held whole.
+_MAPPED_UNITS, _READ_UNITS = 8, 32
+
+
+class UnitSamples:
+    """The tokenized table of one unit, proved before."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.ids = table["id"]
+        self.tokens = TokenLists(table["input_ids"])
+
+
+class Samples:
+    """Counts and hashes the samples while their units are proved, then knows the fate of each.
+
+    A sample's number is its place in plan order: that of its unit's first plus its row.
+    """
+
+    def __init__(self, plan: Plan, storage: Storage) -> None:
+        self.units = tuple(unit.unit for unit in plan.units)
+        self.sources = tuple(unit.source for unit in plan.units)
+        self.modalities = tuple(unit.modality for unit in plan.units)
+        self.outputs: list[str | None] = []  # SHA-256 of each tokenized table, by unit
+        self.fate = np.empty(0, np.uint8)
+        self._storage = storage
+        self._hashes = bytearray()  # grows in place
+        self._sizes: list[int] = []
+        self.open = lru_cache(_MAPPED_UNITS if storage.is_local else _READ_UNITS)(self._open)
+
+    def add(self, receipt: Receipt | None, table: pa.Table | None) -> None:
+        """Take in the next unit of the plan; None: it is not tokenized."""
+        ids = [] if table is None else table["id"].to_pylist()
+        self._hashes += np.fromiter(map(hash, ids), np.int64, len(ids)).tobytes()
+        self._sizes.append(len(ids))
+        self.outputs.append(None if receipt is None else receipt.output.sha256)
+
+    def close(self) -> None:
+        """Know that all units were taken in."""
+        self.bounds = offsets(np.array(self._sizes, np.int64))
+        self.fate = np.zeros(len(self), np.uint8)
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def take_hashes(self) -> np.ndarray:
+        """Hand out the hashes of all ids, int64 [n], and keep them no longer."""
+        hashes, self._hashes = np.frombuffer(self._hashes, np.int64), bytearray()
+        return hashes
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Return unit (index in the plan) and row of a sample."""
+        unit = int(np.searchsorted(self.bounds, number, side="right")) - 1
+        return unit, number - int(self.bounds[unit])
+
+    def name(self, number: int) -> str:
+        unit, row = self.place(number)
+        return f"sample {self.open(unit).ids[row].as_py()} of unit {self.units[unit]}"
+
+    def placed_by_source(self) -> dict[str, int]:
+        """Count the samples that the shards hold, by source."""
+        placed: dict[str, int] = dict.fromkeys(self.sources, 0)
+        for unit, source in enumerate(self.sources):
+            fate: Sequence[int] | np.ndarray = self.fate[self.bounds[unit] : self.bounds[unit + 1]]
+            placed[source] += int(np.count_nonzero(fate == PLACED))
+        return placed
+
+    def _open(self, unit: int) -> UnitSamples:
+        return UnitSamples(self._storage.read_table(f"tokenize/{self.units[unit]}.arrow"))
