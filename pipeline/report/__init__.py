@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import PipelineConfig
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.report.clips import Reconstruction, shown_clips
 from pipeline.report.page import Content, page
 from pipeline.report.survey import survey
+from pipeline.webpage import run_name, write_page
 
 PAGE = "index.html"
-NUM_CLIPS = 6  # of each kind: best, worst, borderline
+NUM_CLIPS = 6  # of each kind by score, half as many of each kind of outlier
 MOST_LEFT_OUT = 2000  # excluded records inside the page
 
 __all__ = ["NUM_CLIPS", "PAGE", "write_data_report"]
@@ -33,7 +33,8 @@ def write_data_report(
 ) -> Path:
     """Write `index.html` into `folder` from the statistics of `koe stats --json`.
 
-    The page holds all that it needs, plotly.js and audio too, and loads nothing. `progress` is
+    The page holds all that it needs, plotly.js and audio too, and loads nothing. It shows
+    `num_clips` clips of each kind by score and half as many of each kind of outlier; `progress` is
     told of clips (done, in all). Returns where the page lies.
     Raises: ConfigError for a negative `num_clips`, StorageError when a file cannot be read or the
     page cannot be written, StageError when the codec fails.
@@ -44,10 +45,12 @@ def write_data_report(
     threshold = config.encode.threshold_ovrl if configured is None else configured
     found = survey(plan, ledger, threshold, num_clips, MOST_LEFT_OUT)
     picked = found.extremes.pick()
-    codec = Reconstruction.open(config.snac) if any(picked.values()) else Reconstruction.none()
+    codec = Reconstruction.none()
+    if any(picked.values()):
+        codec = Reconstruction.open(config.snac, stats.get("codec", {}))
     content = Content(
-        title=_title(Path(config.run_dir).absolute()),
-        about=f"Data report of {config.run_dir}",
+        title=run_name(Path(config.run_dir).absolute()),
+        about=f"Data report of {_place(config.run_dir)}",
         stats=stats,
         threshold=threshold,
         left_out=found.left_out,
@@ -56,19 +59,10 @@ def write_data_report(
         trained=codec.trained,
         problem=codec.problem,
     )
-    path = folder / PAGE
-    draft = path.with_name(f".{PAGE}.{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page(content), encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"the report {path} cannot be written", str(error), "Name a folder that can be written."
-        ) from error
-    return path
+    return write_page(folder / PAGE, page(content))
 
 
-def _title(run_dir: Path) -> str:
-    """Name a run by its folder, or by the one around it where it is called run."""
-    return run_dir.parent.name if run_dir.name == "run" else run_dir.name
+def _place(run_dir: str) -> str:
+    """Name a run's folder as one would from here, so that the page shows no more of the machine."""
+    path = Path(run_dir)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else run_dir

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.config import SnacConfig
 from pipeline.errors import BadRecord, ConfigError, StorageError
 from pipeline.ledger import Ledger, Receipt
+from pipeline.report.fates import Fate, Fates
 from pipeline.report.spectrogram import RANGE_DB, mp3, picture, power
 from pipeline.report.survey import Place
 from pipeline.schema import CLIP
@@ -34,16 +34,11 @@ class Sound:
 
 @dataclass(frozen=True)
 class ShownClip:
-    """A clip of the table. `clip` has the fields of SCORED but for the codes.
-
-    `fate` is kept or the reason why it was not; `outcome` is kept, rejected, quarantined or
-    pending.
-    """
+    """A clip of the table. `clip` has the fields of SCORED but for the codes."""
 
     kind: str
     clip: dict[str, Any]
-    outcome: str
-    fate: str
+    fate: Fate
     original: Sound
     reconstruction: Sound
 
@@ -59,10 +54,21 @@ class Reconstruction:
     problem: str = ""
 
     @classmethod
-    def open(cls, snac: SnacConfig) -> Reconstruction:
-        """Open the configured codec; weights that cannot be had are said, not raised."""
+    def open(cls, snac: SnacConfig, used: Mapping[str, Any]) -> Reconstruction:
+        """Open the configured codec.
+
+        `used` describes the codec that made the run's codes, empty where there are none. Weights
+        that cannot be had, or that are not those, are said and not raised.
+        """
         try:
             spec = resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device, snac.engine)
+            if used.get("sha256", spec.sha256) != spec.sha256:
+                return cls(
+                    None,
+                    problem=f"the run was encoded by {used.get('label', 'another codec')}, but "
+                    f"snac.weights is {spec.label}. Set snac.weights and snac.seed to those of the "
+                    "run, or run its encode stage again.",
+                )
             return cls(Codec.open(spec), spec.label, spec.trained, snac.seed)
         except ConfigError as error:
             return cls(None, problem=str(error))
@@ -78,9 +84,19 @@ class Reconstruction:
             return None
         if codes is None:
             assert audio is not None
-            codes = self.codec.encode(audio[np.newaxis], id)[0]
+            (codes,) = self.codec.encode([audio], id)
         codes = codes[: SLOTS * (MOST_SECONDS * CODEC_HZ // FRAME_SAMPLES)]
         return self.codec.decode(codes, clip_seed(id, self.seed), id)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A clip as the score stage left it; `codes` are None unless scoring had to encode."""
+
+    kind: str
+    receipt: Receipt
+    clip: dict[str, Any]
+    codes: list[int] | None
 
 
 def shown_clips(
@@ -90,62 +106,42 @@ def shown_clips(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ShownClip]:
     """Read, decode and draw the clips picked, by kind. `progress` is told (done, total)."""
-    total = sum(len(places) for places in picked.values())
+    scored = [_scored(ledger, kind, place) for kind, places in picked.items() for place in places]
+    fates = Fates(ledger, {(found.receipt.unit, found.clip["id"]) for found in scored})
     shown = []
-    for kind, places in picked.items():
-        for place in places:
-            shown.append(_show(ledger, kind, place, reconstruct))
-            progress(len(shown), total)
+    for found in scored:
+        fate = fates.of(found.receipt, found.clip["id"])
+        shown.append(_show(found, fate, reconstruct))
+        progress(len(shown), len(scored))
     return shown
 
 
-def _show(ledger: Ledger, kind: str, place: Place, reconstruct: Reconstruction) -> ShownClip:
-    score = ledger.receipt("score", place.unit)
-    assert score is not None  # the survey has just read it
-    table = ledger.read(score).slice(place.row, 1)
-    codes = table["codes"].to_pylist()[0]  # there already where scoring had to encode
-    clip = table.drop_columns(["codes"]).to_pylist()[0]
-    outcome, fate, stored = _fate(ledger, score, clip["id"])
-    if stored is not None:
-        codes = stored.pop("codes")
-        clip |= stored  # scored again in FP32 where the score was near the threshold
+def _scored(ledger: Ledger, kind: str, place: Place) -> _Scored:
+    receipt = ledger.receipt("score", place.unit)
+    assert receipt is not None  # the survey has just read it
+    row = ledger.read(receipt).slice(place.row, 1).to_pylist()[0]
+    codes = row.pop("codes")
+    return _Scored(kind, receipt, row, codes)
+
+
+def _show(scored: _Scored, fate: Fate, reconstruct: Reconstruction) -> ShownClip:
+    clip, codes = dict(scored.clip), scored.codes
+    if fate.encoded is not None:
+        codes = fate.encoded["codes"]
+        # scored again in FP32 where the score was near the threshold
+        clip |= {name: value for name, value in fate.encoded.items() if name != "codes"}
     audio, missing = _audio(clip)
     flat = None if codes is None else np.array(codes, np.uint16)
     decoded = reconstruct.of(clip["id"], audio, flat)
     absent = "no codec" if reconstruct.codec is None else "no codes, and no audio to encode"
     top = None if audio is None else float(power(audio).max())
     return ShownClip(
-        kind,
+        scored.kind,
         clip,
-        outcome,
         fate,
         Sound(missing) if audio is None else _sound(audio, clip["seconds"], top),
         Sound(absent) if decoded is None else _sound(decoded, clip["seconds"], top),
     )
-
-
-def _fate(ledger: Ledger, score: Receipt, id: str) -> tuple[str, str, dict[str, Any] | None]:
-    """Return what became of a clip after scoring, why, and its row with codes if it has one."""
-    encode = ledger.receipt("encode", score.unit)
-    if encode is None or encode.input_sha256 != score.output.sha256:
-        return "pending", "not encoded yet", None
-    for stage in ("encode", "tokenize"):
-        receipt = ledger.receipt(stage, score.unit)
-        excluded = None if receipt is None else ledger.read_excluded(receipt)
-        found = [] if excluded is None else _rows_of(excluded, id)
-        if found:
-            row = found[0]
-            return row["outcome"], f"{row['reason']}: {row['detail']}", _kept(ledger, encode, id)
-    return "kept", "", _kept(ledger, encode, id)
-
-
-def _kept(ledger: Ledger, encode: Receipt, id: str) -> dict[str, Any] | None:
-    found = _rows_of(ledger.read(encode), id)
-    return found[0] if found else None
-
-
-def _rows_of(table: pa.Table, id: str) -> list[dict[str, Any]]:
-    return table.filter(pc.field("id") == id).to_pylist()
 
 
 def _audio(clip: dict[str, Any]) -> tuple[np.ndarray | None, str]:

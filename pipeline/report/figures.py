@@ -8,21 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.drawing import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    SLOT_COLOURS,
-    Chart,
-    as_list,
-    mark_x,
-    new_figure,
-)
+from pipeline.report.drawing import as_list, mark_x, new_figure
+from pipeline.schema import SPEECH, TEXT
+from pipeline.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, SLOT_COLOURS, Chart
 
 Stats = dict[str, Any]
 ALL = "all"
+SCORES = ("ovrl", "sig", "bak")
+MODALITIES = {"clips": SPEECH, "samples": TEXT}
 THIRDS = ("seconds", "characters", "characters_per_second")  # charts three in a line
 
 # quantity: (title, x axis, what is counted, how it is worked out)
@@ -42,17 +35,24 @@ def qualities(stats: Stats) -> list[Chart]:
     """Draw the histograms of the scores, the threshold marked, and what others would keep."""
     threshold = stats.get("thresholds", {}).get("configured")
     charts = [_histogram(stats, "ovrl", threshold), _what_if(stats)]
-    return charts + [_histogram(stats, name) for name in ("sig", "bak")]
+    return charts + [_histogram(stats, name) for name in SCORES[1:]]
 
 
 def lengths(stats: Stats) -> list[Chart]:
-    """Draw the histograms of lengths and rates."""
-    scores = ("ovrl", "sig", "bak")
-    return [_histogram(stats, name) for name in QUANTITIES if name not in scores]
+    """Draw the histograms of lengths and rates, but for those of a modality without sources."""
+    found = {source.get("modality") for source in stats.get("sources", {}).values()}
+    return [
+        _histogram(stats, name)
+        for name, (_, _, counted, _) in QUANTITIES.items()
+        if name not in SCORES and MODALITIES[counted] in found
+    ]
 
 
 def _histogram(stats: Stats, name: str, threshold: float | None = None) -> Chart:
-    """Draw one histogram a source, of which the page shows one at a time."""
+    """Draw one histogram a source, of which the page shows one at a time.
+
+    Its traces have `meta` of source and summary.
+    """
     title, axis, counted, note = QUANTITIES[name]
     figure = new_figure(axis, counted)
     for source, found in stats.get("distributions", {}).items():
@@ -78,13 +78,24 @@ def _histogram(stats: Stats, name: str, threshold: float | None = None) -> Chart
     if threshold is not None:
         mark_x(figure, threshold, f"threshold {threshold:g}")
         figure.update_layout(margin={"t": 26})
-    if name in ("ovrl", "sig", "bak"):
+    if name in SCORES:
         figure.update_xaxes(range=[1, 5], dtick=0.5)
     else:
         figure.update_xaxes(tickformat=",~g", nticks=8)
     figure.update_yaxes(tickformat=",~d")
-    figure = figure if figure.data else None
-    return Chart(title, note, figure, span=2 if name in THIRDS else 3, by_source=True)
+    of_all = _of_all(stats, name)
+    return Chart(
+        title,
+        note,
+        figure if figure.data else None,
+        span=2 if name in THIRDS else 3,
+        above='<p class="summary"></p>',
+        words=f"{axis}: {summary(of_all)}" if of_all else "",
+    )
+
+
+def _of_all(stats: Stats, name: str) -> Stats | None:
+    return stats.get("distributions", {}).get(ALL, {}).get(name)
 
 
 def summary(described: Stats) -> str:
@@ -105,7 +116,8 @@ def _plain(value: float | None) -> str:
 
 def _what_if(stats: Stats) -> Chart:
     thresholds = stats.get("thresholds", {})
-    rows = sorted(as_list(thresholds.get("what_if")), key=lambda row: row["threshold"])
+    scored = _of_all(stats, "ovrl") is not None
+    rows = sorted(as_list(thresholds.get("what_if")), key=lambda row: row["threshold"]) * scored
     figure = new_figure("threshold of ovrl", "clips kept, %")
     texts = [
         f"{row['clips']:,} clips, {row['hours']:,.2f} h"
@@ -138,30 +150,33 @@ def _what_if(stats: Stats) -> Chart:
             thresholds["configured"], line={"color": AMBER, "width": 1.5, "dash": "dash"}
         )
     note = "Share and hours of the scored clips above a threshold; moving it never scores again."
-    return Chart("What another threshold would keep", note, figure if rows else None)
+    words = "; ".join(
+        f"above {row['threshold']:g}: {text}" for row, text in zip(rows, texts, strict=True)
+    )
+    return Chart("What another threshold would keep", note, figure if rows else None, words=words)
 
 
 def mixes(stats: Stats) -> list[Chart]:
     """Draw the mix of modalities, and fill and documents, along the training rows."""
     rows = as_list(stats.get("mix"))
     places = [100 * row["progress"] for row in rows]
-    figure = new_figure("progress through the training rows, %", "tokens")
+    figure = new_figure("progress through the training rows, %", "share of the tokens, %")
     for name, colour in (("speech", BLUE), ("text", ORANGE)):
         totals = [row["speech_tokens"] + row["text_tokens"] for row in rows]
         values = [row[f"{name}_tokens"] for row in rows]
         shares = [100 * v / t if t else 0 for v, t in zip(values, totals, strict=True)]
         figure.add_bar(
             x=places,
-            y=values,
-            name=f"{name} tokens",
+            y=shares,
+            name=name,
             marker={"color": colour},
-            customdata=shares,
-            hovertemplate=f"%{{x:.0f}} %: %{{y:,}} {name} tokens, %{{customdata:.1f}} %<extra></extra>",
+            customdata=values,
+            hovertemplate=f"%{{x:.0f}} %: %{{y:.1f}} % {name}, %{{customdata:,}} tokens<extra></extra>",
         )
     figure.update_layout(barmode="stack", bargap=0, showlegend=True, margin={"t": 30})
-    figure.update_xaxes(range=[0, 100], tickvals=list(range(0, 101, 10)))
-    figure.update_yaxes(tickformat="~s")
-    note = "In the order in which training reads them: even bars mean an even mix."
+    figure.update_xaxes(range=[0, 100], dtick=25)
+    figure.update_yaxes(range=[0, 100])
+    note = "In the order in which training reads them: bars of one height mean an even mix."
     mix = Chart("Mix over progress", note, figure if rows else None, 300)
     return [mix, _fill(rows, places)]
 
@@ -196,7 +211,7 @@ def _fill(rows: list[Stats], places: list[float]) -> Chart:
         "automargin": True,
     }
     figure.update_layout(yaxis2=right, showlegend=True, margin={"t": 30, "r": 54})
-    figure.update_xaxes(range=[0, 100], tickvals=list(range(0, 101, 10)))
+    figure.update_xaxes(range=[0, 100], dtick=25)
     least = min((row["fill"] for row in rows), default=0)
     figure.update_yaxes(range=[min(90, 100 * least - 2), 100.5], selector={"side": None})
     note = "How full rows are, and how many documents are packed into one."
@@ -212,7 +227,7 @@ def codebooks(stats: Stats) -> list[Chart]:
         places = np.array(slot.get("ranks") or range(1, len(counts) + 1))
         total = _total(places, counts)
         seen = counts > 0
-        name = f"slot {slot['slot']} (codebook {slot['codebook']})"
+        name = f"slot {slot['slot']} \u00b7 c{slot['codebook']}"
         ranks.add_scatter(
             x=places[seen],
             y=100 * counts[seen] / total,
@@ -221,19 +236,17 @@ def codebooks(stats: Stats) -> list[Chart]:
             line={"color": SLOT_COLOURS[slot["slot"] % len(SLOT_COLOURS)], "width": 1.8},
             hovertemplate=f"{html.escape(name)}<br>rank %{{x}}: %{{y:.3g}} %<extra></extra>",
         )
-    ranks.update_layout(
-        showlegend=True, legend={"orientation": "v", "x": 1.01, "y": 1, "yanchor": "top"}
-    )
+    ranks.update_layout(showlegend=True, margin={"t": 30})
     ranks.update_xaxes(type="log", dtick=1)
     ranks.update_yaxes(type="log", dtick=1, tickformat="~g", rangemode="normal")
-    use = new_figure("slot of a frame", "codes of 4,096")
-    names = [f"{slot['slot']}<br>codebook {slot['codebook']}" for slot in slots]
+    use = new_figure("slot of a frame, and its codebook", "codes of 4,096")
+    names = [f"{slot['slot']}<br>c{slot['codebook']}" for slot in slots]
     for label, key, colour in (("used at all", "used", BLUE), ("perplexity", "perplexity", GREEN)):
         use.add_bar(
             x=names,
             y=[slot[key] for slot in slots],
             name=label,
-            text=[f"{slot[key]:,.0f}" for slot in slots],
+            text=[_plain(slot[key]) for slot in slots],
             textposition="outside",
             textfont={"size": 10},
             cliponaxis=False,
@@ -241,6 +254,7 @@ def codebooks(stats: Stats) -> list[Chart]:
             hovertemplate=f"slot %{{x}}<br>{label}: %{{y:,.1f}}<extra></extra>",
         )
     use.update_layout(barmode="group", bargap=0.25, showlegend=True, margin={"t": 30, "b": 56})
+    use.update_xaxes(tickangle=0)
     use.update_yaxes(tickformat=",d")
     many = "Perplexity: the number of codes that, used evenly, would be as hard to guess."
     steep = "A flat line uses its codebook evenly; one that falls early uses few codes."

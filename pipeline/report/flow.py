@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import plotly.graph_objects as go
 
-from pipeline.report.drawing import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    RED,
-    Chart,
-    new_figure,
-    short_number,
-)
+from pipeline.report.drawing import new_figure
+from pipeline.schema import REJECTED
+from pipeline.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, RED, Chart, short_number
 
 Loss = tuple[str, str, str, int]  # stage, outcome, reason, records
-MOST_REASONS = 9  # of a waterfall; the rarer ones share a bar
+MOST_REASONS = 9  # of a waterfall; the rarer ones of an outcome share a bar
 
 
 @dataclass(frozen=True)
@@ -47,6 +39,7 @@ KINDS = {
     "tokens": ("tokens out", GREEN),
     "padding": ("padding", GREY),
 }
+GAINS = ("in", "speech", "text", "padding")
 
 
 def waterfalls(
@@ -59,44 +52,56 @@ def waterfalls(
         _books("Instruction samples", "samples", samples, "samples_in", sample_losses),
         _tokens(stats.get("shards", {})),
     ]
-    charts = [chart for chart in charts if chart is not None]
-    span, rows = 6 // max(len(charts), 1), max((chart.rows for chart in charts), default=0)
-    for chart in charts:  # bars of one thickness
-        chart.figure.update_traces(width=0.7 * chart.rows / rows)
-    return [Chart(c.title, c.note, c.figure, 90 + 26 * rows, span) for c in charts]
+    return _placed([chart for chart in charts if chart is not None])
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    title: str
-    note: str
-    figure: go.Figure
-    rows: int
+def _placed(charts: list[Chart]) -> list[Chart]:
+    """Stand three in a line, or the first beside the other two if it is about as high as both."""
+    if len(charts) < 3:
+        return charts
+    first, *others = charts
+    if first.height > 0.75 * sum(chart.height for chart in others):
+        return [replace(first, tall=True), *others]
+    return [replace(chart, span=2) for chart in charts]
 
 
 def _books(
     title: str, unit: str, account: dict[str, Any], key: str, losses: Sequence[Loss]
-) -> _Drawn | None:
-    total = account.get(key, 0)
+) -> Chart | None:
+    total, kept, pending = (account.get(name, 0) for name in (key, "kept", "pending"))
     if not total:
         return None
-    shown = sorted(losses, key=lambda loss: -loss[3])[:MOST_REASONS]
-    rest = sum(loss[3] for loss in losses) - sum(loss[3] for loss in shown)
-    steps = [Step(f"{unit} in", total, "in", whole=True)]
-    for stage, outcome, reason, number in losses:
-        if (stage, outcome, reason, number) in shown:
-            kind = "rejected" if outcome == "rejected" else "quarantined"
+    steps = [Step(f"{unit} in", total, "in", whole=True), *_parts(losses)]
+    if pending:
+        steps.append(Step("not done yet", pending, "pending"))
+    steps.append(Step("kept", kept, "kept", whole=True))
+    shares = [(kept, "kept")] if kept or not pending else []
+    shares += [(pending, "not done yet")] if pending else []
+    note = ", ".join(f"{100 * number / total:.1f} % {what}" for number, what in shares)
+    return _chart(title, note, steps, unit)
+
+
+def _parts(losses: Sequence[Loss]) -> list[Step]:
+    """Make a step of each of the most frequent reasons, and one of all others of an outcome."""
+    ranked = sorted(range(len(losses)), key=lambda place: -losses[place][3])
+    shown = set(ranked if len(ranked) <= MOST_REASONS + 1 else ranked[:MOST_REASONS])
+    steps: list[Step] = []
+    rest = {"rejected": (0, 0), "quarantined": (0, 0)}  # reasons, records
+    for place, (stage, outcome, reason, number) in enumerate(losses):
+        kind = "rejected" if outcome == REJECTED else "quarantined"
+        if place in shown:
             steps.append(Step(f"{reason.replace('_', ' ')} \u00b7 {stage}", number, kind))
-    if rest:
-        steps.append(Step(f"{len(losses) - len(shown)} rarer reasons", rest, "quarantined"))
-    if account.get("pending"):
-        steps.append(Step("not done yet", account["pending"], "pending"))
-    steps.append(Step("kept", account.get("kept", 0), "kept", whole=True))
-    share = f"{100 * account.get('kept', 0) / total:.1f} % kept"
-    return _Drawn(title, share, _waterfall(steps, unit), len(steps))
+        else:
+            reasons, records = rest[kind]
+            rest[kind] = reasons + 1, records + number
+    for kind, (reasons, records) in rest.items():
+        if reasons:
+            label = f"{reasons} rarer reason{'s' if reasons > 1 else ''}"
+            steps.append(Step(label, records, kind))
+    return steps
 
 
-def _tokens(shards: dict[str, Any]) -> _Drawn | None:
+def _tokens(shards: dict[str, Any]) -> Chart | None:
     rows, tokens = shards.get("rows", 0), shards.get("tokens", 0)
     if not tokens:
         return None
@@ -111,19 +116,30 @@ def _tokens(shards: dict[str, Any]) -> _Drawn | None:
     if capacity:
         steps.append(Step("padding to full rows", capacity - tokens, "padding"))
     note = f"{rows:,} rows of {shards.get('row_capacity', 0):,}, {100 * shards.get('fill', 0):.2f} % full"
-    return _Drawn("Tokens", note, _waterfall(steps, "tokens"), len(steps))
+    return _chart("Tokens", note, steps, "tokens")
+
+
+def _chart(title: str, note: str, steps: Sequence[Step], unit: str) -> Chart:
+    words = "; ".join(
+        f"{step.label}: {_sign(step)}{step.value:,}{f' ({step.kind})' * (not step.whole)}"
+        for step in steps
+    )
+    height = 90 + 26 * len(steps)  # pixels: bars of one thickness in all
+    return Chart(title, note, _waterfall(steps, unit), height, words=words)
+
+
+def _sign(step: Step) -> str:
+    return "" if step.whole or step.kind in GAINS or not step.value else "\u2212"
 
 
 def _waterfall(steps: Sequence[Step], unit: str) -> go.Figure:
     """Draw steps from top to bottom, each from where the one above ended."""
     figure, level, drawn = new_figure(unit, ""), 0, []
-    gains = ("in", "speech", "text", "padding")
     for step in steps:
-        change = step.value if step.kind in gains else -step.value
+        change = step.value if step.kind in GAINS else -step.value
         start = 0 if step.whole else min(level, level + change)
         level = step.value if step.whole else level + change
-        sign = "" if step.whole or step.kind in gains else "\u2212"
-        drawn.append((step, start, f"{sign}{short_number(step.value, 4)}"))
+        drawn.append((step, start, f"{_sign(step)}{short_number(step.value, 4)}"))
     most = max((start + step.value for step, start, _ in drawn), default=0)
     for kind in dict.fromkeys(step.kind for step in steps):
         name, colour = KINDS[kind]
@@ -138,11 +154,12 @@ def _waterfall(steps: Sequence[Step], unit: str) -> go.Figure:
             customdata=[f"{html.escape(step.label)}: {step.value:,}" for _, step, _, _ in rows],
             textposition="outside",
             cliponaxis=False,
+            width=0.7,
             marker={"color": colour, "line": {"color": colour, "width": 1.5}},  # 3 of a million too
             hovertemplate="%{customdata}<extra></extra>",
         )
-    figure.update_layout(bargap=0.3, barmode="overlay", margin={"l": 8, "t": 4})
-    figure.update_xaxes(range=[0, 1.25 * most or 1], tickformat="~s", nticks=5, showgrid=True)
+    figure.update_layout(barmode="overlay", margin={"l": 8, "t": 4})
+    figure.update_xaxes(range=[0, 1.4 * most or 1], tickformat="~s", nticks=5, showgrid=True)
     figure.update_yaxes(
         tickvals=list(range(len(steps))),
         ticktext=[html.escape(step.label) for step in steps],

@@ -1,48 +1,11 @@
-"""Script of the data report's page: charts, the choice of a source, players, the browser.
+"""Script of the data report's page: the choice of a source, players, the browser.
 
 Texts of the corpus reach the page by `textContent` only.
 """
 
 SCRIPT = r"""
 (() => {
-  const all = (selector) => [...document.querySelectorAll(selector)];
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-
-  // Charts: colours follow the reader's light or dark scheme.
-  const figures = read("figures"), plots = all(".plot");
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const theme = (layout) => {
-    const style = getComputedStyle(document.documentElement);
-    const of = (name) => style.getPropertyValue(name).trim();
-    const flat = {
-      "font.color": of("--ink"), "font.size": 12,
-      "font.family": getComputedStyle(document.body).fontFamily,
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      "hoverlabel.bgcolor": of("--card"), "hoverlabel.bordercolor": of("--line"),
-      "hoverlabel.font.color": of("--ink"), "hoverlabel.align": "left" };
-    for (const axis of ["xaxis", "yaxis", "yaxis2"]) if (layout[axis]) {
-      flat[axis + ".gridcolor"] = of("--grid");
-      flat[axis + ".linecolor"] = of("--line");
-      flat[axis + ".tickcolor"] = of("--line");
-    }
-    return flat;
-  };
-  const apply = (layout, flat) => {
-    for (const [path, value] of Object.entries(flat)) {
-      const keys = path.split("."), last = keys.pop();
-      let at = layout;
-      for (const key of keys) at = at[key] = at[key] || {};
-      at[last] = value;
-    }
-  };
-  for (const plot of plots) {
-    const figure = figures[plot.dataset.figure];
-    apply(figure.layout, theme(figure.layout));
-    Plotly.newPlot(plot, figure.data, figure.layout, { responsive: true, displayModeBar: false });
-  }
-  dark.addEventListener("change", () => {
-    for (const plot of plots) Plotly.relayout(plot, theme(plot.layout));
-  });
+  const { all, read, plots } = page;
 
   // Histograms: one source at a time.
   const show = (source) => {
@@ -59,7 +22,7 @@ SCRIPT = r"""
     for (const other of all("select.source")) other.value = choice.value;
     show(choice.value);
   });
-  show("all");
+  page.drawn.then(() => show("all"));
 
   // Players: one sounds at a time; a click into a spectrogram goes there.
   const players = all("audio");
@@ -102,8 +65,8 @@ SCRIPT = r"""
   const rows = read("left-out").map((cells) => ({ cells, text: cells.join("\n").toLowerCase() }));
   const filters = all("select[data-column]"), words = document.querySelector("input[type=search]");
   const more = document.getElementById("more"), status = document.getElementById("status");
-  const page = 100;
-  let limit = page;
+  const step = 100;
+  let limit = step;
   const line = ({ cells }) => {
     const row = document.createElement("tr");
     cells.forEach((text, place) => {
@@ -124,10 +87,10 @@ SCRIPT = r"""
       (found.length > limit ? ", the first " + limit + " shown" : "");
     more.hidden = found.length <= limit;
   };
-  const again = () => { limit = page; draw(); };
+  const again = () => { limit = step; draw(); };
   for (const filter of filters) filter.addEventListener("change", again);
   words.addEventListener("input", again);
-  more.addEventListener("click", () => { limit += page; draw(); });
+  more.addEventListener("click", () => { limit += step; draw(); });
   document.getElementById("clear").addEventListener("click", () => {
     for (const filter of filters) filter.value = "";
     words.value = "";

@@ -13,11 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, Receipt
 from pipeline.plan import Plan
-from pipeline.stats import LANES, ORDER_UNIT, unit_receipts
+from pipeline.schema import EXCLUDED
+from pipeline.stats import LANES, ORDER_UNIT, read_index, unit_receipts
 
 BORDERLINE, WORST, BEST = "borderline", "worst", "best"
+FASTEST, SLOWEST, LONGEST = "fastest", "slowest", "longest"
+BY_SCORE, OUTLIERS = (BORDERLINE, WORST, BEST), (FASTEST, SLOWEST, LONGEST)
 ORDER_STAGE = "interleave"
 STAGES = (*LANES["speech"], ORDER_STAGE)
 
@@ -40,46 +43,64 @@ class Group(NamedTuple):
 
 
 class Extremes:
-    """The best, the worst and the scores on either side of the threshold, `num` clips of each."""
+    """Clips that stand out: by their score `num` of each kind, and half as many outliers of each.
+
+    By score: the best, the worst, and those on either side of the threshold. Outliers, whose
+    transcripts or cuts are often wrong: the fastest and slowest speech, the longest clips.
+    """
 
     def __init__(self, threshold: float, num: int) -> None:
-        self._threshold, self._num = threshold, num
+        self._threshold = threshold
+        self._quotas = dict.fromkeys(BY_SCORE, num) | dict.fromkeys(OUTLIERS, (num + 1) // 2)
+        # a clip is shown once: those of other kinds must not leave gaps
+        self._room = sum(self._quotas.values())
         self._nearest: dict[str, list[tuple[float, Place]]] = {}
 
-    def add(self, unit: str, ovrl: np.ndarray) -> None:
-        """Take the scores (float64 [clips]) of a unit into account."""
-        above = ovrl > self._threshold
+    def add(self, unit: str, ovrl: np.ndarray, characters: np.ndarray, seconds: np.ndarray) -> None:
+        """Take scores, lengths of transcripts and seconds of a unit into account, each [clips]."""
+        above, timed = ovrl > self._threshold, seconds > 0
+        rate = np.full(len(ovrl), np.nan)  # characters a second
+        np.divide(characters, seconds, out=rate, where=timed)
         distances = {
             "above": np.where(above, ovrl - self._threshold, np.inf),
             "below": np.where(above, np.inf, self._threshold - ovrl),
             WORST: ovrl,
             BEST: -ovrl,
+            FASTEST: -rate,
+            SLOWEST: rate,
+            LONGEST: -seconds,
         }
-        room = 3 * self._num  # a clip is shown once: those of another kind must not leave gaps
         for kind, distance in distances.items():
-            rows = np.argsort(distance, kind="stable")[:room]
+            rows = np.argsort(distance, kind="stable")[: self._room]
             found = [
                 (float(distance[row]), Place(float(ovrl[row]), unit, int(row)))
                 for row in rows.tolist()
                 if np.isfinite(distance[row])
             ]
-            self._nearest[kind] = heapq.nsmallest(room, [*self._nearest.get(kind, ()), *found])
+            held = self._nearest.get(kind, ())
+            self._nearest[kind] = heapq.nsmallest(self._room, [*held, *found])
 
     def pick(self) -> dict[str, list[Place]]:
-        """Return the clips of each kind, the highest score first; no clip is of two kinds."""
-        picked: dict[str, list[Place]] = {BORDERLINE: [], WORST: [], BEST: []}
+        """Return the clips of each kind; no clip is of two kinds.
+
+        Those by score come in its order, the highest first; outliers with the farthest out first.
+        """
+        picked: dict[str, list[Place]] = {kind: [] for kind in self._quotas}
         waiting = {kind: deque(p for _, p in found) for kind, found in self._nearest.items()}
-        turns = [("above", BORDERLINE), ("below", BORDERLINE), (WORST, WORST), (BEST, BEST)]
+        turns = [("above", BORDERLINE), ("below", BORDERLINE)]
+        turns += [(kind, kind) for kind in (WORST, BEST, *OUTLIERS)]
         taken: set[Place] = set()
-        for _ in range(self._num):  # by turns: where clips are few, each kind gets some
+        for _ in range(self._room):  # by turns: where clips are few, each kind gets some
             for source, kind in turns:
                 left = waiting.get(source, deque())
                 while left and left[0] in taken:
                     left.popleft()
-                if left and len(picked[kind]) < self._num:
+                if left and len(picked[kind]) < self._quotas[kind]:
                     picked[kind].append(left.popleft())
                     taken.add(picked[kind][-1])
-        return {kind: sorted(places, reverse=True) for kind, places in picked.items()}
+        for kind in BY_SCORE:
+            picked[kind].sort(reverse=True)
+        return picked
 
 
 @dataclass
@@ -137,11 +158,26 @@ def survey(plan: Plan, ledger: Ledger, threshold: float, num_clips: int, most: i
         for stage, receipt in receipts.items():
             if receipt.excluded is not None:
                 left_out.add(ledger.storage.read_table(receipt.excluded.path))
-            if stage == "score":
-                with ledger.storage.open_batches(receipt.output.path, ["ovrl"]) as batches:
-                    scores = [batch.column(0).to_numpy() for batch in batches]
-                extremes.add(unit.unit, np.concatenate([np.empty(0), *scores]))
+            if stage == "score" and num_clips:
+                extremes.add(unit.unit, *_measured(ledger, receipt))
     order = ledger.receipt(ORDER_STAGE, ORDER_UNIT)
-    if order is not None and order.excluded is not None:
-        left_out.add(ledger.storage.read_table(order.excluded.path))
+    # until the shards are made, the statistics count all that was tokenized as not done
+    if order is not None and order.excluded is not None and read_index(ledger) is not None:
+        with ledger.storage.open_batches(order.excluded.path, EXCLUDED.names) as batches:
+            for batch in batches:
+                left_out.add(pa.Table.from_batches([batch]))
     return Survey(extremes, left_out)
+
+
+def _measured(ledger: Ledger, score: Receipt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read ovrl, characters and seconds of a unit's clips, float64 [clips] each."""
+    parts: list[list[np.ndarray]] = [[np.empty(0)], [np.empty(0)], [np.empty(0)]]
+    with ledger.storage.open_batches(score.output.path, ["ovrl", "text", "seconds"]) as batches:
+        for batch in batches:
+            characters = pc.call_function("utf8_length", [batch["text"]])
+            for part, column in zip(
+                parts, (batch["ovrl"], characters, batch["seconds"]), strict=True
+            ):
+                part.append(column.to_numpy())
+    ovrl, characters, seconds = map(np.concatenate, parts)
+    return ovrl, characters, seconds

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from pipeline.errors import StorageError
+from pipeline.webpage import run_name, write_page
 from training.report.charts import charts
 from training.report.data import read_run
 from training.report.page import page
@@ -23,17 +22,6 @@ def write_report(out_dir: Path, path: Path | None = None) -> Path:
     Raises: ConfigError when the folder holds no logs, ContractError when one cannot be read,
     StorageError when the page cannot be written.
     """
-    path = path or out_dir / REPORT_FILE
     run = read_run(out_dir)
-    text = page(out_dir.resolve().name, run, charts(run))
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"the report {path} cannot be written",
-            str(error),
-            "Name another place for it, in a folder that exists.",
-        ) from error
-    return path
+    text = page(run_name(out_dir.resolve()), run, charts(run))
+    return write_page(path or out_dir / REPORT_FILE, text)

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from pipeline.webpage import AMBER, RED, SLOT_COLOURS, Chart
 from training.report.data import Curve, Run, Table, thin
 from training.report.drawing import (
-    AMBER,
     BUCKETS,
     COLOURS,
-    RED,
-    Chart,
     draw_limit,
     draw_line,
     draw_noisy,
@@ -23,37 +21,46 @@ from training.report.drawing import (
 )
 from training.report.events import draw_with_events
 
-# One family of hues a codebook: the slots of a frame are c0 c1 c2 c2 c1 c2 c2.
-SLOT_CODEBOOKS = (0, 1, 2, 2, 1, 2, 2)
-SLOT_COLOURS = ("#4e79a7", "#f28e2b", "#2f7d4f", "#59a14f", "#e0b070", "#8cd17d", "#76b7b2")
+SLOT_CODEBOOKS = (0, 1, 2, 2, 1, 2, 2)  # of the tokens of a frame, in their order
+HEIGHT, WIDE_HEIGHT = 330, 420  # pixels
 
 Names = Sequence[tuple[str, str]]  # (label, column)
 
 
-def charts(run: Run) -> list[Chart]:
-    """Draw all charts of a run, in the order of the page."""
-    metrics = run.metrics
+def charts(run: Run) -> dict[str, list[Chart]]:
+    """Draw all charts of a run, by the heading under which they stand."""
+    return {
+        "Loss and gradient": [_loss(run), _gradient_norm(run), _by_source(run), _by_slot(run)],
+        "Weights and updates": [_learning_rate(run), *_weights(run)],
+        "Speed": [_throughput(run), _data_wait(run)],
+        "Evaluation": [_evaluation(run), _speech(run)],
+    }
+
+
+def _by_slot(run: Run) -> Chart:
+    return _lines(
+        run,
+        "Loss by codebook slot",
+        "The seven tokens of a SNAC frame in their order, and their codebook. Chance is log 4096 = 8.32.",
+        [
+            (f"slot {slot} \u00b7 c{SLOT_CODEBOOKS[slot]}", f"loss_by_slot/{slot}")
+            for slot in range(len(SLOT_CODEBOOKS))
+        ],
+        "loss, nats a token",
+        colours=SLOT_COLOURS,
+    )
+
+
+def _weights(run: Run) -> list[Chart]:
+    groups = [
+        (name.replace("_", " "), column) for name, column in _under(run.metrics, "update_ratio")
+    ]
     return [
-        _loss(run),
-        _gradient_norm(run),
-        _by_source(run),
-        _lines(
-            run,
-            "Loss by codebook slot",
-            "The seven tokens of a SNAC frame, in their order. Chance is log 4096 = 8.32.",
-            [
-                (f"slot {slot} (codebook {SLOT_CODEBOOKS[slot]})", f"loss_by_slot/{slot}")
-                for slot in range(len(SLOT_CODEBOOKS))
-            ],
-            "loss, nats a token",
-            colours=SLOT_COLOURS,
-        ),
-        _learning_rate(run),
         _lines(
             run,
             "Update norm / weight norm",
             "By group of weights. A rise here comes before one of loss and gradient norm.",
-            _under(metrics, "update_ratio"),
+            groups,
             "update norm / weight norm",
             log=True,
         ),
@@ -61,7 +68,7 @@ def charts(run: Run) -> list[Chart]:
             run,
             "Norm of embedding rows",
             "Old: the base model's; new: control ids and audio codes.",
-            _under(metrics, "row_norms"),
+            _under(run.metrics, "row_norms"),
             "mean L2 norm of a row",
         ),
         _lines(
@@ -71,17 +78,17 @@ def charts(run: Run) -> list[Chart]:
             [("largest logit", "largest_logit")],
             "logit",
         ),
-        _lines(
-            run,
-            "Throughput",
-            "Tokens without padding, over all ranks.",
-            [("tokens/s", "tokens_per_second")],
-            "tokens/s",
-        ),
-        _data_wait(run),
-        _evaluation(run),
-        _speech(run),
     ]
+
+
+def _throughput(run: Run) -> Chart:
+    return _lines(
+        run,
+        "Throughput",
+        "Tokens without padding, over all ranks.",
+        [("tokens/s", "tokens_per_second")],
+        "tokens/s",
+    )
 
 
 def _loss(run: Run) -> Chart:
@@ -228,6 +235,9 @@ def _measured(table: Table, names: Names, axis: str) -> go.Figure:
         colour = COLOURS[place % len(COLOURS)]
         style = {"width": 1.5 if place else 2.5, "mode": "lines+markers", "marker": {"size": 5}}
         draw_line(figure, curve, html.escape(label), colour, **style)
+    steps = table.column("step")
+    if len(steps) and np.nanmin(steps) == np.nanmax(steps):
+        figure.update_xaxes(dtick=1)  # about a single step plotly would repeat rounded ones
     return figure
 
 
@@ -245,7 +255,14 @@ def _fit(figure: go.Figure, values: np.ndarray) -> None:
 
 
 def _chart(title: str, note: str, figure: go.Figure, has_data: bool, wide: bool = False) -> Chart:
-    return Chart(title, note, figure if has_data else None, wide)
+    return Chart(
+        title,
+        note,
+        figure if has_data else None,
+        height=WIDE_HEIGHT if wide else HEIGHT,
+        span=6 if wide else 3,
+        tools='<button class="scale"></button>',
+    )
 
 
 def _any(table: Table, column: str) -> bool:

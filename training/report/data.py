@@ -193,11 +193,6 @@ def severity(event: dict[str, Any]) -> int:
     return len(_SEVERITY) + (kind == _MILDEST)
 
 
-def shorten(text: str, most: int = LONGEST_TEXT) -> str:
-    """Cut a text that is longer than so many characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def number(value: Any) -> float:
     """Read a number of the logs, where NaN and infinities are strings; NaN for none at all."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):

@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+from pipeline import webpage
+from pipeline.webpage import BLUE, GREEN, ORANGE, RED
 from training.report.data import Curve, medians, thin
 
 BUCKETS = 400  # of a thinned curve, up to 4 points each
 MEDIANS = 250  # points of the line drawn through a noisy curve
 
-# Legible on white and on near-black (Tableau 10, without its yellow).
-COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#e15759", "#76b7b2", "#9c755f", "#ff9da7")
-GREY, RED, DARK_RED, AMBER, VIOLET = "#8a8f98", "#e15759", "#c0392b", "#d9962a", "#b07aa1"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure with its heading and what it shows; `figure` is None where there is no data."""
-
-    title: str
-    note: str
-    figure: go.Figure | None
-    wide: bool = False
+COLOURS = (BLUE, ORANGE, GREEN, "#b07aa1", RED, "#3b9a8f", "#9c755f", "#d36a8a")
+DARK_RED, VIOLET = "#c0392b", "#b07aa1"
 
 
 def new_figure(axis: str) -> go.Figure:
     """Make an empty figure over steps; `axis` names the values and their unit."""
-    return go.Figure(
-        layout={
-            "template": "none",
-            "margin": {"l": 68, "r": 18, "t": 8, "b": 44},
-            "hovermode": "closest",
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-            "xaxis": {"title": {"text": "step"}, "zeroline": False, "tickformat": ",d"},
-            "yaxis": {
-                "title": {"text": axis, "standoff": 8},
-                "zeroline": False,
-                "automargin": True,
-            },
-        }
-    )
+    margin = {"l": 68, "r": 18, "t": 8, "b": 44}
+    return webpage.new_figure("step", axis, margin=margin, xaxis={"tickformat": ",d"})
 
 
 def draw_noisy(figure: go.Figure, curve: Curve, label: str, colour: str, **style: Any) -> None:
@@ -72,7 +50,8 @@ def draw_line(
 
 def scale_by_logarithm(figure: go.Figure, axis: str, ticks: str = "~g") -> None:
     """Make the axis of values, named `axis`, logarithmic; `ticks` is d3's format of its ticks."""
-    figure.update_yaxes(type="log", tickformat=ticks, title={"text": f"{axis} (log)"})
+    # more ticks and plotly would name all of 1 to 9 in each decade, one name over another
+    figure.update_yaxes(type="log", nticks=4, tickformat=ticks, title={"text": f"{axis} (log)"})
 
 
 def draw_limit(figure: go.Figure, curve: Curve, label: str, colour: str) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from training.report.data import Curve, Run, hardest, number, shorten, thin
+from pipeline.webpage import AMBER, GREY, RED, escape
+from training.report.data import LONGEST_TEXT, Curve, Run, hardest, number, thin
 from training.report.drawing import (
-    AMBER,
     BUCKETS,
     COLOURS,
     DARK_RED,
-    GREY,
-    RED,
     VIOLET,
     draw_line,
     draw_marks,
@@ -91,7 +89,7 @@ def _mark_events(figure: go.Figure, run: Run, column: str, top: float) -> None:
 def _hover(event: dict[str, Any]) -> str:
     kind = str(event["event"]).replace("_", " ")
     title = f"{event.get('id', '')} {kind}, step {event['step']}".strip()
-    reason = html.escape(shorten(str(event.get("reason") or "")))
+    reason = escape(event.get("reason") or "", LONGEST_TEXT)
     return f"<b>{html.escape(title)}</b><br>{reason}"
 
 

@@ -3,64 +3,62 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from plotly.offline import get_plotlyjs
 
-from training.report.data import Run, Samples, hardest, number, shorten
-from training.report.drawing import Chart
+from pipeline.webpage import (
+    NOTHING,
+    Chart,
+    Document,
+    Figures,
+    Section,
+    Tile,
+    card,
+    document,
+    escape,
+    scroll,
+    short_number,
+    table,
+)
+from training.report.data import LONGEST_TEXT, Run, Samples, hardest, number
 from training.report.template import SCRIPT, STYLE
 
 MOST_EVENTS = 400  # rows of the table
 MOST_DOCUMENTS = 3  # of an event, those of the highest loss
 MOST_SOUND_BYTES = 2_000_000  # of audio inside the page
+LONGEST_ID = 80  # characters of a document's
+
+CHARTS_LEAD = (
+    "Drag across a chart to zoom in on steps in all of them; double-click to go back. Click a name "
+    "in a legend to hide or show it."
+)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A headline figure; `note` says what it is of."""
-
-    name: str
-    value: str
-    note: str = ""
-
-
-def page(title: str, run: Run, drawn: list[Chart]) -> str:
-    """Put the page together; `title` is the run's name."""
-    figures = ",".join(str(chart.figure.to_json()) for chart in drawn if chart.figure)
-    # "<" is spelled out in the JSON, so that no text of the run can end the element.
-    data = f"[{figures}]".replace("<", "\\u003c")
-    name = html.escape(title)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; media-src data:">
-<title>{name}: training report</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<header><h1>{name}</h1><p>{_span(run)}</p></header>
-<section class="tiles">{"".join(_tile(tile) for tile in tiles(run))}</section>
-<p class="hint">Drag across a chart to zoom in on steps in all of them; double-click to go back. \
-Click a name in a legend to hide or show it.</p>
-<section class="charts">{_cards(drawn)}</section>
-<section class="card wide"><h2>Events</h2>{_events(run.events)}</section>
-<section class="card wide"><h2>Generated speech to hear</h2>{_speech(run.samples)}</section>
-</main>
-<script type="application/json" id="figures">{data}</script>
-<script>{get_plotlyjs()}</script>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+def page(title: str, run: Run, drawn: dict[str, list[Chart]]) -> str:
+    """Put the page together; `title` is the run's name, `drawn` its charts by heading."""
+    figures = Figures("There is no data for this chart in the logs.")
+    sections = [
+        Section(f"charts-{place}", name, "" if place else CHARTS_LEAD, figures.cards(charts))
+        for place, (name, charts) in enumerate(drawn.items())
+    ]
+    sections += [
+        Section("events", "Events", "", card(_events(run.events))),
+        Section("speech", "Generated speech to hear", "", card(_speech(run.samples))),
+    ]
+    return document(
+        Document(
+            title=f"{title}: training report",
+            name=title,
+            header=f"<p>{_span(run)}</p>",
+            tiles=tiles(run),
+            sections=sections,
+            data={"figures": figures.as_json()},
+            style=STYLE,
+            script=SCRIPT,
+        )
+    )
 
 
 def tiles(run: Run) -> list[Tile]:
@@ -77,9 +75,10 @@ def tiles(run: Run) -> list[Tile]:
     known = np.isfinite(waits) & np.isfinite(seconds)
     share = 100 * waits[known].sum() / seconds[known].sum() if seconds[known].sum() > 0 else np.nan
     skipped = len(run.skipped)
+    full = 100 * _median(metrics.column("mfu_full"))
     return [
         Tile("Steps", _count(steps), _undone(run)),
-        Tile("Tokens", _short(tokens), _count(tokens)),
+        Tile("Tokens", short_number(tokens), _count(tokens)),
         Tile("Last loss", _plain(_last(metrics.column("loss")[run.main]), 4), "nats a token"),
         Tile(
             "Largest gradient norm",
@@ -94,12 +93,14 @@ def tiles(run: Run) -> list[Tile]:
             f"lowerings of the rate: {kinds['lower_rate'] + kinds['climbing']}",
         ),
         Tile(
-            "Throughput", _short(_median(metrics.column("tokens_per_second"))), "tokens/s, median"
+            "Throughput",
+            short_number(_median(metrics.column("tokens_per_second"))),
+            "tokens/s, median",
         ),
         Tile(
             "MFU",
             _plain(100 * _median(metrics.column("mfu_causal")), 1, " %"),
-            "causal; full " + _plain(100 * _median(metrics.column("mfu_full")), 1, " %"),
+            f"causal; full {_plain(full, 1, ' %')}" if np.isfinite(full) else "device not known",
         ),
         Tile("Waiting for data", _plain(share, 2, " %"), "of the time"),
     ]
@@ -111,32 +112,16 @@ def _undone(run: Run) -> str:
 
 
 def _span(run: Run) -> str:
-    times = [str(event["time"]) for event in run.events if event.get("time")]
+    times = [_clock(str(event["time"])) for event in run.events if event.get("time")]
     starts = sum(event.get("event") == "started" for event in run.events)
-    parts = [f"{times[0]} to {times[-1]}"] if times else []
+    parts = [f"first event {times[0]}"] if times else []
+    parts += [f"last event {times[-1]}"] if len(times) > 1 else []
     parts += [f"started {starts} times"] if starts > 1 else []
-    return html.escape("Training report. " + ", ".join(parts))
+    return escape(", ".join(["Training report", *parts]))
 
 
-def _tile(tile: Tile) -> str:
-    name, value, note = (html.escape(text) for text in (tile.name, tile.value, tile.note))
-    return f'<div class="tile"><h3>{name}</h3><b>{value}</b><span>{note}</span></div>'
-
-
-def _cards(drawn: list[Chart]) -> str:
-    cards, number_of = [], 0
-    for chart in drawn:
-        body = '<p class="none">There is no data for this chart in the logs.</p>'
-        button = ""
-        if chart.figure:
-            body = f'<div class="plot" data-figure="{number_of}"></div>'
-            button = f'<button class="scale" data-figure="{number_of}"></button>'
-            number_of += 1
-        cards.append(
-            f'<article class="card{" wide" if chart.wide else ""}"><h2>{html.escape(chart.title)}'
-            f"{button}</h2><p>{html.escape(chart.note)}</p>{body}</article>"
-        )
-    return "".join(cards)
+def _clock(time: str) -> str:
+    return time.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _events(events: list[dict[str, Any]]) -> str:
@@ -145,32 +130,28 @@ def _events(events: list[dict[str, Any]]) -> str:
     shown = hardest(events, MOST_EVENTS)
     kinds = Counter(str(event.get("event")) for event in events)
     chips = "".join(
-        f'<label><input type="checkbox" checked data-kind="{html.escape(kind)}">'
-        f"{html.escape(kind.replace('_', ' '))} <i>{number_of:,}</i></label>"
+        f'<label><input type="checkbox" checked data-kind="{escape(kind)}">'
+        f"{escape(kind.replace('_', ' '))} <i>{number_of:,}</i></label>"
         for kind, number_of in kinds.items()
     )
     left_out = len(events) - len(shown)
     note = f"<p>{left_out:,} of the milder events are in events.jsonl only.</p>" if left_out else ""
     heads = ("Id", "Step", "Data step", "Kind", "Reason", "Documents of the highest loss")
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    rows = "".join(_event(event) for event in shown)
+    listed = table("Events", heads, [_event(event) for event in shown])
     return (
-        f'<div class="chips">{chips}</div>{note}<div class="scroll"><table><thead><tr>{head}</tr>'
-        f"</thead><tbody>{rows}</tbody></table></div>"
+        f'<div class="chips" role="group" aria-label="Kinds of events">{chips}</div>{note}'
+        f"{scroll('Events', listed)}"
     )
 
 
-def _event(event: dict[str, Any]) -> str:
-    kind = html.escape(str(event.get("event")))
-    cells = [
-        html.escape(_text(event.get("id"))),
-        html.escape(_text(event.get("step"))),
-        html.escape(_text(event.get("data_step"))),
-        f'<span class="kind {kind}">{kind.replace("_", " ")}</span>',
-        html.escape(shorten(_text(event.get("reason")))),
+def _event(event: dict[str, Any]) -> list[str]:
+    kind = escape(str(event.get("event")))
+    return [
+        *(escape(event.get(name)) for name in ("id", "step", "data_step")),
+        f'<span class="kind {kind}" data-kind="{kind}">{kind.replace("_", " ")}</span>',
+        escape(event.get("reason") or "", LONGEST_TEXT),
         _documents(event.get("documents")),
     ]
-    return f'<tr data-kind="{kind}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
 def _documents(documents: Any) -> str:
@@ -183,9 +164,8 @@ def _documents(documents: Any) -> str:
     lines = []
     for _, d in worst:
         loss = d["loss"] if isinstance(d["loss"], str) else f"{d['loss']:.3f}"
-        place = f"row {_text(d.get('row'))}, {_text(d.get('source'))}"
-        name = html.escape(shorten(_text(d.get("id")), 80))
-        lines.append(f"<b>{html.escape(loss)}</b> {name} <i>{html.escape(place)}</i>")
+        place = f"row {escape(d.get('row'))}, {escape(d.get('source'))}"
+        lines.append(f"<b>{escape(loss)}</b> {escape(d.get('id'), LONGEST_ID)} <i>{place}</i>")
     return "<br>".join(lines)
 
 
@@ -195,26 +175,23 @@ def _speech(found: Samples) -> str:
         return '<p class="none">There are no samples in the folder.</p>'
     parts, bytes_left = [], MOST_SOUND_BYTES
     for sample in found.samples:
+        prompt = sample.get("prompt")
+        name = prompt.get("name") if isinstance(prompt, dict) else prompt
+        text = escape(name, LONGEST_TEXT)
         path = found.folder / str(sample.get("wav"))
         sound = "<i>no recording</i>"
         if sample.get("wav") and path.parent == found.folder and path.is_file():
-            sound = f"<i>{html.escape(path.name)} is in the folder only</i>"
+            sound = f"<i>{escape(path.name)} is in the folder only</i>"
             if path.stat().st_size <= bytes_left:
                 data = base64.b64encode(path.read_bytes()).decode("ascii")
                 bytes_left -= path.stat().st_size
                 sound = (
-                    f'<audio controls preload="none" src="data:audio/wav;base64,{data}"></audio>'
+                    f'<audio controls preload="none" aria-label="Speech generated for: {text}" '
+                    f'src="data:audio/wav;base64,{data}"></audio>'
                 )
-        prompt = sample.get("prompt")
-        name = prompt.get("name") if isinstance(prompt, dict) else prompt
-        text = html.escape(shorten(_text(name)))
         parts.append(f"<figure><figcaption>{text}</figcaption>{sound}</figure>")
     about = f"{found.folder.name}, decoded by: {found.codec or 'no codec'}"
-    return f'<p>{html.escape(about)}</p><div class="sounds">{"".join(parts)}</div>'
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return f'<p>{escape(about)}</p><div class="sounds">{"".join(parts)}</div>'
 
 
 def _any(values: np.ndarray) -> bool:
@@ -231,15 +208,8 @@ def _last(values: np.ndarray) -> float:
 
 
 def _count(value: float) -> str:
-    return f"{value:,.0f}" if np.isfinite(value) else "–"
+    return f"{value:,.0f}" if np.isfinite(value) else NOTHING
 
 
 def _plain(value: float, digits: int, unit: str = "") -> str:
-    return f"{value:,.{digits}f}{unit}" if np.isfinite(value) else "–"
-
-
-def _short(value: float) -> str:
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return _count(value)
+    return f"{value:,.{digits}f}{unit}" if np.isfinite(value) else NOTHING
