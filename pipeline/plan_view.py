@@ -10,7 +10,8 @@ from rich.text import Text
 
 from pipeline.estimate import StageEstimate
 from pipeline.plan import Plan
-from pipeline.views import grid
+from pipeline.status_view import short
+from pipeline.tables import grid, titled
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
@@ -32,45 +33,71 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def plan_view(plan: Plan) -> RenderableType:
-    """Render the units of `koe plan`."""
+    """Render the units of `koe plan`, and below them the places where files break off."""
+    rows = plan_rows(plan)
     table = grid("Plan", "source", "units", "records", "files", "faults")
-    for row in plan_rows(plan):
+    for row in rows:
         counts = (f"{row[key]:,}" for key in ("units", "records", "files"))
-        faults = "\n".join(row["faults"]) or "0"
-        table.add_row(f"{row['source']} ({row['modality']})", *counts, faults)
-    return table
+        table.add_row(f"{row['source']} ({row['modality']})", *counts, f"{len(row['faults']):,}")
+    faults = [Text(f"fault: {fault}", "yellow") for row in rows for fault in row["faults"]]
+    return Group(titled(table), *faults, Text(""))
 
 
 def estimate_view(estimates: Sequence[StageEstimate], cpus: int) -> RenderableType:
     """Render what `koe plan` measured, for a machine of `cpus` CPUs."""
-    table = grid("Estimate", "stage", "of the corpus", "a worker", "CPU-hours", "GPU-hours", "disk")
+    table = grid("Estimate", "stage", "of the corpus", "a worker", "CPU time", "GPU time", "disk")
     for item in estimates:
         # Last comes what the work is counted in: windows, audio seconds or tokens.
-        *_, (name, total) = {"records": item.records, **item.totals}.items()
+        totals = {name: total for name, total in item.totals.items() if total}
+        *_, (name, total) = {"records": item.records, **totals}.items()
         rate = item.rates().get(name)
         error = f" ± {item.error:.0%}" if item.error and item.cpu_hours else ""
         table.add_row(
             item.stage,
-            f"{total:,.0f} {name}",
-            f"{rate:,.3g}/s" if rate and rate < 1000 else f"{rate:,.0f}/s" if rate else "",
-            f"{item.cpu_hours:,.2f}{error}",
-            f"{item.gpu_hours:,.2f}",
+            f"{short(total)} {name}",
+            f"{short(rate)}/s" if rate else "",
+            f"{duration(item.cpu_hours)}{error}",
+            duration(item.gpu_hours),
             _size(item.disk_bytes),
         )
-    data = [item for item in estimates if item.stage != "train"]
-    hours = sum(item.cpu_hours for item in data)
-    measured = " ".join(f"{i.stage} {i.measured:,} in {i.seconds:.1f} s," for i in data)
+    data = [item for item in estimates if item.measured]
+    cpu, gpu = (
+        sum(item.cpu_hours or 0.0 for item in data),
+        sum(item.gpu_hours or 0.0 for item in data),
+    )
+    sampled = ", ".join(
+        f"{item.stage} {item.measured:,} of {item.records:,.0f} in {duration(item.seconds / 3600)}"
+        for item in data
+    )
     lines = [
-        f"Measured by one worker: {measured.rstrip(',')}.",
-        f"Up to the shards {hours:,.2f} CPU-hours, {sum(item.gpu_hours for item in data):,.2f} "
-        f"GPU-hours and {_size(sum(item.disk_bytes for item in data))}: "
-        f"{hours / cpus:,.2f} hours on {cpus} CPUs that do nothing else.",
+        f"Records sampled by one worker: {sampled}.",
+        f"Up to the shards {duration(cpu)} of a CPU, {duration(gpu)} of a GPU and "
+        f"{_size(sum(item.disk_bytes for item in data))}: "
+        f"{duration(cpu / cpus)} on {cpus} CPUs that do nothing else.",
         *(f"{item.stage.capitalize()}: {item.note}." for item in estimates if item.note),
     ]
-    return Group(table, Text("\n".join(lines)))
+    return Group(titled(table), Text(""), Text("\n".join(lines)))
+
+
+def duration(hours: float | None) -> str:
+    """Write a time in the unit that suits it: 0.4 s, 32 s, 4.1 min, 2.5 h, 1,740 h; "" if unknown."""
+    if hours is None:
+        return ""
+    seconds = hours * 3600
+    if 0 < seconds < 0.05:
+        return "< 0.1 s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s" if seconds else "0 s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 59.95 * 60:
+        return f"{seconds / 60:.1f} min"
+    return f"{hours:.1f} h" if hours < 99.95 else f"{hours:,.0f} h"
 
 
 def _size(num_bytes: float) -> str:
+    if not num_bytes:
+        return ""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= size:
             return f"{num_bytes / size:,.1f} {unit}"

@@ -1,0 +1,86 @@
+"""What a run will cost, measured on a few clips of the user's own before anything runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from pipeline.assembly import Assembly
+from pipeline.config import PipelineConfig
+from pipeline.estimate.result import StageEstimate
+from pipeline.estimate.sample import SpeechStages, measure_speech, measure_text
+from pipeline.estimate.shards import estimate_shards
+from pipeline.estimate.track import Track, sum_tracks
+from pipeline.estimate.training import estimate_training
+from pipeline.plan import Plan
+from pipeline.schema import SPEECH, TEXT, Unit
+
+__all__ = ["StageEstimate", "estimate_run"]
+
+OnProgress = Callable[[str], None]
+
+_LEAST_CLIPS = 20  # of a source, however small its share
+_TEXT_SHARE = 0.1  # of the time: tokenizing is quick
+_LEAST_SHARE = 0.25  # of the time is measured in, however long the models take to load
+
+
+def estimate_run(
+    config: PipelineConfig,
+    plan: Plan,
+    num_clips: int = 200,
+    on_progress: OnProgress = lambda what: None,
+    seconds: float = 30.0,
+) -> list[StageEstimate]:
+    """Measure every stage on at most about `num_clips` clips and on some units of text.
+
+    It takes about `seconds`, however few clips are measured by then; each source has its share of
+    them and is scaled by itself.
+    Raises: ConfigError, as a run would before any work.
+    """
+    started = time.perf_counter()
+    assembly = Assembly(config)
+    speech, text = _units_by_source(plan, SPEECH), _units_by_source(plan, TEXT)
+    tracks: list[Track] = []
+    if speech:
+        on_progress("loading the models")
+        stages = SpeechStages(assembly)
+        share = 1 - _TEXT_SHARE if text else 1.0
+        left = share * max(seconds - (time.perf_counter() - started), _LEAST_SHARE * seconds)
+        wanted = _wanted(speech, num_clips)
+        for name, number in wanted.items():
+            on_progress(f"measuring at most {number} clips of {name}")
+            part = left * number / sum(wanted.values())
+            tracks += measure_speech(stages, speech[name], number, part)
+    for name, units in text.items():
+        on_progress(f"measuring samples of {name}")
+        part = _TEXT_SHARE * seconds / len(text)
+        tracks.append(measure_text(assembly.tokenize_text(name), units, part))
+    shards = estimate_shards(assembly, tracks)
+    names = dict.fromkeys((track.stage, track.modality) for track in tracks)
+    estimates = [
+        sum_tracks(config, [track for track in tracks if (track.stage, track.modality) == name])
+        for name in names
+    ]
+    return [*estimates, shards, estimate_training(config, shards)] if shards else estimates
+
+
+def _wanted(sources: dict[str, list[Unit]], num_clips: int) -> dict[str, int]:
+    """Share the clips out by the sources' records."""
+    records = {name: sum(unit.num_records for unit in units) for name, units in sources.items()}
+    total = sum(records.values())
+    return {
+        name: min(number, max(_LEAST_CLIPS, math.ceil(num_clips * number / total)))
+        for name, number in records.items()
+    }
+
+
+def _units_by_source(plan: Plan, modality: str) -> dict[str, list[Unit]]:
+    """Return the units of each source of a modality, without the sources that hold no record."""
+    units: dict[str, list[Unit]] = {
+        name: [] for name, kind in plan.modalities.items() if kind == modality
+    }
+    for unit in plan.units:
+        if unit.source in units:
+            units[unit.source].append(unit)
+    return {name: found for name, found in units.items() if any(unit.num_records for unit in found)}

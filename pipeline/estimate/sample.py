@@ -1,0 +1,184 @@
+"""Measures the stages on a sample of a source and scales each to the whole source.
+
+What is not kept counts: a stage's records are those that the stage before it kept. What is known
+of more clips than were measured is used: lengths are of all clips whose headers were read, scores
+of all that were scored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from pipeline.assembly import Assembly
+from pipeline.estimate.timed import Opened, Read, Taken, read_units, take_clips
+from pipeline.estimate.track import Track, relative_variance, work_of
+from pipeline.schema import SPEECH, TEXT, Unit
+from pipeline.stage import Stage
+from stages.dnsmos import SCORER_HZ, Windows, window_starts
+
+# Of a source's time. The clips scored tell how many of all will pass, and the headers read how
+# long they are; of what passes, few clips tell the codes and tokens a second.
+_SHARES = {"ingest": 0.1, "score": 0.6, "encode": 0.25, "tokenize": 0.05}
+
+
+class SpeechStages:
+    """The stages of speech, their models loaded."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self.windows: Windows = assembly.config.score.windows
+        self.threshold_ovrl = assembly.config.encode.threshold_ovrl
+        self.ingest, self.score, self.encode, self.tokenize = (
+            Opened(stage)
+            for stage in (
+                assembly.ingest(),
+                assembly.score(),
+                assembly.encode(),
+                assembly.tokenize_speech(),
+            )
+        )
+
+
+def measure_speech(
+    stages: SpeechStages, units: Sequence[Unit], most: int, seconds: float
+) -> list[Track]:
+    """Measure all stages on `most` clips of a source at most, in about `seconds` altogether."""
+    rng = _rng(units[0].source)
+    read = read_units(stages.ingest, units, _SHARES["ingest"] * seconds, rng)
+    ingested = _read_track(stages.ingest.name, SPEECH, read, units, math.nan)
+    clips = ingested.kept
+    if not clips.num_rows:
+        return [ingested]
+
+    def take(stage: Opened, before: Track) -> Taken:
+        return take_clips(stage, before.kept, most, _SHARES[stage.name] * seconds, rng)
+
+    lengths = clips["seconds"].to_numpy()
+    windows = _num_windows(lengths, stages.windows)
+    taken = take(stages.score, ingested)
+    variance = _variance_of_units(read, windows, ingested.scale)
+    scored = _track(ingested, stages.score, taken, windows, ingested.scale, variance)
+    if not scored.kept.num_rows:
+        return [ingested, scored]
+
+    drawn = lengths[taken.rows]
+    passes = np.zeros(len(lengths))
+    passes[taken.kept_rows] = scored.kept["ovrl"].to_numpy() > stages.threshold_ovrl
+    promising = (lengths * passes)[taken.kept_rows]
+    scale = ingested.scale * _sum_of_product(lengths, drawn, passes[taken.rows])
+    scale /= float(promising.sum()) or 1.0
+    variance = _variance_of_units(read, lengths, ingested.scale)
+    share = len(drawn) / len(lengths) / ingested.scale
+    variance += relative_variance(drawn * passes[taken.rows], drawn, share)
+    taken = take(stages.encode, scored)
+    encoded = _track(scored, stages.encode, taken, promising, scale, variance)
+    if not encoded.kept.num_rows:
+        return [ingested, scored, encoded]
+
+    taken = take(stages.tokenize, encoded)
+    alike = np.ones(encoded.kept.num_rows)
+    tokenized = _track(encoded, stages.tokenize, taken, alike, encoded.scale, encoded.variance)
+    return [ingested, scored, encoded, tokenized]
+
+
+def measure_text(stage: Stage, units: Sequence[Unit], seconds: float) -> Track:
+    """Measure whole units of a text source, one at least, in about `seconds`."""
+    read = read_units(Opened(stage), units, seconds, _rng(units[0].source))
+    scale = _scale(read, units)
+    variance = _variance_of_units(read, work_of(stage.name, read.kept), scale)
+    return _read_track(stage.name, TEXT, read, units, variance)
+
+
+def _read_track(
+    stage: str, modality: str, read: Read, units: Sequence[Unit], variance: float
+) -> Track:
+    """Scale units that were read to the source by the number of their records."""
+    kept, scale = read.kept, _scale(read, units)
+    return Track(
+        stage=stage,
+        modality=modality,
+        measured=read.records,
+        seconds=read.seconds,
+        kept=kept,
+        records=sum(unit.num_records for unit in units),
+        records_kept=kept.num_rows * scale,
+        scale=scale,
+        variance=variance,
+        units=units,
+    )
+
+
+def _scale(read: Read, units: Sequence[Unit]) -> float:
+    return sum(unit.num_records for unit in units) / max(read.records, 1)
+
+
+def _track(
+    before: Track, stage: Opened, taken: Taken, sizes: np.ndarray, scale: float, variance: float
+) -> Track:
+    """Scale what was taken of the clips that `before` kept.
+
+    `sizes` of all those clips are about proportional to the work on them, and 0 where the stage
+    will reject them. `scale` takes their sum to that of the source, and `variance` is that of the
+    whole sum, relative to its square.
+    """
+    drawn = sizes[taken.rows]
+    promising = np.count_nonzero(sizes) / len(sizes)
+    kept = taken.kept.num_rows / max(np.count_nonzero(drawn), 1)
+    ratio = _ratio(sizes, drawn)
+    work = np.zeros(len(sizes))
+    work[taken.kept_rows] = work_of(stage.name, taken.kept)
+    return Track(
+        stage=stage.name,
+        modality=SPEECH,
+        measured=len(taken.rows),
+        seconds=taken.seconds,
+        kept=taken.kept,
+        records=before.records_kept,
+        records_kept=before.records_kept * promising * kept,
+        scale=scale * ratio,
+        variance=variance + relative_variance(work[taken.rows], drawn, 1 / ratio),
+        units=before.units,
+    )
+
+
+def _ratio(sizes: np.ndarray, drawn: np.ndarray) -> float:
+    """Return how much of `sizes` there is for what was drawn of them; by number where none is."""
+    if drawn.sum() > 0:
+        return float(sizes.sum() / drawn.sum())
+    return len(sizes) / len(drawn)
+
+
+def _sum_of_product(sizes: np.ndarray, drawn: np.ndarray, values: np.ndarray) -> float:
+    """Estimate the sum of size x value of all, of whose values only those `drawn` are known.
+
+    Hartley and Ross' estimator (Nature 174, 1954), which has no bias, however few were drawn. The
+    quotient of the sums takes too many seconds to pass where long clips score worse than short ones.
+    """
+    if len(drawn) < 2:
+        return float(sizes.sum() * values.mean())
+    covariance = float(np.cov(drawn, values)[0, 1])
+    return max(float(sizes.sum() * values.mean()) + (len(sizes) - 1) * covariance, 0.0)
+
+
+def _variance_of_units(read: Read, work: np.ndarray, scale: float) -> float:
+    """Return the variance of the source's work, told from that of the records kept of some units.
+
+    Whole units were drawn, and neighbours in a corpus resemble each other.
+    """
+    ends = np.cumsum([0, *(table.num_rows for table in read.tables)])
+    sums = np.array([work[begin:end].sum() for begin, end in pairwise(ends)])
+    records = np.array([unit.num_records for unit in read.units], float)
+    return relative_variance(sums, records, 1 / scale if scale else 1.0)
+
+
+def _num_windows(lengths: np.ndarray, windows: Windows) -> np.ndarray:
+    """Count the windows of clips of so many seconds, float64 [clips]."""
+    samples = np.rint(lengths * SCORER_HZ).astype(int).tolist()
+    return np.array([len(window_starts(n, windows)) if n else 0 for n in samples], float)
+
+
+def _rng(source: str) -> np.random.Generator:
+    return np.random.default_rng(list(source.encode()))  # the same sample at every call

@@ -1,0 +1,145 @@
+"""The shards: the interleave stage on a corpus that is made of copies of the sample."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.assembly import Assembly
+from pipeline.errors import ConfigError
+from pipeline.estimate.result import StageEstimate
+from pipeline.estimate.track import Track, stored_bytes
+from pipeline.schema import REJECTED
+from stages.interleave import Order, UnitSamples, gather_rows, plan_order, unit_samples
+
+_MOST_SAMPLES = 100_000  # are laid out: so many mix and fill their rows as all of them do
+_MOST_TOKENS = 4_000_000  # are gathered into shards: some seconds
+_LEFT_OUT = {
+    "ratio_exhausted": "the ratio leaves out {:.0%} of the {} samples",
+    "overlong": "{:.0%} of the {} samples are longer than a row and left out",
+}
+
+
+def estimate_shards(assembly: Assembly, tracks: Iterable[Track]) -> StageEstimate | None:
+    """Lay the corpus out by the run's own settings; None where the sample has nothing to lay out.
+
+    Where every record was measured, the shards are those of the run.
+    """
+    last = [track for track in tracks if track.stage == "tokenize" and track.kept.num_rows]
+    if not last:
+        return None
+    records = sum(track.records_kept for track in last)
+    shrink = max(1.0, records / _MOST_SAMPLES)
+    units = _corpus(last, shrink)
+    started = time.perf_counter()
+    try:
+        order = plan_order(units, assembly.order().settings)
+    except ConfigError as error:  # the run would stop here, and all before it is worth knowing
+        return _estimate(assembly, last, records, note=str(error))
+    planning = time.perf_counter() - started
+    started = time.perf_counter()
+    gathered, size = _gather(order, units)
+    gathering = time.perf_counter() - started
+    placed = int(np.sum(order.table["stop"].to_numpy() - order.table["start"].to_numpy()))
+    rows = sum(int(piece["row"][-1].as_py()) + 1 for piece in order.shards().values())
+    return _estimate(
+        assembly,
+        last,
+        records,
+        gathered=gathered,
+        seconds=gathering + planning * gathered / max(placed, 1),
+        rows=rows * shrink,
+        tokens=placed * shrink,
+        disk_bytes=(stored_bytes(order.table) + size * placed / max(gathered, 1)) * shrink,
+        note="; ".join(_left_out(order, units, last)),
+    )
+
+
+def _estimate(
+    assembly: Assembly,
+    tracks: list[Track],
+    records: float,
+    *,
+    gathered: int = 0,
+    seconds: float = 0.0,
+    rows: float = 0.0,
+    tokens: float = 0.0,
+    disk_bytes: float = 0.0,
+    note: str = "",
+) -> StageEstimate:
+    hours = seconds * tokens / max(gathered, 1) / 3600
+    return StageEstimate(
+        stage="interleave",
+        measured=sum(track.kept.num_rows for track in tracks),
+        seconds=seconds,
+        amounts={"tokens": float(gathered)},
+        records=records,
+        totals={"rows": rows, "tokens": tokens},
+        worker_hours=hours,
+        cpu_hours=hours * assembly.config.interleave.cpus_per_worker,
+        gpu_hours=0.0,
+        disk_bytes=disk_bytes,
+        note=note,
+    )
+
+
+def _corpus(tracks: Iterable[Track], shrink: float) -> list[UnitSamples]:
+    """Repeat each track's samples to their number in the corpus divided by `shrink`."""
+    units: list[UnitSamples] = []
+    for track in tracks:
+        number = round(track.kept.num_rows * track.scale / shrink)
+        for table in _copies(track.kept, number):
+            # A copy is no duplicate of the sample, so its ids are others.
+            unit = unit_samples(len(units), track.units[0].unit, partial(_same, table))
+            ids = unit.id_hashes + np.int64(len(units))
+            units.append(replace(unit, id_hashes=ids))
+    return units
+
+
+def _copies(table: pa.Table, number: int) -> Iterator[pa.Table]:
+    copies, rest = divmod(number, table.num_rows)
+    for _ in range(copies):
+        yield table
+    if rest:
+        rows = np.random.default_rng(0).permutation(table.num_rows)[:rest]
+        yield table.take(pa.array(np.sort(rows)))
+
+
+def _same(table: pa.Table) -> pa.Table:
+    return table
+
+
+def _gather(order: Order, units: list[UnitSamples]) -> tuple[int, int]:
+    """Make shards, the last one perhaps in part: the tokens gathered and the bytes of the files."""
+    tokens = size = 0
+    for piece in order.shards().values():
+        if tokens >= _MOST_TOKENS:
+            break
+        lengths = np.cumsum(piece["stop"].to_numpy() - piece["start"].to_numpy())
+        row = piece["row"].to_numpy()
+        last = min(int(np.searchsorted(lengths, _MOST_TOKENS - tokens)), len(row) - 1)
+        part = piece.slice(0, int(np.searchsorted(row, row[last], side="right")))
+        rows = gather_rows(part, lambda k: units[k].read(), [unit.name for unit in units])
+        tokens += sum(len(chunk.flatten()) for chunk in rows["input_ids"].chunks)
+        size += stored_bytes(rows)
+    return tokens, size
+
+
+def _left_out(order: Order, units: list[UnitSamples], tracks: list[Track]) -> Iterator[str]:
+    """Tell which share of a modality's samples has no place, by reason."""
+    modalities = {track.units[0].unit: track.modality for track in tracks}
+    total, without = Counter(), Counter()
+    for unit in units:
+        total[modalities[unit.name]] += len(unit.lengths)
+    for table in order.excluded(REJECTED):
+        modality = modalities[table["location"][0].as_py().rsplit("#", 1)[0]]
+        without.update((reason, modality) for reason in table["reason"].to_pylist())
+    for (reason, modality), number in sorted(without.items()):
+        if number / total[modality] > 0.005:
+            yield _LEFT_OUT[reason].format(number / total[modality], modality)

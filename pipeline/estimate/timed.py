@@ -1,0 +1,123 @@
+"""Takes units and clips through a stage, one worker in this process, until its time is up.
+
+Both are taken in random order, clips from all units that were read, so that stopping after any of
+them is no bias.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.schema import UNIT, Unit
+from pipeline.stage import Outcome, Stage
+
+_FIRST_CLIPS = 2  # tell how many more the time allows
+_WARM_UP_CLIPS = 8  # until one is kept: a clip that is rejected at once warms nothing
+
+
+class Opened:
+    """A stage that is loaded, and warm before its first measurement of clips."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.name = stage.name
+        self._transform = stage.open()
+        self._warm = False
+
+    def run(self, table: pa.Table) -> tuple[Outcome, float]:
+        """Return the outcome and the seconds it took."""
+        started = time.perf_counter()
+        outcome = self._transform(table)
+        return outcome, time.perf_counter() - started
+
+    def warm_up(self, clips: pa.Table) -> None:
+        """Take some clip through, if none was yet."""
+        for row in range(min(_WARM_UP_CLIPS, clips.num_rows)):
+            if not self._warm:
+                self._warm = self._transform(clips.slice(row, 1)).kept.num_rows > 0
+
+
+@dataclass(frozen=True)
+class Read:
+    """Units that were read, in plan order, and what was kept of each."""
+
+    units: list[Unit]
+    seconds: float
+    tables: list[pa.Table]
+
+    @property
+    def records(self) -> int:
+        return sum(unit.num_records for unit in self.units)
+
+    @property
+    def kept(self) -> pa.Table:
+        return pa.concat_tables(self.tables)
+
+
+def read_units(
+    stage: Opened, units: Sequence[Unit], seconds: float, rng: np.random.Generator
+) -> Read:
+    """Take whole units through a stage until its time is up; at least one that has records."""
+    found: dict[int, pa.Table] = {}
+    read, spent = 0, 0.0
+    for place in rng.permutation(len(units)).tolist():
+        if read and spent >= seconds:
+            break
+        descriptor = pa.Table.from_pylist([asdict(units[place])], schema=UNIT)
+        outcome, took = stage.run(descriptor)
+        found[place] = outcome.kept
+        read, spent = read + units[place].num_records, spent + took
+    places = sorted(found)
+    return Read([units[place] for place in places], spent, [found[place] for place in places])
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of clips: `rows` were taken, ascending, and `kept_rows` are those of `kept`."""
+
+    rows: np.ndarray  # int64
+    seconds: float
+    kept: pa.Table
+    kept_rows: np.ndarray  # int64
+
+
+def take_clips(
+    stage: Opened, clips: pa.Table, most: int, seconds: float, rng: np.random.Generator
+) -> Taken:
+    """Take clips through a stage, `most` at most, until its time is up; of any there are, some."""
+    stage.warm_up(clips)
+    order = rng.permutation(clips.num_rows)[:most]
+    done, spent = 0, 0.0
+    tables: list[pa.Table] = []
+    kept_rows: list[int] = []
+    while number := _next_clips(done, len(order), spent, seconds):
+        rows = np.sort(order[done : done + number])
+        given = clips.take(pa.array(rows))
+        outcome, took = stage.run(given)
+        tables.append(outcome.kept)
+        kept_rows += _rows_kept(rows, given, outcome.kept)
+        done, spent = done + number, spent + took
+    kept = pa.concat_tables(tables).take(pa.array(np.argsort(kept_rows)))
+    return Taken(np.sort(order[:done]), spent, kept, np.array(sorted(kept_rows), np.int64))
+
+
+def _next_clips(done: int, total: int, spent: float, seconds: float) -> int:
+    """Return how many clips to take next: half of what the time left allows, at their pace."""
+    if not done:
+        return min(_FIRST_CLIPS, total)
+    allowed = (seconds - spent) * done / max(spent, 1e-9)
+    # A few clips tell the pace badly: not more than twice as many follow them.
+    return int(min(total - done, 2 * done, allowed / 2 + 1)) if allowed >= 1 else 0
+
+
+def _rows_kept(rows: np.ndarray, given: pa.Table, kept: pa.Table) -> list[int]:
+    """Find the rows of the clips that were kept, which come in the order given."""
+    ids, place, found = given["id"].to_pylist(), -1, []
+    for clip_id in kept["id"].to_pylist():
+        place = ids.index(clip_id, place + 1)
+        found.append(int(rows[place]))
+    return found

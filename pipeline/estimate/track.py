@@ -1,0 +1,124 @@
+"""One stage on the sample of one source, and the sum of a stage's tracks over the sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import PipelineConfig, WorkerConfig
+from pipeline.estimate.result import StageEstimate
+from pipeline.schema import SPEECH, Unit
+from pipeline.storage import BATCH_ROWS
+
+# What a stage's work is counted in: a column of its output, and how it is called. Ingest reads
+# headers, at a cost that no column tells.
+_COUNTED = {
+    "score": ("windows", "windows"),
+    "encode": ("seconds", "audio-s"),
+    "tokenize": ("input_ids", "tokens"),
+}
+
+
+@dataclass(frozen=True)
+class Track:
+    """One stage on the sample of one source.
+
+    `measured` records took `seconds`, and `kept` is what became of them, in plan order. `scale`
+    takes their work to that of all `records` of the source that reach the stage, of which it will
+    keep `records_kept`, and `variance` is that of the whole work, relative to its square; nan where
+    it is not known. `units`: all of the source.
+    """
+
+    stage: str
+    modality: str
+    measured: int
+    seconds: float
+    kept: pa.Table
+    records: float
+    records_kept: float
+    scale: float
+    variance: float
+    units: Sequence[Unit]
+
+    def amounts(self) -> dict[str, float]:
+        if self.stage not in _COUNTED:
+            return {}
+        return {_COUNTED[self.stage][1]: float(work_of(self.stage, self.kept).sum())}
+
+    def disk_bytes(self) -> float:
+        """Return the bytes of the whole source's output: a part by unit, the rest by record."""
+        half = self.kept.num_rows // 2
+        whole = stored_bytes(self.kept)
+        parts = stored_bytes(self.kept.slice(0, half)) + stored_bytes(self.kept.slice(half))
+        of_a_unit = parts - whole  # two files have their fixed part twice
+        return of_a_unit * len(self.units) + (whole - of_a_unit) * self.scale
+
+
+def sum_tracks(config: PipelineConfig, tracks: Sequence[Track]) -> StageEstimate:
+    """Sum the tracks of one stage and modality up over the sources."""
+    stage, modality = tracks[0].stage, tracks[0].modality
+    settings: WorkerConfig = getattr(config, stage)
+    hours = sum(track.seconds * track.scale for track in tracks) / 3600
+    amounts = [track.amounts() for track in tracks]
+    return StageEstimate(
+        stage=stage if modality == SPEECH else f"{stage} ({modality})",
+        measured=sum(track.measured for track in tracks),
+        seconds=sum(track.seconds for track in tracks),
+        amounts={unit: sum(amount[unit] for amount in amounts) for unit in amounts[0]},
+        records=sum(track.records for track in tracks),
+        totals={
+            unit: sum(a[unit] * track.scale for a, track in zip(amounts, tracks, strict=True))
+            for unit in amounts[0]
+        },
+        worker_hours=hours,
+        cpu_hours=hours * settings.cpus_per_worker,
+        gpu_hours=hours * settings.gpus_per_worker,
+        disk_bytes=sum(track.disk_bytes() for track in tracks),
+        error=_relative_error(tracks),
+    )
+
+
+def _relative_error(tracks: Sequence[Track]) -> float | None:
+    """Return the 95 % half-width of the total work, as a share of it."""
+    totals = [sum(track.amounts().values()) * track.scale for track in tracks]
+    if not sum(totals):
+        return None
+    variances = [
+        track.variance * total**2 for track, total in zip(tracks, totals, strict=True) if total
+    ]
+    error = 1.96 * math.sqrt(sum(variances)) / sum(totals)
+    return None if math.isnan(error) else error
+
+
+def work_of(stage: str, kept: pa.Table) -> np.ndarray:
+    """Count the work of each record that a stage kept, float64 [kept]."""
+    column = kept[_COUNTED[stage][0]]
+    if pa.types.is_list(column.type):
+        column = pa.chunked_array([c.value_lengths() for c in column.chunks], pa.int32())
+    return column.to_numpy().astype(float)
+
+
+def relative_variance(work: np.ndarray, sizes: np.ndarray, share: float) -> float:
+    """Return the variance of a total that was told from a sample, relative to its square.
+
+    `work` of the records drawn, at random, is taken to be proportional to their `sizes`, whose
+    total is known. `share` of all records were drawn: nothing is uncertain where all were.
+    """
+    if share >= 1:
+        return 0.0
+    if len(work) < 2 or not work.sum() or not sizes.sum():
+        return math.nan
+    residual = work - work.sum() / sizes.sum() * sizes
+    return len(work) * float(residual.var(ddof=1)) * (1 - share) / float(work.sum()) ** 2
+
+
+def stored_bytes(table: pa.Table) -> int:
+    """Count the bytes of the Arrow file that a run would make of a table."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=BATCH_ROWS)
+    return sink.getvalue().size
