@@ -43,31 +43,31 @@ def text_decoder(config: PipelineConfig) -> Callable[[list[int]], str]:
 
 
 def write_wavs(
-    config: PipelineConfig, documents: Sequence[Document], folder: Path
+    config: PipelineConfig,
+    documents: Sequence[Document],
+    folder: Path,
+    warn: Callable[[str], None],
 ) -> Iterator[Path]:
     """Write original and reconstruction (24 kHz mono) of every speech document; yield the paths.
 
-    A source file that is gone is said in place of the original.
+    `warn` is told of an original whose source file is gone or cannot be decoded; its
+    reconstruction is written nevertheless.
     """
-    codec = _codec(config)
+    codec = _codec(config) if any(document.codes is not None for document in documents) else None
     folder.mkdir(parents=True, exist_ok=True)
     for number, document in enumerate(documents):
-        if document.codes is None:
-            continue
         digest = hashlib.sha256(document.id.encode()).hexdigest()[:8]
         base = f"{number:03d}-{digest}"
         if document.clip is not None:
             clip = pa.Table.from_pylist([document.clip], schema=CLIP)
             audio = next(iter(load_clips(clip, CODEC_HZ)))
             if isinstance(audio, BadRecord):
-                raise ConfigError(
-                    f"the audio of {document.id} cannot be read",
-                    str(audio),
-                    "Restore the source file, or leave --wav out.",
-                )
-            yield _write(folder / f"{base}.original.wav", audio)
-        decoded = codec.decode(document.codes, clip_seed(document.id, config.snac.seed))
-        yield _write(folder / f"{base}.reconstruction.wav", decoded)
+                warn(f"no original of {document.id}: {audio}")
+            else:
+                yield _write(folder / f"{base}.original.wav", audio)
+        if document.codes is not None and codec is not None:
+            decoded = codec.decode(document.codes, clip_seed(document.id, config.snac.seed))
+            yield _write(folder / f"{base}.reconstruction.wav", decoded)
 
 
 def _codec(config: PipelineConfig) -> Codec:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError, ContractError
 from pipeline.ledger import Ledger
-from pipeline.schema import SPEECH
+from pipeline.schema import ENCODED, ROW, SPEECH
+from pipeline.storage import Storage
 from pipeline.vocabulary import (
+    END_OF_AI,
+    END_OF_HUMAN,
     FIRST_AUDIO,
     NAMES,
     NUM_BASE_TEXT,
     SLOTS,
+    START_OF_AI,
+    START_OF_HUMAN,
     START_OF_SPEECH,
     codes_of,
     split_speech_ids,
 )
+
+SHARD_SUFFIX = ".arrow"
+USER, ASSISTANT = "user", "assistant"
+_OPENED_BY = {START_OF_HUMAN: USER, START_OF_AI: ASSISTANT}
+_CLOSED_BY = {END_OF_HUMAN: USER, END_OF_AI: ASSISTANT}
 
 
 @dataclass(frozen=True)
@@ -36,37 +49,90 @@ class Document:
     clip: dict[str, Any] | None
 
 
-def find_shard(name: str, run_dir: Path) -> tuple[Ledger, str]:
-    """Locate a shard by path, file name or stem, and the ledger of the run it belongs to.
+@dataclass(frozen=True)
+class Shard:
+    """A shard's name and rows (ROW), and the ledger of the run that its clips are traced in."""
 
-    Raises: ConfigError listing the shards there are.
+    name: str
+    rows: pa.Table
+    ledger: Ledger
+
+
+def split_place(argument: str) -> tuple[str, int] | None:
+    """Read SHARD or SHARD:ROW (row 0 if none); None for the id of a record.
+
+    An id is SOURCE/..., so what holds a slash and does not end in .arrow (before :ROW) is one.
+    Raises: ConfigError for a row that is no number.
     """
-    from pipeline.storage import Storage
+    shard, colon, row = argument.rpartition(":")
+    if not colon or "/" in row:  # none, or that of a URL
+        shard, row = argument, "0"
+    if "/" in shard and not shard.endswith(SHARD_SUFFIX):
+        return None
+    if not row.isdecimal():
+        raise ConfigError(
+            f"{argument} does not name a row", remedy="Write SHARD:ROW, as train-00000:12."
+        )
+    return shard, int(row)
 
-    path = Path(name)
-    if path.is_file():
-        return Ledger(Storage(str(path.resolve().parent.parent))), path.name
-    ledger = Ledger(Storage(str(run_dir)))
-    known = [n for n in ledger.storage.names("shards") if n.endswith(".arrow")]
-    for candidate in (path.name, f"{path.name}.arrow"):
+
+def find_shard(name: str, run_dir: str) -> Shard:
+    """Open a shard by path, URL, file name or stem.
+
+    Of a file that lies in no folder `shards`, clips are traced in the run of `run_dir`.
+    Raises: ConfigError listing the shards there are, or for a table that is no shard.
+    """
+    run = Ledger(Storage(run_dir))
+    if "://" in name or Path(name).is_file():
+        path = name if "://" in name else str(Path(name).resolve())
+        folder, _, file = path.rpartition("/")
+        folder = folder or "/"
+        if Storage(folder).size(file) is not None:
+            root, _, parent = folder.rpartition("/")
+            ledger = Ledger(Storage(root)) if parent == "shards" else run
+            return Shard(file, _require_rows(Storage(folder).read_table(file), name), ledger)
+    known = [file for file in run.storage.names("shards") if file.endswith(SHARD_SUFFIX)]
+    file = name.rpartition("/")[2]
+    for candidate in (file, f"{file}{SHARD_SUFFIX}"):
         if candidate in known:
-            return ledger, candidate
+            rows = run.storage.read_table(f"shards/{candidate}")
+            return Shard(candidate, _require_rows(rows, name), run)
     raise ConfigError(
         f"there is no shard {name}",
         f"{run_dir}/shards holds {', '.join(known[:5]) or 'none'}{' ...' if len(known) > 5 else ''}",
-        "Name a shard as in train-00000:12.",
+        "Name a shard as in train-00000:12, or a record by its whole id, SOURCE/...",
     )
 
 
+def _require_rows(table: pa.Table, name: str) -> pa.Table:
+    missing = [column for column in ROW.names if column not in table.column_names]
+    if missing:
+        raise ConfigError(
+            f"{name} is no shard",
+            f"it has no column {', '.join(missing)}",
+            "Name a file of a run's folder shards.",
+        )
+    return table
+
+
 def read_documents(ledger: Ledger, shard: str, row: int) -> list[Document]:
+    """Take a row of a run's shard apart, and trace every speech document to its clip.
+
+    Raises: ConfigError for a row that the shard does not have.
+    """
+    return documents_of(Shard(shard, ledger.storage.read_table(f"shards/{shard}"), ledger), row)
+
+
+def documents_of(shard: Shard, row: int) -> list[Document]:
     """Take a row apart, and trace every speech document to its clip.
 
     Raises: ConfigError for a row that the shard does not have.
     """
-    table = ledger.storage.read_table(f"shards/{shard}")
+    table = shard.rows
     if not 0 <= row < table.num_rows:
-        raise ConfigError(f"{shard} has no row {row}", f"its rows are 0..{table.num_rows - 1}")
-    columns = {name: table[name][row].as_py() for name in table.column_names if name != "input_ids"}
+        has = f"its rows are 0..{table.num_rows - 1}" if table.num_rows else "it is empty"
+        raise ConfigError(f"{shard.name} has no row {row}", has, "Name one of its rows.")
+    columns = {name: table[name][row].as_py() for name in ROW.names if name != "input_ids"}
     ids = table["input_ids"][row].values.to_numpy()
     stops = np.cumsum(columns["document_lengths"])
     documents = []
@@ -84,7 +150,7 @@ def read_documents(ledger: Ledger, shard: str, row: int) -> list[Document]:
                 part=columns["document_parts"][number],
                 input_ids=piece,
                 codes=speech_codes(piece) if speech else None,
-                clip=trace_clip(ledger, unit, id) if speech else None,
+                clip=trace_clip(shard.ledger, unit, id) if speech else None,
             )
         )
     return documents
@@ -106,11 +172,13 @@ def trace_clip(ledger: Ledger, unit: str, id: str) -> dict[str, Any] | None:
     receipt = ledger.receipt("encode", unit)
     if receipt is None:
         return None
-    table = ledger.read(receipt)
-    rows = [row for row, name in enumerate(table["id"].to_pylist()) if name == id]
-    if not rows:
-        return None
-    return table.drop_columns(["codes"]).slice(rows[0], 1).to_pylist()[0]
+    columns = [name for name in ENCODED.names if name != "codes"]
+    with ledger.storage.open_batches(receipt.output.path, columns) as batches:
+        for batch in batches:
+            found = batch.filter(pc.field("id") == id)
+            if found.num_rows:
+                return found.slice(0, 1).to_pylist()[0]
+    return None
 
 
 def named_ids(ids: np.ndarray) -> list[str]:
@@ -127,16 +195,48 @@ def named_ids(ids: np.ndarray) -> list[str]:
     return spelled
 
 
-def text_runs(ids: np.ndarray) -> list[list[int]]:
-    """Return the runs of plain text ids between marks: prompts and answers in turn."""
-    runs: list[list[int]] = [[]]
+def turns(ids: np.ndarray) -> list[tuple[str, list[int]]]:
+    """Cut a document into turns: who speaks, and the plain text ids.
+
+    A later part of a document may begin or end within a turn: whose it is shows in the mark that
+    closes it, and is the empty string where no mark tells.
+    """
+    found: list[tuple[str, list[int]]] = []
+    role, run = "", []
     for value in ids.tolist():
         if value < NUM_BASE_TEXT:
-            runs[-1].append(value)
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
+            run.append(value)
+        elif value in _OPENED_BY or value in _CLOSED_BY:
+            if run:
+                found.append((role or _CLOSED_BY.get(value, ""), run))
+            role, run = _OPENED_BY.get(value, ""), []
+    return [*found, (role, run)] if run else found
 
 
-def num_frames(document: Document) -> int:
-    return 0 if document.codes is None else len(document.codes) // SLOTS
+def num_frames(codes: np.ndarray | None) -> int:
+    return 0 if codes is None else len(codes) // SLOTS
+
+
+def document_json(
+    document: Document, decode_text: Callable[[list[int]], str], raw: bool
+) -> dict[str, Any]:
+    """Describe a document for `koe inspect --json`; `raw` adds its ids, spelled out.
+
+    `turns` are those of text; of speech, `text` is the prompt and `clip` the row of its clip.
+    """
+    spoken = [(role, decode_text(run)) for role, run in turns(document.input_ids)]
+    shown: dict[str, Any] = {
+        "id": document.id,
+        "source": document.source,
+        "modality": document.modality,
+        "unit": document.unit,
+        "part": document.part,
+        "tokens": len(document.input_ids),
+        "frames": num_frames(document.codes),
+        "text": "\n".join(text for _, text in spoken),
+    }
+    if document.modality == SPEECH:
+        shown["clip"] = document.clip
+    else:
+        shown["turns"] = [{"role": role or None, "text": text} for role, text in spoken]
+    return shown | ({"ids": named_ids(document.input_ids)} if raw else {})

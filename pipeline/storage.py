@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 
+from pipeline.atomic import TEMPORARY, Hashed, atomically
 from pipeline.errors import ContractError, StorageError
 from pipeline.fingerprint import sha256_bytes
 
-TEMPORARY = ".tmp"
 BATCH_ROWS = 1024  # of a record batch: bounds what one random access has to touch
 
 
@@ -49,7 +47,9 @@ class Storage:
 
     @cached_property
     def _remote(self) -> tuple[Any, str]:
-        file_system, base = fsspec.core.url_to_fs(self.root)
+        # object stores have no folders to make
+        options = {"auto_mkdir": True} if self.root.startswith("file://") else {}
+        file_system, base = fsspec.core.url_to_fs(self.root, **options)
         return file_system, base
 
     def local_path(self, path: str = "") -> Path:
@@ -68,7 +68,8 @@ class Storage:
     def write_bytes(self, path: str, data: bytes | memoryview) -> Written:
         with self._explained("write", path):
             if self.is_local:
-                _write_atomically(self.local_path(path), data)
+                with atomically(self.local_path(path)) as file:
+                    file.write(data)
             else:
                 file_system, base = self._remote
                 file_system.pipe_file(f"{base}/{path}", bytes(data))
@@ -84,7 +85,7 @@ class Storage:
         The bytes are those of `write_table` on all of them together.
         """
         with self._explained("write", path), self._stream(path) as file:
-            hashed = _Hashed(file)
+            hashed = Hashed(file)
             num_rows = 0
             with pa.ipc.new_file(pa.PythonFile(hashed, mode="w"), schema) as writer:
                 for table in _in_batches(schema, tables):
@@ -96,7 +97,7 @@ class Storage:
     def _stream(self, path: str) -> Iterator[Any]:
         """Open a file that appears under its name once it is whole."""
         if self.is_local:
-            with _atomically(self.local_path(path)) as file:
+            with atomically(self.local_path(path)) as file:
                 yield file
         else:
             file_system, base = self._remote
@@ -261,48 +262,3 @@ def _in_batches(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Ta
         rest = joined.slice(whole)
     if rest.num_rows:
         yield rest
-
-
-class _Hashed:
-    """A file to write to that counts and hashes what passes."""
-
-    closed = False
-
-    def __init__(self, file: Any) -> None:
-        self._file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        self.num_bytes += len(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        """Leave the file open: whoever opened it syncs and names it."""
-
-
-def _write_atomically(path: Path, data: bytes | memoryview) -> None:
-    with _atomically(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def _atomically(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,51 +1,57 @@
-"""Rich renderings of statistics, status, proofs, documents and training metrics."""
+"""Rich renderings of single files, training metrics and replays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from pipeline.inspection import Document, named_ids, num_frames, text_runs
-from pipeline.vocabulary import CODEC_HZ, FRAME_SAMPLES, unflatten_codes
+from pipeline.tables import grid, titled
 
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
     from training.replay import Replay
 
-
-def grid(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table
+_MOST_CODES = 8  # shown of each codebook
 
 
-def files_view(rows: Sequence[dict[str, Any]]) -> Table:
-    """Render `koe score` and `koe encode`."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = grid("", *columns)
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    return table
+def files_view(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """Render `koe score` and `koe encode`: a table, and below it what cannot be read, and why.
+
+    The folder of several files, if it is one, stands above the table.
+    """
+    good = [row for row in rows if "error" not in row]
+    folders = {os.path.dirname(row["path"]) for row in good}
+    folder = f"{folders.pop()}/" if len(good) > 1 and len(folders) == 1 else ""
+    folder = "" if folder == "/" else folder
+    failed = [Text(f"{row['path']}: {row['error']}", "red") for row in rows if "error" in row]
+    columns = list(dict.fromkeys(key for row in good for key in row))
+    table = grid(folder, *columns, left=["codes"], fold=["path"])
+    for row in good:
+        shown = row | {"path": row["path"].removeprefix(folder)}
+        table.add_row(*(_cell(shown.get(column)) for column in columns))
+    return Group(*([titled(table)] if good else []), *failed)
 
 
 def _cell(value: Any) -> Text:
     if value is None:
         return Text("")
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
     if isinstance(value, float):
         return Text(f"{value:.3f}")
     if isinstance(value, list):  # three codebooks
-        return Text(
-            "\n".join(" ".join(map(str, book[:12])) + " ..." * (len(book) > 12) for book in value)
+        books = (
+            " ".join(map(str, book[:_MOST_CODES])) + " ..." * (len(book) > _MOST_CODES)
+            for book in value
         )
+        return Text("\n".join(books))
     return Text(str(value))
 
 
-def training_view(metrics: Sequence[dict[str, Any]]) -> Table:
+def training_view(metrics: Sequence[dict[str, Any]]) -> RenderableType:
     """Render the last steps of a training run."""
     table = grid(
         "Training, last steps",
@@ -69,7 +75,7 @@ def training_view(metrics: Sequence[dict[str, Any]]) -> Table:
             f"{row['tokens_per_second']:,.0f}",
             "" if row["action"] == "accept" else row["action"],
         )
-    return table
+    return titled(table)
 
 
 def replay_view(replay: Replay, most: int = 30) -> RenderableType:
@@ -85,7 +91,7 @@ def replay_view(replay: Replay, most: int = 30) -> RenderableType:
     )
     table = grid(
         "Documents, the highest loss first", "document", "source", "modality", "row",
-        "gradient norm of the row", "tokens", "loss",
+        "norm of row", "tokens", "loss", left=["source", "modality"], fold=["document"],
     )  # fmt: skip
     for document in replay.documents[:most]:
         table.add_row(
@@ -98,7 +104,7 @@ def replay_view(replay: Replay, most: int = 30) -> RenderableType:
             _number(document.loss, ".4f"),
         )
     left = len(replay.documents) - most
-    return Group(head, table, Text(f"and {left} more") if left > 0 else Text(""))
+    return Group(head, titled(table), *([Text(f"and {left} more")] if left > 0 else []))
 
 
 def _number(value: Any, form: str) -> str:
@@ -106,53 +112,3 @@ def _number(value: Any, form: str) -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else format(value, form)
-
-
-def documents_view(
-    documents: Sequence[Document], decode_text: Callable[[list[int]], str], raw: bool
-) -> RenderableType:
-    """Render `koe inspect`: a panel a document, blue for speech, green for text."""
-    panels: list[RenderableType] = []
-    for number, document in enumerate(documents):
-        lines = Text()
-        if raw:
-            lines.append(" ".join(named_ids(document.input_ids)))
-        else:
-            for turn, run in enumerate(text_runs(document.input_ids)):
-                lines.append(decode_text(run) + "\n", style="bold" if turn % 2 == 0 else "")
-            if document.codes is not None:
-                lines.append(_codes_line(document), style="cyan")
-            if document.clip is not None:
-                lines.append(_clip_line(document.clip), style="dim")
-        part = f" part {document.part}" if document.part else ""
-        panels.append(
-            Panel(
-                lines,
-                title=f"{number}  {document.id}{part}  {document.modality} of {document.source}  "
-                f"{len(document.input_ids)} tokens  unit {document.unit}",
-                title_align="left",
-                border_style="blue" if document.codes is not None else "green",
-            )
-        )
-    return Group(*panels)
-
-
-def _codes_line(document: Document) -> str:
-    assert document.codes is not None
-    frames = num_frames(document)
-    books = unflatten_codes(document.codes)
-    heads = "  ".join(
-        f"c{level} {' '.join(map(str, book[:6]))}{' ...' if len(book) > 6 else ''}"
-        for level, book in enumerate(books)
-    )
-    return f"{frames} frames, {frames * FRAME_SAMPLES / CODEC_HZ:.2f} s   {heads}\n"
-
-
-def _clip_line(clip: dict[str, Any]) -> str:
-    member = f" member {clip['audio_member']}" if clip["audio_member"] else ""
-    start = f" from {clip['start_seconds']:.2f} s" if clip["start_seconds"] else ""
-    return (
-        f"ovrl {clip['ovrl']:.3f} over {clip['windows']} windows   {clip['seconds']:.2f} s, "
-        f"{clip['audio_hz']} Hz, {clip['channels']} channels\n"
-        f"{clip['audio_path']}{member} at {clip['audio_offset']}{start}"
-    )

@@ -38,6 +38,8 @@ INSTEAD = {
     "koe run --set encode.threshold_ovrl=2.8": "koe run --set encode.threshold_ovrl=1.29",
     "koe run --to interleave --set encode.threshold_ovrl=2.8": "koe run --to interleave --set encode.threshold_ovrl=1.3",
     "koe plan": "koe plan --clips 2",
+    "koe stats --source jchat": "koe stats --source clips",
+    "koe inspect jchat/a/0012.flac": "koe inspect clips/3.flac",
 }
 SPIKE = [
     f"train.guard.{key}" for key in ("max_loss=0.01", "roll_back_after_skips=3", "max_rollbacks=0")

@@ -6,78 +6,32 @@ import hashlib
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from pipeline.config_file import load_config
-from pipeline.job import run_job
-from pipeline.ledger import Ledger
-from pipeline.plan import load_plan
-from pipeline.selection import select_stages
-from pipeline.stats import LANES, full_stats, run_stats
-from pipeline.stats_view import stats_view
-from pipeline.storage import Storage
-from tests.corpus import write_corpus
+from pipeline.stats import full_stats, run_stats
+from tests.statistics_run import KEYS, THRESHOLDS, kept_records, opened, run_corpus
 
-KEYS = {
-    "schema_version", "accounting", "samples", "sources", "scores", "thresholds", "shards", "codec",
-    "distributions", "codebooks", "duplicates", "mix", "shard_files", "quarantine_examples",
-}  # fmt: skip
 QUANTILES = {"p1": 1, "p5": 5, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "p99": 99}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """Run a corpus in which two more clips say what an earlier one says, one of them in its voice."""
-    path = write_corpus(tmp_path_factory.mktemp("stats") / "corpus")
-    shutil.copy(path.parent / "2.flac", path.parent / "again.flac")
-    with (path.parent / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
-        for file in ("again.flac", "3.flac"):
-            clip = {"audio_filepath": file, "text": "文章その2です。", "offset": 0.0}
-            manifest.write(json.dumps(clip, ensure_ascii=False) + "\n")
-    # one clip in a source of its own, so that there is more than one
-    (path.parent / "second.jsonl").write_text('{"audio_filepath": "4.flac", "text": "別の文"}\n')
-    second = "  - {name: second, kind: manifest, paths: [second.jsonl]}\n  text:"
-    path.write_text(path.read_text().replace("  text:", second, 1))
-    report = run_job(
-        load_config(path, []),
-        select_stages(None, "interleave", None, []),
-        Console(stderr=True, quiet=True),
-    )
-    assert not report.failed
-    return path
-
-
-def opened(run_dir: Path):
-    storage = Storage(str(run_dir))
-    plan = load_plan(storage)
-    assert plan is not None
-    return plan, Ledger(storage)
+    return run_corpus(tmp_path_factory.mktemp("stats") / "corpus")
 
 
 @pytest.fixture(scope="module")
 def stats(corpus) -> dict[str, Any]:
-    return full_stats(*opened(corpus.parent / "run"), thresholds=[1.3, 1.9, 2.0, 2.05, 9.0])
+    return full_stats(*opened(corpus.parent / "run"), thresholds=THRESHOLDS)
 
 
 @pytest.fixture(scope="module")
 def tables(corpus) -> dict[str, list[dict[str, Any]]]:
-    """Read the kept records of each stage, in plan order."""
-    plan, ledger = opened(corpus.parent / "run")
-    found = defaultdict(list)
-    for unit in plan.units:
-        for stage in LANES[unit.modality]:
-            receipt = ledger.receipt(stage, unit.unit)
-            assert receipt is not None
-            found[stage] += ledger.read(receipt).to_pylist()
-    return found
+    return kept_records(corpus)
 
 
 def plain_values(tables) -> dict[tuple[str, str], list[float]]:
@@ -248,30 +202,6 @@ def test_the_end_of_a_run_shows_a_part_of_the_same(stats, corpus):
     }  # fmt: skip
 
 
-def test_what_is_not_done_yet_is_empty(corpus, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(corpus.parent / "run", run_dir)
-    later = {
-        "interleave": ("mix", "shard_files"),
-        "tokenize": (),
-        "encode": ("codebooks", "duplicates"),
-        "score": ("scores",),
-        "ingest": ("quarantine_examples",),
-    }
-    shutil.rmtree(run_dir / "shards")
-    gone: list[str] = []
-    for stage, parts in later.items():
-        shutil.rmtree(run_dir / stage)
-        gone += parts
-        stats = full_stats(*opened(run_dir))
-        assert stats.keys() == KEYS
-        assert [key for key in gone if stats[key]] == []
-        assert stats["accounting"]["closed"]
-        assert width_of(stats) <= 80
-    assert stats["distributions"] == {"all": {}, "clips": {}, "second": {}, "text": {}}
-    assert stats["thresholds"]["configured"] is None
-
-
 def test_a_unit_that_waits_for_encode_counts_with_what_is_done(corpus, tmp_path, tables):
     run_dir = tmp_path / "run"
     shutil.copytree(corpus.parent / "run", run_dir)
@@ -285,44 +215,3 @@ def test_a_unit_that_waits_for_encode_counts_with_what_is_done(corpus, tmp_path,
     assert 0 < stats["distributions"]["all"]["tokens"]["count"] < len(tables["encode"])
     assert stats["accounting"]["pending"] > 0
     assert stats["accounting"]["closed"]
-
-
-def width_of(stats: dict[str, Any]) -> int:
-    return max(len(line.rstrip()) for line in shown(stats).splitlines())
-
-
-def shown(stats: dict[str, Any]) -> str:
-    console = Console(width=80, color_system=None, no_color=True)
-    with console.capture() as capture:
-        console.print(stats_view(stats))
-    return capture.get()
-
-
-def test_the_terminal_shows_all_of_it_in_80_columns(stats):
-    text = shown(stats)
-    assert width_of(stats) <= 80
-    for title in ("Records", "Rejected", "Quarantined", "Distributions", "Medians", "Codes used",
-                  "Duplicates", "Shards", "On the way", "Shard files", "1.3 is applied"):  # fmt: skip
-        assert title in text
-    for reason in ("all_zero_audio", "broken_json", "empty_audio", "missing_transcript"):
-        assert reason in text
-    row = stats["thresholds"]["what_if"][1]
-    assert ["1.9", str(row["clips"])] in [line.split()[:2] for line in text.splitlines()]
-    quick = {key: stats[key] for key in stats if key not in ("distributions", "mix", "codebooks")}
-    assert "DNSMOS of" in shown(quick)
-
-
-def koe(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "from pipeline.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-
-
-def test_the_command_line_asks_what_if(corpus):
-    done = koe("stats", "-c", str(corpus), "--json", "--what-if", "1.9,2.05")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert [row["threshold"] for row in found["thresholds"]["what_if"]] == [1.9, 2.05]
-    assert found.keys() >= KEYS
-    wrong = koe("stats", "-c", str(corpus), "--what-if", "high")
-    assert wrong.returncode == 2
-    assert "--what-if high" in wrong.stderr

@@ -11,9 +11,9 @@ from pipeline.fingerprint import sha256_bytes
 from pipeline.storage import Storage
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["{}", "memory://{}", "file://{}"])
 def storage(request, tmp_path):
-    return Storage(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
+    return Storage(request.param.format(tmp_path))
 
 
 def test_files_and_tables_round_trip(storage):

@@ -1,0 +1,54 @@
+"""Local files that appear whole or not at all, and files that hash what is written to them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+TEMPORARY = ".tmp"
+
+
+class Hashed:
+    """A file to write to that counts and hashes what passes."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.sha256, self.num_bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self.num_bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        """Leave the file open: whoever opened it syncs and names it."""
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a local file that appears under its name once it is whole and synced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

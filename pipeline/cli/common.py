@@ -1,0 +1,55 @@
+"""What the commands share: consoles, options, the stored run, and JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.config import PipelineConfig
+from pipeline.errors import ConfigError
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan, load_plan
+from pipeline.storage import Storage
+
+out = Console()
+err = Console(stderr=True)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's configuration.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: encode.threshold_ovrl=2.8")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only, on stdout.")]
+DEFAULT_CONFIG = Path("pipeline.yaml")
+
+
+def opened(settings: PipelineConfig) -> tuple[Plan, Ledger]:
+    """Open the stored run. Raises: ConfigError where there is none."""
+    storage = Storage(settings.run_dir)
+    planned = load_plan(storage)
+    if planned is None:
+        raise ConfigError(
+            f"{settings.run_dir} holds no run", remedy="Start one with `koe run -c CONFIG`."
+        )
+    return planned, Ledger(storage)
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Read numbers set off by commas. Raises: ConfigError naming the option."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(map(isfinite, found)):
+        raise ConfigError(f"{option} {text} is no list of numbers", remedy="Write 2.0,2.5,3.0.")
+    return found
+
+
+def print_json(value: Any) -> None:
+    """Write a value to stdout as JSON, whatever the terminal's width."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")

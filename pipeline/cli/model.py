@@ -1,0 +1,94 @@
+"""Commands of the models: `koe score, encode, train, export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline.cli.common import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    err,
+    out,
+    print_json,
+)
+from pipeline.config_file import load_config
+
+
+def score(
+    files: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    windows: Annotated[str, typer.Option(help="reference | all")] = "reference",
+    threshold: Annotated[float, typer.Option(help="keep: ovrl above it.")] = 2.5,
+    as_json: JsonOption = False,
+) -> None:
+    """Score audio files with DNSMOS."""
+    from pipeline.files import score_paths
+
+    _print_files(score_paths(files, windows, threshold), as_json)
+
+
+def encode(
+    files: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode audio files to SNAC codes, with the config's codec."""
+    from pipeline.files import encode_paths
+
+    _print_files(encode_paths(files, load_config(config, overrides)), as_json)
+
+
+def train(
+    config: ConfigOption = DEFAULT_CONFIG,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = True,
+    overrides: SetOption = None,
+    replay: Annotated[
+        str | None, typer.Option(help="Run the step of an event (E0003) again, and stop.")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write the run's report.html, and stop.")
+    ] = False,
+) -> None:
+    """Train on the shards: on local GPUs, CPUs, or a Ray cluster."""
+    from pipeline import job, views
+
+    settings = load_config(config, overrides)
+    if report:
+        from training.report import write_report
+
+        out.print(f"wrote {write_report(job.training_folder(settings))}", markup=False)
+    elif replay:
+        out.print(views.replay_view(job.replay_event(settings, replay)))
+    else:
+        result = job.run_training(settings, err, resume=resume)
+        out.print(views.training_view(result.last_rows[-5:]))
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new folder for model and tokenizer.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    checkpoint: Annotated[int | None, typer.Option(help="Its step; the newest if none.")] = None,
+    dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the weights.")] = "bf16",
+    overrides: SetOption = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder with its tokenizer."""
+    from pipeline.job import export_model
+
+    export_model(load_config(config, overrides), folder, checkpoint, dtype)
+    err.print(f"wrote {folder}", markup=False)
+
+
+def _print_files(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(rows)
+    else:
+        from pipeline import views
+
+        out.print(views.files_view(rows))
+    if any("error" in row for row in rows):
+        raise typer.Exit(1)

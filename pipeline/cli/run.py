@@ -1,0 +1,144 @@
+"""Commands that make a run: `koe demo, run, plan, status`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.common import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    err,
+    opened,
+    out,
+    print_json,
+)
+from pipeline.config_file import load_config
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write the corpus.")],
+    clips: Annotated[int, typer.Option(min=24, help="Speech clips.")] = 300,
+    samples: Annotated[int, typer.Option(min=20, help="Instruction samples.")] = 2000,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Write a small corpus of Japanese speech and text, and a config."""
+    from pipeline.demo.corpus import write_demo
+    from pipeline.progress import counting
+
+    with counting(err, "synthesising speech") as report:
+        written = write_demo(
+            folder, num_clips=clips, num_instructions=samples, seed=seed, progress=report
+        )
+    err.print(written.describe(), markup=False)
+    err.print(f"Next: koe run -c {folder / 'pipeline.yaml'}", markup=False)
+
+
+def run(
+    config: ConfigOption = DEFAULT_CONFIG,
+    from_stage: Annotated[str | None, typer.Option("--from", help="First stage to run.")] = None,
+    to_stage: Annotated[str | None, typer.Option("--to", help="Last stage to run.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="The one stage to run.")] = None,
+    overrides: SetOption = None,
+    force: Annotated[
+        list[str] | None, typer.Option("--force", help="Do a stage's units again.")
+    ] = None,
+) -> None:
+    """Run the pipeline, or go on with it.
+
+    Stages: ingest, score, encode, tokenize, interleave, train. What is done is not done again.
+    """
+    from pipeline import views
+    from pipeline.job import run_job
+    from pipeline.selection import select_stages
+    from pipeline.stats import run_stats
+    from pipeline.stats_view import stats_view
+
+    settings = load_config(config, overrides)
+    selection = select_stages(from_stage, to_stage, only, force or [])
+    try:
+        report = run_job(settings, selection, err)
+    except KeyboardInterrupt:
+        command = shlex.join(["koe", *sys.argv[1:]])
+        err.print(
+            f"koe: interrupted, what is done stays done. Go on with: {command}",
+            style="yellow", markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        raise typer.Exit(130) from None
+    plan, ledger = opened(settings)
+    out.print(stats_view(report.stats or run_stats(plan, ledger)))
+    if report.training is not None:
+        out.print(views.training_view(report.training.last_rows[-5:]))
+    if report.failed:
+        err.print(
+            f"{len(report.failed)} units failed (listed above). Run the same command again: "
+            "only they and what depends on them are done.",
+            style="red",
+        )
+        raise typer.Exit(1)
+
+
+def plan(
+    config: ConfigOption = DEFAULT_CONFIG,
+    clips: Annotated[
+        int, typer.Option(help="Clips to measure on, at most; 0: only list the units.")
+    ] = 200,
+    seconds: Annotated[float, typer.Option(min=1, help="About how long to measure.")] = 30,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the units, and measure on a few clips what a run will cost."""
+    from dataclasses import asdict
+
+    from pipeline.estimate import estimate_run
+    from pipeline.job import plan_run
+    from pipeline.plan_view import estimate_view, plan_rows, plan_view
+
+    settings = load_config(config, overrides)
+    planned = plan_run(settings, err)
+    estimates = []
+    if clips:
+        estimates = estimate_run(
+            settings,
+            planned,
+            clips,
+            lambda what: err.print(what, markup=False, style="dim"),
+            seconds=seconds,
+        )
+    if as_json:
+        stages = [{**asdict(item), "per_second": item.rates()} for item in estimates]
+        print_json({"sources": plan_rows(planned), "stages": stages})
+        return
+    out.print(plan_view(planned))
+    if estimates:
+        cpus = settings.ray.num_cpus or os.cpu_count() or 1
+        out.print(estimate_view(estimates, cpus))
+
+
+def status(
+    config: ConfigOption = DEFAULT_CONFIG,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow until all is done.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between readings.")] = 2.0,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is done and left of every stage, and the time left."""
+    from pipeline.status import StatusReader, follow, status_table
+
+    _, ledger = opened(load_config(config, overrides))
+    reader = StatusReader(ledger)
+    if as_json:
+        print_json(reader.read())
+    elif watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(reader, out, interval)
+    else:
+        out.print(status_table(reader.read()))

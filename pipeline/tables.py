@@ -1,0 +1,38 @@
+"""The one look of all tables in the terminal: no lines, dim heads, the title above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def grid(
+    title: str, *columns: str, left: Sequence[str] = (), cut: str = "", fold: Sequence[str] = ()
+) -> Table:
+    """Make a table; its first column and those in `left` stand to the left.
+
+    The column `cut` takes the width that is left and ends with an ellipsis; those in `fold` go on
+    in a new line of their cell where they are too long. All others are never broken.
+    """
+    table = Table(
+        title=title, header_style="dim", box=None, padding=(0, 2, 0, 0), pad_edge=False,
+        expand=cut in columns,
+    )  # fmt: skip
+    for number, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="left" if number == 0 or column in left else "right",
+            no_wrap=column not in fold,
+            overflow="fold" if column in fold else "ellipsis",
+            ratio=1 if column == cut else None,
+        )
+    return table
+
+
+def titled(table: Table) -> RenderableType:
+    """Set a table's title above it, where it does not wrap at the table's width."""
+    title, table.title = str(table.title or ""), None
+    return Group(Text(title, style="bold"), table) if title else table
