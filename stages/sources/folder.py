@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from typing import BinaryIO
 
 from pipeline.errors import ConfigError
 from pipeline.schema import SPEECH
 from stages.sources.base import Known, Record, Unit, scan_all
-from stages.sources.fields import SpeechFields, require_columns
+from stages.sources.fields import require_columns
 from stages.sources.files import (
     SourceFile,
     expand,
@@ -22,6 +22,7 @@ from stages.sources.files import (
 )
 from stages.sources.manifest import AUDIO_NAMES, file_record, line_records, line_slices
 from stages.sources.planning import Slice, cut, plan_units
+from stages.sources.settings import ClipsInFiles
 
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _LJSPEECH_COLUMNS = ("file_name", "text", "normalized_text")
@@ -115,22 +116,10 @@ def _is_text(cell: str) -> bool:
 
 
 @dataclass(frozen=True)
-class FolderSource:
+class FolderSource(ClipsInFiles):
     """Folders (or their metadata files) of audio beside `metadata.csv` or `metadata.jsonl`."""
 
-    name: str
-    paths: tuple[str, ...]
-    fields: SpeechFields
-    unit_records: int
-    audio_root: str | None = None
-
-    @property
-    def modality(self) -> str:
-        return SPEECH
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return {"kind": "folder", "audio_root": self.audio_root, "fields": asdict(self.fields)}
+    kind = "folder"
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         found = expand(self.name, self.paths, folders=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.errors import BadRecord, ConfigError
 from pipeline.schema import TEXT
@@ -22,24 +21,14 @@ from stages.sources.files import (
 from stages.sources.json_array import array_elements
 from stages.sources.manifest import line_slices
 from stages.sources.planning import Slice, cut, plan_units
+from stages.sources.settings import Samples
 
 
 @dataclass(frozen=True)
-class JsonLinesSource:
+class JsonLinesSource(Samples):
     """One JSON object a line."""
 
-    name: str
-    paths: tuple[str, ...]
-    id_field: str | None
-    unit_records: int
-
-    @property
-    def modality(self) -> str:
-        return TEXT
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return {"kind": "jsonl", "id": self.id_field}
+    kind = "jsonl"
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         files = expand(self.name, self.paths)
@@ -60,21 +49,10 @@ class JsonLinesSource:
 
 
 @dataclass(frozen=True)
-class JsonArraySource:
+class JsonArraySource(Samples):
     """One JSON array of objects a file."""
 
-    name: str
-    paths: tuple[str, ...]
-    id_field: str | None
-    unit_records: int
-
-    @property
-    def modality(self) -> str:
-        return TEXT
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return {"kind": "json", "id": self.id_field}
+    kind = "json"
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         return plan_units(self.name, TEXT, expand(self.name, self.paths), self._slices, known=known)

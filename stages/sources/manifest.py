@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from stages.sources.files import (
     relative_name,
 )
 from stages.sources.planning import Slice, cut, plan_units
+from stages.sources.settings import ClipsInFiles
 
 AUDIO_NAMES = ("audio_filepath", "file_name")
 
@@ -80,22 +81,10 @@ def file_record(
 
 
 @dataclass(frozen=True)
-class ManifestSource:
+class ManifestSource(ClipsInFiles):
     """JSONL manifests; audio paths are relative to `audio_root` or the manifest's folder."""
 
-    name: str
-    paths: tuple[str, ...]
-    fields: SpeechFields
-    unit_records: int
-    audio_root: str | None = None
-
-    @property
-    def modality(self) -> str:
-        return SPEECH
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return {"kind": "manifest", "audio_root": self.audio_root, "fields": asdict(self.fields)}
+    kind = "manifest"
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         files = expand(self.name, self.paths)

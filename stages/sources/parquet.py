@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import BadRecord, ConfigError
 from pipeline.schema import SPEECH, TEXT
 from stages.sources.base import Known, Record, Unit, scan_all
-from stages.sources.fields import SpeechFields, record_key, require_columns
+from stages.sources.fields import record_key, require_columns
 from stages.sources.files import (
     SourceFile,
     expand,
@@ -25,6 +25,7 @@ from stages.sources.files import (
 )
 from stages.sources.parquet_file import BATCH_CELLS, Corrupt, decoding, group_rows, open_parquet
 from stages.sources.planning import Slice, plan_units
+from stages.sources.settings import ClipsInFiles, Samples
 
 
 def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
@@ -91,22 +92,10 @@ def _row_values(row: pa.Table) -> dict[str, Any] | BadRecord:
 
 
 @dataclass(frozen=True)
-class ParquetSpeechSource:
+class ParquetSpeechSource(ClipsInFiles):
     """Parquet with audio bytes, plain or in Hugging Face's struct of `bytes` and `path`."""
 
-    name: str
-    paths: tuple[str, ...]
-    fields: SpeechFields
-    unit_records: int
-    audio_root: str | None = None
-
-    @property
-    def modality(self) -> str:
-        return SPEECH
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return {"kind": "parquet", "audio_root": self.audio_root, "fields": asdict(self.fields)}
+    kind = "parquet"
 
     @property
     def _audio(self) -> str:
@@ -221,21 +210,10 @@ def _null_cells(file: pq.ParquetFile, group: int, leaf: str, first: int) -> froz
 
 
 @dataclass(frozen=True)
-class ParquetTextSource:
+class ParquetTextSource(Samples):
     """Instruction samples in Parquet; a record's fields are the row's columns."""
 
-    name: str
-    paths: tuple[str, ...]
-    id_field: str | None
-    unit_records: int
-
-    @property
-    def modality(self) -> str:
-        return TEXT
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return {"kind": "parquet", "id": self.id_field}
+    kind = "parquet"
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         def check(file: SourceFile) -> Callable[[pq.ParquetFile], None]:

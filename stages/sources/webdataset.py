@@ -7,13 +7,13 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 from pipeline.errors import BadRecord
 from pipeline.schema import SPEECH
 from stages.sources.base import Known, Record, Unit, scan_all
-from stages.sources.fields import SpeechFields, parse_object, record_key
+from stages.sources.fields import parse_object, record_key
 from stages.sources.files import (
     Fault,
     SourceFile,
@@ -25,6 +25,7 @@ from stages.sources.files import (
     stem,
 )
 from stages.sources.planning import Slice, cut, plan_units
+from stages.sources.settings import Clips
 
 # Those that libsndfile lacks count as audio too: "unreadable" says more than "missing".
 _AUDIO = frozenset(
@@ -196,21 +197,10 @@ def _span(item: Sample | Member) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class WebDatasetSource:
+class WebDatasetSource(Clips):
     """Tars with `.json` or `.txt` beside the audio, as in Emilia."""
 
-    name: str
-    paths: tuple[str, ...]
-    fields: SpeechFields
-    unit_records: int
-
-    @property
-    def modality(self) -> str:
-        return SPEECH
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return {"kind": "webdataset", "fields": asdict(self.fields)}
+    kind = "webdataset"
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         return plan_units(
