@@ -11,6 +11,8 @@ import contextlib
 import logging
 import math
 import os
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -62,7 +64,8 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
     else:
         options |= {"address": address, "runtime_env": {"env_vars": MEMORY_ENVIRONMENT}}
     try:
-        ray.init(**options)
+        with _without_greeting():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"no Ray could be reached at {address or 'this machine'}",
@@ -82,6 +85,25 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
         ray.shutdown()
         for name in local:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Leave out of stderr the line by which Ray's core says that it found its log level."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as caught:
+        stderr = os.dup(2)  # the core writes there, not to sys.stderr
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            for line in caught:
+                if b"Set ray log level from environment variable" not in line:
+                    os.write(2, line)
 
 
 @ray.remote(num_cpus=0)

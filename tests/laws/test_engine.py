@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import ray
 
-from pipeline.engine import _pools, ray_session, run_ray
+from pipeline.engine import _pools, _without_greeting, ray_session, run_ray
 from pipeline.ledger import Ledger
 from pipeline.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
 from pipeline.stage import Resources
@@ -140,3 +140,17 @@ def test_pools_begin_with_the_workers_that_fit(monkeypatch):
     assert sizes(64.0, Resources(cpus=1.0, workers=10), cpu) == [(10, 10), (54, 64)]
     on_gpu = Resources(cpus=1.0, gpus=0.5)
     assert sizes(64.0, on_gpu, cpu, gpus=2.0) == [(4, 4), (4, 64)]
+
+
+def test_only_the_greeting_of_rays_core_is_left_out(capfd):
+    def start(broken):
+        with _without_greeting():
+            os.write(2, b"[I 1] Set ray log level from environment variable X to 3\nanother line\n")
+            if broken:
+                raise ValueError
+
+    start(False)
+    assert capfd.readouterr().err == "another line\n"
+    with pytest.raises(ValueError):
+        start(True)
+    assert capfd.readouterr().err == "another line\n"
