@@ -102,7 +102,7 @@ def test_only_clips_strictly_above_the_threshold_are_encoded(tmp_path, spec):
         ("a", "below_threshold", "ovrl 2.500 <= 2.5"),
         ("c", "below_threshold", "ovrl 1.071 <= 2.5"),
     ]
-    assert rejected[0]["location"] == f"{tmp_path / 'a.flac'}:@0"
+    assert rejected[0]["location"] == f"{tmp_path / 'a.flac'}"
 
 
 def test_codes_of_the_score_stage_are_used_without_reading_the_audio(tmp_path, spec, referee):

@@ -90,7 +90,7 @@ def test_every_clip_is_scored_or_quarantined_in_order(tmp_path, scorer):
     }
     assert list(reasons) == ["truncated", "zeros", "nan", "integers", "absent"]
     places = outcome.quarantined["location"].to_pylist()
-    assert places[0] == f"{tmp_path / 'truncated.wav'}:@0"
+    assert places[0] == f"{tmp_path / 'truncated.wav'}"
 
 
 def test_an_empty_unit_is_scored(tmp_path):
