@@ -28,6 +28,8 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.engine_overhead
 	$(BIN)/python -m benchmarks.driver_memory
 	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.run_statistics
+	$(BIN)/python -m benchmarks.verifying
 	$(BIN)/python -m benchmarks.trainer_gpu
 	$(BIN)/python -m benchmarks.trainer_memory
 
