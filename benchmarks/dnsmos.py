@@ -1,7 +1,7 @@
 """DNSMOS P.835: koe against speechmos, windows a second on one core.
 
     taskset -c 1 python -m benchmarks.dnsmos [--clips 40] [--repeats 3]
-    python -m benchmarks.dnsmos --provider cuda      a GPU; speechmos stays on a core
+    python -m benchmarks.dnsmos --provider cuda      a GPU; speechmos stays on all CPU cores
 
 Every side scores the same real clips (16 kHz, a log-normal mix of lengths) in a process of its own,
 by turns; loading and a first clip do not count. The peer is `speechmos.dnsmos.run`, once as it is

@@ -44,8 +44,7 @@ NAMES = {
 CODEC_HZ = 24_000
 FRAME_SAMPLES = 2048  # at CODEC_HZ: one frame of 7 tokens is 85.3 ms
 
-# (codebook, codes of that codebook a frame, position inside the frame) of the seven slots
-_SLOT_CODEBOOK = (0, 1, 2, 2, 1, 2, 2)
+SLOT_CODEBOOKS = (0, 1, 2, 2, 1, 2, 2)  # of the tokens of a frame, in their order
 _CODES_A_FRAME = (1, 2, 4)
 _SLOT_OFFSETS = (FIRST_AUDIO + CODEBOOK_SIZE * np.arange(SLOTS)).astype(np.int32)
 

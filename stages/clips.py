@@ -110,7 +110,7 @@ def load_file(path: str, audio_hz: int) -> tuple[np.ndarray, float]:
 
 
 def location(clip: dict[str, Any]) -> str:
-    """Say where the bytes of a CLIP-like row lie: a file, or what of which file and at which byte."""
+    """Say where the bytes of a CLIP-like row lie: a file, or what of which file and at which byte or row."""
     path, member, offset = (clip[f"audio_{key}"] for key in ("path", "member", "offset"))
     return f"{path}:{member}@{offset}" if member or offset else path
 

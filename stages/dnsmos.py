@@ -1,4 +1,4 @@
-"""DNSMOS P.835 as the reference package computes it, on onnxruntime.
+"""DNSMOS P.835: the reference package's windows and scores; `dnsmos_engines` runs the network.
 
 Source: `speechmos/dnsmos.py` of speechmos 0.0.1.1, the same code as
 microsoft/DNS-Challenge `DNSMOS/dnsmos_local.py`.
@@ -118,7 +118,7 @@ def window_starts(num_samples: int, windows: Windows) -> list[int]:
 
 
 class DnsmosScorer:
-    """The model bound to one execution provider. Not picklable: open one per worker."""
+    """The model bound to one provider and engine. Not picklable: open one per worker."""
 
     def __init__(
         self,

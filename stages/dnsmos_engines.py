@@ -7,7 +7,8 @@
 | onnxruntime, FP32 | any provider | 0.35 |
 | torch, FP32 | CUDA; a CPU too, slowly | |
 
-All else (spectrogram, head) is FP32, and 1 % of the work: onnxruntime's on a CPU, torch's on CUDA.
+All else (spectrogram, head) is FP32 and 1 % of the work: torch's with the engine torch, otherwise
+onnxruntime's.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 | tiled | CPU | `snac_encoder` on torch's operations | 9 to 10 |
 | eager | CPU, CUDA | the package's modules, their weight norm removed | 6 |
 
-On CUDA neither was measured, nor compile ever run.
+On CUDA eager runs clips of several lengths at once (`snac_masking`): 1,022 audio-seconds a second of
+an H200 in batches of 60 s.
 
 `auto` is native, or tiled without a compiler, on a CPU, and eager on CUDA: a rule and no measurement
 at the start, which noise would decide differently in two workers. Engines sum in another order, by

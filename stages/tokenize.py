@@ -21,6 +21,7 @@ from pipeline.vocabulary import (
     drop_repeated_frames,
     speech_ids,
 )
+from stages.clips import location
 from stages.conversation import Layout, TextNames, turns
 from stages.sources.base import Record, Source, Unit
 from stages.tokenizer import TextEncoder, TextTokenizer
@@ -78,7 +79,7 @@ class TokenizeSpeech:
                     columns["source"][row],
                     bad.reason,
                     bad.detail,
-                    _clip_location(clips, row),
+                    location(clips.slice(row, 1).to_pylist()[0]),
                 )
         for row, text_ids in zip(rows, encoder.encode(prompts), strict=True):
             codes = _require_codes(all_codes[row], columns["id"][row])
@@ -243,10 +244,3 @@ def _lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
         offsets, values = chunk.offsets.to_numpy(), chunk.values.to_numpy()
         views += [values[a:b] for a, b in pairwise(offsets.tolist())]
     return views
-
-
-def _clip_location(clips: pa.Table, row: int) -> str:
-    path, member, offset = (
-        clips[name][row].as_py() for name in ("audio_path", "audio_member", "audio_offset")
-    )
-    return f"{path}:{member}:{offset}" if member else path

@@ -160,7 +160,7 @@ def _warn(what: str) -> None:
 def verify(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
     """Read everything again and prove that it is right.
 
-    Hashes, schemas, books, rows, grammar of the documents, and provenance.
+    Hashes, schemas, counts, ids, codes, grammar, order, shards, index and card.
     """
     from pipeline.verify import verify_run
 

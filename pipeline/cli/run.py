@@ -100,10 +100,13 @@ def plan(
 
     from pipeline.estimate import estimate_run
     from pipeline.job import plan_run
+    from pipeline.lock import only_one
     from pipeline.plan_view import estimate_view, plan_rows, plan_view
+    from pipeline.storage import Storage
 
     settings = load_config(config, overrides)
-    planned = plan_run(settings, err)
+    with only_one(Storage(settings.run_dir)):
+        planned = plan_run(settings, err)
     estimates = []
     if clips:
         estimates = estimate_run(

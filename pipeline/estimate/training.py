@@ -14,7 +14,7 @@ from training.model import VOCABULARY_MULTIPLE
 from training.monitor import flops_per_token
 
 _PEAK_TFLOPS = 989.0  # of an H100 in dense BF16, NVIDIA's data sheet
-# Of it: one H200 with Orpheus-3B's shape reached 0.46 (docs/performance.md), without FSDP's
+# Of it: one H200 with Orpheus-3B's shape reached 0.45 (docs/performance.md), without FSDP's
 # exchanges, whose share nobody has measured.
 _UTILISATION = 0.4
 _RECOMPUTED = 4 / 3  # with every layer's forward pass done twice

@@ -71,6 +71,16 @@ def test_configurations_of_the_repository_fit_the_schema(path):
     load_config(path)
 
 
+def test_every_value_that_is_shown_is_the_default():
+    """As its head says: `pipeline.yaml` shows the defaults but of the sources and the ratio."""
+    shown = load_config(ROOT / "pipeline.yaml").model_dump()
+    sources = shown["sources"]
+    defaults = PipelineConfig.model_validate({"run_dir": shown["run_dir"], "sources": sources})
+    expected = defaults.model_dump()
+    expected["interleave"]["ratio"] = shown["interleave"]["ratio"]
+    assert shown == expected
+
+
 def test_the_corpus_of_the_tests_fits_the_schema(tmp_path):
     committed().validate(yaml.safe_load(write_corpus(tmp_path).read_text("utf-8")))
 

@@ -92,7 +92,7 @@ def test_speech_prompt_names_the_speaker_or_quarantines(tokenizer, llama):
     assert texts == ["花子: こんにちは", "{text}: {speaker} {0}"]
     assert outcome.quarantined["id"].to_pylist() == ["ja/1", "ja/2"]
     assert set(outcome.quarantined["reason"].to_pylist()) == {"missing_speaker"}
-    assert outcome.quarantined["location"][0].as_py() == "a.tar:1.flac:512"
+    assert outcome.quarantined["location"][0].as_py() == "a.tar:1.flac@512"
 
 
 def test_repeated_frames_go_only_when_asked(tokenizer):

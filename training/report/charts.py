@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from pipeline.vocabulary import SLOT_CODEBOOKS
 from pipeline.webpage import AMBER, RED, SLOT_COLOURS, Chart
 from training.report.data import Curve, Run, Table, thin
 from training.report.drawing import (
@@ -21,7 +22,6 @@ from training.report.drawing import (
 )
 from training.report.events import draw_with_events
 
-SLOT_CODEBOOKS = (0, 1, 2, 2, 1, 2, 2)  # of the tokens of a frame, in their order
 HEIGHT, WIDE_HEIGHT = 330, 420  # pixels
 
 Names = Sequence[tuple[str, str]]  # (label, column)
