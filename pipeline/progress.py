@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.runner import FAILED, SKIPPED, STOPPED, UnitResult, Work
-from pipeline.status_view import RATES, StageRow, flowing, stage_line, stage_table
+from pipeline.status_view import RATES, StageRow, StageTable, flowing, stage_line
 
 _LINE_SECONDS = 10.0  # at least, between plain lines of one stage
 _QUIET_SECONDS = 60.0  # at most, while less than _LINE_SHARE was done since the last one
@@ -137,7 +137,7 @@ class RunProgress:
         tallies = self._in_order()
         before = [f"{tally.stage} {tally.skipped}" for tally in tallies if tally.skipped]
         notes = [f"done before, not in the rates: {', '.join(before)} units"] if before else []
-        return stage_table(flowing([tally.row() for tally in tallies]), notes)
+        return StageTable(flowing([tally.row() for tally in tallies]), notes)
 
     def _in_order(self) -> list[StageTally]:
         """Return the tallies in the order of the data: text may announce tokenize first."""

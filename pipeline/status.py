@@ -13,7 +13,7 @@ from pipeline.ledger import Ledger
 from pipeline.plan import PLAN, Plan, load_plan
 from pipeline.schema import SPEECH
 from pipeline.stats import LANES, ORDER_UNIT
-from pipeline.status_view import RATES, StageRow, duration, flowing, stage_table
+from pipeline.status_view import RATES, StageRow, StageTable, duration, flowing
 
 _RECENT_SECONDS = 600.0  # what the rates of the whole run are taken over, at least
 _RECENT_UNITS = 4.0  # and as many times the duration of a unit, where that is longer
@@ -206,13 +206,16 @@ def status_rows(rows: list[dict[str, Any]]) -> tuple[list[StageRow], str]:
     newest = f"newest unit done {duration(min(ages))} ago"
     if running:
         return flowing(found), f"rates and ETA of all workers, over their last units; {newest}"
-    return found, f"rates and ETA of one worker, nothing was done lately; {newest}"
+    if finished(rows):
+        return found, f"all is done; {newest}"
+    lately = "no rate yet" if min(ages) < _RECENT_SECONDS else "nothing was done lately"
+    return found, f"rates and ETA of one worker, {lately}; {newest}"
 
 
 def status_table(rows: list[dict[str, Any]]) -> RenderableType:
     """Render `koe status`."""
     found, note = status_rows(rows)
-    return stage_table(found, [note])
+    return StageTable(found, [note])
 
 
 def follow(reader: StatusReader, console: Console, seconds: float) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -49,27 +50,48 @@ class StageRow:
         return self.units_done >= self.units
 
 
-def stage_table(rows: Iterable[StageRow], notes: Sequence[str] = ()) -> RenderableType:
-    """Draw the rows as a table, and notes below it."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("stage", no_wrap=True, min_width=10)
-    table.add_column("", no_wrap=True, width=_BAR_WIDTH)
-    # As wide from the start as their numbers may become: columns that grow make the table jump.
-    for head in ("units", "in", "kept", "rej.", "quar.", *_HEADS, "ETA"):
-        table.add_column(head, justify="right", no_wrap=True, min_width=5)
-    for row in rows:
-        bar = ProgressBar(total=max(row.units, 1), completed=row.units_done, width=_BAR_WIDTH)
-        rates = (row.rates.get(name) for name in _RATE_NAMES)
-        table.add_row(
-            row.stage,
-            bar,
-            f"{row.units_done}/{row.units}",
-            *(short(count) for count in (row.records, row.kept, row.rejected)),
-            Text(short(row.quarantined), style="yellow" if row.quarantined else ""),
-            *("" if rate is None else short(rate) for rate in rates),
-            _eta(row),
-        )
-    return Group(table, *(Text(note, style="dim") for note in notes))
+@dataclass(frozen=True)
+class StageTable:
+    """The rows as a table, and notes below it; where it is narrow without bars, then rates."""
+
+    rows: Sequence[StageRow]
+    notes: Sequence[str] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._table(with_bars=True, with_rates=True)
+        if self._width(table, console, options) > options.max_width:
+            table = self._table(with_bars=False, with_rates=True)
+        if self._width(table, console, options) > options.max_width:
+            table = self._table(with_bars=False, with_rates=False)
+        yield table
+        for note in self.notes:
+            yield Text(note, style="dim")
+
+    def _width(self, table: Table, console: Console, options: ConsoleOptions) -> int:
+        return Measurement.get(console, options.update(width=1000), table).maximum
+
+    def _table(self, with_bars: bool, with_rates: bool) -> Table:
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        table.add_column("stage", no_wrap=True, min_width=10)
+        if with_bars:
+            table.add_column("", no_wrap=True, width=_BAR_WIDTH)
+        # As wide from the start as their numbers may become: columns that grow make the table jump.
+        heads = ("units", "in", "kept", "rej.", "quar.", *(_HEADS if with_rates else ()), "ETA")
+        for head in heads:
+            table.add_column(head, justify="right", no_wrap=True, min_width=5)
+        for row in self.rows:
+            bar = ProgressBar(total=max(row.units, 1), completed=row.units_done, width=_BAR_WIDTH)
+            rates = [row.rates.get(name) for name in _RATE_NAMES] if with_rates else []
+            table.add_row(
+                row.stage,
+                *([bar] if with_bars else []),
+                f"{row.units_done}/{row.units}",
+                *(short(count) for count in (row.records, row.kept, row.rejected)),
+                Text(short(row.quarantined), style="yellow" if row.quarantined else ""),
+                *("" if rate is None else short(rate) for rate in rates),
+                _eta(row),
+            )
+        return table
 
 
 def stage_line(row: StageRow, note: str = "") -> str:

@@ -14,8 +14,8 @@ def grid(
 ) -> Table:
     """Make a table; its first column and those in `left` stand to the left.
 
-    The column `cut` takes the width that is left and ends with an ellipsis; those in `fold` go on
-    in a new line of their cell where they are too long. All others are never broken.
+    The column `cut` (or else the first) gives way where the width is short, and ends with an
+    ellipsis; those in `fold` go on in a new line of their cell. All others are never broken.
     """
     table = Table(
         title=title, header_style="dim", box=None, padding=(0, 2, 0, 0), pad_edge=False,
@@ -25,7 +25,8 @@ def grid(
         table.add_column(
             column,
             justify="left" if number == 0 or column in left else "right",
-            no_wrap=column not in fold,
+            # Rich takes width from columns that may wrap before it cuts the others, numbers too.
+            no_wrap=column not in fold and not (number == 0 and cut not in columns),
             overflow="fold" if column in fold else "ellipsis",
             ratio=1 if column == cut else None,
         )

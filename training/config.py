@@ -10,7 +10,7 @@ from training.preflight import REFUSALS
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TinyModelConfig(Strict):

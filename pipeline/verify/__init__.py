@@ -27,8 +27,9 @@ from pipeline.verify.receipts import setting
 from pipeline.verify.samples import Samples
 from pipeline.verify.shards import prove_shard, shard_figures
 from pipeline.verify.units import Seen, prove_names, prove_units
+from pipeline.verify.whole import not_made
 
-__all__ = ["Proof", "verify_run"]
+__all__ = ["Proof", "not_made", "verify_run"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def verify_run(
 ) -> list[Proof]:
     """Read everything again and prove it, in the order of the data flow.
 
-    Of a run that is not whole, what there is is proved: its proofs are fewer. Holds 9 bytes a
+    Of a run that is not whole, what there is is proved: its proofs are fewer (see `not_made`). Holds 9 bytes a
     sample, as much again while ids are compared, and one shard.
     Raises: ContractError at the first contradiction, naming the file and what it contradicts.
     """

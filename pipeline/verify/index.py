@@ -26,7 +26,9 @@ def load_index(ledger: Ledger) -> dict[str, Any] | None:
         index = read_index(ledger)
     except ValueError as error:
         raise ContractError(f"{INDEX} is no JSON", str(error), _REMEDY) from error
-    shards = [] if index is None else index.get("shards") if isinstance(index, dict) else None
+    if index is None and ledger.storage.size(INDEX) is None:
+        return None
+    shards = index.get("shards") if isinstance(index, dict) else None
     if not isinstance(shards, list) or not all(isinstance(entry, dict) for entry in shards):
         raise ContractError(f"{INDEX} is no index", "it lists no shards", _REMEDY)
     return index

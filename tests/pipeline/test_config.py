@@ -87,6 +87,14 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["encode.threshold_ovrl", "train.learning_rate"])
+@pytest.mark.parametrize("value", [".nan", ".inf"])
+def test_what_is_no_number_is_refused(key, value):
+    """With nan as threshold no clip passes, and nothing would say so."""
+    with pytest.raises(ConfigError, match=key):
+        load_config(Path(__file__).parents[2] / "pipeline.yaml", [f"{key}={value}"])
+
+
 def test_the_published_config_is_the_published_recipe():
     config = load_config(Path(__file__).parents[2] / "pipeline.yaml")
     train = config.train

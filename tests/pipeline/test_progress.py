@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipeline.progress import RunProgress
 from pipeline.runner import DONE, FAILED, SKIPPED, UnitResult
-from pipeline.status_view import StageRow, duration, flowing, short, stage_table
+from pipeline.status_view import StageRow, StageTable, duration, flowing, short
 
 
 @dataclass
@@ -108,13 +108,27 @@ def test_the_table_fits_80_columns_at_the_largest_figures():
     rates = {"windows": 123_456.0, "seconds": 999_949.0, "tokens": 12_345_678.0}
     row = StageRow("interleave", 14_999, 15_000, 15_000_000, 14_900_000, 99_949, 99_951, rates, 8e5)
     console = Console(file=io.StringIO(), width=80)
-    console.print(stage_table([row]))
+    console.print(StageTable([row]))
     lines = console.file.getvalue().splitlines()
     assert "…" not in lines[1]
     for word in ("interleave", "14999/15000", "15.0M", "14.9M", "99.9k", "100k", "123k", "12.3M"):
         assert word in lines[1].split(), word
     assert lines[1].split()[-1] == "9d06h"
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(("width", "heads"), [(76, "win/s"), (68, "win/s"), (50, "quar.")])
+def test_where_it_is_narrow_the_table_loses_bars_then_rates_but_no_number(width, heads):
+    row = StageRow("score", 9, 12, 15_000_000, 14_900_000, 99_949, 7, {"windows": 8.5}, 8e5)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(StageTable([row], ["a note"]))
+    head, line, note = console.file.getvalue().splitlines()
+    assert heads in head
+    assert head.split()[-1] == "ETA"
+    assert line.split()[-1] == "9d06h"
+    assert ("win/s" in head) == ("8.5" in line.split())
+    assert "…" not in line
+    assert note == "a note"
 
 
 def test_stages_come_in_the_order_of_the_data_and_none_ends_before_the_one_that_feeds_it(plain):

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.schema import SPEECH
 from pipeline.storage import Storage
-from pipeline.verify import verify_run
+from pipeline.verify import not_made, verify_run
 from pipeline.verify.lists import TokenLists, flat, lengths
 from tests.forging import Forged, refused, sound_run
 
@@ -97,6 +97,24 @@ def test_a_run_that_is_not_whole_gives_fewer_proofs(forged):
         for stage in STAGES:
             forged.storage.remove(f"{stage}/{unit.unit}.json")
     assert forged.verify() == whole[:1]
+
+
+def test_what_is_not_made_is_named(forged):
+    assert not_made(forged.plan, forged.ledger) == []
+    storage = forged.ledger.storage
+    storage.remove("shards/README.md")
+    assert not_made(forged.plan, forged.ledger) == ["shards/README.md"]
+    storage.remove("shards/index.json")
+    storage.remove(f"tokenize/{UNIT}.json")
+    storage.remove("interleave/order.json")
+    assert not_made(forged.plan, forged.ledger) == [
+        "tokenize of 1 units", "interleave/order.json", "shards/index.json", "shards/README.md",
+    ]  # fmt: skip
+
+
+def test_an_index_of_nothing_is_refused(forged):
+    forged.ledger.storage.write_bytes("shards/index.json", b"null")
+    refused(forged, "index.json is no index")
 
 
 def test_work_without_its_input_is_refused(forged):

@@ -1,0 +1,21 @@
+"""What a run that is not whole lacks: nothing contradicts itself there, but it is not proved."""
+
+from __future__ import annotations
+
+from pipeline.card import CARD
+from pipeline.ledger import Ledger
+from pipeline.plan import Plan
+from pipeline.stats import INDEX, LANES
+from pipeline.verify.order import RECEIPT
+
+
+def not_made(plan: Plan, ledger: Ledger) -> list[str]:
+    """Name what is not made yet up to the shards: stages with their units, then files."""
+    missing: dict[str, int] = {}
+    for unit in plan.units:
+        for stage in LANES[unit.modality]:
+            if ledger.storage.size(f"{stage}/{unit.unit}.json") is None:
+                missing[stage] = missing.get(stage, 0) + 1
+    units = [f"{stage} of {number:,} units" for stage, number in missing.items()]
+    files = [path for path in (RECEIPT, INDEX, CARD) if ledger.storage.size(path) is None]
+    return units + files
