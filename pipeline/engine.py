@@ -82,6 +82,8 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
             )
         yield
     finally:
+        # A stream that was left fails when its Ray goes, and would say so at length.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
         ray.shutdown()
         for name in local:
             os.environ.pop(name, None)

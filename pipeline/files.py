@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 import soundfile
 
+from pipeline.atomic import atomically
 from pipeline.config import PipelineConfig
-from pipeline.errors import BadRecord, ConfigError
+from pipeline.errors import BadRecord, ConfigError, StorageError
 from pipeline.inspection import Document
 from pipeline.schema import CLIP
 from pipeline.vocabulary import CODEC_HZ
@@ -42,6 +44,14 @@ def text_decoder(config: PipelineConfig) -> Callable[[list[int]], str]:
     return lambda ids: str(tokenizer.decode(ids))
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for audio. Raises: StorageError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 def write_wavs(
     config: PipelineConfig,
     documents: Sequence[Document],
@@ -51,10 +61,10 @@ def write_wavs(
     """Write original and reconstruction (24 kHz mono) of every speech document; yield the paths.
 
     `warn` is told of an original whose source file is gone or cannot be decoded; its
-    reconstruction is written nevertheless.
+    reconstruction is written nevertheless. Raises: StorageError for what cannot be written.
     """
     codec = _codec(config) if any(document.codes is not None for document in documents) else None
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for number, document in enumerate(documents):
         digest = hashlib.sha256(document.id.encode()).hexdigest()[:8]
         base = f"{number:03d}-{digest}"
@@ -76,5 +86,19 @@ def _codec(config: PipelineConfig) -> Codec:
 
 
 def _write(path: Path, audio: Any) -> Path:
-    soundfile.write(path, audio, CODEC_HZ)
+    encoded = io.BytesIO()
+    soundfile.write(encoded, audio, CODEC_HZ, format="WAV")
+    try:
+        with atomically(path) as file:
+            file.write(encoded.getbuffer())
+    except OSError as error:
+        raise _unwritable(path, error) from error
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path} cannot be written",
+        error.strerror or str(error),
+        "Name a folder that can be made and written, on a disk with room.",
+    )

@@ -14,6 +14,7 @@ from rich.text import Text
 from pipeline.inspection import Document, named_ids, num_frames, turns
 from pipeline.record import Record, StageOutcome
 from pipeline.schema import SPEECH
+from pipeline.visible import visible
 from pipeline.vocabulary import CODEC_HZ, FRAME_SAMPLES, unflatten_codes
 
 Decode = Callable[[list[int]], str]
@@ -33,7 +34,7 @@ def documents_view(documents: Sequence[Document], decode_text: Decode, raw: bool
     panels: list[RenderableType] = []
     for number, document in enumerate(documents):
         head = f"{document.modality}, {len(document.input_ids):,} tokens, unit {document.unit}"
-        lines = [("", Text(head, style="dim"))]
+        lines = [("", Text(visible(head), style="dim"))]
         if raw:
             lines.append(("ids", Text(" ".join(named_ids(document.input_ids)))))
         else:
@@ -49,9 +50,9 @@ def records_view(records: Sequence[Record], decode_text: Decode) -> RenderableTy
     panels: list[RenderableType] = []
     for record in records:
         clip = record.clip or {}
-        lines = [("", Text(f"{record.modality}, unit {record.unit}", style="dim"))]
+        lines = [("", Text(visible(f"{record.modality}, unit {record.unit}"), style="dim"))]
         if record.modality == SPEECH:
-            lines += [("transcript", Text(clip["text"]))] if clip else []
+            lines += [("transcript", Text(visible(clip["text"])))] if clip else []
             lines += _clip(clip) + _codes(record.codes)
         else:
             lines += _spoken(record.document, decode_text)
@@ -74,7 +75,7 @@ def _panel(title: str, modality: str, lines: Iterable[tuple[str, Text]]) -> Pane
         body.add_row(label, text)
     return Panel(
         body,
-        title=Text(title),
+        title=Text(visible(title)),
         title_align="left",
         border_style=_BORDERS.get(modality, "green"),
     )
@@ -85,7 +86,7 @@ def _spoken(document: Document, decode_text: Decode) -> list[tuple[str, Text]]:
     return [
         (
             "transcript" if document.modality == SPEECH else role or "...",
-            Text(decode_text(run).rstrip("\n")),
+            Text(visible(decode_text(run).rstrip("\n"))),
         )
         for role, run in turns(document.input_ids)
     ]
@@ -110,7 +111,8 @@ def _clip(clip: dict[str, Any] | None) -> list[tuple[str, Text]]:
         return []
     channels = f"{clip['channels']} channel" + "s" * (clip["channels"] > 1)
     speaker = f", speaker {clip['speaker']}" if clip["speaker"] else ""
-    lines = [("clip", Text(f"{clip['seconds']:.2f} s, {clip['audio_hz']} Hz, {channels}{speaker}"))]
+    about = f"{clip['seconds']:.2f} s, {clip['audio_hz']} Hz, {channels}{speaker}"
+    lines = [("clip", Text(visible(about)))]
     if "ovrl" in clip:
         scores = "  ".join(
             f"{name} {clip[name]:.3f}"
@@ -123,7 +125,7 @@ def _clip(clip: dict[str, Any] | None) -> list[tuple[str, Text]]:
     place = {"parquet": " row", "tar": " at byte"}.get(clip["audio_kind"])
     offset = f"{place} {clip['audio_offset']}" if place else ""
     start = f" from {clip['start_seconds']:.2f} s" if clip["start_seconds"] else ""
-    lines.append(("audio", Text(f"{clip['audio_path']}{member}{offset}{start}")))
+    lines.append(("audio", Text(visible(f"{clip['audio_path']}{member}{offset}{start}"))))
     return lines
 
 
@@ -131,6 +133,6 @@ def _outcome(outcome: StageOutcome) -> list[tuple[str, Text]]:
     text = Text(outcome.outcome, style=_OUTCOME_STYLES[outcome.outcome])
     why = ": ".join(part for part in (outcome.reason, outcome.detail) if part)
     if why:
-        text.append(f"  {why}")
-    where = [("at", Text(outcome.location, style="dim"))] if outcome.location else []
+        text.append(f"  {visible(why)}")
+    where = [("at", Text(visible(outcome.location), style="dim"))] if outcome.location else []
     return [(outcome.stage, text), *where]

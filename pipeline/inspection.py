@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError, ContractError
 from pipeline.ledger import Ledger
+from pipeline.plan import Plan
 from pipeline.schema import ENCODED, ROW, SPEECH
 from pipeline.storage import Storage
+from pipeline.visible import some
 from pipeline.vocabulary import (
     END_OF_AI,
     END_OF_HUMAN,
@@ -83,15 +85,14 @@ def find_shard(name: str, run_dir: str) -> Shard:
     Raises: ConfigError listing the shards there are, or for a table that is no shard.
     """
     run = Ledger(Storage(run_dir))
-    if "://" in name or Path(name).is_file():
-        path = name if "://" in name else str(Path(name).resolve())
+    path = _file_named(name)
+    if path is not None:
         folder, _, file = path.rpartition("/")
         folder = folder or "/"
-        if Storage(folder).size(file) is not None:
-            root, _, parent = folder.rpartition("/")
-            ledger = Ledger(Storage(root)) if parent == "shards" else run
-            return Shard(file, _require_rows(Storage(folder).read_table(file), name), ledger)
-    known = [file for file in run.storage.names("shards") if file.endswith(SHARD_SUFFIX)]
+        root, _, parent = folder.rpartition("/")
+        ledger = Ledger(Storage(root)) if parent == "shards" else run
+        return Shard(file, _require_rows(Storage(folder).read_table(file), name), ledger)
+    known = _shards_of(run.storage)
     file = name.rpartition("/")[2]
     for candidate in (file, f"{file}{SHARD_SUFFIX}"):
         if candidate in known:
@@ -99,9 +100,33 @@ def find_shard(name: str, run_dir: str) -> Shard:
             return Shard(candidate, _require_rows(rows, name), run)
     raise ConfigError(
         f"there is no shard {name}",
-        f"{run_dir}/shards holds {', '.join(known[:5]) or 'none'}{' ...' if len(known) > 5 else ''}",
+        f"{run_dir}/shards holds {some(known, file)}",
         "Name a shard as in train-00000:12, or a record by its whole id, SOURCE/...",
     )
+
+
+def names_record(argument: str, shard: str, plan: Plan, storage: Storage) -> bool:
+    """Tell whether an argument that reads like the path of a shard is the id of a record.
+
+    It is where it begins with a source of the plan and there is neither such a file nor shard.
+    """
+    return (
+        argument.partition("/")[0] in plan.modalities
+        and _file_named(shard) is None
+        and shard.rpartition("/")[2] not in _shards_of(storage)
+    )
+
+
+def _file_named(name: str) -> str | None:
+    """Return the URL, or whole path, of the file of this name; None where there is none."""
+    if "://" in name:
+        folder, _, file = name.rpartition("/")
+        return None if Storage(folder).size(file) is None else name
+    return str(Path(name).resolve()) if Path(name).is_file() else None
+
+
+def _shards_of(storage: Storage) -> list[str]:
+    return [file for file in storage.names("shards") if file.endswith(SHARD_SUFFIX)]
 
 
 def _require_rows(table: pa.Table, name: str) -> pa.Table:

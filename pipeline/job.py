@@ -167,7 +167,7 @@ def _run_chain(
         raise KeyboardInterrupt
     raise StageError(
         f"the run stopped at {stopped.stage} {stopped.unit}",
-        stopped.error,
+        stopped.error.removesuffix("."),
         "What is done stays done.",
     )
 

@@ -9,11 +9,11 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TextIO
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import Storage
 
 LOCK = "run.lock"
@@ -25,30 +25,41 @@ def only_one(storage: Storage) -> Iterator[None]:
 
     Two runs at once would do every unit twice, and sweep each other's unfinished files away. On an
     object store, and on a network file system that knows no locks, nothing is held.
-    Raises: ConfigError naming who holds it.
+    Raises: ConfigError naming who holds it, StorageError where no folder can be made or written.
     """
     if not storage.is_local:
         yield
         return
-    path = storage.local_path(LOCK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise ConfigError(
-                f"{storage.root} is in use",
-                _describe(file.read()),
-                "Wait until it is done (`koe status --watch`), or stop it.",
-            ) from error
+            path = storage.local_path(LOCK)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _take(held.enter_context(path.open("a+", encoding="utf-8")), storage.root)
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-        file.truncate(0)
-        file.write(json.dumps(_myself()))
-        file.flush()
+            raise StorageError(
+                f"{storage.root} cannot be used as the run directory",
+                error.strerror or str(error),
+                "Set run_dir to a folder that can be made and written, or restore access to it.",
+            ) from error
         yield
+
+
+def _take(file: TextIO, root: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise ConfigError(
+            f"{root} is in use",
+            _describe(file.read()),
+            "Wait until it is done (`koe status --watch`), or stop it.",
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    file.truncate(0)
+    file.write(json.dumps(_myself()))
+    file.flush()
 
 
 def _myself() -> dict[str, Any]:

@@ -100,19 +100,35 @@ def _require_distinct(units: Iterable[Unit]) -> None:
 
 
 def load_plan(storage: Storage) -> Plan | None:
-    """Read the stored plan; None where nothing was planned yet."""
+    """Read the stored plan; None where nothing was planned yet.
+
+    Raises: ContractError for a plan that is torn, or of another version of koe.
+    """
     if storage.size(PLAN) is None:
         return None
-    body = json.loads(storage.read_bytes(PLAN))
+    body = _stored_body(storage)
+    if body is None:
+        raise ContractError(
+            f"{PLAN} in {storage.root} is no whole plan of this version of koe",
+            "its writing was broken off, or another version of koe or another hand wrote it",
+            "Run `koe run`: it is planned again.",
+        )
     units = tuple(Unit(**row) for rows in body["files"].values() for row in rows)
     return Plan(units, body["modalities"])
 
 
 def _stored_files(storage: Storage) -> dict[str, list[dict[str, Any]]]:
-    if storage.size(PLAN) is None:
-        return {}
+    body = None if storage.size(PLAN) is None else _stored_body(storage)
+    return {} if body is None else body["files"]  # planned afresh: all in it is derived
+
+
+def _stored_body(storage: Storage) -> dict[str, Any] | None:
+    """Read the stored plan; None if it is not whole, or not of this version."""
     try:
         body = json.loads(storage.read_bytes(PLAN))
-    except json.JSONDecodeError:
-        return {}  # torn by another writer: planned afresh, it holds nothing that is not derived
-    return body.get("files", {}) if body.get("schema_version") == SCHEMA_VERSION else {}
+        units = [Unit(**row) for rows in body["files"].values() for row in rows]
+        known = body["modalities"].keys()
+        is_whole = all(unit.source in known for unit in units)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return body if is_whole and body.get("schema_version") == SCHEMA_VERSION else None

@@ -17,6 +17,7 @@ from pipeline.plan import Plan
 from pipeline.schema import EXCLUDED, SPEECH, Unit
 from pipeline.stats import LANES, ORDER_UNIT
 from pipeline.storage import Storage
+from pipeline.visible import some
 
 INTERLEAVE = "interleave"
 KEPT = "kept"
@@ -86,7 +87,7 @@ def find_records(
     if source not in plan.modalities:
         raise ConfigError(
             f"{id} is neither a shard nor the id of a record",
-            f"the run's sources are {', '.join(plan.modalities)}",
+            f"the run's sources are {some(plan.modalities, source)}",
             "Name a shard as in train-00000:12 (a path ends in .arrow), or a record by its whole "
             "id, SOURCE/...",
         )

@@ -12,6 +12,7 @@ from rich.text import Text
 from pipeline.errors import ConfigError
 from pipeline.shards_view import mix_table, shard_files_table, shards_table
 from pipeline.tables import grid, titled
+from pipeline.visible import some, visible
 
 _NAMES = {"characters_per_second": "characters/s", "text_tokens": "text tokens"}
 _MARKS = ("p1", "p5", "p50", "p95", "p99")
@@ -45,8 +46,8 @@ def require_source(sources: Iterable[str], source: str) -> None:
     """Raises: ConfigError naming the sources of the run where it is none of them."""
     if source not in sources:
         raise ConfigError(
-            f"there is no source {source}",
-            f"the run's sources are {', '.join(sources)}",
+            f"there is no source {source!r}",
+            f"the run's sources are {some(sources, source)}",
             "Give one of them to --source.",
         )
 
@@ -134,7 +135,9 @@ def _left_out(outcome: str, sources: dict[str, Any], examples: Sequence[dict[str
         for reason, count in account[outcome].items():
             example = first.get((source, reason))
             shown = f"{example['id']}: {example['detail']}" if example else ""
-            table.add_row(Text(source), reason, f"{count:,}", *([Text(shown)] if first else []))
+            table.add_row(
+                Text(source), reason, f"{count:,}", *([Text(visible(shown))] if first else [])
+            )
     return table
 
 
@@ -233,7 +236,7 @@ def _duplicates(kinds: dict[str, Any], codec: dict[str, Any]) -> Table:
             f"{found['groups']:,}",
             f"{found['clips']:,}",
             _hours(found["hours"]),
-            Text(example),
+            Text(visible(example)),
         )
     return table
 

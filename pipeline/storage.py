@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from pipeline.atomic import TEMPORARY, Hashed, atomically
 from pipeline.errors import ContractError, StorageError
 from pipeline.fingerprint import sha256_bytes
+from pipeline.remote import file_system
 
 BATCH_ROWS = 1024  # of a record batch: bounds what one random access has to touch
 
@@ -49,8 +49,7 @@ class Storage:
     def _remote(self) -> tuple[Any, str]:
         # object stores have no folders to make
         options = {"auto_mkdir": True} if self.root.startswith("file://") else {}
-        file_system, base = fsspec.core.url_to_fs(self.root, **options)
-        return file_system, base
+        return file_system(self.root, **options)
 
     def local_path(self, path: str = "") -> Path:
         """Return the path on the local disk.
@@ -71,8 +70,8 @@ class Storage:
                 with atomically(self.local_path(path)) as file:
                     file.write(data)
             else:
-                file_system, base = self._remote
-                file_system.pipe_file(f"{base}/{path}", bytes(data))
+                remote, base = self._remote
+                remote.pipe_file(f"{base}/{path}", bytes(data))
         return Written(path, sha256_bytes(data), len(data))
 
     def write_table(self, path: str, table: pa.Table) -> Written:
@@ -100,40 +99,33 @@ class Storage:
             with atomically(self.local_path(path)) as file:
                 yield file
         else:
-            file_system, base = self._remote
-            with file_system.transaction, file_system.open(f"{base}/{path}", "wb") as file:
+            remote, base = self._remote
+            with remote.transaction, remote.open(f"{base}/{path}", "wb") as file:
                 yield file
 
     def read_bytes(self, path: str) -> bytes:
         with self._explained("read", path):
             if self.is_local:
                 return self.local_path(path).read_bytes()
-            file_system, base = self._remote
-            return file_system.cat_file(f"{base}/{path}")
+            remote, base = self._remote
+            return remote.cat_file(f"{base}/{path}")
 
     def read_table(self, path: str) -> pa.Table:
         """Read an Arrow IPC file, memory-mapped where the storage is local.
 
         Raises: ContractError for a file that is torn or not Arrow.
         """
-        with self._explained("read", path):
-            try:
-                if self.is_local:
-                    return pa.ipc.open_file(pa.memory_map(str(self.local_path(path)))).read_all()
-                return pa.ipc.open_file(pa.BufferReader(self.read_bytes(path))).read_all()
-            except pa.ArrowInvalid as error:
-                raise ContractError(
-                    f"{path} is not a whole Arrow file",
-                    str(error),
-                    "Run again: a unit whose output is torn is redone.",
-                ) from error
+        with self._explained("read", path), _whole(path):
+            if self.is_local:
+                return pa.ipc.open_file(pa.memory_map(str(self.local_path(path)))).read_all()
+            return pa.ipc.open_file(pa.BufferReader(self.read_bytes(path))).read_all()
 
     @contextmanager
     def open_batches(self, path: str, columns: list[str]) -> Iterator[Iterator[pa.RecordBatch]]:
         """Yield the record batches of an Arrow IPC file one by one, with some columns only.
 
         Read, not mapped: mapped pages would count as this process's memory.
-        Raises: ContractError for a file without one of the columns.
+        Raises: ContractError for a file that is torn, not Arrow, or without one of the columns.
         """
         with self._explained("read", path):
             if self.is_local:
@@ -141,12 +133,13 @@ class Storage:
             else:
                 source = pa.BufferReader(self.read_bytes(path))
             with source:
-                names = pa.ipc.open_file(source).schema.names
-                _require_columns(columns, names, path)
-                wanted = [names.index(column) for column in columns]
-                options = pa.ipc.IpcReadOptions(included_fields=wanted)
-                opened = pa.ipc.open_file(source, options=options)
-                yield (opened.get_batch(k) for k in range(opened.num_record_batches))
+                with _whole(path):
+                    names = pa.ipc.open_file(source).schema.names
+                    _require_columns(columns, names, path)
+                    wanted = [names.index(column) for column in columns]
+                    options = pa.ipc.IpcReadOptions(included_fields=wanted)
+                    opened = pa.ipc.open_file(source, options=options)
+                yield _batches(opened, path)
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes, or None where there is no such file."""
@@ -154,8 +147,8 @@ class Storage:
             try:
                 if self.is_local:
                     return self.local_path(path).stat().st_size
-                file_system, base = self._remote
-                return file_system.size(f"{base}/{path}")
+                remote, base = self._remote
+                return remote.size(f"{base}/{path}")
             except FileNotFoundError:
                 return None
 
@@ -166,8 +159,8 @@ class Storage:
                 if self.is_local:
                     found = [entry.name for entry in os.scandir(self.local_path(folder))]
                 else:
-                    file_system, base = self._remote
-                    listed = file_system.ls(f"{base}/{folder}", detail=False, refresh=True)
+                    remote, base = self._remote
+                    listed = remote.ls(f"{base}/{folder}", detail=False, refresh=True)
                     found = [name.rstrip("/").rsplit("/", 1)[-1] for name in listed]
             except FileNotFoundError:
                 return []
@@ -185,8 +178,8 @@ class Storage:
                                 stat = entry.stat()
                                 found[entry.name] = stat.st_size, stat.st_mtime
                 else:
-                    file_system, base = self._remote
-                    for entry in file_system.ls(f"{base}/{folder}", detail=True, refresh=True):
+                    remote, base = self._remote
+                    for entry in remote.ls(f"{base}/{folder}", detail=True, refresh=True):
                         name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
                         if name.endswith(suffix):
                             found[name] = entry.get("size") or 0, _modified(entry)
@@ -201,8 +194,8 @@ class Storage:
                 if self.is_local:
                     self.local_path(path).unlink()
                 else:
-                    file_system, base = self._remote
-                    file_system.rm_file(f"{base}/{path}")
+                    remote, base = self._remote
+                    remote.rm_file(f"{base}/{path}")
             except FileNotFoundError:
                 return
 
@@ -223,6 +216,25 @@ class Storage:
                 str(error),
                 "Free space or restore access, then run the same command again: it resumes.",
             ) from error
+
+
+@contextmanager
+def _whole(path: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise ContractError(
+            f"{path} is not a whole Arrow file",
+            str(error),
+            "Run again: a unit whose output is torn is redone.",
+        ) from error
+
+
+def _batches(opened: Any, path: str) -> Iterator[pa.RecordBatch]:
+    for number in range(opened.num_record_batches):
+        with _whole(path):
+            batch = opened.get_batch(number)
+        yield batch
 
 
 def _modified(entry: dict[str, Any]) -> float:

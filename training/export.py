@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
@@ -57,24 +59,35 @@ def export(
     model.generation_config = GenerationConfig(**GENERATION)
     progress = checkpoints.read(checkpoint_dir).progress
     card = _card(config, progress, dtype, codec, out.name)
+    try:
+        with _draft(out) as draft:
+            model.save_pretrained(draft)
+            save_tokenizer(draft)
+            (draft / "README.md").write_text(card, encoding="utf-8")
+            mode = (draft / "README.md").stat().st_mode
+            for path in draft.iterdir():
+                path.chmod(mode)  # safetensors lets none but the owner read its files
+                sync(path)
+            sync(draft)
+        sync(out.parent)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{out} cannot be written", str(error), "Free or mount the disk and export again."
+        ) from error
+
+
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    """Make a hidden folder that becomes `out` once it is whole, and leaves nothing otherwise."""
     draft = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        model.save_pretrained(draft)
-        save_tokenizer(draft)
-        (draft / "README.md").write_text(card, encoding="utf-8")
-        mode = (draft / "README.md").stat().st_mode
-        for path in draft.iterdir():
-            path.chmod(mode)  # safetensors lets none but the owner read its files
-            sync(path)
-        sync(draft)
+        yield draft
         draft.rename(out)
-        sync(out.parent)
-    except OSError as error:
-        raise StorageError(
-            f"{out} cannot be written", str(error), "Free or mount the disk and export again."
-        ) from error
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def _require_free(out: Path) -> None:

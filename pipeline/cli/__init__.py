@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.cli import look, model, run
 from pipeline.cli.common import err
 from pipeline.errors import ConfigError, KoeError
+from pipeline.visible import visible
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; typer ends one that was interrupted without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print("koe: interrupted.", style="yellow", markup=False)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
     name="koe",
+    cls=_Commands,
     help="From speech clips and instruction samples to shards and a trained model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -33,13 +52,54 @@ for _command in (  # in the order of `koe --help`
     app.command()(_command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"koe {version('koe-pretrain')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+# What writing to stdout fails with; an error of a file has its name.
+_OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIPE)
+
+
 def main() -> None:
     """Run `koe`, and turn typed errors into one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal's encoding has every letter
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()  # exits with 2 on wrong use and 130 on Ctrl-C by itself
+        try:
+            app()  # exits with 2 on wrong use and 130 on Ctrl-C by itself
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, since no one hears of a failure when Python ends
     except ConfigError as error:
-        err.print(f"koe: {error}", style="red", markup=False, soft_wrap=True)
+        _say(str(error))
         sys.exit(2)
     except KoeError as error:
-        err.print(f"koe: {error}", style="red", markup=False, soft_wrap=True)
+        _say(str(error))
         sys.exit(1)
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_FAULTS:
+            raise
+        if error.errno != errno.EPIPE:  # a reader that has seen enough, as `head`
+            _say(f"the output cannot be written: {error.strerror}.")
+        # else Python writes what is left of it once more as it ends, and fails again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+
+
+def _say(what: str) -> None:
+    err.print(f"koe: {visible(what)}", style="red", markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from math import isfinite
 from pathlib import Path
@@ -17,7 +18,10 @@ from pipeline.ledger import Ledger
 from pipeline.plan import Plan, load_plan
 from pipeline.storage import Storage
 
-out = Console()
+# A pipe or a file has no width: wide enough for every table. stdout is None where it is closed.
+_HAS_WIDTH = "COLUMNS" in os.environ or (sys.stdout is not None and sys.stdout.isatty())
+
+out = Console(width=None if _HAS_WIDTH else 120)
 err = Console(stderr=True)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's configuration.")]
@@ -51,5 +55,7 @@ def numbers(option: str, text: str) -> list[float]:
 
 
 def print_json(value: Any) -> None:
-    """Write a value to stdout as JSON, whatever the terminal's width."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    """Write a value to stdout as JSON, whatever the terminal's width and encoding."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    is_ascii = encoding.lower().replace("_", "-") not in ("utf-8", "utf8")
+    sys.stdout.write(json.dumps(value, ensure_ascii=is_ascii, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,10 +22,15 @@ from pipeline.cli.common import (
 )
 from pipeline.config import PipelineConfig
 from pipeline.config_file import load_config
+from pipeline.errors import ConfigError
+from pipeline.plan import load_plan
 from pipeline.schema import TEXT
+from pipeline.storage import Storage
+from pipeline.visible import visible
 
 if TYPE_CHECKING:
     from pipeline.inspection import Document
+    from pipeline.record import Record
 
 
 def stats(
@@ -39,7 +45,10 @@ def stats(
     overrides: SetOption = None,
     as_json: JsonOption = False,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with charts and sound here.")
+        str | None,
+        typer.Option(
+            "--html", metavar="FOLDER", help="Write a page with charts and sound in this folder."
+        ),
     ] = None,
     html_clips: Annotated[
         int,
@@ -55,18 +64,23 @@ def stats(
     from pipeline.stats_view import require_source, stats_view
 
     thresholds = numbers("--what-if", what_if)
+    page_folder = _folder("--html", html)
     settings = load_config(config, overrides)
     plan, ledger = opened(settings)
     if source is not None:
         require_source(plan.modalities, source)
+    if page_folder is not None:
+        from pipeline.report import require_free
+
+        require_free(page_folder)  # before minutes of counting
     with counting(err, "reading units") as report:
         found = full_stats(plan, ledger, thresholds, report)
-    if html is not None:
+    if page_folder is not None:
         from pipeline.report import write_data_report
 
         with counting(err, "decoding clips") as report:
-            page = write_data_report(settings, plan, ledger, found, html, html_clips, report)
-        err.print(f"wrote {page}", markup=False)
+            page = write_data_report(settings, plan, ledger, found, page_folder, html_clips, report)
+        err.print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print_json(found)
     else:
@@ -87,51 +101,111 @@ def inspect(
         bool, typer.Option("--raw", help="Token ids of a row, the special ones by name.")
     ] = False,
     wav: Annotated[
-        Path | None, typer.Option("--wav", help="Write originals and reconstructions here.")
+        str | None,
+        typer.Option(
+            "--wav", metavar="FOLDER", help="Write originals and reconstructions in this folder."
+        ),
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Decode a row, or show what became of a record."""
-    from pipeline.inspection import split_place
+    from pipeline.inspection import documents_of, find_shard
 
     settings = load_config(config, overrides)
-    found = split_place(place)
+    folder = _folder("--wav", wav)
+    found = _split(settings, place)
     if found is None:
-        documents = _inspect_record(settings, place, as_json)
+        if raw:
+            raise ConfigError(
+                "--raw shows a row of a shard, not a record",
+                f"{place} is the id of a record",
+                "Leave --raw out, or name the row that `koe inspect` of this id shows.",
+            )
+        records = _find_records(settings, place)
+        documents = [record.document for record in records]
+        show = partial(_show_records, settings, place, records, as_json)
     else:
-        documents = _inspect_row(settings, *found, raw, as_json)
-    if wav is not None:
-        from pipeline.files import write_wavs
+        shard = find_shard(found[0], settings.run_dir)
+        documents = documents_of(shard, found[1])
+        show = partial(_show_row, settings, shard.name, found[1], documents, raw, as_json)
+    if folder is None:
+        show()
+    else:
+        _with_wavs(settings, documents, folder, show)
 
-        for path in write_wavs(settings, documents, wav, _warn):
-            err.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+def _split(settings: PipelineConfig, place: str) -> tuple[str, int] | None:
+    """Read SHARD:ROW; None for the id of a record, one that ends in .arrow too."""
+    from pipeline.inspection import names_record, split_place
+
+    found = split_place(place)
+    if found is None or "/" not in place or "://" in place:
+        return found
+    storage = Storage(settings.run_dir)
+    plan = load_plan(storage)
+    return None if plan and names_record(place, found[0], plan, storage) else found
 
 
-def _inspect_row(
-    settings: PipelineConfig, shard: str, row: int, raw: bool, as_json: bool
-) -> list[Document]:
+def _folder(option: str, text: str | None) -> Path | None:
+    """Read the folder of an option. Raises: ConfigError for what names none."""
+    if text is None:
+        return None
+    if not text or "://" in text or text.lower().endswith((".html", ".htm", ".wav")):
+        raise ConfigError(
+            f"{option} {text!r} names no local folder",
+            remedy="Name a folder for the files; it is made where there is none.",
+        )
+    return Path(text)
+
+
+def _with_wavs(
+    settings: PipelineConfig, documents: list[Document], folder: Path, show: Callable[[], None]
+) -> None:
+    """Show documents, and write their audio; a folder that cannot be made comes to light first."""
+    if all(document.clip is None and document.codes is None for document in documents):
+        show()
+        _warn("nothing was written: there is no audio, only text or what ingest left out")
+        return
+    from pipeline.files import make_folder, write_wavs
+
+    make_folder(folder)
+    show()
+    for path in write_wavs(settings, documents, folder, _warn):
+        err.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_row(
+    settings: PipelineConfig,
+    shard: str,
+    row: int,
+    documents: list[Document],
+    raw: bool,
+    as_json: bool,
+) -> None:
     from pipeline.inspect_view import documents_view
-    from pipeline.inspection import document_json, documents_of, find_shard
+    from pipeline.inspection import document_json
 
-    found = find_shard(shard, settings.run_dir)
-    documents = documents_of(found, row)
     decode = _text_decoder(settings) if as_json or not raw else _no_text
     if as_json:
         shown = [document_json(document, decode, raw) for document in documents]
-        print_json({"shard": found.name, "row": row, "documents": shown})
+        print_json({"shard": shard, "row": row, "documents": shown})
     else:
         out.print(documents_view(documents, decode, raw))
-    return documents
 
 
-def _inspect_record(settings: PipelineConfig, id: str, as_json: bool) -> list[Document]:
-    from pipeline.inspect_view import records_view
+def _find_records(settings: PipelineConfig, id: str) -> list[Record]:
     from pipeline.progress import counting
-    from pipeline.record import find_records, record_json
+    from pipeline.record import find_records
 
     with counting(err, "searching units") as report:
-        records = find_records(*opened(settings), id, report)
+        return find_records(*opened(settings), id, report)
+
+
+def _show_records(settings: PipelineConfig, id: str, records: list[Record], as_json: bool) -> None:
+    from pipeline.inspect_view import records_view
+    from pipeline.record import record_json
+
     # The transcript of speech is its clip's; the decoder loads the models' libraries: seconds.
     is_text = any(record.modality == TEXT and record.input_ids is not None for record in records)
     decode = _text_decoder(settings) if is_text else _no_text
@@ -139,7 +213,6 @@ def _inspect_record(settings: PipelineConfig, id: str, as_json: bool) -> list[Do
         print_json({"id": id, "records": [record_json(record, decode) for record in records]})
     else:
         out.print(records_view(records, decode))
-    return [record.document for record in records]
 
 
 def _text_decoder(settings: PipelineConfig) -> Callable[[list[int]], str]:
@@ -154,19 +227,34 @@ def _no_text(ids: list[int]) -> str:
 
 
 def _warn(what: str) -> None:
-    err.print(f"koe: {what}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    err.print(
+        f"koe: {visible(what)}", style="yellow", markup=False, highlight=False, soft_wrap=True
+    )
 
 
-def verify(config: ConfigOption = DEFAULT_CONFIG, overrides: SetOption = None) -> None:
+def verify(
+    config: ConfigOption = DEFAULT_CONFIG,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Accept a run that is not whole.")
+    ] = False,
+    overrides: SetOption = None,
+) -> None:
     """Read everything again and prove that it is right.
 
     Hashes, schemas, counts, ids, codes, grammar, order, shards, index and card.
     """
-    from pipeline.verify import verify_run
+    from pipeline.verify import not_made, verify_run
 
+    run = opened(load_config(config, overrides))
     verify_run(
-        *opened(load_config(config, overrides)),
+        *run,
         on_proof=lambda proof: out.print(
-            f"[green]proved[/] {proof.what} ({proof.count:,} {proof.unit})", highlight=False
+            f"[green]proved[/] {proof.what} ({proof.count:,} {proof.unit})",
+            highlight=False,
+            soft_wrap=True,
         ),
     )
+    if missing := not_made(*run):
+        _warn(f"not whole, nothing contradicts itself so far; not made: {', '.join(missing)}")
+        if not partial:
+            raise typer.Exit(1)

@@ -17,6 +17,7 @@ from pipeline.cli.common import (
     print_json,
 )
 from pipeline.config_file import load_config
+from pipeline.errors import ConfigError
 
 
 def score(
@@ -58,10 +59,13 @@ def train(
     from pipeline import job, views
 
     settings = load_config(config, overrides)
+    if report and replay:
+        raise ConfigError("--report and --replay exclude each other", remedy="Give one of them.")
     if report:
         from training.report import write_report
 
-        out.print(f"wrote {write_report(job.training_folder(settings))}", markup=False)
+        page = write_report(job.training_folder(settings))
+        out.print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
     elif replay:
         out.print(views.replay_view(job.replay_event(settings, replay)))
     else:
@@ -80,7 +84,7 @@ def export(
     from pipeline.job import export_model
 
     export_model(load_config(config, overrides), folder, checkpoint, dtype)
-    err.print(f"wrote {folder}", markup=False)
+    err.print(f"wrote {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_files(rows: list[dict[str, Any]], as_json: bool) -> None:

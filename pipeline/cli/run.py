@@ -22,6 +22,7 @@ from pipeline.cli.common import (
     print_json,
 )
 from pipeline.config_file import load_config
+from pipeline.selection import STAGES, select_stages
 
 
 def demo(
@@ -39,17 +40,29 @@ def demo(
             folder, num_clips=clips, num_instructions=samples, seed=seed, progress=report
         )
     err.print(written.describe(), markup=False)
-    err.print(f"Next: koe run -c {folder / 'pipeline.yaml'}", markup=False)
+    command = shlex.join(["koe", "run", "-c", str(folder / "pipeline.yaml")])
+    err.print(f"Next: {command}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _stages(incomplete: str) -> list[str]:
+    return [stage for stage in STAGES if stage.startswith(incomplete)]
 
 
 def run(
     config: ConfigOption = DEFAULT_CONFIG,
-    from_stage: Annotated[str | None, typer.Option("--from", help="First stage to run.")] = None,
-    to_stage: Annotated[str | None, typer.Option("--to", help="Last stage to run.")] = None,
-    only: Annotated[str | None, typer.Option("--only", help="The one stage to run.")] = None,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", autocompletion=_stages, help="First stage to run.")
+    ] = None,
+    to_stage: Annotated[
+        str | None, typer.Option("--to", autocompletion=_stages, help="Last stage to run.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", autocompletion=_stages, help="The one stage to run.")
+    ] = None,
     overrides: SetOption = None,
     force: Annotated[
-        list[str] | None, typer.Option("--force", help="Do a stage's units again.")
+        list[str] | None,
+        typer.Option("--force", autocompletion=_stages, help="Do a stage's units again."),
     ] = None,
 ) -> None:
     """Run the pipeline, or go on with it.
@@ -58,7 +71,6 @@ def run(
     """
     from pipeline import views
     from pipeline.job import run_job
-    from pipeline.selection import select_stages
     from pipeline.stats import run_stats
     from pipeline.stats_view import stats_view
 
@@ -89,7 +101,7 @@ def run(
 def plan(
     config: ConfigOption = DEFAULT_CONFIG,
     clips: Annotated[
-        int, typer.Option(help="Clips to measure on, at most; 0: only list the units.")
+        int, typer.Option(min=0, help="Clips to measure on, at most; 0: only list the units.")
     ] = 200,
     seconds: Annotated[float, typer.Option(min=1, help="About how long to measure.")] = 30,
     overrides: SetOption = None,

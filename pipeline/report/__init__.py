@@ -7,19 +7,41 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PipelineConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.report.clips import Reconstruction, shown_clips
 from pipeline.report.page import Content, page
 from pipeline.report.survey import survey
-from pipeline.webpage import run_name, write_page
+from pipeline.webpage import is_own_page, run_name, write_page
 
 PAGE = "index.html"
 NUM_CLIPS = 6  # of each kind by score, half as many of each kind of outlier
 MOST_LEFT_OUT = 2000  # excluded records inside the page
 
-__all__ = ["NUM_CLIPS", "PAGE", "write_data_report"]
+__all__ = ["NUM_CLIPS", "PAGE", "require_free", "write_data_report"]
+
+
+def require_free(folder: Path) -> None:
+    """Check that the page of a folder may be written; one that koe wrote before may be replaced.
+
+    Raises: ConfigError where another's page lies there, StorageError where it cannot be read.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", remedy=f"Name a folder for {PAGE}.")
+    path = folder / PAGE
+    try:
+        is_foreign = path.exists() and not is_own_page(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read", error.strerror or str(error), "Name another folder."
+        ) from error
+    if is_foreign:
+        raise ConfigError(
+            f"{path} exists already",
+            "koe did not write it, and does not write over it",
+            "Name another folder, or move that page away.",
+        )
 
 
 def write_data_report(
@@ -36,11 +58,12 @@ def write_data_report(
     The page holds all that it needs, plotly.js and audio too, and loads nothing. It shows
     `num_clips` clips of each kind by score and half as many of each kind of outlier; `progress` is
     told of clips (done, in all). Returns where the page lies.
-    Raises: ConfigError for a negative `num_clips`, StorageError when a file cannot be read or the
+    Raises: ConfigError for a negative `num_clips` or a folder with another's page, StorageError when a file cannot be read or the
     page cannot be written, StageError when the codec fails.
     """
     if num_clips < 0:
         raise ConfigError(f"{num_clips} clips cannot be shown", remedy="Ask for 0 or more.")
+    require_free(folder)
     configured = stats.get("thresholds", {}).get("configured")
     threshold = config.encode.threshold_ovrl if configured is None else configured
     found = survey(plan, ledger, threshold, num_clips, MOST_LEFT_OUT)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import ContractError
 from pipeline.ledger import Ledger, Receipt
 from pipeline.plan import Plan
 from pipeline.schema import QUARANTINED, REJECTED, SPEECH, TEXT, Unit
@@ -62,10 +63,21 @@ class Account:
 
 
 def read_index(ledger: Ledger) -> dict[str, Any] | None:
-    """Return the shard index; None while the shards are not complete."""
+    """Return the shard index; None while the shards are not complete.
+
+    Raises: ContractError for a file that is no index.
+    """
     if ledger.storage.size(INDEX) is None:
         return None
-    return json.loads(ledger.storage.read_bytes(INDEX))
+    remedy = f"Remove {INDEX} and run `koe run`: it is written again."
+    try:
+        index = json.loads(ledger.storage.read_bytes(INDEX))
+    except ValueError as error:
+        raise ContractError(f"{INDEX} is no JSON", str(error), remedy) from error
+    shards = index.get("shards") if isinstance(index, dict) else None
+    if not isinstance(shards, list) or not all(isinstance(entry, dict) for entry in shards):
+        raise ContractError(f"{INDEX} is no index", "it lists no shards", remedy)
+    return index
 
 
 def unit_receipts(plan: Plan, ledger: Ledger) -> Iterator[tuple[Unit, Receipts]]:

@@ -17,6 +17,7 @@ from pipeline.webpage.frame import (
     Section,
     Tile,
     document,
+    is_own_page,
     write_page,
 )
 from pipeline.webpage.text import NOTHING, card, escape, run_name, scroll, short_number, table
@@ -38,6 +39,7 @@ __all__ = [
     "card",
     "document",
     "escape",
+    "is_own_page",
     "new_figure",
     "run_name",
     "scroll",

@@ -20,6 +20,10 @@ POLICY = (
 )
 
 
+GENERATOR = '<meta name="generator" content="koe">'
+_HEAD_BYTES = 4096  # of a page; they hold the mark
+
+
 @dataclass(frozen=True)
 class Tile:
     """A headline figure as plain text; `note` says what it is of."""
@@ -69,6 +73,7 @@ def document(content: Document) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{GENERATOR}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
@@ -94,6 +99,12 @@ def document(content: Document) -> str:
 def inert(data: str) -> str:
     """Spell "<" out in JSON, so that no text in it can end its element."""
     return data.replace("<", "\\u003c")
+
+
+def is_own_page(path: Path) -> bool:
+    """Tell whether koe wrote this file. Raises: OSError as the disk gives it."""
+    with path.open("rb") as file:
+        return GENERATOR.encode() in file.read(_HEAD_BYTES)
 
 
 def write_page(path: Path, text: str) -> Path:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from fsspec.core import url_to_fs
-
 from pipeline.errors import ConfigError, StorageError
+from pipeline.remote import file_system
 from stages.sources.base import Unit
 
 _MAGIC = frozenset("*?[")
@@ -81,7 +80,7 @@ def expand(source: str, patterns: Iterable[str], *, folders: bool = False) -> li
 
 def _matches(source: str, pattern: str, folders: bool) -> list[str]:
     with reading(pattern):
-        fs, place = url_to_fs(_plain(pattern))
+        fs, place = file_system(_plain(pattern))
         is_glob = bool(_MAGIC & set(place)) and not fs.exists(place)
         hits = _listed(fs, place, is_glob)
         paths = [hit for hit, kind in hits.items() if folders or kind != "directory"]
@@ -119,7 +118,7 @@ def relative_name(path: str, patterns: Iterable[str]) -> str:
 
 
 def _root(pattern: str) -> str:
-    fs, place = url_to_fs(_plain(pattern))
+    fs, place = file_system(_plain(pattern))
     parts = (fs.unstrip_protocol(place) if is_remote(pattern) else place).split("/")
     fixed = next((i for i, part in enumerate(parts) if _MAGIC & set(part)), len(parts) - 1)
     return "/".join(parts[: min(fixed, len(parts) - 1)]) + "/"
@@ -136,7 +135,7 @@ def stamp(path: str) -> str:
         if not is_remote(path):
             status = os.stat(_plain(path))
             return f"{status.st_size}:{status.st_mtime_ns}"
-        fs, place = url_to_fs(path)
+        fs, place = file_system(path)
         info: dict[str, Any] = fs.info(place)
         marks = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
         mark = next((str(info[key]) for key in marks if info.get(key)), None)
@@ -150,7 +149,7 @@ def open_binary(path: str) -> BinaryIO:
     """
     if not is_remote(path):
         return open(_plain(path), "rb")
-    fs, place = url_to_fs(path)
+    fs, place = file_system(path)
     return cast(BinaryIO, fs.open(place, "rb"))
 
 
@@ -215,7 +214,7 @@ def lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, i
 def list_folder(path: str) -> list[str] | None:
     """Return the base names in a folder; None if it is a file."""
     with reading(path):
-        fs, place = url_to_fs(_plain(path))
+        fs, place = file_system(_plain(path))
         if not fs.isdir(place):
             return None
         return [PurePosixPath(name).name for name in cast(list[str], fs.ls(place, detail=False))]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.lock import LOCK, only_one
 from pipeline.storage import Storage
 
@@ -51,6 +51,18 @@ def test_a_killed_run_leaves_no_lock_behind(holder, tmp_path):
         assert f'"process": {os.getpid()}' in (tmp_path / "run" / LOCK).read_text()
     with only_one(Storage(str(tmp_path / "run"))):
         pass
+
+
+def test_a_folder_that_cannot_be_made_is_named_and_the_runs_own_failures_stay(tmp_path):
+    (tmp_path / "file").touch()
+    for root in ("/proc/none", tmp_path / "file", tmp_path / "file" / "below"):
+        with (
+            pytest.raises(StorageError, match=f"{root} cannot be used as the run dir.*Set run_dir"),
+            only_one(Storage(str(root))),
+        ):
+            pass
+    with pytest.raises(OSError, match="of the run"), only_one(Storage(str(tmp_path / "run"))):
+        raise OSError("of the run")
 
 
 def test_an_object_store_is_not_held():

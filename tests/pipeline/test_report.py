@@ -117,8 +117,10 @@ def test_no_clips_may_be_asked_for_but_not_fewer(done: Path, tmp_path: Path):
 
 def test_a_folder_that_cannot_be_written_is_named(done: Path, tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"index\.html cannot be written"):
+    with pytest.raises(ConfigError, match=r"file is a file\. Name a folder"):
         report(done, tmp_path / "file", num_clips=0)
+    with pytest.raises(StorageError, match=r"file/report.*cannot be"):
+        report(done, tmp_path / "file/report", num_clips=0)
 
 
 def test_before_anything_is_scored_the_page_shows_what_came_in(tmp_path: Path):

@@ -45,6 +45,29 @@ def test_a_torn_table_is_refused(storage):
         storage.read_table("t.arrow")
 
 
+@pytest.mark.parametrize("keep", [0, 5, 300, -20])
+def test_a_torn_table_is_refused_when_its_batches_are_read(storage, keep):
+    storage.write_table("t.arrow", pa.table({"x": list(range(3000))}))
+    storage.write_bytes("t.arrow", storage.read_bytes("t.arrow")[:keep])
+    with (
+        pytest.raises(ContractError, match=r"t\.arrow is not a whole Arrow file.*Run again"),
+        storage.open_batches("t.arrow", ["x"]) as batches,
+    ):
+        list(batches)
+
+
+def test_a_batch_that_is_broken_is_refused(storage):
+    storage.write_table("t.arrow", pa.table({"x": list(range(3000))}))
+    whole = storage.read_bytes("t.arrow")
+    start = whole.index(b"\xff\xff\xff\xff", 100)  # of the first batch
+    storage.write_bytes("t.arrow", whole[:start] + bytes(300) + whole[start + 300 :])
+    with (
+        pytest.raises(ContractError, match=r"t\.arrow is not a whole Arrow file"),
+        storage.open_batches("t.arrow", ["x"]) as batches,
+    ):
+        list(batches)
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     storage = Storage(str(tmp_path))
     storage.write_bytes("a", b"old")

@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 
 import pytest
@@ -147,9 +148,21 @@ def test_a_failure_leaves_no_folder(trained, tmp_path):
 
     with pytest.raises(StorageError, match=r"out cannot be written because No space left"):
         export_from(trained[0], tmp_path / "out", save_tokenizer=full_disk)
-    assert not (tmp_path / "out").exists()
-    export_from(trained[0], tmp_path / "out")  # over the draft of the failed one
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".out.tmp").mkdir()
+    export_from(trained[0], tmp_path / "out")  # over the draft of one that was killed
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_disk_too_small_for_the_weights_leaves_nothing(trained, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"out cannot be written.*Free or mount the disk"):
+            export_from(trained[0], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path):

@@ -1,0 +1,37 @@
+"""Words of corpora and of the user as a terminal may show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+MOST_NAMES = 5
+
+_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_SYMBOLS = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: "\u2421",
+    **{code: f"\\x{code:02x}" for code in range(0x80, 0xA0)},
+    **{code: f"\\u{code:04x}" for code in _DIRECTIONS},
+}
+
+
+def visible(text: str) -> str:
+    """Put a symbol for every control character and every mark of direction.
+
+    What a corpus holds must neither command the terminal nor turn the words around it. Newlines
+    and tabs stay.
+    """
+    return text.translate(_SYMBOLS)
+
+
+def some(names: Iterable[str], wanted: str = "") -> str:
+    """List names, of many the five that are most like `wanted`, and say how many more there are."""
+    known = list(names)
+    if not known:
+        return "none"
+    shown = known[:MOST_NAMES]
+    if wanted and len(known) > MOST_NAMES:
+        shown = get_close_matches(wanted, known, MOST_NAMES, cutoff=0.0)
+    more = f" …and {len(known) - len(shown):,} more" if len(known) > len(shown) else ""
+    return visible(", ".join(shown)) + more
