@@ -19,7 +19,7 @@ from pipeline.errors import BadRecord, ConfigError, StageError
 from pipeline.memory import keep_memory
 from stages.dnsmos_engines import Engine, Precision, open_network
 from stages.dnsmos_network import HOP_SAMPLES, WINDOW_SAMPLES
-from stages.dnsmos_torch import exactly
+from stages.exact import exactly
 from stages.onnx_session import Provider, open_session, runner
 from stages.p808 import P808
 

@@ -1,12 +1,11 @@
 """The DNSMOS network on torch: what runs it on a GPU, with nothing to install beside torch.
 
-FP32 is FP32: no TF32, and kernels that are chosen by a rule, so that a clip scores the same again.
+FP32 is FP32 under `stages.exact.exactly`, so that a clip scores the same again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import log
 
 import numpy as np
@@ -18,16 +17,6 @@ from stages.dnsmos_network import Part, Parts
 
 _LEAST_POWER = 1e-12  # the model's, like the rest of the log power
 _POOLED = (3, 4)  # convolutions of `Parts.shared` that a pooling follows
-
-
-@contextmanager
-def exactly() -> Iterator[None]:
-    """Keep cuDNN to FP32, and to kernels that give the same result every time."""
-    kernels = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    with torch.inference_mode(), kernels:
-        yield
 
 
 def torch_spectrogram(filters: np.ndarray, device: str) -> Part:

@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-import torch
 from snac import SNAC
 from torch import Tensor
 
 from pipeline.errors import ConfigError, StageError
 from pipeline.vocabulary import FRAME_SAMPLES
+from stages.exact import exactly
 from stages.snac_encoder import TiledEncoder, supports
 from stages.snac_kernels import Kernels, TorchKernels, Unavailable, native_kernels
 from stages.snac_masking import MaskedEncoder
@@ -108,12 +108,8 @@ def _refused(engine: str, why: str) -> ConfigError:
 @contextmanager
 def guarded(doing: str, clip_id: str) -> Iterator[None]:
     """Run the model without gradients, repeatably, and name the clip if torch fails."""
-    # On a GPU, TF32 and kernels chosen by timing would make codes differ from run to run.
-    kernels = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
     try:
-        with torch.inference_mode(), kernels:
+        with exactly():
             yield
     except RuntimeError as error:  # torch's out-of-memory errors are RuntimeErrors too
         raise StageError(

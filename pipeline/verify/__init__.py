@@ -10,10 +10,10 @@ from pipeline.errors import ContractError
 from pipeline.ledger import Ledger, Receipt
 from pipeline.plan import Plan
 from pipeline.schema import SPEECH, TEXT
-from pipeline.stats import INDEX
+from pipeline.stats import INDEX, read_index
 from pipeline.verify.card import prove_card
 from pipeline.verify.documents import prove_pieces
-from pipeline.verify.index import load_index, prove_folder, prove_identity, prove_index
+from pipeline.verify.index import prove_folder, prove_identity, prove_index
 from pipeline.verify.order import (
     RECEIPT,
     prove_distinct,
@@ -67,7 +67,7 @@ def verify_run(
     samples, seen = Samples(plan, ledger.storage), Seen()
     prove_units(plan, ledger, samples, seen)
     _tell_units(plan, seen, proved)
-    index, order = load_index(ledger), prove_order_receipt(ledger, samples)
+    index, order = read_index(ledger), prove_order_receipt(ledger, samples)
     if order is None:
         if index is not None:
             raise ContractError(

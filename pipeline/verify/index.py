@@ -8,30 +8,13 @@ from pipeline.errors import ContractError
 from pipeline.fingerprint import sha256_json
 from pipeline.ledger import Ledger, Receipt
 from pipeline.schema import ROW, SCHEMA_VERSION
-from pipeline.stats import INDEX, read_index
+from pipeline.stats import INDEX
 from pipeline.verify.order import RECEIPT
 from pipeline.verify.receipts import setting
 from pipeline.verify.shards import identity
 from pipeline.verify.units import Seen
 
 _REMEDY = f"Remove {INDEX} and run `koe run`: it is written again."
-
-
-def load_index(ledger: Ledger) -> dict[str, Any] | None:
-    """Read the index; None while there is none.
-
-    Raises: ContractError when it is not the JSON of one.
-    """
-    try:
-        index = read_index(ledger)
-    except ValueError as error:
-        raise ContractError(f"{INDEX} is no JSON", str(error), _REMEDY) from error
-    if index is None and ledger.storage.size(INDEX) is None:
-        return None
-    shards = index.get("shards") if isinstance(index, dict) else None
-    if not isinstance(shards, list) or not all(isinstance(entry, dict) for entry in shards):
-        raise ContractError(f"{INDEX} is no index", "it lists no shards", _REMEDY)
-    return index
 
 
 def prove_index(index: dict[str, Any], order: Receipt, found: list[dict[str, Any]]) -> None:
