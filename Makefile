@@ -34,7 +34,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.trainer_memory
 
 docs: $(STAMP)
-	$(BIN)/python -m pipeline.reference
+	$(BIN)/python -m pipeline.config.reference
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from stages.audio import resample
+from stages.audio.decode import resample
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 # Of the lengths in seconds: a mean of 5 s, as in corpora of read and spontaneous Japanese.

@@ -30,9 +30,9 @@ from rich.table import Table
 
 from benchmarks.clips import DATA, real_clips
 from benchmarks.results import write_result
-from pipeline.errors import ConfigError
-from stages.dnsmos import DnsmosScorer, find_model, window_starts
-from stages.dnsmos_engines import BF16_OVRL_ERROR, require_precision, resolve_engine
+from koe.errors import ConfigError
+from stages.dnsmos.engines import BF16_OVRL_ERROR, require_precision, resolve_engine
+from stages.dnsmos.scorer import DnsmosScorer, find_model, window_starts
 
 THRESHOLD = 2.5
 _GPU_ROUNDS = 20  # through the clips, which are a matter of milliseconds there

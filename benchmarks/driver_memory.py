@@ -34,13 +34,13 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow as pa
 
-from pipeline.interleaving import OrderStage, OrderWork
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan, load_plan, make_plan
-from pipeline.runner import FAILED, StageWork
-from pipeline.schema import CLIP, ENCODED, EXCLUDED, SAMPLE, SCORED, SPEECH, TEXT, Unit
-from pipeline.stage import Outcome, Resources
-from pipeline.storage import Storage
+from koe.schema import CLIP, ENCODED, EXCLUDED, SAMPLE, SCORED, SPEECH, TEXT, Unit
+from koe.stage import Outcome, Resources
+from pipeline.execution.runner import FAILED, StageWork
+from pipeline.jobs.interleave import OrderStage, OrderWork
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan, load_plan, make_plan
+from pipeline.run_dir.storage import Storage
 
 UNIT_CLIPS, UNIT_SAMPLES, SAMPLES_A_CLIP = 1000, 5000, 0.6
 FULL_CLIPS = 15_000_000
@@ -153,9 +153,9 @@ def part_plan(root: Path, num_clips: int) -> None:
 
 
 def part_receipts(root: Path, num_clips: int) -> None:
-    from pipeline.job import _check_quarantine
+    from pipeline.execution.status import StatusReader
+    from pipeline.jobs.run import _check_quarantine
     from pipeline.stats import run_stats
-    from pipeline.status import StatusReader
 
     plan, ledger = planned(root, num_clips), Ledger(Storage(str(root)))
     assert run_stats(plan, ledger)["accounting"]["clips_in"] == num_clips
@@ -166,8 +166,8 @@ def part_receipts(root: Path, num_clips: int) -> None:
 def part_run(root: Path, num_clips: int) -> None:
     from rich.console import Console
 
-    from pipeline.engine import ray_session, run_ray
-    from pipeline.progress import RunProgress
+    from pipeline.execution.on_ray import ray_session, run_ray
+    from pipeline.execution.progress import RunProgress
     from stages.score import ScoreStage
 
     plan = planned(root, num_clips)
@@ -199,9 +199,9 @@ def part_order(root: Path, num_clips: int) -> None:
 
 def full_order(root: Path) -> None:
     """Make and write the order of the whole run from samples that are never stored."""
-    from pipeline.schema import ORDER
+    from koe.schema import ORDER
     from stages.interleave import InterleaveSettings, plan_order
-    from stages.order import unit_samples
+    from stages.packing.order import unit_samples
 
     units = [unit for source in sources(FULL_CLIPS) for unit in source.units()]
     begin = time.perf_counter()

@@ -28,17 +28,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ledger import Ledger
-from pipeline.runner import StageWork, run_plain
-from pipeline.stage import Resources
-from pipeline.storage import Storage
+from koe.stage import Resources
+from pipeline.execution.runner import StageWork, run_plain
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.storage import Storage
 
 SOURCE = "clips"
 
 
 def score_work(root: Path, units: dict[str, dict[str, Any]]) -> StageWork:
     """Describe the score stage above the stored output of ingest."""
-    from stages.dnsmos import find_model
+    from stages.dnsmos.scorer import find_model
     from stages.score import ScoreStage
 
     model = find_model()
@@ -107,7 +107,7 @@ def run_bare(root: Path, part: int, parts: int) -> None:
 def run_ours(root: Path, parts: int) -> None:
     """Run the engine over all units; print what its fixed parts took."""
     begin = time.perf_counter()
-    from pipeline.engine import ray_session, run_ray
+    from pipeline.execution.on_ray import ray_session, run_ray
 
     units = json.loads((root / "units.json").read_text(encoding="utf-8"))
     work = score_work(root, units)

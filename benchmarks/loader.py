@@ -41,12 +41,12 @@ from pyarrow import ipc
 
 from benchmarks.results import write_result
 from benchmarks.trainer_gpu import document
-from pipeline.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
-from pipeline.storage import BATCH_ROWS
-from pipeline.vocabulary import NUM_EMBEDDINGS
-from training.batches import collate
-from training.data import ShardRows
-from training.order import RowOrder
+from koe.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
+from koe.vocabulary import NUM_EMBEDDINGS
+from pipeline.run_dir.storage import BATCH_ROWS
+from training.data.batches import collate
+from training.data.loader import RowOrder
+from training.data.shard_rows import ShardRows
 
 ROW_TOKENS, SHARDS = 2048, 2
 MICRO_BATCHES = (2, 16)  # rows

@@ -32,14 +32,14 @@ from benchmarks.driver_memory import (
     planned,
     samples,
 )
-from pipeline.interleaving import ShardWork, shard_places
-from pipeline.ledger import Ledger
-from pipeline.runner import DONE
-from pipeline.schema import EXCLUDED, SPEECH, TEXT
-from pipeline.stage import Outcome
-from pipeline.storage import Storage
+from koe.schema import EXCLUDED, SPEECH, TEXT
+from koe.stage import Outcome
+from pipeline.execution.runner import DONE
+from pipeline.jobs.interleave import ShardWork, shard_places
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.storage import Storage
 from stages.interleave import InterleaveSettings, UnitSamples, plan_order
-from stages.pack import pack, row_sums
+from stages.packing.pack import pack, row_sums
 
 CAPACITY = 2048
 SHARD_CLIPS = 100_000  # of the run whose shards are written: 60 M tokens, 250 MB

@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from pipeline.plan import load_plan, make_plan
-from pipeline.schema import Unit
-from pipeline.storage import Storage
+from koe.schema import Unit
+from pipeline.run_dir.plan import load_plan, make_plan
+from pipeline.run_dir.storage import Storage
 from stages.sources import speech_source
 
 UNIT_CLIPS, PLAN_UNITS, TAR_CLIPS = 1000, 15_000, 1000

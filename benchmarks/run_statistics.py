@@ -28,9 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.driver_memory import Stub, peak_bytes, planned
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan, load_plan
-from pipeline.schema import (
+from koe.schema import (
     CLIP,
     ENCODED,
     EXCLUDED,
@@ -41,8 +39,10 @@ from pipeline.schema import (
     TEXT,
     Unit,
 )
-from pipeline.stage import Outcome
-from pipeline.storage import Storage
+from koe.stage import Outcome
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan, load_plan
+from pipeline.run_dir.storage import Storage
 
 THRESHOLD = 2.5
 SAMPLE_TOKENS = 20
@@ -160,7 +160,7 @@ def write_run(root: Path, num_clips: int, frames: int) -> None:
 
 
 def part_status(plan: Plan, ledger: Ledger) -> None:
-    from pipeline.status import StatusReader
+    from pipeline.execution.status import StatusReader
 
     StatusReader(ledger).read()
 

@@ -31,10 +31,10 @@ from snac import SNAC
 
 from benchmarks.clips import real_clips
 from benchmarks.results import write_result
-from pipeline.vocabulary import CODEC_HZ, flatten_codes
+from koe.vocabulary import CODEC_HZ, flatten_codes
 from stages.clips import load_file
 from stages.encode import similar_length_batches
-from stages.snac import ARCHITECTURE, UNTRAINED, Codec, resolve_codec
+from stages.snac.codec import ARCHITECTURE, UNTRAINED, Codec, resolve_codec
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 UTTERANCES = "ja_speech/utterances"

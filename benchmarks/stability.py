@@ -40,12 +40,12 @@ from benchmarks.stability_arms import (
     train_config,
 )
 from benchmarks.stability_spikes import read_figures
-from pipeline.errors import KoeError
-from training import checkpoint as checkpoints
+from koe.errors import KoeError
+from training.checkpoint import writer as checkpoints
 from training.config import EvaluationConfig, GuardConfig, TinyModelConfig, TrainConfig
-from training.distributed import single
 from training.loop import Exploded, train
-from training.model import build_model
+from training.model.distributed import single
+from training.model.llama import build_model
 
 _BASE_STEPS, _BASE_ROWS = 600, 16
 _CODE_SEED = 1

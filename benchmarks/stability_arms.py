@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.vocabulary import CODEBOOK_SIZE
+from koe.vocabulary import CODEBOOK_SIZE
 from training.config import EvaluationConfig, GuardConfig, NewRowsConfig, TrainConfig
 from training.preflight import REFUSALS
 

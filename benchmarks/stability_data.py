@@ -22,9 +22,9 @@ import pyarrow as pa
 from pyarrow import ipc
 from tokenizers import ByteLevelBPETokenizer
 
-import training.model
-from pipeline.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
-from pipeline.vocabulary import (
+import training.model.llama
+from koe.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
+from koe.vocabulary import (
     CODEBOOK_SIZE,
     END_OF_TEXT,
     FIRST_AUDIO,
@@ -73,13 +73,13 @@ class Vocabulary:
 
     @contextmanager
     def in_trainer(self) -> Iterator[None]:
-        """Let `training.model.build_model` add so many rows to the base; all else is as it is."""
-        before = training.model.NUM_EMBEDDINGS
-        training.model.NUM_EMBEDDINGS = self.num_embeddings
+        """Let `training.model.llama.build_model` add so many rows to the base; all else is as it is."""
+        before = training.model.llama.NUM_EMBEDDINGS
+        training.model.llama.NUM_EMBEDDINGS = self.num_embeddings
         try:
             yield
         finally:
-            training.model.NUM_EMBEDDINGS = before
+            training.model.llama.NUM_EMBEDDINGS = before
 
 
 class CodeSource:

@@ -31,10 +31,10 @@ from pyarrow import ipc
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.results import write_result
-from pipeline.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
-from pipeline.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, speech_ids
+from koe.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
+from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, speech_ids
 from training.config import EvaluationConfig, GuardConfig, TinyModelConfig, TrainConfig
-from training.data import ShardRows
+from training.data.shard_rows import ShardRows
 from training.metrics import read_metrics
 from training.monitor import flops_per_token
 

@@ -42,17 +42,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.trainer_gpu import ORPHEUS_3B
-from training import loss
 from training.config import TrainConfig
-from training.distributed import (
+from training.model.distributed import (
     Ranks,
     clip_gradients_,
     gradient_sync,
     parallelise,
     total_gradient_norm,
 )
-from training.model import build_model
-from training.optim import build_optimizer
+from training.model.llama import build_model, loss
+from training.model.optim import build_optimizer
 from training.step import compute_precision
 
 WORLD, ROW_TOKENS, MICRO_BATCHES = 8, 2048, 2
@@ -138,7 +137,7 @@ def track(setting: Setting, config: TrainConfig) -> tuple[dict[str, int], int]:
     with (
         FakeTensorMode(),
         on_a_gpu(),
-        patch("training.distributed.init_device_mesh", lambda *_: mesh),
+        patch("training.model.distributed.init_device_mesh", lambda *_: mesh),
     ):
         plain = build_model(config)
         num_parameters = sum(p.numel() for p in plain.parameters())
@@ -203,11 +202,11 @@ def on_a_gpu() -> Iterator[None]:
     """Give the tensors of attention and loss the shapes and dtypes that they have on a GPU."""
     in_bf16 = _forced_dtype(loss.next_token_losses)
     with (
-        patch("training.attention._each_document", _flash),
-        patch("training.model.next_token_losses", in_bf16),
-        patch("training.loss._operand", lambda tensor, dtype: tensor.to(dtype)),
-        patch("training.loss._multiply", lambda left, right, out: out.zero_()),
-        patch("training.loss._add_product_", lambda total, left, right: total.zero_()),
+        patch("training.model.attention._each_document", _flash),
+        patch("training.model.llama.next_token_losses", in_bf16),
+        patch("training.model.loss._operand", lambda tensor, dtype: tensor.to(dtype)),
+        patch("training.model.loss._multiply", lambda left, right, out: out.zero_()),
+        patch("training.model.loss._add_product_", lambda total, left, right: total.zero_()),
     ):
         yield
 

@@ -24,17 +24,9 @@ import pyarrow as pa
 
 from benchmarks.driver_memory import Stub, peak_bytes, planned
 from benchmarks.run_statistics import THRESHOLD, lists, speech_tables
-from pipeline.card import write_card
-from pipeline.interleaving import OrderStage, OrderWork, ShardWork, shard_places, write_index
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan, load_plan
-from pipeline.runner import DONE
-from pipeline.schema import EXCLUDED, SAMPLE, SPEECH, Unit
-from pipeline.stage import Outcome
-from pipeline.stats import ORDER_UNIT
-from pipeline.storage import Storage
-from pipeline.verify import verify_run
-from pipeline.vocabulary import (
+from koe.schema import EXCLUDED, SAMPLE, SPEECH, Unit
+from koe.stage import Outcome
+from koe.vocabulary import (
     CODEBOOK_SIZE,
     END_OF_AI,
     END_OF_HUMAN,
@@ -48,6 +40,14 @@ from pipeline.vocabulary import (
     START_OF_SPEECH,
     START_OF_TEXT,
 )
+from pipeline.execution.runner import DONE
+from pipeline.jobs.interleave import OrderStage, OrderWork, ShardWork, shard_places, write_index
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan, load_plan
+from pipeline.run_dir.storage import Storage
+from pipeline.stats import ORDER_UNIT
+from pipeline.stats.dataset_card import write_card
+from pipeline.verify import verify_run
 from stages.interleave import InterleaveSettings
 
 _CODEC = {"label": "made up", "trained": True, "sha256": "a" * 64, "device": "cpu"}

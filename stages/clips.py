@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import BadRecord
-from stages.audio import decode, resample
+from koe.errors import BadRecord
+from stages.audio.decode import decode, resample
 from stages.sources.location import read_clips
 
 S = TypeVar("S")

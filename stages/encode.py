@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import BadRecord, ContractError
-from pipeline.schema import CLIP, ENCODED, SCORED
-from pipeline.stage import Exclusions, Outcome, Resources, Stage, Transform
-from pipeline.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
+from koe.errors import BadRecord, ContractError
+from koe.schema import CLIP, ENCODED, SCORED
+from koe.stage import Exclusions, Outcome, Resources, Stage, Transform
+from koe.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
 from stages.clips import codes_column, load_clips, load_file, location
-from stages.snac import Codec, CodecSpec, padded_samples
+from stages.snac.codec import Codec, CodecSpec, padded_samples
 
 # Clips wait for others of about their length; no more audio than this many batches is held.
 _WAITING_BATCHES = 16

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import BadRecord, ContractError
-from pipeline.schema import CLIP, UNIT
-from pipeline.stage import Exclusions, Outcome, Resources, Transform, table_of
-from stages.audio import AudioHeader, segment_frames
+from koe.errors import BadRecord, ContractError
+from koe.schema import CLIP, UNIT
+from koe.stage import Exclusions, Outcome, Resources, Transform, table_of
+from stages.audio.decode import AudioHeader, segment_frames
 from stages.sources import SpeechSource
 from stages.sources.base import Record, Unit
 from stages.sources.fields import SpeechFields, lookup

@@ -1,6 +1,6 @@
 """Interleave: samples of both modalities become the rows of training shards.
 
-`plan_order` (see `stages.order`) decides on lengths alone and is cheap to repeat; `gather_rows`
+`plan_order` (see `stages.packing.order`) decides on lengths alone and is cheap to repeat; `gather_rows`
 then makes one shard from its slice of the order, so that shards can be made in parallel, and
 made again one by one.
 """
@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ContractError
-from pipeline.schema import ORDER, ROW, SAMPLE, require_schema
-from stages.order import NAME, Order, UnitSamples, plan_order, unit_samples
-from stages.rows import InterleaveSettings
+from koe.errors import ContractError
+from koe.schema import ORDER, ROW, SAMPLE, require_schema
+from stages.packing.order import NAME, Order, UnitSamples, plan_order, unit_samples
+from stages.packing.queue import InterleaveSettings
 
 VERSION = 2  # of the order and of the rows made from it; 2 counts the seconds it leaves out
 

@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.errors import BadRecord, ConfigError
-from pipeline.schema import CLIP, SCORED
-from pipeline.stage import Exclusions, Outcome, Resources, Transform
-from pipeline.vocabulary import CODEC_HZ
-from stages.audio import resample
+from koe.errors import BadRecord, ConfigError
+from koe.schema import CLIP, SCORED
+from koe.stage import Exclusions, Outcome, Resources, Transform
+from koe.vocabulary import CODEC_HZ
+from stages.audio.decode import resample
 from stages.clips import codes_column, load_clips, load_file, location
-from stages.dnsmos import SCORER_HZ, DnsmosModel, DnsmosScorer, Scores, Windows
-from stages.dnsmos_engines import Engine, Precision, ovrl_error
-from stages.onnx_session import Provider
-from stages.snac import Codec, CodecSpec, clip_seed
+from stages.dnsmos.engines import Engine, Precision, ovrl_error
+from stages.dnsmos.onnx_session import Provider
+from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer, Scores, Windows
+from stages.snac.codec import Codec, CodecSpec, clip_seed
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ScoreStage:
             return
         if not (self.model_path and self.model_sha256):
             raise ConfigError(
-                "the score stage has no DNSMOS model", remedy="Use stages.dnsmos.find_model."
+                "the score stage has no DNSMOS model", remedy="Use stages.dnsmos.scorer.find_model."
             )
         if self.signal == "reconstruction" and self.codec is None:
             raise ConfigError(

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import BadRecord, ConfigError, ContractError, StageError
-from pipeline.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, require_schema
-from pipeline.stage import Exclusions, Outcome, Resources, Transform
-from pipeline.vocabulary import (
+from koe.errors import BadRecord, ConfigError, ContractError, StageError
+from koe.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, require_schema
+from koe.stage import Exclusions, Outcome, Resources, Transform
+from koe.vocabulary import (
     CODEBOOK_SIZE,
     SLOTS,
     conversation_ids,
@@ -22,9 +22,9 @@ from pipeline.vocabulary import (
     speech_ids,
 )
 from stages.clips import location
-from stages.conversation import Layout, TextNames, turns
 from stages.sources.base import Record, Source, Unit
-from stages.tokenizer import TextEncoder, TextTokenizer
+from stages.text.conversation import Layout, TextNames, turns
+from stages.text.tokenizer import TextEncoder, TextTokenizer
 
 NAME = "tokenize"
 

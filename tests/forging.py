@@ -12,18 +12,18 @@ import pytest
 import yaml
 from rich.console import Console
 
-from pipeline.card import write_card
-from pipeline.config_file import load_config
-from pipeline.errors import ContractError
-from pipeline.fingerprint import sha256_bytes, sha256_json
-from pipeline.interleaving import OrderStage, ShardWork, shard_places, write_index
-from pipeline.job import run_job
-from pipeline.ledger import Ledger, Output, Receipt
-from pipeline.plan import Plan, load_plan
-from pipeline.runner import DONE
-from pipeline.selection import select_stages
+from koe.errors import ContractError
+from koe.fingerprint import sha256_bytes, sha256_json
+from pipeline.config.load import load_config
+from pipeline.execution.runner import DONE
+from pipeline.execution.selection import select_stages
+from pipeline.jobs.interleave import OrderStage, ShardWork, shard_places, write_index
+from pipeline.jobs.run import run_job
+from pipeline.run_dir.ledger import Ledger, Output, Receipt
+from pipeline.run_dir.plan import Plan, load_plan
+from pipeline.run_dir.storage import Storage
 from pipeline.stats import LANES
-from pipeline.storage import Storage
+from pipeline.stats.dataset_card import write_card
 from pipeline.verify import Proof, verify_run
 from stages.interleave import InterleaveSettings
 from tests.corpus import write_corpus

@@ -8,17 +8,17 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
-from pipeline.config_file import load_config
-from pipeline.job import run_job
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan, load_plan
+from koe.schema import EXCLUDED
+from pipeline.config.load import load_config
+from pipeline.execution.selection import select_stages
+from pipeline.jobs.run import run_job
 from pipeline.report import write_data_report
 from pipeline.report.page import Content
 from pipeline.report.survey import LeftOut
-from pipeline.schema import EXCLUDED
-from pipeline.selection import select_stages
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan, load_plan
+from pipeline.run_dir.storage import Storage
 from pipeline.stats import full_stats
-from pipeline.storage import Storage
 from tests.webpage import Page
 
 QUANTITIES = ("seconds", "characters", "characters_per_second", "tokens", "sig", "bak", "ovrl")

@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.config_file import load_config
-from pipeline.job import run_job
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan, load_plan
-from pipeline.selection import select_stages
+from pipeline.config.load import load_config
+from pipeline.execution.selection import select_stages
+from pipeline.jobs.run import run_job
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan, load_plan
+from pipeline.run_dir.storage import Storage
 from pipeline.stats import LANES
-from pipeline.storage import Storage
 from tests.corpus import write_corpus
 
 KEYS = {

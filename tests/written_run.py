@@ -11,9 +11,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan
-from pipeline.schema import (
+from koe.schema import (
     ENCODED,
     EXCLUDED,
     ORDER,
@@ -23,9 +21,11 @@ from pipeline.schema import (
     TEXT,
     Unit,
 )
-from pipeline.stage import Outcome
-from pipeline.storage import Storage
-from pipeline.vocabulary import conversation_ids, speech_ids
+from koe.stage import Outcome
+from koe.vocabulary import conversation_ids, speech_ids
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan
+from pipeline.run_dir.storage import Storage
 
 KINDS = ("local", "memory", "file")
 IDS = ["a/0", "a/1", "a/2", "a/3"]  # kept, repeated, below the threshold, left out by interleave

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from pipeline.errors import ConfigError, KoeError
+from koe.errors import ConfigError, KoeError
 from training import loop
 from training.config import TrainConfig
-from training.distributed import from_torchrun
+from training.model.distributed import from_torchrun
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,13 +13,13 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from training.batches import IGNORED, Batch, collate
 from training.config import TrainConfig
-from training.data import ShardRows
-from training.distributed import Ranks
-from training.model import PackedLlama
+from training.data.batches import IGNORED, Batch, collate
+from training.data.loader import split_rows
+from training.data.shard_rows import ShardRows
+from training.model.distributed import Ranks
+from training.model.llama import PackedLlama
 from training.monitor import loss_sums, split_by_modality, split_losses
-from training.order import split_rows
 from training.step import compute_precision
 
 

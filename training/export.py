@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
-from pipeline.errors import ConfigError, ContractError, StorageError
-from pipeline.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
-from training import checkpoint as checkpoints
-from training.checkpoint_folder import sync
+from koe.errors import ConfigError, ContractError, StorageError
+from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
+from training.checkpoint import writer as checkpoints
+from training.checkpoint.folder import sync
 from training.config import TrainConfig
 from training.generation import REPETITION_PENALTY
 

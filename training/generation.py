@@ -18,9 +18,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.tensorboard import SummaryWriter
 from transformers import GenerationConfig
 
-from pipeline.errors import ConfigError, StorageError
-from pipeline.schema import SPEECH
-from pipeline.vocabulary import (
+from koe.errors import ConfigError, StorageError
+from koe.schema import SPEECH
+from koe.vocabulary import (
     CODEBOOK_SIZE,
     CODEC_HZ,
     END_OF_SPEECH,
@@ -33,10 +33,10 @@ from pipeline.vocabulary import (
     codes_of,
 )
 from training.config import EvaluationConfig, TrainConfig
-from training.data import MODALITY_BIT, ShardRows
-from training.distributed import Ranks
+from training.data.shard_rows import MODALITY_BIT, ShardRows
 from training.evaluation import lent
-from training.model import PackedLlama
+from training.model.distributed import Ranks
+from training.model.llama import PackedLlama
 from training.step import compute_precision
 
 SAMPLES_FOLDER = "samples"

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ConfigError, KoeError, StageError
+from koe.errors import ConfigError, KoeError, StageError
 from training import loop, preflight
 from training.config import TrainConfig
-from training.distributed import BACKENDS, from_process_group, single
 from training.generation import Speaking
 from training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, read_metrics, require_wandb
+from training.model.distributed import BACKENDS, from_process_group, single
 from training.run import CHECKPOINT_FOLDER
 
 RAY_FOLDER = "ray"

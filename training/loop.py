@@ -6,15 +6,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.errors import StageError
-from training import checkpoint as checkpoints
-from training import rollback
+from koe.errors import StageError
+from training.checkpoint import rollback
+from training.checkpoint import writer as checkpoints
 from training.config import TrainConfig
-from training.distributed import Ranks, clip_gradients_, total_gradient_norm
 from training.generation import Speaking
 from training.guard import Action, Verdict
 from training.metrics import say
-from training.optim import learning_rate, new_rows_factor, set_learning_rate
+from training.model.distributed import Ranks, clip_gradients_, total_gradient_norm
+from training.model.optim import learning_rate, new_rows_factor, set_learning_rate
 from training.run import Run, open_run
 from training.step import accumulate_gradients
 

@@ -19,8 +19,8 @@ from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.errors import ConfigError
-from training.checkpoint import Progress
+from koe.errors import ConfigError
+from training.checkpoint.writer import Progress
 from training.config import TrainConfig
 
 METRICS_FILE = "metrics.jsonl"

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from pipeline.errors import ContractError
-from pipeline.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NUM_BASE, SLOTS
-from training.batches import IGNORED
-from training.data import MODALITIES
-from training.distributed import Ranks
-from training.optim import adam_direction, local, local_new_rows
+from koe.errors import ContractError
+from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NUM_BASE, SLOTS
+from training.data.batches import IGNORED
+from training.data.shard_rows import MODALITIES
+from training.model.distributed import Ranks
+from training.model.optim import adam_direction, local, local_new_rows
 
 # Parts of a parameter's name, in the order in which they are looked for, and its group.
 _GROUP_OF = {

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
-from training.batches import Batch
-from training.checkpoint import Progress
+from training.checkpoint.writer import Progress
 from training.config import TrainConfig
-from training.data import ShardRows
-from training.distributed import Ranks
+from training.data.batches import Batch
+from training.data.loader import StepLoader
+from training.data.shard_rows import ShardRows
 from training.guard import Action, Guard, Verdict
 from training.metrics import RunLog
-from training.model import PackedLlama
+from training.model.distributed import Ranks
+from training.model.llama import PackedLlama
+from training.model.optim import new_rows_factor
 from training.monitor import (
     document_losses,
     flops_per_token,
@@ -25,8 +27,6 @@ from training.monitor import (
     split_losses,
     update_ratios,
 )
-from training.optim import new_rows_factor
-from training.order import StepLoader
 from training.step import StepResult
 
 _WORST_DOCUMENTS = 32

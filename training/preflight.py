@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from koe.errors import ConfigError
 
 if TYPE_CHECKING:
     from training.config import TrainConfig

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ConfigError
-from training import checkpoint as checkpoints
-from training.batches import collate
+from koe.errors import ConfigError
+from training.checkpoint import writer as checkpoints
 from training.config import TrainConfig
-from training.data import ShardRows
-from training.distributed import single, total_gradient_norm
+from training.data.batches import collate
+from training.data.shard_rows import ShardRows
 from training.metrics import read_events, say
-from training.model import build_model
+from training.model.distributed import single, total_gradient_norm
+from training.model.llama import build_model
 from training.monitor import document_losses
 from training.run import CHECKPOINT_FOLDER
 from training.step import accumulate_gradients

@@ -9,20 +9,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.errors import ConfigError
-from training import checkpoint as checkpoints
-from training import preflight, rollback
+from koe.errors import ConfigError
+from training import preflight
+from training.checkpoint import rollback
+from training.checkpoint import writer as checkpoints
 from training.config import TrainConfig
-from training.data import ShardRows
-from training.distributed import Ranks, choose_compile, parallelise
+from training.data.loader import RowOrder, StepLoader
+from training.data.shard_rows import ShardRows
 from training.evaluation import evaluate
 from training.generation import Speaking, speak
 from training.guard import Guard
 from training.metrics import RunLog, say
-from training.model import PackedLlama, build_model
+from training.model.distributed import Ranks, choose_compile, parallelise
+from training.model.llama import PackedLlama, build_model
+from training.model.optim import NewRowsRate, build_optimizer
 from training.observe import Observer
-from training.optim import NewRowsRate, build_optimizer
-from training.order import RowOrder, StepLoader
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"  # the model's config.json, from which export builds it

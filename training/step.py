@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from pipeline.errors import ContractError
-from training.attention import document_boundaries
-from training.batches import Batch
-from training.distributed import Ranks, gradient_sync
-from training.loss import Losses
+from koe.errors import ContractError
+from training.data.batches import Batch
+from training.model.attention import document_boundaries
+from training.model.distributed import Ranks, gradient_sync
+from training.model.loss import Losses
 from training.monitor import loss_sums
 
 _COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from koe.errors import ConfigError, KoeError
+from koe.visible import visible
 from pipeline.cli import look, model, run
 from pipeline.cli.common import err
-from pipeline.errors import ConfigError, KoeError
-from pipeline.visible import visible
 
 
 class _Commands(TyperGroup):

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline.config import PipelineConfig
-from pipeline.errors import ConfigError
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan, load_plan
-from pipeline.storage import Storage
+from koe.errors import ConfigError
+from pipeline.config.models import PipelineConfig
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan, load_plan
+from pipeline.run_dir.storage import Storage
 
 # A pipe or a file has no width: wide enough for every table. stdout is None where it is closed.
 _HAS_WIDTH = "COLUMNS" in os.environ or (sys.stdout is not None and sys.stdout.isatty())

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from koe.errors import ConfigError
+from koe.schema import TEXT
+from koe.visible import visible
 from pipeline.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -20,17 +23,14 @@ from pipeline.cli.common import (
     out,
     print_json,
 )
-from pipeline.config import PipelineConfig
-from pipeline.config_file import load_config
-from pipeline.errors import ConfigError
-from pipeline.plan import load_plan
-from pipeline.schema import TEXT
-from pipeline.storage import Storage
-from pipeline.visible import visible
+from pipeline.config.load import load_config
+from pipeline.config.models import PipelineConfig
+from pipeline.run_dir.plan import load_plan
+from pipeline.run_dir.storage import Storage
 
 if TYPE_CHECKING:
-    from pipeline.inspection import Document
-    from pipeline.record import Record
+    from pipeline.trace.document import Document
+    from pipeline.trace.record import Record
 
 
 def stats(
@@ -59,9 +59,9 @@ def stats(
     ] = 6,
 ) -> None:
     """Show where every clip went, and what clips and shards are like."""
-    from pipeline.progress import counting
+    from pipeline.execution.progress import counting
     from pipeline.stats import full_stats
-    from pipeline.stats_view import require_source, stats_view
+    from pipeline.terminal.stats import require_source, stats_view
 
     thresholds = numbers("--what-if", what_if)
     page_folder = _folder("--html", html)
@@ -110,7 +110,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Decode a row, or show what became of a record."""
-    from pipeline.inspection import documents_of, find_shard
+    from pipeline.trace.document import documents_of, find_shard
 
     settings = load_config(config, overrides)
     folder = _folder("--wav", wav)
@@ -137,7 +137,7 @@ def inspect(
 
 def _split(settings: PipelineConfig, place: str) -> tuple[str, int] | None:
     """Read SHARD:ROW; None for the id of a record, one that ends in .arrow too."""
-    from pipeline.inspection import names_record, split_place
+    from pipeline.trace.document import names_record, split_place
 
     found = split_place(place)
     if found is None or "/" not in place or "://" in place:
@@ -167,7 +167,7 @@ def _with_wavs(
         show()
         _warn("nothing was written: there is no audio, only text or what ingest left out")
         return
-    from pipeline.files import make_folder, write_wavs
+    from pipeline.jobs.single_files import make_folder, write_wavs
 
     make_folder(folder)
     show()
@@ -183,8 +183,8 @@ def _show_row(
     raw: bool,
     as_json: bool,
 ) -> None:
-    from pipeline.inspect_view import documents_view
-    from pipeline.inspection import document_json
+    from pipeline.terminal.trace import documents_view
+    from pipeline.trace.document import document_json
 
     decode = _text_decoder(settings) if as_json or not raw else _no_text
     if as_json:
@@ -195,16 +195,16 @@ def _show_row(
 
 
 def _find_records(settings: PipelineConfig, id: str) -> list[Record]:
-    from pipeline.progress import counting
-    from pipeline.record import find_records
+    from pipeline.execution.progress import counting
+    from pipeline.trace.record import find_records
 
     with counting(err, "searching units") as report:
         return find_records(*opened(settings), id, report)
 
 
 def _show_records(settings: PipelineConfig, id: str, records: list[Record], as_json: bool) -> None:
-    from pipeline.inspect_view import records_view
-    from pipeline.record import record_json
+    from pipeline.terminal.trace import records_view
+    from pipeline.trace.record import record_json
 
     # The transcript of speech is its clip's; the decoder loads the models' libraries: seconds.
     is_text = any(record.modality == TEXT and record.input_ids is not None for record in records)
@@ -217,7 +217,7 @@ def _show_records(settings: PipelineConfig, id: str, records: list[Record], as_j
 
 def _text_decoder(settings: PipelineConfig) -> Callable[[list[int]], str]:
     """Return the function that spells text ids out."""
-    from pipeline import files
+    from pipeline.jobs import single_files as files
 
     return files.text_decoder(settings)
 

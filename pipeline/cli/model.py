@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from koe.errors import ConfigError
 from pipeline.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -16,8 +17,7 @@ from pipeline.cli.common import (
     out,
     print_json,
 )
-from pipeline.config_file import load_config
-from pipeline.errors import ConfigError
+from pipeline.config.load import load_config
 
 
 def score(
@@ -27,7 +27,7 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score audio files with DNSMOS."""
-    from pipeline.files import score_paths
+    from pipeline.jobs.single_files import score_paths
 
     _print_files(score_paths(files, windows, threshold), as_json)
 
@@ -39,7 +39,7 @@ def encode(
     as_json: JsonOption = False,
 ) -> None:
     """Encode audio files to SNAC codes, with the config's codec."""
-    from pipeline.files import encode_paths
+    from pipeline.jobs.single_files import encode_paths
 
     _print_files(encode_paths(files, load_config(config, overrides)), as_json)
 
@@ -56,7 +56,8 @@ def train(
     ] = False,
 ) -> None:
     """Train on the shards: on local GPUs, CPUs, or a Ray cluster."""
-    from pipeline import job, views
+    from pipeline.jobs import run as job
+    from pipeline.terminal import results as views
 
     settings = load_config(config, overrides)
     if report and replay:
@@ -81,7 +82,7 @@ def export(
     overrides: SetOption = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder with its tokenizer."""
-    from pipeline.job import export_model
+    from pipeline.jobs.run import export_model
 
     export_model(load_config(config, overrides), folder, checkpoint, dtype)
     err.print(f"wrote {folder}", markup=False, highlight=False, soft_wrap=True)
@@ -91,7 +92,7 @@ def _print_files(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        from pipeline import views
+        from pipeline.terminal import results as views
 
         out.print(views.files_view(rows))
     if any("error" in row for row in rows):

@@ -21,8 +21,8 @@ from pipeline.cli.common import (
     out,
     print_json,
 )
-from pipeline.config_file import load_config
-from pipeline.selection import STAGES, select_stages
+from pipeline.config.load import load_config
+from pipeline.execution.selection import STAGES, select_stages
 
 
 def demo(
@@ -33,7 +33,7 @@ def demo(
 ) -> None:
     """Write a small corpus of Japanese speech and text, and a config."""
     from pipeline.demo.corpus import write_demo
-    from pipeline.progress import counting
+    from pipeline.execution.progress import counting
 
     with counting(err, "synthesising speech") as report:
         written = write_demo(
@@ -69,10 +69,10 @@ def run(
 
     Stages: ingest, score, encode, tokenize, interleave, train. What is done is not done again.
     """
-    from pipeline import views
-    from pipeline.job import run_job
+    from pipeline.jobs.run import run_job
     from pipeline.stats import run_stats
-    from pipeline.stats_view import stats_view
+    from pipeline.terminal import results as views
+    from pipeline.terminal.stats import stats_view
 
     settings = load_config(config, overrides)
     selection = select_stages(from_stage, to_stage, only, force or [])
@@ -111,10 +111,10 @@ def plan(
     from dataclasses import asdict
 
     from pipeline.estimate import estimate_run
-    from pipeline.job import plan_run
-    from pipeline.lock import only_one
-    from pipeline.plan_view import estimate_view, plan_rows, plan_view
-    from pipeline.storage import Storage
+    from pipeline.jobs.run import plan_run
+    from pipeline.run_dir.lock import only_one
+    from pipeline.run_dir.storage import Storage
+    from pipeline.terminal.plan import estimate_view, plan_rows, plan_view
 
     settings = load_config(config, overrides)
     with only_one(Storage(settings.run_dir)):
@@ -146,7 +146,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what is done and left of every stage, and the time left."""
-    from pipeline.status import StatusReader, follow, status_table
+    from pipeline.execution.status import StatusReader, follow, status_table
 
     _, ledger = opened(load_config(config, overrides))
     reader = StatusReader(ledger)

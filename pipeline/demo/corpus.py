@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from koe.errors import ConfigError, StageError, StorageError
 from pipeline.demo import containers
 from pipeline.demo.broken import BROKEN, to_json
 from pipeline.demo.clips import Clip, plan_clips, render
@@ -30,7 +31,6 @@ from pipeline.demo.speech import (
     require_synthesiser,
     synthesise,
 )
-from pipeline.errors import ConfigError, StageError, StorageError
 
 Progress = Callable[[int, int], None]
 

@@ -8,7 +8,7 @@ from importlib import resources
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from koe.errors import ConfigError
 
 SYNTHESIS_HZ = 48_000
 

@@ -6,15 +6,15 @@ import math
 import time
 from collections.abc import Callable
 
-from pipeline.assembly import Assembly
-from pipeline.config import PipelineConfig
+from koe.schema import SPEECH, TEXT, Unit
+from pipeline.config.models import PipelineConfig
 from pipeline.estimate.result import StageEstimate
 from pipeline.estimate.sample import SpeechStages, measure_speech, measure_text
 from pipeline.estimate.shards import estimate_shards
 from pipeline.estimate.track import Track, sum_tracks
 from pipeline.estimate.training import estimate_training
-from pipeline.plan import Plan
-from pipeline.schema import SPEECH, TEXT, Unit
+from pipeline.jobs.assembly import Assembly
+from pipeline.run_dir.plan import Plan
 
 __all__ = ["StageEstimate", "estimate_run"]
 

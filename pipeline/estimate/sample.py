@@ -13,12 +13,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipeline.assembly import Assembly
+from koe.schema import SPEECH, TEXT, Unit
+from koe.stage import Stage
 from pipeline.estimate.timed import Opened, Read, Taken, read_units, take_clips
 from pipeline.estimate.track import Track, relative_variance, work_of
-from pipeline.schema import SPEECH, TEXT, Unit
-from pipeline.stage import Stage
-from stages.dnsmos import SCORER_HZ, Windows, window_starts
+from pipeline.jobs.assembly import Assembly
+from stages.dnsmos.scorer import SCORER_HZ, Windows, window_starts
 
 # Of a source's time. The clips scored tell how many of all will pass, and the headers read how
 # long they are; of what passes, few clips tell the codes and tokens a second.

@@ -11,11 +11,11 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from pipeline.assembly import Assembly
-from pipeline.errors import ConfigError
+from koe.errors import ConfigError
+from koe.schema import REJECTED
 from pipeline.estimate.result import StageEstimate
 from pipeline.estimate.track import Track, stored_bytes
-from pipeline.schema import REJECTED
+from pipeline.jobs.assembly import Assembly
 from stages.interleave import Order, UnitSamples, gather_rows, plan_order, unit_samples
 
 _MOST_SAMPLES = 100_000  # are laid out: so many mix and fill their rows as all of them do

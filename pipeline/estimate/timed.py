@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.schema import UNIT, Unit
-from pipeline.stage import Outcome, Stage
+from koe.schema import UNIT, Unit
+from koe.stage import Outcome, Stage
 
 _FIRST_CLIPS = 2  # tell how many more the time allows
 _WARM_UP_CLIPS = 8  # until one is kept: a clip that is rejected at once warms nothing

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import PipelineConfig, WorkerConfig
+from koe.schema import SPEECH, Unit
+from pipeline.config.models import PipelineConfig, WorkerConfig
 from pipeline.estimate.result import StageEstimate
-from pipeline.schema import SPEECH, Unit
-from pipeline.storage import BATCH_ROWS
+from pipeline.run_dir.storage import BATCH_ROWS
 
 # What a stage's work is counted in: a column of its output, and how it is called. Ingest reads
 # headers, at a cost that no column tells.

@@ -7,10 +7,10 @@ import math
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from pipeline.config import PipelineConfig
+from koe.vocabulary import NUM_EMBEDDINGS
+from pipeline.config.models import PipelineConfig
 from pipeline.estimate.result import StageEstimate
-from pipeline.vocabulary import NUM_EMBEDDINGS
-from training.model import VOCABULARY_MULTIPLE
+from training.model.llama import VOCABULARY_MULTIPLE
 from training.monitor import flops_per_token
 
 _PEAK_TFLOPS = 989.0  # of an H100 in dense BF16, NVIDIA's data sheet

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PipelineConfig
-from pipeline.errors import ConfigError, StorageError
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan
+from koe.errors import ConfigError, StorageError
+from koe.webpage import is_own_page, run_name, write_page
+from pipeline.config.models import PipelineConfig
 from pipeline.report.clips import Reconstruction, shown_clips
 from pipeline.report.page import Content, page
 from pipeline.report.survey import survey
-from pipeline.webpage import is_own_page, run_name, write_page
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan
 
 PAGE = "index.html"
 NUM_CLIPS = 6  # of each kind by score, half as many of each kind of outlier

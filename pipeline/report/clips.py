@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import SnacConfig
-from pipeline.errors import BadRecord, ConfigError, StorageError
-from pipeline.ledger import Ledger, Receipt
+from koe.errors import BadRecord, ConfigError, StorageError
+from koe.schema import CLIP
+from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, SLOTS
+from pipeline.config.models import SnacConfig
 from pipeline.report.fates import Fate, Fates
 from pipeline.report.spectrogram import RANGE_DB, mp3, picture, power
 from pipeline.report.survey import Place
-from pipeline.schema import CLIP
-from pipeline.vocabulary import CODEC_HZ, FRAME_SAMPLES, SLOTS
+from pipeline.run_dir.ledger import Ledger, Receipt
 from stages.clips import load_clips
-from stages.snac import Codec, clip_seed, resolve_codec
+from stages.snac.codec import Codec, clip_seed, resolve_codec
 
 MOST_SECONDS = 20  # of a clip that are embedded
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from pipeline import webpage
-from pipeline.webpage import RED
+from koe import webpage
+from koe.webpage import RED
 
 
 def new_figure(x: str, y: str) -> go.Figure:

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.ledger import Ledger, Receipt
 from pipeline.report.survey import ORDER_STAGE
+from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.stats import ORDER_UNIT, read_index
 
 PENDING, KEPT = "pending", "kept"

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from koe.schema import SPEECH, TEXT
+from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, SLOT_COLOURS, Chart
 from pipeline.report.drawing import as_list, mark_x, new_figure
-from pipeline.schema import SPEECH, TEXT
-from pipeline.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, SLOT_COLOURS, Chart
 
 Stats = dict[str, Any]
 ALL = "all"

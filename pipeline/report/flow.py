@@ -9,9 +9,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from koe.schema import REJECTED
+from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, RED, Chart, short_number
 from pipeline.report.drawing import new_figure
-from pipeline.schema import REJECTED
-from pipeline.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, RED, Chart, short_number
 
 Loss = tuple[str, str, str, int]  # stage, outcome, reason, records
 MOST_REASONS = 9  # of a waterfall; the rarer ones of an outcome share a bar

@@ -7,14 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report import figures, players, tables
-from pipeline.report.clips import MOST_SECONDS, ShownClip
-from pipeline.report.flow import waterfalls
-from pipeline.report.script import SCRIPT
-from pipeline.report.style import STYLE
-from pipeline.report.survey import LeftOut
-from pipeline.schema import SPEECH, TEXT
-from pipeline.webpage import (
+from koe.schema import SPEECH, TEXT
+from koe.webpage import (
     Chart,
     Document,
     Figures,
@@ -25,6 +19,12 @@ from pipeline.webpage import (
     escape,
     short_number,
 )
+from pipeline.report import figures, players, tables
+from pipeline.report.clips import MOST_SECONDS, ShownClip
+from pipeline.report.flow import waterfalls
+from pipeline.report.script import SCRIPT
+from pipeline.report.style import STYLE
+from pipeline.report.survey import LeftOut
 
 Stats = dict[str, Any]
 FLOW_LEAD = (

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from koe.webpage import escape
 from pipeline.report.clips import ShownClip, Sound
 from pipeline.report.survey import BEST, BORDERLINE, FASTEST, LONGEST, SLOWEST, WORST
-from pipeline.webpage import escape
 
 MOST_SOUND_BYTES = 6_500_000  # base64 adds a third; with plotly.js the page stays below 15 MB
 TOO_LARGE = "left out to keep the page small: ask for fewer clips"

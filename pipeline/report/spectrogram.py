@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from plotly.colors import hex_to_rgb, sequential
 
-from pipeline.vocabulary import CODEC_HZ
+from koe.vocabulary import CODEC_HZ
 
 COLUMNS, BANDS = 480, 128  # pixels; a band is 94 Hz wide
 RANGE_DB = 80.0  # from the loudest point down to black

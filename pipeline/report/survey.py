@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.ledger import Ledger, Receipt
-from pipeline.plan import Plan
-from pipeline.schema import EXCLUDED
+from koe.schema import EXCLUDED
+from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.plan import Plan
 from pipeline.stats import LANES, ORDER_UNIT, read_index, unit_receipts
 
 BORDERLINE, WORST, BEST = "borderline", "worst", "best"

@@ -6,9 +6,9 @@ import html
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from koe.webpage import NOTHING, escape, scroll, short_number, table
 from pipeline.report.drawing import as_list
 from pipeline.report.survey import LeftOut
-from pipeline.webpage import NOTHING, escape, scroll, short_number, table
 
 Stats = dict[str, Any]
 COLUMNS = ("id", "source", "stage", "outcome", "reason", "detail", "location")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ContractError
-from pipeline.ledger import Ledger, Receipt
-from pipeline.plan import Plan
-from pipeline.schema import QUARANTINED, REJECTED, SPEECH, TEXT, Unit
+from koe.errors import ContractError
+from koe.schema import QUARANTINED, REJECTED, SPEECH, TEXT, Unit
+from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.plan import Plan
 
 LANES = {SPEECH: ("ingest", "score", "encode", "tokenize"), TEXT: ("tokenize",)}
 INDEX = "shards/index.json"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.vocabulary import CODEBOOK_SIZE, SLOTS, unflatten_codes
+from koe.vocabulary import CODEBOOK_SIZE, SLOTS, unflatten_codes
 
 _POINTS = 64
 

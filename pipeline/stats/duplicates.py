@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ledger import Ledger
-from pipeline.repeats import repeated
+from koe.repeats import repeated
+from pipeline.run_dir.ledger import Ledger
 
 _MOST_EXAMPLES = 10
 _MOST_IDS = 10  # of one example

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from pipeline.ledger import Ledger, Receipt
-from pipeline.schema import EXCLUDED, QUARANTINED, REJECTED, Unit
+from koe.schema import EXCLUDED, QUARANTINED, REJECTED, Unit
+from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.stats.accounts import ORDER_UNIT, Receipts
 
 _MOST = {QUARANTINED: 5, REJECTED: 2}

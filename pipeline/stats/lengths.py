@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.ledger import Ledger
-from pipeline.schema import SPEECH, Unit
+from koe.schema import SPEECH, Unit
+from pipeline.run_dir.ledger import Ledger
 from pipeline.stats.accounts import Receipts
 from pipeline.stats.distributions import Values
 

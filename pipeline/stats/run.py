@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan
-from pipeline.schema import SCHEMA_VERSION, SPEECH, Unit
+from koe.schema import SCHEMA_VERSION, SPEECH, Unit
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan
 from pipeline.stats.accounts import (
     Receipts,
     account_sources,

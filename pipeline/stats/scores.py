@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.ledger import Ledger
-from pipeline.schema import Unit
+from koe.schema import Unit
+from pipeline.run_dir.ledger import Ledger
 from pipeline.stats.accounts import Receipts
 from pipeline.stats.distributions import SCORES, Values, quantiles_of
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ledger import Ledger
-from pipeline.schema import SPEECH, TEXT
+from koe.schema import SPEECH, TEXT
+from pipeline.run_dir.ledger import Ledger
 
 _BUCKETS = 50
 _TRAIN = "train"

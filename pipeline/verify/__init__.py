@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ContractError
-from pipeline.ledger import Ledger, Receipt
-from pipeline.plan import Plan
-from pipeline.schema import SPEECH, TEXT
+from koe.errors import ContractError
+from koe.schema import SPEECH, TEXT
+from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.plan import Plan
 from pipeline.stats import INDEX, read_index
 from pipeline.verify.card import prove_card
 from pipeline.verify.documents import prove_pieces

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ContractError
-from pipeline.schema import ROW
+from koe.errors import ContractError
+from koe.schema import ROW
 from pipeline.verify.lists import TokenLists, differ, flat, lengths, offsets
 from pipeline.verify.order import REMEDY, Pieces
 from pipeline.verify.samples import Samples

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from pipeline.errors import ContractError
-from pipeline.fingerprint import sha256_bytes, sha256_file
-from pipeline.ledger import Output
-from pipeline.schema import require_schema
-from pipeline.storage import Storage
+from koe.errors import ContractError
+from koe.fingerprint import sha256_bytes, sha256_file
+from koe.schema import require_schema
+from pipeline.run_dir.ledger import Output
+from pipeline.run_dir.storage import Storage
 
 REMAKE = "Remove it and run `koe run`: it is made again."
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ContractError
-from pipeline.schema import CLIP, SCORED
+from koe.errors import ContractError
+from koe.schema import CLIP, SCORED
+from koe.vocabulary import CODEBOOK_SIZE, SLOTS
 from pipeline.verify.lists import flat, lengths, offsets, places_in
-from pipeline.vocabulary import CODEBOOK_SIZE, SLOTS
 
 _SCORES = [name for name in SCORED.names if name not in (*CLIP.names, "codes")]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.errors import ContractError
-from pipeline.verify.lists import offsets
-from pipeline.vocabulary import (
+from koe.errors import ContractError
+from koe.vocabulary import (
     CODEBOOK_SIZE,
     END_OF_AI,
     END_OF_HUMAN,
@@ -21,6 +20,7 @@ from pipeline.vocabulary import (
     START_OF_TEXT,
     split_speech_ids,
 )
+from pipeline.verify.lists import offsets
 
 _REMEDY = "Run `koe run --force tokenize`."
 _HEAD_MARKS, _TAIL_MARKS = 6, 2  # of a speech sample, around its text and codes

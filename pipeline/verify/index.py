@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.errors import ContractError
-from pipeline.fingerprint import sha256_json
-from pipeline.ledger import Ledger, Receipt
-from pipeline.schema import ROW, SCHEMA_VERSION
+from koe.errors import ContractError
+from koe.fingerprint import sha256_json
+from koe.schema import ROW, SCHEMA_VERSION
+from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.stats import INDEX
 from pipeline.verify.order import RECEIPT
 from pipeline.verify.receipts import setting

@@ -12,13 +12,13 @@ from itertools import groupby, pairwise
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ContractError
-from pipeline.fingerprint import sha256_json
-from pipeline.ledger import Ledger, Output, Receipt
-from pipeline.repeats import repeated
-from pipeline.schema import EXCLUDED, ORDER
+from koe.errors import ContractError
+from koe.fingerprint import sha256_json
+from koe.repeats import repeated
+from koe.schema import EXCLUDED, ORDER
+from pipeline.run_dir.ledger import Ledger, Output, Receipt
+from pipeline.run_dir.storage import Storage
 from pipeline.stats import ORDER_UNIT, encoded_seconds
-from pipeline.storage import Storage
 from pipeline.verify.files import vouched_batches
 from pipeline.verify.receipts import reasons_of, require_books, require_receipt, setting
 from pipeline.verify.samples import DUPLICATE, LEFT_OUT, OPEN, Samples

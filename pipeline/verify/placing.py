@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.errors import ContractError
-from pipeline.schema import SPEECH
+from koe.errors import ContractError
+from koe.schema import SPEECH
+from koe.vocabulary import SLOTS
 from pipeline.verify.order import REMEDY, Pieces
 from pipeline.verify.samples import CUT, OPEN, PLACED, Samples
-from pipeline.vocabulary import SLOTS
 
 _TAIL_TOKENS = 2  # end_of_speech end_of_ai
 

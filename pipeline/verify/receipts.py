@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ContractError
-from pipeline.fingerprint import sha256_json
-from pipeline.ledger import Receipt
-from pipeline.schema import QUARANTINED, REJECTED
+from koe.errors import ContractError
+from koe.fingerprint import sha256_json
+from koe.schema import QUARANTINED, REJECTED
+from pipeline.run_dir.ledger import Receipt
 
 STALE = "Run `koe run`: what is stale or missing is redone."
 

@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ledger import Receipt
-from pipeline.plan import Plan
-from pipeline.storage import Storage
+from pipeline.run_dir.ledger import Receipt
+from pipeline.run_dir.plan import Plan
+from pipeline.run_dir.storage import Storage
 from pipeline.verify.lists import TokenLists, offsets
 
 OPEN, PLACED, CUT, LEFT_OUT, DUPLICATE = 0, 1, 2, 3, 4  # fates; CUT is placed piece by piece

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ContractError
-from pipeline.ledger import Ledger, Receipt
-from pipeline.schema import ROW
+from koe.errors import ContractError
+from koe.schema import ROW
+from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.verify.documents import ShardRows
 from pipeline.verify.files import vouched_table
 from pipeline.verify.order import RECEIPT, REMEDY, Pieces

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ContractError
-from pipeline.fingerprint import sha256_json
-from pipeline.ledger import Ledger, Receipt
-from pipeline.plan import Plan
-from pipeline.schema import (
+from koe.errors import ContractError
+from koe.fingerprint import sha256_json
+from koe.schema import (
     CLIP,
     ENCODED,
     EXCLUDED,
@@ -21,6 +19,8 @@ from pipeline.schema import (
     SPEECH,
     Unit,
 )
+from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.plan import Plan
 from pipeline.stats import LANES
 from pipeline.verify import flow, grammar
 from pipeline.verify.files import vouched_table

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.card import CARD
-from pipeline.ledger import Ledger
-from pipeline.plan import Plan
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan
 from pipeline.stats import INDEX, LANES
+from pipeline.stats.dataset_card import CARD
 from pipeline.verify.order import RECEIPT
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from pipeline.errors import ConfigError
+from koe.errors import ConfigError
 from stages.sources.base import Source
 from stages.sources.fields import SpeechFields
 from stages.sources.folder import FolderSource

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.schema import Unit
+from koe.schema import Unit
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Record:
     """One record of a slice: its raw fields, or the reason why it has none.
 
     `key` is unique within the source unless the source itself repeats an id. `audio_*` say
-    where a speech record's audio lies (see `pipeline.schema.CLIP`). `reason` and `detail` are set
+    where a speech record's audio lies (see `koe.schema.CLIP`). `reason` and `detail` are set
     when the record could not be read (broken JSON line, tar member outside its archive).
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import BadRecord, ConfigError
+from koe.errors import BadRecord, ConfigError
 
 
 @dataclass(frozen=True)

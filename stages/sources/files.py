@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from pipeline.errors import ConfigError, StorageError
-from pipeline.remote import file_system
+from koe.errors import ConfigError, StorageError
+from koe.remote import file_system
 from stages.sources.base import Unit
 
 _MAGIC = frozenset("*?[")

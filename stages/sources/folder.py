@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pipeline.errors import ConfigError
-from pipeline.schema import SPEECH
+from koe.errors import ConfigError
+from koe.schema import SPEECH
 from stages.sources.base import Known, Record, Unit, scan_all
 from stages.sources.fields import require_columns
 from stages.sources.files import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.errors import BadRecord, ConfigError
-from pipeline.schema import TEXT
+from koe.errors import BadRecord, ConfigError
+from koe.schema import TEXT
 from stages.sources.base import Known, Record, Unit, scan_all
 from stages.sources.fields import parse_object, record_key, require_object
 from stages.sources.files import (

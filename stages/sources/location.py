@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.errors import BadRecord, StorageError
-from stages.audio import AudioHeader, read_header
+from koe.errors import BadRecord, StorageError
+from stages.audio.decode import AudioHeader, read_header
 from stages.sources.files import is_absent, num_bytes, open_binary, reading
 from stages.sources.parquet_file import CellReader
 
@@ -18,7 +18,7 @@ FILE, TAR, PARQUET = "file", "tar", "parquet"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a clip's audio lies; fields as `audio_*` of `pipeline.schema.CLIP`."""
+    """Where a clip's audio lies; fields as `audio_*` of `koe.schema.CLIP`."""
 
     kind: str
     path: str
@@ -79,7 +79,7 @@ class ClipReader:
 
         Reads no more than the format needs, except from Parquet, whose cells come whole.
 
-        Raises: BadRecord, also for what `stages.audio.read_header` refuses; StorageError.
+        Raises: BadRecord, also for what `stages.audio.decode.read_header` refuses; StorageError.
         """
         if place.kind == PARQUET:
             data = self.read(place)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.errors import BadRecord
-from pipeline.schema import SPEECH
+from koe.errors import BadRecord
+from koe.schema import SPEECH
 from stages.sources.base import Known, Record, Unit, scan_all
 from stages.sources.fields import SpeechFields, lookup, parse_object, record_key
 from stages.sources.files import (

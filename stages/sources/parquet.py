@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import BadRecord, ConfigError
-from pipeline.schema import SPEECH, TEXT
+from koe.errors import BadRecord, ConfigError
+from koe.schema import SPEECH, TEXT
 from stages.sources.base import Known, Record, Unit, scan_all
 from stages.sources.fields import record_key, require_columns
 from stages.sources.files import (

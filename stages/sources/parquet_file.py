@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import BadRecord, StorageError
+from koe.errors import BadRecord, StorageError
 from stages.sources.files import is_remote, open_binary, reading
 
 BATCH_CELLS = 32  # audio cells decoded at once: some MB, however large the row group

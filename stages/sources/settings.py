@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from pipeline.schema import SPEECH, TEXT
+from koe.schema import SPEECH, TEXT
 from stages.sources.fields import SpeechFields
 
 

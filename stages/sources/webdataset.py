@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
-from pipeline.errors import BadRecord
-from pipeline.schema import SPEECH
+from koe.errors import BadRecord
+from koe.schema import SPEECH
 from stages.sources.base import Known, Record, Unit, scan_all
 from stages.sources.fields import parse_object, record_key
 from stages.sources.files import (

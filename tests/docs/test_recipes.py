@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.storage import Storage
+from pipeline.run_dir.storage import Storage
 from tests.docs.blocks import ROOT, blocks
 from tests.docs.calling import koe
 from tests.docs.corpora import EMILIA, write_all

@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.config import PipelineConfig
-from pipeline.config_file import load_config
-from pipeline.reference import (
+from pipeline.config.load import load_config
+from pipeline.config.models import PipelineConfig
+from pipeline.config.reference import (
     COMMAND,
     DOCS,
     SCHEMA,

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.stage import Resources
+from koe.stage import Resources
 from stages.clips import in_threads, prefetch
-from stages.dnsmos import find_model
+from stages.dnsmos.scorer import find_model
 from stages.encode import EncodeStage
 from stages.score import ScoreStage
-from stages.snac import resolve_codec
+from stages.snac.codec import resolve_codec
 from tests.stages.speech import clip_table, synthetic_speech, write_snac_weights
 
 # The last is scored in three windows, the others in one; three share a padded length.

@@ -10,12 +10,12 @@ from typing import ClassVar
 import pytest
 import ray
 
-from pipeline.engine import _pools, _without_greeting, ray_session, run_ray
-from pipeline.ledger import Ledger
-from pipeline.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
-from pipeline.stage import Resources
-from pipeline.storage import Storage
-from tests.pipeline.test_ledger import Doubled, Numbers
+from koe.stage import Resources
+from pipeline.execution.on_ray import _pools, _without_greeting, ray_session, run_ray
+from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.storage import Storage
+from tests.pipeline.run_dir.test_ledger import Doubled, Numbers
 
 NUM_UNITS = 12
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import ray_session, run_ray
-from pipeline.interrupt import interruptible
-from pipeline.ledger import Ledger
-from pipeline.runner import DONE, STOPPED, StageWork, Stop, run_plain
-from pipeline.stage import Resources
-from pipeline.storage import Storage
+from koe.stage import Resources
+from pipeline.execution.interrupt import interruptible
+from pipeline.execution.on_ray import ray_session, run_ray
+from pipeline.execution.runner import DONE, STOPPED, StageWork, Stop, run_plain
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.storage import Storage
 from tests.corpus import run_bytes, write_corpus
 from tests.laws.test_engine import descriptors
-from tests.pipeline.test_ledger import Doubled, Numbers
+from tests.pipeline.run_dir.test_ledger import Doubled, Numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, "-c", "from pipeline.cli import main; main()", "run", "--to", "interleave"]

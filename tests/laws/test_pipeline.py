@@ -12,17 +12,17 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from pipeline.config_file import load_config
-from pipeline.errors import ConfigError, ContractError
-from pipeline.inspection import read_documents
-from pipeline.job import run_job
-from pipeline.ledger import Ledger
-from pipeline.plan import load_plan
-from pipeline.selection import select_stages
+from koe.errors import ConfigError, ContractError
+from koe.vocabulary import unflatten_codes
+from pipeline.config.load import load_config
+from pipeline.execution.selection import select_stages
+from pipeline.jobs.run import run_job
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import load_plan
+from pipeline.run_dir.storage import Storage
 from pipeline.stats import run_stats
-from pipeline.storage import Storage
+from pipeline.trace.document import read_documents
 from pipeline.verify import verify_run
-from pipeline.vocabulary import unflatten_codes
 from tests.corpus import run_bytes, write_corpus
 
 QUIET = Console(stderr=True, quiet=True)

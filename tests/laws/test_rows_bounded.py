@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.schema import SAMPLE, SPEECH, TEXT
-from stages.ids import hash_ids
+from koe.schema import SAMPLE, SPEECH, TEXT
 from stages.interleave import InterleaveSettings, gather_rows, plan_order, unit_samples
+from stages.packing.ids import hash_ids
 from tests.stages.samples import corpus, described, reader
 
 SETTINGS = InterleaveSettings(shard_megabytes=0.1, validation_share=0.05)

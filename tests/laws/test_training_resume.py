@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
+from koe.errors import ConfigError
 from tests.training.helpers import (
     assert_same_weights,
     one_thread,
@@ -20,8 +20,8 @@ from tests.training.helpers import (
     small_shards,
 )
 from training import loop
-from training.distributed import single
 from training.metrics import RunLog, read_metrics
+from training.model.distributed import single
 
 __all__ = ["one_thread"]  # applies to every test here
 

@@ -21,8 +21,8 @@ from tests.training.helpers import (
 from tests.training.ranks import run_ranks
 from training import loop
 from training.config import GuardConfig, TrainConfig
-from training.distributed import Ranks, single
 from training.metrics import read_events, read_metrics
+from training.model.distributed import Ranks, single
 from training.run import open_run
 from training.step import accumulate_gradients
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from stages.native import load_library
-from stages.snac_kernels import native_kernels
-from stages.tokenizer import load_tokenizer, text_tokenizer
+from stages.native.compiler import load_library
+from stages.snac.kernels import native_kernels
+from stages.text.tokenizer import load_tokenizer, text_tokenizer
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from pipeline.schema import SAMPLE, SPEECH, TEXT
-from pipeline.vocabulary import conversation_ids, speech_ids
+from koe.schema import SAMPLE, SPEECH, TEXT
+from koe.vocabulary import conversation_ids, speech_ids
 from stages.interleave import unit_samples
 
 

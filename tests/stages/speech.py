@@ -12,8 +12,8 @@ import torch
 import torchaudio
 from snac import SNAC
 
-from pipeline.schema import CLIP
-from stages.snac import ARCHITECTURE
+from koe.schema import CLIP
+from stages.snac.codec import ARCHITECTURE
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 

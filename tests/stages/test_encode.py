@@ -13,12 +13,12 @@ import soundfile
 import torch
 from snac import SNAC
 
-from pipeline.errors import ContractError
-from pipeline.schema import CLIP, SCORED
-from pipeline.stage import Exclusions, Resources, check_outcome
-from pipeline.vocabulary import FRAME_SAMPLES, flatten_codes
+from koe.errors import ContractError
+from koe.schema import CLIP, SCORED
+from koe.stage import Exclusions, Resources, check_outcome
+from koe.vocabulary import FRAME_SAMPLES, flatten_codes
 from stages.encode import EncodeStage, encode_files, similar_length_batches
-from stages.snac import Codec, CodecSpec, padded_samples, resolve_codec
+from stages.snac.codec import Codec, CodecSpec, padded_samples, resolve_codec
 from tests.stages.speech import DATA, clip_row, clip_table, synthetic_speech, write_snac_weights
 
 LENGTHS = (300, 2047, 2048, 2049, 9000, 4096, 1, 8193, 2000)

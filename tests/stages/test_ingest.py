@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ContractError, StorageError
-from pipeline.schema import CLIP, UNIT
-from pipeline.stage import check_outcome, table_of
-from stages.audio import decode
+from koe.errors import ContractError, StorageError
+from koe.schema import CLIP, UNIT
+from koe.stage import check_outcome, table_of
+from stages.audio.decode import decode
 from stages.ingest import IngestStage
 from stages.sources import speech_source
 from stages.sources.location import read_clips

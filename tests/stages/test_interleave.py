@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ConfigError, ContractError
-from pipeline.schema import EXCLUDED, ORDER, ROW, SAMPLE, SPEECH, TEXT
-from pipeline.vocabulary import split_speech_ids
+from koe.errors import ConfigError, ContractError
+from koe.schema import EXCLUDED, ORDER, ROW, SAMPLE, SPEECH, TEXT
+from koe.vocabulary import split_speech_ids
 from stages.interleave import InterleaveSettings, gather_rows, plan_order, unit_samples
 from tests.stages.samples import corpus, described, reader, speech_unit, text_unit
 

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from pipeline.errors import ConfigError, StageError
-from pipeline.schema import CLIP
-from pipeline.stage import Resources, Stage, check_outcome
-from stages.audio import decode, resample
-from stages.dnsmos import P808_FILE, DnsmosScorer, find_model
-from stages.dnsmos_engines import BF16_OVRL_ERROR
+from koe.errors import ConfigError, StageError
+from koe.schema import CLIP
+from koe.stage import Resources, Stage, check_outcome
+from stages.audio.decode import decode, resample
+from stages.dnsmos.engines import BF16_OVRL_ERROR
+from stages.dnsmos.scorer import P808_FILE, DnsmosScorer, find_model
 from stages.score import ScoreStage, score_files
-from stages.snac import Codec, clip_seed, resolve_codec
+from stages.snac.codec import Codec, clip_seed, resolve_codec
 from tests.stages.speech import clip_row, clip_table, synthetic_speech, write_snac_weights
 
 MODEL = find_model()
@@ -194,7 +194,7 @@ def test_the_stage_is_picklable_and_refuses_what_it_cannot_run():
 def test_a_failing_scorer_stops_the_unit_instead_of_blaming_the_clip(tmp_path, monkeypatch):
     clips = clip_table(tmp_path, {"clip-7": synthetic_speech(14_400, 24_000)})
     monkeypatch.setattr(
-        "stages.dnsmos_network.Network.raw_scores",
+        "stages.dnsmos.network.Network.raw_scores",
         lambda *_: np.full((1, 3), np.nan, np.float32),
     )
     with pytest.raises(StageError, match="clip-7") as caught:

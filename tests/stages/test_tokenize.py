@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ConfigError, ContractError, StageError
-from pipeline.schema import ENCODED, UNIT
-from pipeline.stage import check_outcome
-from pipeline.vocabulary import (
+from koe.errors import ConfigError, ContractError, StageError
+from koe.schema import ENCODED, UNIT
+from koe.stage import check_outcome
+from koe.vocabulary import (
     END_OF_AI,
     END_OF_HUMAN,
     END_OF_TEXT,
@@ -21,8 +21,8 @@ from pipeline.vocabulary import (
     drop_repeated_frames,
     split_speech_ids,
 )
-from stages.conversation import TextNames
 from stages.sources.base import Record, Unit
+from stages.text.conversation import TextNames
 from stages.tokenize import TokenizeSpeech, TokenizeText
 from tests.stages.texts import TEXTS
 

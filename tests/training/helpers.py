@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from tests.training.shards import write_shards
-from training import checkpoint as checkpoints
 from training import loop
-from training.batches import Batch, collate
+from training.checkpoint import writer as checkpoints
+from training.checkpoint.tensor_files import checkpoint_tensors
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
-from training.data import ShardRows
-from training.distributed import single
-from training.model import PackedLlama, build_model
-from training.optim import build_optimizer
-from training.tensor_files import checkpoint_tensors
+from training.data.batches import Batch, collate
+from training.data.shard_rows import ShardRows
+from training.model.distributed import single
+from training.model.llama import PackedLlama, build_model
+from training.model.optim import build_optimizer
 
 VOCABULARY = 512
 

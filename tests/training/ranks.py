@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from training.distributed import from_process_group
+from training.model.distributed import from_process_group
 
 
 def run_ranks(function: Callable[..., None], world: int, *args: Any) -> None:

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.training.llamas import adamw, loss_of, tiny_llama, whole
-from training import checkpoint as checkpoints
-from training.checkpoint import CheckpointWriter, Progress
-from training.distributed import single
-from training.tensor_files import checkpoint_tensors
+from training.checkpoint import writer as checkpoints
+from training.checkpoint.tensor_files import checkpoint_tensors
+from training.checkpoint.writer import CheckpointWriter, Progress
+from training.model.distributed import single
 
 RANKS = single("cpu")
 STATE = {"rate_factor": 0.5, "window": [1.25, 2.5], "reason": "尖"}

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from pipeline.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
-from pipeline.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, speech_ids
+from koe.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
+from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, speech_ids
 
 
 def document(

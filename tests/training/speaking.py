@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.vocabulary import SLOTS, audio_ids, speech_ids
+from koe.vocabulary import SLOTS, audio_ids, speech_ids
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
-from training.distributed import single
 from training.generation import Prompt
+from training.model.distributed import single
 
 ALONE = single("cpu")
 CODES = np.random.default_rng(0).integers(0, 4096, 2 * SLOTS).astype(np.uint16)

@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from pipeline.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, SLOTS
+from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, SLOTS
 from tests.training.ranks import run_ranks
 from tests.training.shards import write_shards
-from training.batches import collate
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
-from training.data import ShardRows
-from training.distributed import Ranks, parallelise, single
+from training.data.batches import collate
+from training.data.shard_rows import ShardRows
 from training.evaluation import chosen_rows, evaluate
 from training.generation import Prompt, generate
-from training.model import build_model
+from training.model.distributed import Ranks, parallelise, single
+from training.model.llama import build_model
 from training.step import forward
 
 NUM_ROWS = 7

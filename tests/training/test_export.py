@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
-from pipeline.errors import ConfigError, ContractError, StorageError
-from pipeline.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
-from training.checkpoint import CheckpointWriter, Progress, step_folder
+from koe.errors import ConfigError, ContractError, StorageError
+from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
+from training.checkpoint.writer import CheckpointWriter, Progress, step_folder
 from training.config import TinyModelConfig, TrainConfig
-from training.distributed import single
 from training.export import export, require_finite
-from training.model import build_model
-from training.optim import build_optimizer
+from training.model.distributed import single
+from training.model.llama import build_model
+from training.model.optim import build_optimizer
 
 TINY = TinyModelConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2)
 CONFIG = TrainConfig(device="cpu", base_model=None, precision="fp32", tiny=TINY, seed=3)

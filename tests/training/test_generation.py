@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
-from pipeline.vocabulary import (
+from koe.errors import ConfigError
+from koe.vocabulary import (
     END_OF_AI,
     END_OF_SPEECH,
     SLOTS,
@@ -23,7 +23,7 @@ from training.generation import (
     grammar,
     valid_codes,
 )
-from training.model import build_model
+from training.model.llama import build_model
 
 
 @pytest.fixture(scope="module")

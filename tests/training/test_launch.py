@@ -8,7 +8,7 @@ import pytest
 import ray
 import torch
 
-from pipeline.errors import ConfigError, StageError
+from koe.errors import ConfigError, StageError
 from tests.training.helpers import assert_same_weights, saved_tensors, small_config, small_shards
 from training.__main__ import main
 from training.config import GuardConfig, TrainConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.errors import ConfigError, ContractError
+from koe.errors import ConfigError, ContractError
 from tests.training.helpers import (
     assert_same_weights,
     batch_of,
@@ -19,14 +19,14 @@ from tests.training.helpers import (
     spoil_batches,
 )
 from training import loop
+from training.checkpoint.tensor_files import checkpoint_tensors
 from training.config import EvaluationConfig, GuardConfig, NewRowsConfig
-from training.data import ShardRows
-from training.distributed import single
+from training.data.shard_rows import ShardRows
 from training.metrics import EVALUATIONS_FILE, RunLog, read_events, read_metrics
-from training.optim import learning_rate
+from training.model.distributed import single
+from training.model.optim import learning_rate
 from training.run import Run, open_run
 from training.step import accumulate_gradients
-from training.tensor_files import checkpoint_tensors
 
 RANKS = single("cpu")
 

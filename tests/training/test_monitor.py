@@ -8,12 +8,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.vocabulary import CODEBOOK_SIZE, END_OF_AI, FIRST_AUDIO, SLOTS, START_OF_SPEECH
+from koe.vocabulary import CODEBOOK_SIZE, END_OF_AI, FIRST_AUDIO, SLOTS, START_OF_SPEECH
 from tests.training.ranks import run_ranks
 from training import monitor
-from training.batches import IGNORED
 from training.config import TrainConfig
-from training.distributed import Ranks
+from training.data.batches import IGNORED
+from training.model.distributed import Ranks
+from training.model.optim import NewRowsRate, build_optimizer, set_learning_rate
 from training.monitor import (
     document_losses,
     flops_per_token,
@@ -23,7 +24,6 @@ from training.monitor import (
     split_losses,
     update_ratios,
 )
-from training.optim import NewRowsRate, build_optimizer, set_learning_rate
 
 VOCABULARY, FIRST_NEW = 51, 40
 RATE, FACTOR, STEPS = 5e-2, 3.0, 3

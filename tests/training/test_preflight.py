@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from pipeline.errors import ConfigError
+from koe.errors import ConfigError
 from tests.training.helpers import small_config, small_shards
 from training import preflight
 from training.config import TrainConfig
-from training.distributed import single
 from training.loop import train
+from training.model.distributed import single
 from training.preflight import REFUSALS, refused_settings, refused_shards, single_modality_share
 
 

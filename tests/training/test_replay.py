@@ -3,14 +3,14 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.errors import ConfigError
-from pipeline.views import replay_view
+from koe.errors import ConfigError
+from pipeline.terminal.results import replay_view
 from tests.training.helpers import small_config, small_shards
 from training import loop
 from training.config import GuardConfig
-from training.data import ShardRows
-from training.distributed import single
+from training.data.shard_rows import ShardRows
 from training.metrics import read_events
+from training.model.distributed import single
 from training.replay import replay
 
 RANKS = single("cpu")

@@ -10,9 +10,9 @@ from pyarrow import ipc
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.errors import StorageError
-from pipeline.schema import ROW
-from pipeline.vocabulary import (
+from koe.errors import StorageError
+from koe.schema import ROW
+from koe.vocabulary import (
     CODEC_HZ,
     END_OF_SPEECH,
     FRAME_SAMPLES,
@@ -22,7 +22,7 @@ from pipeline.vocabulary import (
 )
 from tests.training.shards import write_shards
 from tests.training.speaking import ALONE, PROMPT, config_for, settings, whole
-from training.data import ShardRows
+from training.data.shard_rows import ShardRows
 from training.generation import (
     Prompt,
     Speaking,
@@ -31,7 +31,7 @@ from training.generation import (
     validation_prompts,
     write_samples,
 )
-from training.model import build_model
+from training.model.llama import build_model
 
 
 def test_prompts_come_from_whole_speech_documents(tmp_path):

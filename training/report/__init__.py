@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.webpage import run_name, write_page
+from koe.webpage import run_name, write_page
 from training.report.charts import charts
 from training.report.data import read_run
 from training.report.page import page

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from pipeline.vocabulary import SLOT_CODEBOOKS
-from pipeline.webpage import AMBER, RED, SLOT_COLOURS, Chart
+from koe.vocabulary import SLOT_CODEBOOKS
+from koe.webpage import AMBER, RED, SLOT_COLOURS, Chart
 from training.report.data import Curve, Run, Table, thin
 from training.report.drawing import (
     BUCKETS,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from pipeline import webpage
-from pipeline.webpage import BLUE, GREEN, ORANGE, RED
+from koe import webpage
+from koe.webpage import BLUE, GREEN, ORANGE, RED
 from training.report.data import Curve, medians, thin
 
 BUCKETS = 400  # of a thinned curve, up to 4 points each

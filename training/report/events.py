@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from pipeline.webpage import AMBER, GREY, RED, escape
+from koe.webpage import AMBER, GREY, RED, escape
 from training.report.data import LONGEST_TEXT, Curve, Run, hardest, number, thin
 from training.report.drawing import (
     BUCKETS,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.webpage import (
+from koe.webpage import (
     NOTHING,
     Chart,
     Document,

@@ -1,0 +1,34 @@
+"""Opens the fsspec file system of a URL, and says what is missing for one that cannot be opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from koe.errors import ConfigError
+
+_PACKAGES = {"smbclient": "smbprotocol"}  # where a module's package bears another name
+
+
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """Return the file system of a path or URL, and the path in it.
+
+    Raises: ConfigError where the protocol is unknown, or needs a package that is not installed.
+    """
+    try:
+        return url_to_fs(url, **options)
+    except ImportError as error:
+        missing = getattr(error.__cause__, "name", None) or error.name
+        package = _PACKAGES.get(missing, missing) if missing else None
+        raise ConfigError(
+            f"{url} cannot be opened",
+            f"a package is not installed: {error}",
+            f"Install it: `pip install {package}`." if package else "Install it.",
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{url} cannot be opened",
+            str(error),
+            "Name a local path, or a URL of a protocol that fsspec knows, as s3://bucket/folder.",
+        ) from error

@@ -1,0 +1,166 @@
+"""Arrow schemas of everything that koe stores, and the check that a table obeys them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from koe.errors import ContractError
+
+SCHEMA_VERSION = 1
+
+SPEECH = "speech"
+TEXT = "text"
+
+# A slice of one source file, planned once; the input of the first stage of either modality.
+UNIT = pa.schema(
+    [
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("modality", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("stamp", pa.string(), nullable=False),  # size and modification of the file
+        pa.field("start", pa.int64(), nullable=False),  # bytes; rows for Parquet
+        pa.field("stop", pa.int64(), nullable=False),
+        pa.field("records", pa.int64(), nullable=False),
+        pa.field("fault", pa.string()),  # why the file could not be read past `stop`
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A row of UNIT: a fixed slice of one source file.
+
+    `start` and `stop` are byte offsets, or row numbers for Parquet. `records` is the number of
+    records that the slice holds. `fault` says why the file could not be read past `stop` (a
+    truncated tar, a broken JSON array): it counts as one quarantined record of this unit.
+    """
+
+    unit: str
+    source: str
+    modality: str
+    path: str
+    stamp: str
+    start: int
+    stop: int
+    records: int
+    fault: str | None = None
+
+    @property
+    def num_records(self) -> int:
+        """The records to account for: those of the slice, and the fault."""
+        return self.records + (self.fault is not None)
+
+
+# One speech clip and where its bytes lie. Audio itself is never copied.
+CLIP = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("speaker", pa.string()),
+        pa.field("audio_kind", pa.string(), nullable=False),  # file | tar | parquet
+        pa.field("audio_path", pa.string(), nullable=False),
+        pa.field("audio_member", pa.string(), nullable=False),  # tar member or Parquet column
+        pa.field("audio_offset", pa.int64(), nullable=False),  # byte in the file; Parquet row
+        pa.field("audio_bytes", pa.int64(), nullable=False),
+        pa.field("start_seconds", pa.float64(), nullable=False),  # of the clip in its audio
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("audio_hz", pa.int32(), nullable=False),
+        pa.field("channels", pa.int32(), nullable=False),
+        pa.field("source_ovrl", pa.float64()),  # a score that the source itself carries
+    ]
+)
+
+_SCORES = [
+    pa.field("sig", pa.float64()),
+    pa.field("bak", pa.float64()),
+    pa.field("ovrl", pa.float64(), nullable=False),
+    pa.field("p808", pa.float64()),
+    pa.field("windows", pa.int32(), nullable=False),
+    pa.field("ovrl_error", pa.float64(), nullable=False),  # at most this far from FP32
+    pa.field("scorer", pa.string(), nullable=False),
+]
+_CODES = pa.field("codes", pa.list_(pa.uint16()))  # 7 a frame in Orpheus slot order, no offset
+
+# `codes` is filled only where scoring had to encode anyway (score.signal: reconstruction).
+SCORED = pa.schema([*CLIP, *_SCORES, _CODES])
+
+ENCODED = pa.schema(
+    [*CLIP, *_SCORES, pa.field("frames", pa.int32(), nullable=False), _CODES.with_nullable(False)]
+)
+
+# A training sample of either modality in the Orpheus layout.
+SAMPLE = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("modality", pa.string(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+
+# One piece of one sample, placed in one row of one shard; the plan of the interleave stage.
+ORDER = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),  # within the shard
+        pa.field("unit", pa.int32(), nullable=False),  # index into the plan's units
+        pa.field("sample", pa.int32(), nullable=False),  # row in the unit's SAMPLE table
+        pa.field("start", pa.int32(), nullable=False),  # token range of the sample
+        pa.field("stop", pa.int32(), nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
+    ]
+)
+
+# One row of a training shard: several documents packed into at most max_row_tokens tokens.
+ROW = pa.schema(
+    [
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("document_lengths", pa.list_(pa.int32()), nullable=False),
+        pa.field("document_sources", pa.list_(pa.string()), nullable=False),
+        pa.field("document_ids", pa.list_(pa.string()), nullable=False),
+        pa.field("document_modalities", pa.list_(pa.string()), nullable=False),
+        pa.field("document_units", pa.list_(pa.string()), nullable=False),
+        pa.field("document_parts", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+
+# A record that a stage did not keep, with the reason; both outcomes share the layout.
+EXCLUDED = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),  # rejected | quarantined
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("location", pa.string(), nullable=False),  # path, member and offset or line
+    ]
+)
+REJECTED = "rejected"
+QUARANTINED = "quarantined"
+
+
+def require_schema(table: pa.Table, expected: pa.Schema, what: str) -> pa.Table:
+    """Return `table` if its schema is `expected`.
+
+    Raises: ContractError showing every field that differs, both sides.
+    """
+    if table.schema.equals(expected):
+        return table
+    have = {field.name: str(field) for field in table.schema}
+    want = {field.name: str(field) for field in expected}
+    lines = [
+        f"  {name}: expected {want.get(name, 'nothing')!r}, found {have.get(name, 'nothing')!r}"
+        for name in dict.fromkeys([*want, *have])
+        if want.get(name) != have.get(name)
+    ]
+    raise ContractError(
+        f"{what} has the wrong schema",
+        "these fields differ (or their order does):\n" + "\n".join(lines),
+        "If it was written by another version of koe, run the stage again with --force.",
+    )

@@ -1,0 +1,126 @@
+"""The contract between stages and whatever runs them: tables in, tables out, nothing lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from koe.errors import ContractError
+from koe.schema import EXCLUDED, QUARANTINED, REJECTED, require_schema
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a stage needs, and how many workers it may have.
+
+    `workers` None lets the engine choose from the cluster's size.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a unit: `kept` in the stage's output schema, the others in EXCLUDED."""
+
+    kept: pa.Table
+    rejected: pa.Table
+    quarantined: pa.Table
+
+    def num_records(self) -> int:
+        return self.kept.num_rows + self.rejected.num_rows + self.quarantined.num_rows
+
+
+Transform = Callable[[pa.Table], Outcome]
+
+
+class Recorded(Protocol):
+    """What a receipt records of the work that made an output.
+
+    `content` holds all that decides the output's bytes (settings and model hashes) and nothing
+    that does not (worker counts, batch sizes): it is fingerprinted into every receipt.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def content(self) -> dict[str, Any]: ...
+
+
+class Stage(Recorded, Protocol):
+    """A frozen, picklable description of work; `open` binds the model once per worker."""
+
+    @property
+    def input_schema(self) -> pa.Schema: ...
+    @property
+    def output_schema(self) -> pa.Schema: ...
+    @property
+    def resources(self) -> Resources: ...
+    def open(self) -> Transform: ...
+
+
+@dataclass
+class Exclusions:
+    """Collects the records that a stage does not keep, and hands them out as tables."""
+
+    stage: str
+    _rows: list[dict[str, str]] = field(default_factory=list)
+
+    def reject(self, id: str, source: str, reason: str, detail: str, location: str = "") -> None:
+        self._add(REJECTED, id, source, reason, detail, location)
+
+    def quarantine(
+        self, id: str, source: str, reason: str, detail: str, location: str = ""
+    ) -> None:
+        self._add(QUARANTINED, id, source, reason, detail, location)
+
+    def _add(self, outcome, id, source, reason, detail, location) -> None:
+        self._rows.append(
+            {
+                "id": id,
+                "source": source,
+                "stage": self.stage,
+                "outcome": outcome,
+                "reason": reason,
+                "detail": detail,
+                "location": location,
+            }
+        )
+
+    def outcome(self, kept: pa.Table) -> Outcome:
+        """Close the books of a unit."""
+        return Outcome(kept, self._table(REJECTED), self._table(QUARANTINED))
+
+    def _table(self, outcome: str) -> pa.Table:
+        rows = [row for row in self._rows if row["outcome"] == outcome]
+        return pa.Table.from_pylist(rows, schema=EXCLUDED)
+
+
+def table_of(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Build a table of exactly `schema` from row dictionaries."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def check_outcome(stage: Stage, num_input: int, outcome: Outcome) -> Outcome:
+    """Assert that a transform kept the schema and lost no record.
+
+    Raises: ContractError when `in = kept + rejected + quarantined` does not hold.
+    """
+    require_schema(outcome.kept, stage.output_schema, f"the output of stage {stage.name}")
+    for excluded in (outcome.rejected, outcome.quarantined):
+        require_schema(excluded, EXCLUDED, f"the excluded records of stage {stage.name}")
+    if outcome.num_records() != num_input:
+        raise ContractError(
+            f"stage {stage.name} lost or invented records",
+            f"{num_input} came in, but {outcome.kept.num_rows} were kept, "
+            f"{outcome.rejected.num_rows} rejected and {outcome.quarantined.num_rows} quarantined",
+            "This is a defect in koe, please report it with the unit's name.",
+        )
+    return outcome

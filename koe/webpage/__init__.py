@@ -1,0 +1,49 @@
+"""What koe's self-contained HTML pages share: frame, theme, charts, tables; knows no page."""
+
+from koe.webpage.charts import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    SLOT_COLOURS,
+    Chart,
+    Figures,
+    new_figure,
+)
+from koe.webpage.frame import (
+    Document,
+    Section,
+    Tile,
+    document,
+    is_own_page,
+    write_page,
+)
+from koe.webpage.text import NOTHING, card, escape, run_name, scroll, short_number, table
+
+__all__ = [
+    "AMBER",
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "NOTHING",
+    "ORANGE",
+    "RED",
+    "SLOT_COLOURS",
+    "Chart",
+    "Document",
+    "Figures",
+    "Section",
+    "Tile",
+    "card",
+    "document",
+    "escape",
+    "is_own_page",
+    "new_figure",
+    "run_name",
+    "scroll",
+    "short_number",
+    "table",
+    "write_page",
+]

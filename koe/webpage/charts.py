@@ -1,0 +1,112 @@
+"""Charts as both pages draw them: figures without a background of their own, in cards."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from koe.webpage.text import escape
+
+# All of a contrast of 3 : 1 and more to the cards of either scheme (WCAG 2 AA for graphics).
+BLUE, ORANGE, GREEN, AMBER, RED, GREY = (
+    "#4e79a7",
+    "#de7420",
+    "#59a14f",
+    "#b98a18",
+    "#e15759",
+    "#8a8f98",
+)
+# One family of hues a codebook: the slots of a frame are c0 c1 c2 c2 c1 c2 c2.
+SLOT_COLOURS = ("#4e79a7", "#de7420", "#2f7d4f", "#59a14f", "#a8763e", "#879a2b", "#3b9a8f")
+MOST_DESCRIBED = 12  # traces of a figure that are put into words
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with its heading and what it shows; `figure` is None where there is no data.
+
+    `height` is in pixels; `span` is how many of the page's six columns it takes, and a `tall` one
+    stands beside two others. `tools` (HTML) stand in the heading, `above` (HTML) over the plot.
+    `words` are read out in place of the picture; without them the figure's axes and ranges are.
+    """
+
+    title: str
+    note: str
+    figure: go.Figure | None
+    height: int = 260
+    span: int = 3
+    tall: bool = False
+    tools: str = ""
+    above: str = ""
+    words: str = ""
+
+
+class Figures:
+    """Makes the cards of a page's charts, and keeps their figures in the order of the page."""
+
+    def __init__(self, empty: str) -> None:
+        """`empty` is what a chart without data says."""
+        self._empty = empty
+        self._figures: list[str] = []
+
+    def cards(self, charts: Sequence[Chart]) -> str:
+        """Write the cards of a section's charts in one grid."""
+        return f'<div class="charts">{"".join(map(self._card, charts))}</div>'
+
+    def _card(self, chart: Chart) -> str:
+        tools, body = "", f'<p class="none">{escape(self._empty)}</p>'
+        if chart.figure is not None:
+            tools = chart.tools
+            words = f"{chart.title}. {chart.words or described(chart.figure)}"
+            body = (
+                f'{chart.above}<div class="plot" role="img" aria-label="{escape(words, 1000)}" '
+                f'style="height:{chart.height}px" data-figure="{len(self._figures)}"></div>'
+            )
+            self._figures.append(str(chart.figure.to_json()))
+        kind = f"card span{chart.span}{' tall' if chart.tall else ''}"
+        return (
+            f'<article class="{kind}"><h3>{escape(chart.title)}{tools}</h3>'
+            f"<p>{escape(chart.note)}</p>{body}</article>"
+        )
+
+    def as_json(self) -> str:
+        """Return all figures as one JSON array, which `data-figure` counts through."""
+        return f"[{','.join(self._figures)}]"
+
+
+def new_figure(x: str, y: str, **layout: Any) -> go.Figure:
+    """Make an empty figure; `x` and `y` name the axes and their units, `layout` adds to it."""
+    figure = go.Figure(
+        layout={
+            "template": "none",
+            "hovermode": "closest",
+            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            "xaxis": {"title": {"text": x}, "zeroline": False},
+            "yaxis": {
+                "title": {"text": y, "standoff": 8},
+                "zeroline": False,
+                "automargin": True,
+            },
+        }
+    )
+    return figure.update_layout(**layout)
+
+
+def described(figure: go.Figure) -> str:
+    """Put a figure into words: its axes, and from where to where each trace goes."""
+    axes = [figure.layout[name].title.text or "" for name in ("xaxis", "yaxis")]
+    parts = [f"{axes[1]} over {axes[0]}."]
+    traces: Any = figure.data
+    shown = [trace for trace in traces if trace.visible is not False]
+    for trace in shown[:MOST_DESCRIBED]:
+        values = np.asarray(() if trace.y is None else trace.y, float)
+        values = values[np.isfinite(values)]
+        if len(values):
+            name = f"{trace.name}: " if trace.name else ""
+            parts.append(f"{name}{values.min():.4g} to {values.max():.4g}.")
+    return html.unescape(" ".join(parts))  # names are escaped for plotly, which reads markup

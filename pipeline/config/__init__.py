@@ -1,0 +1,1 @@
+"""The run's configuration: its models, its file, its reference."""

@@ -1,0 +1,162 @@
+"""Writes `docs/config.md` and `pipeline.schema.json` from the models: `python -m pipeline.config.reference`."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema
+
+from pipeline.config.models import PipelineConfig
+
+DOCS, SCHEMA = Path("docs/config.md"), Path("pipeline.schema.json")
+COMMAND = "python -m pipeline.config.reference"
+
+_HEAD = f"""# Configuration
+
+Every key of `pipeline.yaml`, made from the models by `{COMMAND}`.
+`pipeline.yaml` itself shows the usual keys with comments. A key that is not here is refused, with
+the nearest known one.
+`--set key.path=value` overrides a key; the value is read as YAML.
+
+Editors that know the YAML language server complete and check the file when it begins with
+
+```yaml
+# yaml-language-server: $schema=pipeline.schema.json
+```
+"""
+
+_TYPES = {
+    bool: "`true`, `false`",
+    int: "integer",
+    float: "number",
+    str: "text",
+    type(None): "`null`",
+}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a `pipeline.yaml`."""
+    schema = PipelineConfig.model_json_schema(schema_generator=_Untitled)
+    return {"$schema": GenerateJsonSchema.schema_dialect, **schema, "title": "koe's pipeline.yaml"}
+
+
+def config_markdown() -> str:
+    """Return the reference: a table of keys for each section of the configuration."""
+    parts = [_HEAD]
+    for path, model in sections(PipelineConfig):
+        parts.append(f"## {_heading(path)}\n\n{_about(model)}" + _table(path, model))
+    return "\n".join(parts)
+
+
+def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield (path, model) of a model and all below it; a list's items have `[]` in their path."""
+    yield path, model
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is not None:
+            items = "[]" if get_origin(field.annotation) is list else ""
+            yield from sections(inner, f"{_prefix(path)}{name}{items}")
+
+
+class _Untitled(GenerateJsonSchema):
+    """Leaves out the titles that only repeat the names of keys."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def _heading(path: str) -> str:
+    return f"`{path}`" if path else "The file"
+
+
+def _prefix(path: str) -> str:
+    return f"{path}." if path else ""
+
+
+def _about(model: type[BaseModel]) -> str:
+    text = (model.__doc__ or "").strip()
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+    return "".join(f"{part}\n\n" for part in paragraphs if part)
+
+
+def _table(path: str, model: type[BaseModel]) -> str:
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        key = f"{_prefix(path)}{name}"
+        if inner := _model_in(field.annotation):
+            is_list = get_origin(field.annotation) is list
+            kind = "list of sections, below" if is_list else "section, below"
+            default = "required" if field.is_required() else "`[]`" if is_list else ""
+            meaning = field.description or _about(inner).partition("\n")[0].rstrip(".")
+        else:
+            kind, default = _kind(field), _default(field)
+            meaning = field.description or ""
+        cells = (f"`{key}`", kind, default, meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+def _kind(field: FieldInfo) -> str:
+    bounds = []
+    for limit in field.metadata:
+        bounds += [
+            f"{word} {getattr(limit, name):g}"
+            for name, word in _BOUNDS.items()
+            if getattr(limit, name, None) is not None
+        ]
+        if getattr(limit, "pattern", None):
+            bounds.append(f"matches `{limit.pattern}`")
+        if getattr(limit, "min_length", None):
+            bounds.append("not empty")
+    return ", ".join([_type(field.annotation), *bounds])
+
+
+def _type(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in inner)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type(part) for part in inner)
+    if origin is list:
+        return f"list of {_type(inner[0])}"
+    if origin is tuple:
+        return f"[{', '.join(_type(part) for part in inner)}]"
+    if origin is dict:
+        return f"{{{_type(inner[0])}: {_type(inner[1])}}}"
+    return _TYPES[annotation]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.default
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"`{text}`"
+
+
+def main() -> None:
+    """Write both files into the repository that this module lies in."""
+    root = Path(__file__).parents[2]
+    (root / DOCS).write_text(config_markdown(), encoding="utf-8")
+    text = json.dumps(config_schema(), indent=2, ensure_ascii=False)
+    (root / SCHEMA).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

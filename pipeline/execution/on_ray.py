@@ -1,0 +1,275 @@
+"""Runs chains of stages on Ray Data: one row is one unit, one actor pool a stage.
+
+Only names of units travel between actors; what the stages read and write lies in the storage.
+Nothing here decides bytes: receipts and unit order in the plan do, so any number of workers and
+any order of completion give the same result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from koe.errors import ConfigError
+from koe.memory import MEMORY_ENVIRONMENT
+from pipeline.execution.runner import FAILED, STOPPED, Stop, UnitResult, Work
+
+_POLL_SECONDS = 0.3
+_LEAVE_SECONDS = 5.0  # for a stream that stopped to close by itself
+
+# For a Ray of our own; a cluster does as it was told.
+_LOCAL_RAY = {
+    **MEMORY_ENVIRONMENT,
+    # Its core prints an error for every actor pool of Ray Data (ray issue 53727: arguments in the
+    # object store), which its own driver keeps alive.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Workers would run at niceness 15, and whatever else the machine does at 0 would get 28 times
+    # their share of a core.
+    "RAY_worker_niceness": "0",
+}
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) -> Iterator[None]:
+    """Join the Ray at `address`, or start a local one, for the time of a run.
+
+    `chain_cpus`: what one worker of every stage together asks for. A local Ray offers at least
+    that many logical CPUs, so that a small machine takes turns instead of waiting for ever.
+    Raises: ConfigError when a cluster offers less.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry from a user's cluster
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    local = {name: value for name, value in _LOCAL_RAY.items() if name not in os.environ}
+    if address is None:
+        os.environ.update(local)
+        cpus = num_cpus or os.cpu_count() or 1
+        options |= {
+            "address": "local",
+            "num_cpus": max(cpus, math.ceil(chain_cpus)),
+            "include_dashboard": False,
+        }
+    else:
+        options |= {"address": address, "runtime_env": {"env_vars": MEMORY_ENVIRONMENT}}
+    try:
+        with _without_greeting():
+            ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray could be reached at {address or 'this machine'}",
+            str(error).splitlines()[0],
+            "Check ray.address, or leave it null to start a local Ray.",
+        ) from error
+    try:
+        offered = ray.cluster_resources().get("CPU", 0)
+        if offered < chain_cpus:
+            raise ConfigError(
+                f"the Ray cluster offers {offered:g} CPUs",
+                f"one worker of every stage together asks for {chain_cpus:g}",
+                "Add nodes, or lower cpus_per_worker of the stages.",
+            )
+        yield
+    finally:
+        # A stream that was left fails when its Ray goes, and would say so at length.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
+        ray.shutdown()
+        for name in local:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Leave out of stderr the line by which Ray's core says that it found its log level."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as caught:
+        stderr = os.dup(2)  # the core writes there, not to sys.stderr
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            for line in caught:
+                if b"Set ray log level from environment variable" not in line:
+                    os.write(2, line)
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Collects results as they arise, so that progress is seen in every stage, not at the end."""
+
+    def __init__(self) -> None:
+        self._results: list[UnitResult] = []
+        self._in_flight: set[tuple[str, str]] = set()
+        self._stopped = False
+
+    def begin(self, stage: str, unit: str) -> bool:
+        """Say whether a worker may begin a unit."""
+        if self._stopped:  # of a worker that died the unit comes here a second time
+            self._in_flight.discard((stage, unit))
+        else:
+            self._in_flight.add((stage, unit))
+        return not self._stopped
+
+    def post(self, result: UnitResult) -> None:
+        self._in_flight.discard((result.stage, result.unit))
+        self._results.append(result)
+        self._stopped |= result.status == STOPPED
+
+    def stop(self) -> None:
+        """Let no more units be begun."""
+        self._stopped = True
+
+    def drain(self) -> tuple[list[UnitResult], int, bool]:
+        """Hand over the results since the last call, the units in flight, and whether it stopped."""
+        results, self._results = self._results, []
+        return results, len(self._in_flight), self._stopped
+
+
+class _Worker:
+    """One actor of a stage's pool."""
+
+    def __init__(self, work: list[Any], board: Any) -> None:
+        opened: Work = ray.get(work[0])  # pyright: ignore[reportAssignmentType]
+        self._stage, self._run, self._board = opened.name, opened.open(), board
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        statuses = []
+        for unit, status in zip(batch["unit"], batch["status"], strict=True):
+            if status in (FAILED, STOPPED):  # an earlier stage could not do it
+                statuses.append(status)
+                continue
+            # Once stopped the stream runs dry.
+            if not ray.get(self._board.begin.remote(self._stage, str(unit))):
+                statuses.append(STOPPED)
+                continue
+            result = self._run(str(unit))
+            ray.get(self._board.post.remote(result))  # here before the unit counts as through
+            statuses.append(result.status)
+        return {"unit": batch["unit"], "status": statuses}
+
+
+class _Consumer(threading.Thread):
+    """Pulls units through the stream, so that the main thread is free to report and to stop."""
+
+    def __init__(self, dataset: ray.data.Dataset) -> None:
+        super().__init__(daemon=True)
+        self._dataset = dataset
+        self.complete = True
+        self.failure: BaseException | None = None
+        self.leave = threading.Event()  # what is left of the stream will do nothing
+
+    def run(self) -> None:
+        try:
+            for row in self._dataset.iter_rows():
+                self.complete &= row["status"] != STOPPED
+                if self.leave.is_set():
+                    break
+        except BaseException as error:  # handed to the main thread, which raises it
+            self.failure = error
+
+
+def run_ray(
+    chain: Sequence[Work],
+    units: Sequence[str],
+    on_result: Callable[[UnitResult], None],
+    stop: Stop | None = None,
+) -> bool:
+    """Stream the units through the chain's actor pools.
+
+    `on_result` is called once for every unit and stage, from this process. Returns False when
+    the run had to stop, or was asked to by `stop`.
+    """
+    if not units:
+        return True
+    stop, board = stop or Stop(), _Board.remote()
+    # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list so
+    # that Ray does not unpack it: a worker that dies can then always be started again.
+    stored = [ray.put(work) for work in chain]
+    consumer = _Consumer(_dataset(chain, units, stored, board))
+    consumer.start()
+    seen: set[tuple[str, str]] = set()
+    while True:
+        alive = consumer.is_alive()  # asked first: what it has done by now is on the board
+        if stop.requested:
+            board.stop.remote()
+        results, stop.in_flight, stopped = ray.get(board.drain.remote())
+        for result in results:
+            # A task that Ray retried after a worker's death may report twice.
+            if (result.stage, result.unit) not in seen:
+                seen.add((result.stage, result.unit))
+                on_result(result)
+        if stopped and not stop.in_flight:  # thousands of units may be left to run dry
+            consumer.leave.set()
+            consumer.join(_LEAVE_SECONDS)
+            return False
+        if not alive:
+            break
+        consumer.join(_POLL_SECONDS)
+    if consumer.failure:
+        raise consumer.failure
+    return consumer.complete
+
+
+def _dataset(
+    chain: Sequence[Work], units: Sequence[str], stored: Sequence[Any], board: Any
+) -> ray.data.Dataset:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    dataset = ray.data.from_items(
+        [{"unit": unit, "status": ""} for unit in units], override_num_blocks=len(units)
+    )
+    for work, reference, pool in zip(chain, stored, _pools(chain, len(units)), strict=True):
+        dataset = dataset.map_batches(
+            _Worker,
+            fn_constructor_args=([reference], board),
+            batch_size=1,
+            batch_format="numpy",
+            num_cpus=work.resources.cpus,
+            num_gpus=work.resources.gpus or None,
+            compute=pool,
+        )
+    return dataset
+
+
+def _pools(chain: Sequence[Work], num_units: int) -> list[ActorPoolStrategy]:
+    """Give each stage its pool: of a fixed size, or growing while its stage is the bottleneck.
+
+    Growing pools begin with as many workers as fit when each stage has equally many: Ray Data adds
+    them one after the other, each once the one before has loaded its model.
+    """
+    cluster = ray.cluster_resources()
+    cpus, gpus = cluster.get("CPU", 1), cluster.get("GPU", 0)
+    fixed = [work for work in chain if work.resources.workers]
+    growing = [work.resources for work in chain if not work.resources.workers]
+    cpus_left = cpus - sum(w.resources.cpus * (w.resources.workers or 0) for w in fixed)
+    gpus_left = gpus - sum(w.resources.gpus * (w.resources.workers or 0) for w in fixed)
+    first = cpus_left / max(sum(needs.cpus for needs in growing), 1e-9)
+    if gpus_needed := sum(needs.gpus for needs in growing):
+        first = min(first, gpus_left / gpus_needed)
+    pools = []
+    for needs in (work.resources for work in chain):
+        if needs.workers:
+            pools.append(ActorPoolStrategy(size=min(needs.workers, num_units)))
+            continue
+        most = min(int(cpus / needs.cpus), int(gpus / needs.gpus) if needs.gpus else num_units)
+        most = max(1, min(most, num_units))
+        initial = min(max(1, int(first)), most)
+        pools.append(ActorPoolStrategy(min_size=1, max_size=most, initial_size=initial))
+    return pools

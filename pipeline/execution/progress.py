@@ -1,0 +1,174 @@
+"""What people see while a run goes on: one live table, or plain lines off a terminal. Stderr."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline.execution.runner import FAILED, SKIPPED, STOPPED, UnitResult, Work
+from pipeline.execution.status_table import RATES, StageRow, StageTable, flowing, stage_line
+
+_LINE_SECONDS = 10.0  # at least, between plain lines of one stage
+_QUIET_SECONDS = 60.0  # at most, while less than _LINE_SHARE was done since the last one
+_LINE_SHARE = 0.1
+_RECENT_UNITS = 256  # that rates are taken over: later stages and busier hours change them
+
+
+@dataclass
+class StageTally:
+    """Running sums of one stage; rates are of units done by this run, not of those skipped."""
+
+    stage: str
+    clock: Callable[[], float]
+    units: int = 0
+    done: int = 0
+    skipped: int = 0
+    sums: Counter[str] = field(default_factory=Counter)
+    # When a unit was done, and all that was done by then: units and measures.
+    recent: deque[tuple[float, dict[str, float]]] = field(
+        default_factory=lambda: deque(maxlen=_RECENT_UNITS)
+    )
+
+    def add(self, result: UnitResult) -> None:
+        self.done += 1
+        for name in ("records_in", "kept", "rejected", "quarantined"):
+            self.sums[name] += getattr(result, name)
+        if result.status == SKIPPED:
+            self.skipped += 1
+            return
+        now = self.clock()
+        if not self.recent:  # work began when the first worker began
+            self.recent.append((now - result.seconds, {}))
+        before, new = self.recent[-1][1], {"units": 1.0, **result.measures}
+        names = ("units", *RATES.get(self.stage, ()))
+        work = {name: before.get(name, 0.0) + new.get(name, 0.0) for name in names}
+        self.recent.append((now, work))
+
+    def row(self) -> StageRow:
+        """Return the stage's row, with its rates over the recent units until now."""
+        rates, eta = {}, None
+        if len(self.recent) > 1:
+            (began, before), (last, work) = self.recent[0], self.recent[-1]
+            # Between two units the clock runs on: a stage that stalls shows it.
+            ended = last if self.done >= self.units else self.clock()
+            elapsed = max(ended - began, 1e-3)
+            rates = {name: (work[name] - before.get(name, 0.0)) / elapsed for name in work}
+            eta = (self.units - self.done) / rates.pop("units")
+        return StageRow(
+            self.stage, self.done, self.units, self.sums["records_in"], self.sums["kept"],
+            self.sums["rejected"], self.sums["quarantined"], rates, eta,
+        )  # fmt: skip
+
+
+class RunProgress:
+    """Context manager that takes unit results and shows them."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console = console
+        self.failures: list[UnitResult] = []
+        self.stopped: UnitResult | None = None
+        self.tallies: dict[str, StageTally] = {}
+        self._clock = clock
+        self._last_line: dict[str, tuple[float, int]] = {}  # when, and how many units were done
+        self._reasons: set[tuple[str, str]] = set()
+        self._live = (
+            Live(console=console, get_renderable=self.view, refresh_per_second=4)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> RunProgress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def expect(self, chain: Sequence[Work], num_units: int) -> None:
+        """Announce that the stages of a chain will handle this many (more) units."""
+        for work in chain:
+            tally = self.tallies.setdefault(work.name, StageTally(work.name, self._clock))
+            tally.units += num_units
+
+    def take(self, result: UnitResult) -> None:
+        """Show one unit's result; failures and reasons for doing a unit again get a line."""
+        tally = self.tallies[result.stage]
+        if result.status in (FAILED, STOPPED):
+            if result.status == STOPPED:
+                self.stopped = self.stopped or result
+            self.failures.append(result)
+            self.console.print(
+                f"{result.stage} {result.unit} {result.status}: {result.error}",
+                style="red",
+                markup=False,
+                soft_wrap=True,
+            )
+            return
+        if result.why and (result.stage, result.why) not in self._reasons:
+            self._reasons.add((result.stage, result.why))
+            self.console.print(
+                f"{result.stage} {result.unit} done again: {result.why} (said once for each reason)",
+                markup=False,
+            )
+        tally.add(result)
+        if not self._live and self._line_is_due(tally):
+            note = f"{tally.skipped} units were done before" if tally.skipped else ""
+            self.console.print(
+                stage_line(tally.row(), note), markup=False, highlight=False, soft_wrap=True
+            )
+
+    def view(self) -> RenderableType:
+        """Draw the live table."""
+        tallies = self._in_order()
+        before = [f"{tally.stage} {tally.skipped}" for tally in tallies if tally.skipped]
+        notes = [f"done before, not in the rates: {', '.join(before)} units"] if before else []
+        return StageTable(flowing([tally.row() for tally in tallies]), notes)
+
+    def _in_order(self) -> list[StageTally]:
+        """Return the tallies in the order of the data: text may announce tokenize first."""
+        places = {name: place for place, name in enumerate(RATES)}
+        places["order"] = places["interleave"]
+        tallies = list(self.tallies.values())  # at once: the live view draws in another thread
+        return sorted(tallies, key=lambda tally: places.get(tally.stage, -1))
+
+    def _line_is_due(self, tally: StageTally) -> bool:
+        now = self._clock()
+        last, done = self._last_line.setdefault(tally.stage, (now, 0))
+        waited, moved = now - last, tally.done - done
+        due = waited >= _QUIET_SECONDS or (
+            waited >= _LINE_SECONDS and moved >= _LINE_SHARE * tally.units
+        )
+        if due or tally.done == tally.units:
+            self._last_line[tally.stage] = (now, tally.done)
+            return True
+        return False
+
+
+@contextmanager
+def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar for a job of known size; yields the function to report (done, total) to."""
+    with Progress(
+        TextColumn(what),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -1,0 +1,43 @@
+"""Which stages a command runs, and which of them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from koe.errors import ConfigError
+
+STAGES = ("ingest", "score", "encode", "tokenize", "interleave", "train")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The stages to run, in order, and those whose units are done again."""
+
+    stages: tuple[str, ...] = STAGES
+    force: frozenset[str] = frozenset()
+
+
+def select_stages(
+    first: str | None, last: str | None, only: str | None, force: Sequence[str]
+) -> Selection:
+    """Turn --from, --to, --only and --force into a selection.
+
+    Raises: ConfigError for an unknown stage or options that exclude each other.
+    """
+    for name in (first, last, only, *force):
+        if name is not None and name not in STAGES:
+            raise ConfigError(f"there is no stage {name!r}", remedy=f"Stages: {', '.join(STAGES)}.")
+    if only and (first or last):
+        raise ConfigError("--only excludes --from and --to")
+    start = STAGES.index(only or first or STAGES[0])
+    stop = STAGES.index(only or last or STAGES[-1])
+    if start > stop:
+        raise ConfigError(f"--from {first} comes after --to {last}")
+    chosen = STAGES[start : stop + 1]
+    outside = [name for name in force if name not in chosen]
+    if outside:
+        raise ConfigError(
+            f"--force {outside[0]} is not among the stages to run: {', '.join(chosen)}"
+        )
+    return Selection(chosen, frozenset(force))

@@ -1,0 +1,1 @@
+"""Joins configuration, stages, trainer and engine into the jobs that commands run."""

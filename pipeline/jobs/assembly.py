@@ -1,0 +1,179 @@
+"""Makes sources and stages of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from koe.stage import Resources, Stage
+from pipeline.config.models import PipelineConfig, WorkerConfig
+from pipeline.jobs.interleave import OrderStage
+from stages.dnsmos.engines import ovrl_error, require_gpu, require_precision, resolve_engine
+from stages.dnsmos.onnx_session import require_provider
+from stages.dnsmos.scorer import P808_FILE, DnsmosModel, find_model
+from stages.encode import EncodeStage
+from stages.ingest import IngestStage
+from stages.interleave import InterleaveSettings
+from stages.score import ScoreStage
+from stages.snac.codec import CodecSpec, resolve_codec
+from stages.sources import SpeechSource, speech_source, text_source
+from stages.sources.base import Source
+from stages.text.tokenizer import TextTokenizer, load_tokenizer, text_tokenizer
+from stages.tokenize import TextNames, TokenizeSpeech, TokenizeText
+
+_CUDA_BATCH_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Sources and stages as the configuration describes them.
+
+    Each part is made when first asked for, so that running one stage demands only its models.
+    """
+
+    config: PipelineConfig
+
+    @cached_property
+    def speech_sources(self) -> tuple[SpeechSource, ...]:
+        return tuple(
+            speech_source(
+                name=item.name,
+                kind=item.kind,
+                paths=item.paths,
+                audio_root=item.audio_root,
+                fields=item.fields.model_dump(),
+                unit_records=self.config.plan.unit_clips,
+            )
+            for item in self.config.sources.speech
+        )
+
+    @cached_property
+    def text_sources(self) -> dict[str, Source]:
+        return {
+            item.name: text_source(
+                name=item.name,
+                kind=item.kind,
+                paths=item.paths,
+                fields=item.fields.model_dump(),
+                unit_records=self.config.plan.unit_samples,
+            )
+            for item in self.config.sources.text
+        }
+
+    @cached_property
+    def reading(self) -> dict[str, dict[str, Any]]:
+        """All that decides how a source's files are sliced and read, by the source's name."""
+        sizes = self.config.plan.model_dump()
+        settings = (*self.config.sources.speech, *self.config.sources.text)
+        return {item.name: {**item.model_dump(exclude={"paths"}), **sizes} for item in settings}
+
+    @cached_property
+    def codec(self) -> CodecSpec:
+        snac = self.config.snac
+        return resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device, snac.engine)
+
+    @cached_property
+    def scorer(self) -> DnsmosModel:
+        settings = self.config.score
+        require_precision(settings.precision, settings.provider)
+        engine = resolve_engine(settings.engine, settings.provider, settings.precision)
+        if settings.p808 or not (engine == "torch" and settings.provider == "cuda"):
+            require_provider(settings.provider)
+        elif self.config.ray.address is None:  # the workers are on this machine
+            require_gpu()
+        return find_model(self.config.score.model)
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        return text_tokenizer(load_tokenizer(self.config.tokenize.tokenizer))
+
+    def ingest(self) -> Stage:
+        return IngestStage(
+            sources=self.speech_sources,
+            max_seconds=self.config.ingest.max_seconds,
+            resources=_resources(self.config.ingest),
+        )
+
+    def score(self) -> ScoreStage:
+        settings = self.config.score
+        dnsmos = self.scorer if settings.scorer == "dnsmos" else None
+        return ScoreStage(
+            scorer=settings.scorer,
+            signal=settings.signal,
+            windows=settings.windows,
+            provider=settings.provider,
+            precision=settings.precision,
+            engine=resolve_engine(settings.engine, settings.provider, settings.precision)
+            if dnsmos
+            else "auto",
+            p808=find_model(None, P808_FILE) if dnsmos and settings.p808 else None,
+            model_path=dnsmos.path if dnsmos else "",
+            model_sha256=dnsmos.sha256 if dnsmos else "",
+            codec=self.codec if dnsmos and settings.signal == "reconstruction" else None,
+            resources=_resources(settings),
+        )
+
+    def encode(self) -> Stage:
+        # Made only where scores are inexact: encoding alone must not ask for the DNSMOS model.
+        inexact = ovrl_error(self.config.score.precision, self.config.score.provider) > 0
+        rescores = inexact and self.config.score.scorer == "dnsmos"
+        return EncodeStage(
+            exact_scores=self.score().exact() if rescores else None,
+            codec=self.codec,
+            threshold_ovrl=self.config.encode.threshold_ovrl,
+            batch_seconds=self._batch_seconds,
+            resources=_resources(self.config.encode),
+        )
+
+    @property
+    def _batch_seconds(self) -> float:
+        seconds = self.config.encode.batch_seconds
+        if seconds is None:
+            return _CUDA_BATCH_SECONDS if self.config.snac.device == "cuda" else 0.0
+        return seconds
+
+    def tokenize_speech(self) -> Stage:
+        settings = self.config.tokenize
+        return TokenizeSpeech(
+            tokenizer=self.tokenizer,
+            prompt=settings.speech_prompt,
+            drop_repeated_frames=settings.drop_repeated_frames,
+            resources=_resources(settings),
+        )
+
+    def tokenize_text(self, source: str) -> Stage:
+        item = next(item for item in self.config.sources.text if item.name == source)
+        return TokenizeText(
+            tokenizer=self.tokenizer,
+            source=self.text_sources[source],
+            layout=item.layout,
+            names=TextNames(**item.fields.model_dump(exclude={"id"}, exclude_none=True)),
+            resources=_resources(self.config.tokenize),
+        )
+
+    def order(self) -> OrderStage:
+        settings = self.config.interleave
+        return OrderStage(
+            settings=InterleaveSettings(
+                max_row_tokens=settings.max_row_tokens,
+                ratio=settings.ratio,
+                overlong_speech=settings.overlong_speech,
+                overlong_text=settings.overlong_text,
+                shard_megabytes=settings.shard_megabytes,
+                validation_share=settings.validation_share,
+                seed=self.config.seed,
+            ),
+            identity={
+                "codec": self.codec.describe() if self.config.sources.speech else {},
+                "tokenizer": {
+                    "name": self.config.tokenize.tokenizer,
+                    "sha256": self.tokenizer.sha256,
+                },
+            },
+            resources=_resources(settings),
+        )
+
+
+def _resources(settings: WorkerConfig) -> Resources:
+    return Resources(settings.cpus_per_worker, settings.gpus_per_worker, settings.workers)

@@ -1,0 +1,293 @@
+"""The interleave stage around its pure core: one order for all samples, then a unit a shard.
+
+The order is a unit of the ledger like any other; so is every shard, so that a kill costs the
+shards in flight. `index.json` is written when the last shard is whole and says what there is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from koe.errors import StageError
+from koe.fingerprint import sha256_json
+from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SCHEMA_VERSION
+from koe.stage import Outcome, Resources
+from pipeline.execution.runner import DONE, SKIPPED, UnitFunction, UnitResult, guarded, result_of
+from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
+from pipeline.run_dir.storage import Storage
+from pipeline.stats import INDEX, ORDER_UNIT, encoded_seconds
+from pipeline.stats.dataset_card import CARD
+from stages.interleave import (
+    NAME,
+    VERSION,
+    InterleaveSettings,
+    Order,
+    gather_rows,
+    plan_order,
+    unit_samples,
+)
+
+_OPEN_UNITS = 256  # sample tables that a worker keeps mapped
+
+
+@dataclass(frozen=True)
+class OrderStage:
+    """What decides the order and the shards, for their receipts."""
+
+    settings: InterleaveSettings
+    identity: Mapping[str, Any]  # of codec and tokenizer, which the shards' metadata name
+    resources: Resources = field(default_factory=Resources)
+    name: str = NAME
+    version: int = VERSION
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self.settings), **self.identity}
+
+
+@dataclass(frozen=True)
+class OrderWork:
+    """Decides which sample goes where; its one unit is the order.
+
+    Work of a worker, not of the process that runs the engine: that one's memory must not grow with
+    the number of samples.
+    """
+
+    stage: OrderStage
+    root: str
+    units: tuple[str, ...]  # of the plan, in its order
+    sources: tuple[str, ...]  # of each unit
+    force: bool = False
+
+    @property
+    def name(self) -> str:
+        return ORDER_UNIT
+
+    @property
+    def resources(self) -> Resources:
+        return self.stage.resources
+
+    def open(self) -> UnitFunction:
+        ledger = Ledger(Storage(self.root))
+        return lambda unit: guarded(ORDER_UNIT, unit, lambda: self._run(ledger))
+
+    def _run(self, ledger: Ledger) -> UnitResult:
+        outputs = [_tokenized(ledger, unit).output for unit in self.units]
+        input_sha256 = sha256_json(
+            [[unit, output.sha256] for unit, output in zip(self.units, outputs, strict=True)]
+        )
+        check = ledger.check(self.stage, ORDER_UNIT, input_sha256)
+        if check.receipt and not self.force:
+            return _as_order(result_of(check.receipt, SKIPPED))
+        started = time.perf_counter()
+        order = plan_order(
+            (
+                unit_samples(k, unit, partial(ledger.storage.read_table, output.path))
+                for k, (unit, output) in enumerate(zip(self.units, outputs, strict=True))
+            ),
+            self.stage.settings,
+        )
+        for path in (INDEX, CARD):  # they describe the shards of the order before this one
+            ledger.storage.remove(path)
+        rejected, quarantined = order.reasons(REJECTED), order.reasons(QUARANTINED)
+        receipt = ledger.commit(
+            self.stage,
+            ORDER_UNIT,
+            input_sha256,
+            Streamed(
+                ORDER,
+                order.tables(),
+                chain(order.excluded(REJECTED), order.excluded(QUARANTINED)),
+                rejected,
+                quarantined,
+            ),
+            records_in=order.num_samples,
+            kept=order.num_samples - sum(rejected.values()) - sum(quarantined.values()),
+            seconds=time.perf_counter() - started,
+            measures=self._placed(order) | self._left_out(order, ledger),
+        )
+        return _as_order(result_of(receipt, DONE, "forced" if self.force else check.why))
+
+    def _placed(self, order: Order) -> dict[str, float]:
+        """Count the samples placed, by source, and the shards."""
+        placed: Counter[str] = Counter()
+        for unit, count in order.placed_by_unit():
+            placed[self.sources[unit]] += count
+        measures: dict[str, float] = {
+            f"placed.{name}": placed[name] for name in dict.fromkeys(self.sources)
+        }
+        return {"shards": len(order.shard_names())} | measures
+
+    def _left_out(self, order: Order, ledger: Ledger) -> dict[str, float]:
+        """Sum the seconds of the clips without a place, by source."""
+        seconds: defaultdict[str, float] = defaultdict(float)
+        for table in chain(order.excluded(REJECTED), order.excluded(QUARANTINED)):
+            location, source = (table[name][0].as_py() for name in ("location", "source"))
+            unit = location.rsplit("#", 1)[0]  # of all rows of the table
+            seconds[source] += encoded_seconds(ledger, unit, table["id"])
+        return {f"seconds_left_out.{name}": round(value, 3) for name, value in seconds.items()}
+
+
+def _as_order(result: UnitResult) -> UnitResult:
+    """Name the order apart from the shards: its samples are not the shards' documents."""
+    return dataclasses.replace(result, stage=ORDER_UNIT)
+
+
+def _tokenized(ledger: Ledger, unit: str) -> Receipt:
+    receipt = ledger.receipt("tokenize", unit)
+    if receipt is None:
+        raise StageError(
+            f"unit {unit} is not tokenized",
+            "interleave needs the samples of every unit",
+            "Run `koe run` without --only, it does what is missing.",
+            stage=NAME,
+            unit=unit,
+        )
+    return receipt
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """Makes shards from their slices of the order; a unit is a shard's name."""
+
+    stage: OrderStage
+    root: str
+    order: Receipt
+    units: tuple[str, ...]  # names, by the index that the order uses
+    force: bool = False
+
+    @property
+    def name(self) -> str:
+        return NAME
+
+    @property
+    def resources(self) -> Resources:
+        return self.stage.resources
+
+    def open(self) -> UnitFunction:
+        ledger = Ledger(Storage(self.root))
+
+        @lru_cache(maxsize=1)
+        def order() -> tuple[pa.Table, dict[str, tuple[int, int]]]:
+            return ledger.read(self.order), shard_places(ledger.storage, self.order)
+
+        @lru_cache(maxsize=_OPEN_UNITS)
+        def samples(index: int) -> pa.Table:
+            return ledger.read(_tokenized(ledger, self.units[index]))
+
+        def run(shard: str) -> UnitResult:
+            check = ledger.check(self.stage, shard, self.order.output.sha256)
+            if check.receipt and not self.force:
+                return result_of(check.receipt, SKIPPED)
+            started = time.perf_counter()
+            table, places = order()
+            begin, end = places[shard]
+            part = table.slice(begin, end - begin)
+            rows = gather_rows(part, samples, self.units)
+            metadata = {"koe": json.dumps(self.stage.identity, ensure_ascii=False, sort_keys=True)}
+            none = EXCLUDED.empty_table()
+            receipt = ledger.commit(
+                self.stage,
+                shard,
+                self.order.output.sha256,
+                Outcome(rows.replace_schema_metadata(metadata), none, none),
+                records_in=part.num_rows,
+                kept=part.num_rows,
+                seconds=time.perf_counter() - started,
+                output_path=f"shards/{shard}.arrow",
+                measures=_row_measures(rows),
+            )
+            return result_of(receipt, DONE, check.why)
+
+        return lambda shard: guarded(NAME, shard, lambda: run(shard))
+
+
+def shard_places(storage: Storage, order: Receipt) -> dict[str, tuple[int, int]]:
+    """Find where each shard begins and ends in the stored order, in the order of their names."""
+    places: dict[str, tuple[int, int]] = {}
+    row = 0
+    with storage.open_batches(order.output.path, ["shard"]) as batches:
+        for batch in batches:
+            names = batch.column(0)
+            if len(names) and names[0] == names[-1]:  # sorted: all of the batch
+                counts = [(names[0].as_py(), len(names))]
+            else:
+                counts = Counter(names.to_pylist()).items()
+            for name, count in counts:
+                begin, _ = places.get(name, (row, row))
+                row += count
+                places[name] = (begin, row)
+    return places
+
+
+def _row_measures(rows: pa.Table) -> dict[str, float]:
+    row_tokens = np.concatenate([c.value_lengths().to_numpy() for c in rows["input_ids"].chunks])
+    measures: dict[str, float] = {
+        "tokens": int(row_tokens.sum()),
+        "longest_row_tokens": int(row_tokens.max(initial=0)),
+        "documents": 0,
+    }
+    lists = zip(rows["document_modalities"].chunks, rows["document_lengths"].chunks, strict=True)
+    for modalities, lengths in lists:
+        names = modalities.flatten().dictionary_encode()
+        sums = np.bincount(names.indices.to_numpy(), weights=lengths.flatten().to_numpy())
+        measures["documents"] += len(names)
+        for name, tokens in zip(names.dictionary.to_pylist(), sums.tolist(), strict=True):
+            measures[f"tokens.{name}"] = measures.get(f"tokens.{name}", 0) + int(tokens)
+    return measures
+
+
+def write_index(stage: OrderStage, ledger: Ledger, shards: Sequence[str]) -> dict[str, Any]:
+    """Describe the shards in `index.json`, and remove those of an earlier order.
+
+    The same shards give the same bytes: the index holds no time and no path of the machine.
+    """
+    entries = []
+    for shard in shards:
+        receipt = ledger.receipt(NAME, shard)
+        if receipt is None:
+            raise StageError(f"shard {shard} is not made yet", remedy="Run `koe run` again.")
+        sums = receipt.measures
+        entries.append(
+            {
+                "path": f"{shard}.arrow",
+                "split": shard.rsplit("-", 1)[0],
+                "rows": receipt.output.rows,
+                "documents": int(sums["documents"]),
+                "tokens": int(sums["tokens"]),
+                "tokens_by_modality": {
+                    name.removeprefix("tokens."): int(value)
+                    for name, value in sorted(sums.items())
+                    if name.startswith("tokens.")
+                },
+                "longest_row_tokens": int(sums["longest_row_tokens"]),
+                "num_bytes": receipt.output.num_bytes,
+                "sha256": receipt.output.sha256,
+            }
+        )
+    index = {
+        "schema_version": SCHEMA_VERSION,
+        "max_row_tokens": stage.settings.max_row_tokens,
+        **stage.identity,
+        "interleave": dataclasses.asdict(stage.settings),
+        "schema": ROW.to_string(show_field_metadata=False).splitlines(),
+        "shards": entries,
+    }
+    kept = {f"{shard}.arrow" for shard in shards}
+    for name in ledger.storage.names("shards"):
+        if name.endswith(".arrow") and name not in kept:
+            ledger.forget(NAME, name.removesuffix(".arrow"))
+            ledger.storage.remove(f"shards/{name}")
+    ledger.storage.write_bytes(INDEX, json.dumps(index, ensure_ascii=False, indent=1).encode())
+    return index

@@ -1,0 +1,155 @@
+"""What the wiring gives the trainer so that it can speak: codec, sentences, tokenizer, export."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from koe.errors import ConfigError
+from koe.vocabulary import PAD, speech_ids
+from pipeline.config.models import PipelineConfig
+from pipeline.run_dir.storage import Storage
+from stages.snac.codec import UNTRAINED, Codec, CodecSpec, resolve_codec
+from stages.text.tokenizer import load_tokenizer, orpheus_tokenizer, text_tokenizer
+from training.checkpoint import writer as checkpoints
+from training.data.shard_rows import read_index
+from training.export import DTYPES, export
+from training.generation import Prompt, Speaking
+from training.metrics import say
+from training.run import CHECKPOINT_FOLDER, MODEL_FOLDER
+
+
+class SnacDecoder:
+    """Decodes generated codes on the CPU. Picklable: the model is opened at the first call."""
+
+    def __init__(self, spec: CodecSpec) -> None:
+        self.spec = spec
+        self._codec: Codec | None = None
+
+    def __reduce__(self):
+        return SnacDecoder, (self.spec,)
+
+    @property
+    def label(self) -> str:
+        return self.spec.label if self.spec.trained else UNTRAINED.upper()
+
+    def __call__(self, flat_codes: np.ndarray) -> np.ndarray:
+        """Decode uint16 [7 frames] to float32 [2048 frames] at 24 kHz.
+
+        The process trains a model: its random state and number of threads, both of which the
+        codec sets, stay as they are. Raises: ConfigError, ContractError, StageError (see Codec).
+        """
+        threads = torch.get_num_threads()
+        try:
+            if self._codec is None:
+                with torch.random.fork_rng(devices=[]):  # SNAC starts from random weights
+                    self._codec = Codec.open(self.spec)
+            return self._codec.decode(flat_codes, self.spec.seed)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def speaking(config: PipelineConfig) -> Speaking | None:
+    """Assemble what evaluations speak, or None where they speak nothing.
+
+    Raises: ConfigError when codec or tokenizer cannot be had or a text does not fit the template.
+    """
+    settings = config.train.evaluation
+    if not settings.every_steps or not (settings.prompts or settings.texts):
+        return None
+    snac = config.snac
+    spec = resolve_codec(snac.weights, snac.sha256, snac.seed, "cpu")
+    return Speaking(tuple(text_prompts(config)), SnacDecoder(spec))
+
+
+def text_prompts(config: PipelineConfig) -> list[Prompt]:
+    """Lay out `train.evaluation.texts` as the tokenize stage does: SOH BOS text EOT EOH SOA SOS.
+
+    Raises: ConfigError for a text that `tokenize.speech_prompt` cannot hold.
+    """
+    texts = config.train.evaluation.texts
+    if not texts:
+        return []
+    prompts = [spoken_text(text, config.tokenize.speech_prompt) for text in texts]
+    encoder = text_tokenizer(load_tokenizer(config.tokenize.tokenizer)).open()
+    no_codes = np.empty(0, np.uint16)
+    return [
+        Prompt(text, tuple(speech_ids(ids, no_codes)[:-2].tolist()))  # without EOS EOA
+        for text, ids in zip(texts, encoder.encode(prompts), strict=True)
+    ]
+
+
+def spoken_text(text: str, template: str) -> str:
+    """Fill a text into `tokenize.speech_prompt`.
+
+    A template that names {speaker} takes texts that spell the whole prompt, as in `Aiko: hello`.
+    Raises: ConfigError for one that does not.
+    """
+    if "{speaker}" not in template:
+        return template.format(text=text)
+    pattern = "".join(
+        re.escape(literal) + ("" if name is None else "(.+)")
+        for literal, name, _, _ in string.Formatter().parse(template)
+    )
+    if not re.fullmatch(pattern, text, re.DOTALL):
+        example = template.format(speaker="SPEAKER", text=text)
+        raise ConfigError(
+            f"train.evaluation.texts holds {text!r}, which names no speaker",
+            f"tokenize.speech_prompt is {template!r}",
+            f"Write the whole prompt, as {example!r}.",
+        )
+    return text
+
+
+def orpheus_tokenizer_saver(config: PipelineConfig) -> Callable[[Path], None]:
+    """Return what saves the tokenizer of Orpheus' inference into a folder.
+
+    Raises: ConfigError when the base tokenizer cannot be had.
+    """
+    base = load_tokenizer(config.tokenize.tokenizer)
+    tokenizer = orpheus_tokenizer(base)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(PAD)
+
+    def save(folder: Path) -> None:
+        tokenizer.save_pretrained(folder)
+
+    return save
+
+
+def export_run(config: PipelineConfig, out: Path, steps: int | None, dtype: str) -> None:
+    """Export the run's checkpoint after `steps` steps, or its newest whole one.
+
+    Raises: ConfigError when there is none, and the errors of `training.export.export`.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype} is none of {', '.join(DTYPES)}")
+    storage = Storage(config.run_dir)
+    train_dir = storage.local_path("train")
+    folder = train_dir / CHECKPOINT_FOLDER
+    if steps is None:
+        found = checkpoints.latest(folder, say)
+    else:
+        found = checkpoints.latest_before(folder, steps, say)
+        found = found if found and found.progress.steps == steps else None
+    if found is None:
+        names = sorted(path.name for path in folder.glob("step-*"))
+        raise ConfigError(
+            f"{folder} holds no whole checkpoint{'' if steps is None else f' of step {steps}'}",
+            f"there are {', '.join(names)}" if names else "there is none at all",
+            "Train first with `koe train`, or name another step with --checkpoint.",
+        )
+    codec = read_index(storage.local_path("shards")).get("codec", {})
+    export(
+        found.path,
+        config.train,
+        out,
+        model_config=train_dir / MODEL_FOLDER / "config.json",
+        dtype=dtype,
+        codec=codec.get("label", "none: the shards hold no speech"),
+        save_tokenizer=orpheus_tokenizer_saver(config),
+    )

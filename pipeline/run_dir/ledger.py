@@ -1,0 +1,206 @@
+"""The ledger: one receipt a stage and unit, written after the output it vouches for.
+
+A unit counts as done only while its receipt matches the input, the stage's settings and version,
+and the size of the output. Plain JSON files, so that any disk or object store can hold them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from koe.fingerprint import sha256_json
+from koe.schema import EXCLUDED
+from koe.stage import Outcome, Recorded
+from pipeline.run_dir.storage import Storage, Written
+
+
+class Output(BaseModel):
+    """A file that a receipt vouches for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    sha256: str
+    num_bytes: int
+    rows: int
+
+
+class Receipt(BaseModel):
+    """Proof that a unit went through a stage, and its closed accounting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    unit: str
+    version: int
+    input_sha256: str
+    content_sha256: str
+    content: dict[str, Any]
+    output: Output
+    excluded: Output | None
+    records_in: int
+    kept: int
+    rejected: dict[str, int]
+    quarantined: dict[str, int]
+    measures: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether a unit is done; `why` says what a stale receipt disagrees about."""
+
+    receipt: Receipt | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """An outcome too large to hold: its tables are made while they are written.
+
+    `kept` has `schema`, `excluded` is EXCLUDED; `rejected` and `quarantined` count it by reason.
+    """
+
+    schema: pa.Schema
+    kept: Iterable[pa.Table]
+    excluded: Iterable[pa.Table]
+    rejected: dict[str, int]
+    quarantined: dict[str, int]
+
+
+def content_sha256(stage: Recorded) -> str:
+    """Fingerprint all that decides a stage's output apart from its input."""
+    return sha256_json({"stage": stage.name, "version": stage.version, "content": stage.content})
+
+
+@dataclass(frozen=True)
+class Ledger:
+    storage: Storage
+
+    def receipt(self, stage: str, unit: str) -> Receipt | None:
+        """Read a receipt; None where there is none or it is torn."""
+        path = f"{stage}/{unit}.json"
+        if self.storage.size(path) is None:
+            return None
+        try:
+            return Receipt.model_validate_json(self.storage.read_bytes(path))
+        except ValidationError:
+            return None  # written by another version or torn: the unit is simply not done
+
+    def check(self, stage: Recorded, unit: str, input_sha256: str) -> Check:
+        """Say whether the unit's output can be used as it is."""
+        receipt = self.receipt(stage.name, unit)
+        if receipt is None:
+            return Check(None)
+        if receipt.input_sha256 != input_sha256:
+            return Check(None, "its input changed")
+        if receipt.version != stage.version:
+            return Check(None, f"the stage's version rose to {stage.version}")
+        if receipt.content_sha256 != content_sha256(stage):
+            changed = sorted(
+                key
+                for key in {*receipt.content, *stage.content}
+                if receipt.content.get(key) != stage.content.get(key)
+            )
+            return Check(None, f"settings changed: {', '.join(changed) or 'representation'}")
+        for output in (receipt.output, receipt.excluded):
+            if output and self.storage.size(output.path) != output.num_bytes:
+                return Check(None, f"{output.path} is torn or missing")
+        return Check(receipt)
+
+    def read(self, receipt: Receipt) -> pa.Table:
+        return self.storage.read_table(receipt.output.path)
+
+    def read_excluded(self, receipt: Receipt) -> pa.Table | None:
+        return self.storage.read_table(receipt.excluded.path) if receipt.excluded else None
+
+    def forget(self, stage: str, unit: str) -> None:
+        """Remove a receipt, so that an output being replaced is never vouched for."""
+        self.storage.remove(f"{stage}/{unit}.json")
+
+    def commit(
+        self,
+        stage: Recorded,
+        unit: str,
+        input_sha256: str,
+        outcome: Outcome | Streamed,
+        *,
+        records_in: int,
+        seconds: float,
+        kept: int | None = None,
+        output_path: str | None = None,
+        measures: dict[str, float] | None = None,
+    ) -> Receipt:
+        """Store a unit's outcome: outputs first, then the receipt.
+
+        `kept` differs from the output's rows only where rows are not records (packed shards).
+        """
+        self.forget(stage.name, unit)
+        if isinstance(outcome, Outcome):
+            measures = _measures(outcome.kept) if measures is None else measures
+            outcome = _streamed(outcome)
+        path = output_path or f"{stage.name}/{unit}.arrow"
+        output = self.storage.write_tables(path, outcome.schema, outcome.kept)
+        path = f"{stage.name}/{unit}.excluded.arrow"
+        if outcome.rejected or outcome.quarantined:
+            excluded = _output(self.storage.write_tables(path, EXCLUDED, outcome.excluded))
+        else:
+            self.storage.remove(path)
+            excluded = None
+        receipt = Receipt(
+            stage=stage.name,
+            unit=unit,
+            version=stage.version,
+            input_sha256=input_sha256,
+            content_sha256=content_sha256(stage),
+            content=stage.content,
+            output=_output(output),
+            excluded=excluded,
+            records_in=records_in,
+            kept=output.rows if kept is None else kept,
+            rejected=outcome.rejected,
+            quarantined=outcome.quarantined,
+            measures=measures or {},
+            seconds=round(seconds, 3),
+        )
+        self.storage.write_bytes(
+            f"{stage.name}/{unit}.json", receipt.model_dump_json(indent=1).encode()
+        )
+        return receipt
+
+
+def _output(written: Written) -> Output:
+    return Output(
+        path=written.path, sha256=written.sha256, num_bytes=written.num_bytes, rows=written.rows
+    )
+
+
+def _streamed(outcome: Outcome) -> Streamed:
+    return Streamed(
+        schema=outcome.kept.schema,
+        kept=[outcome.kept],
+        excluded=[outcome.rejected, outcome.quarantined],
+        rejected=_reasons(outcome.rejected),
+        quarantined=_reasons(outcome.quarantined),
+    )
+
+
+def _reasons(excluded: pa.Table) -> dict[str, int]:
+    return dict(sorted(Counter(excluded["reason"].to_pylist()).items()))
+
+
+def _measures(kept: pa.Table) -> dict[str, float]:
+    """Sum what throughput and totals are counted in: audio seconds, windows, frames, tokens."""
+    sums: dict[str, float] = {}
+    for column in ("seconds", "windows", "frames"):
+        if column in kept.column_names:
+            sums[column] = round(float(sum(kept[column].to_pylist())), 3)
+    if "input_ids" in kept.column_names:
+        sums["tokens"] = sum(len(chunk.flatten()) for chunk in kept["input_ids"].chunks)
+    return sums

@@ -1,0 +1,134 @@
+"""The plan: which slices of which source files are the run's units, decided once from the inputs.
+
+`plan.json` in the run directory remembers the slices of each file by the file's stamp, so that a
+file is scanned again only when it changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from koe.errors import ContractError
+from koe.fingerprint import sha256_json
+from koe.schema import SCHEMA_VERSION, Unit
+from pipeline.run_dir.storage import Storage
+
+PLAN = "plan.json"
+
+
+# Tells the units of a file (path, stamp) that was planned before; None if it was not.
+Known = Callable[[str, str], Sequence[Unit] | None]
+
+
+class PlannedSource(Protocol):
+    """A source as far as the plan needs it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def modality(self) -> str: ...
+    def units(self, known: Known = ...) -> Iterable[Unit]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All units of a run in their fixed order, and the modality of every source."""
+
+    units: tuple[Unit, ...]
+    modalities: dict[str, str]
+
+    @cached_property
+    def descriptors(self) -> dict[str, dict[str, Any]]:
+        """Units by name, as rows of UNIT."""
+        return {unit.unit: asdict(unit) for unit in self.units}
+
+    def of(self, modality: str) -> list[str]:
+        return [unit.unit for unit in self.units if unit.modality == modality]
+
+
+def make_plan(
+    sources: Iterable[tuple[PlannedSource, Any]],
+    storage: Storage,
+    on_file: Callable[[str, str], None] = lambda source, path: None,
+) -> Plan:
+    """Plan the units of all sources and remember them in the run directory.
+
+    `sources`: each source with all that decides its slices beside the files. A file whose stamp
+    and settings are those of the stored plan is not scanned again; `on_file` is told of the others.
+    Raises: ConfigError when a path of a source matches nothing.
+    """
+    stored = _stored_files(storage)
+    files: dict[str, list[dict[str, Any]]] = {}
+    units: list[Unit] = []
+    modalities: dict[str, str] = {}
+    for source, settings in sources:
+        modalities[source.name] = source.modality
+
+        def key(path: str, stamp: str, name: str = source.name, settings: Any = settings) -> str:
+            return sha256_json([name, settings, path, stamp])
+
+        def known(path: str, stamp: str, name: str = source.name, key=key):
+            rows = stored.get(key(path, stamp))
+            if rows is None:
+                on_file(name, path)
+                return None
+            return [Unit(**row) for row in rows]
+
+        for unit in source.units(known):
+            files.setdefault(key(unit.path, unit.stamp), []).append(asdict(unit))
+            units.append(unit)
+    _require_distinct(units)
+    body = {"schema_version": SCHEMA_VERSION, "modalities": modalities, "files": files}
+    storage.write_bytes(PLAN, json.dumps(body, ensure_ascii=False, indent=1).encode())
+    return Plan(tuple(units), modalities)
+
+
+def _require_distinct(units: Iterable[Unit]) -> None:
+    seen: dict[str, str] = {}
+    for unit in units:
+        if unit.unit in seen:
+            raise ContractError(
+                f"two units are called {unit.unit}",
+                f"they are slices of {seen[unit.unit]} and {unit.path}",
+                "Rename one of the files or its source.",
+            )
+        seen[unit.unit] = unit.path
+
+
+def load_plan(storage: Storage) -> Plan | None:
+    """Read the stored plan; None where nothing was planned yet.
+
+    Raises: ContractError for a plan that is torn, or of another version of koe.
+    """
+    if storage.size(PLAN) is None:
+        return None
+    body = _stored_body(storage)
+    if body is None:
+        raise ContractError(
+            f"{PLAN} in {storage.root} is no whole plan of this version of koe",
+            "its writing was broken off, or another version of koe or another hand wrote it",
+            "Run `koe run`: it is planned again.",
+        )
+    units = tuple(Unit(**row) for rows in body["files"].values() for row in rows)
+    return Plan(units, body["modalities"])
+
+
+def _stored_files(storage: Storage) -> dict[str, list[dict[str, Any]]]:
+    body = None if storage.size(PLAN) is None else _stored_body(storage)
+    return {} if body is None else body["files"]  # planned afresh: all in it is derived
+
+
+def _stored_body(storage: Storage) -> dict[str, Any] | None:
+    """Read the stored plan; None if it is not whole, or not of this version."""
+    try:
+        body = json.loads(storage.read_bytes(PLAN))
+        units = [Unit(**row) for rows in body["files"].values() for row in rows]
+        known = body["modalities"].keys()
+        is_whole = all(unit.source in known for unit in units)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return body if is_whole and body.get("schema_version") == SCHEMA_VERSION else None

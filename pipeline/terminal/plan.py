@@ -1,0 +1,104 @@
+"""Rich renderings of the plan and of what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from pipeline.estimate import StageEstimate
+from pipeline.execution.status_table import short
+from pipeline.run_dir.plan import Plan
+from pipeline.terminal.tables import grid, titled
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Sum the plan up, a dictionary a source."""
+    rows = []
+    for source, modality in plan.modalities.items():
+        units = [unit for unit in plan.units if unit.source == source]
+        rows.append(
+            {
+                "source": source,
+                "modality": modality,
+                "units": len(units),
+                "records": sum(unit.records for unit in units),
+                "files": len({unit.path for unit in units}),
+                "faults": [f"{unit.path}: {unit.fault}" for unit in units if unit.fault],
+            }
+        )
+    return rows
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """Render the units of `koe plan`, and below them the places where files break off."""
+    rows = plan_rows(plan)
+    table = grid("Plan", "source", "units", "records", "files", "faults")
+    for row in rows:
+        counts = (f"{row[key]:,}" for key in ("units", "records", "files"))
+        table.add_row(f"{row['source']} ({row['modality']})", *counts, f"{len(row['faults']):,}")
+    faults = [Text(f"fault: {fault}", "yellow") for row in rows for fault in row["faults"]]
+    return Group(titled(table), *faults, Text(""))
+
+
+def estimate_view(estimates: Sequence[StageEstimate], cpus: int) -> RenderableType:
+    """Render what `koe plan` measured, for a machine of `cpus` CPUs."""
+    table = grid("Estimate", "stage", "of the corpus", "a worker", "CPU time", "GPU time", "disk")
+    for item in estimates:
+        # Last comes what the work is counted in: windows, audio seconds or tokens.
+        totals = {name: total for name, total in item.totals.items() if total}
+        *_, (name, total) = {"records": item.records, **totals}.items()
+        rate = item.rates().get(name)
+        error = f" ± {item.error:.0%}" if item.error and item.cpu_hours else ""
+        table.add_row(
+            item.stage,
+            f"{short(total)} {name}",
+            f"{short(rate)}/s" if rate else "",
+            f"{duration(item.cpu_hours)}{error}",
+            duration(item.gpu_hours),
+            _size(item.disk_bytes),
+        )
+    data = [item for item in estimates if item.measured]
+    cpu, gpu = (
+        sum(item.cpu_hours or 0.0 for item in data),
+        sum(item.gpu_hours or 0.0 for item in data),
+    )
+    sampled = ", ".join(
+        f"{item.stage} {item.measured:,} of {item.records:,.0f} in {duration(item.seconds / 3600)}"
+        for item in data
+    )
+    lines = [
+        f"Records sampled by one worker: {sampled}.",
+        f"Up to the shards {duration(cpu)} of a CPU, {duration(gpu)} of a GPU and "
+        f"{_size(sum(item.disk_bytes for item in data))}: "
+        f"{duration(cpu / cpus)} on {cpus} CPUs that do nothing else.",
+        *(f"{item.stage.capitalize()}: {item.note}." for item in estimates if item.note),
+    ]
+    return Group(titled(table), Text(""), Text("\n".join(lines)))
+
+
+def duration(hours: float | None) -> str:
+    """Write a time in the unit that suits it: 0.4 s, 32 s, 4.1 min, 2.5 h, 1,740 h; "" if unknown."""
+    if hours is None:
+        return ""
+    seconds = hours * 3600
+    if 0 < seconds < 0.05:
+        return "< 0.1 s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s" if seconds else "0 s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 59.95 * 60:
+        return f"{seconds / 60:.1f} min"
+    return f"{hours:.1f} h" if hours < 99.95 else f"{hours:,.0f} h"
+
+
+def _size(num_bytes: float) -> str:
+    if not num_bytes:
+        return ""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:,.1f} {unit}"
+    return f"{num_bytes / 1e3:,.1f} kB"

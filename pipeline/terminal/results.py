@@ -1,0 +1,114 @@
+"""Rich renderings of single files, training metrics and replays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from pipeline.terminal.tables import grid, titled
+
+if TYPE_CHECKING:  # training imports torch, which most commands do not need
+    from training.replay import Replay
+
+_MOST_CODES = 8  # shown of each codebook
+
+
+def files_view(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """Render `koe score` and `koe encode`: a table, and below it what cannot be read, and why.
+
+    The folder of several files, if it is one, stands above the table.
+    """
+    good = [row for row in rows if "error" not in row]
+    folders = {os.path.dirname(row["path"]) for row in good}
+    folder = f"{folders.pop()}/" if len(good) > 1 and len(folders) == 1 else ""
+    folder = "" if folder == "/" else folder
+    failed = [Text(f"{row['path']}: {row['error']}", "red") for row in rows if "error" in row]
+    columns = list(dict.fromkeys(key for row in good for key in row))
+    table = grid(folder, *columns, left=["codes"], fold=["path"])
+    for row in good:
+        shown = row | {"path": row["path"].removeprefix(folder)}
+        table.add_row(*(_cell(shown.get(column)) for column in columns))
+    return Group(*([titled(table)] if good else []), *failed)
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("")
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    if isinstance(value, float):
+        return Text(f"{value:.3f}")
+    if isinstance(value, list):  # three codebooks
+        books = (
+            " ".join(map(str, book[:_MOST_CODES])) + " ..." * (len(book) > _MOST_CODES)
+            for book in value
+        )
+        return Text("\n".join(books))
+    return Text(str(value))
+
+
+def training_view(metrics: Sequence[dict[str, Any]]) -> RenderableType:
+    """Render the last steps of a training run."""
+    table = grid(
+        "Training, last steps",
+        "step",
+        "loss",
+        "text",
+        "speech",
+        "gradient norm",
+        "rate",
+        "tokens/s",
+        "guard",
+    )
+    for row in metrics:
+        by_modality = row["loss_by_modality"]
+        table.add_row(
+            str(row["step"]),
+            _number(row["loss"], ".4f"),
+            *(_number(by_modality.get(name), ".4f") for name in ("text", "speech")),
+            _number(row["gradient_norm"], ".3f"),
+            f"{row['learning_rate']:.2e}",
+            f"{row['tokens_per_second']:,.0f}",
+            "" if row["action"] == "accept" else row["action"],
+        )
+    return titled(table)
+
+
+def replay_view(replay: Replay, most: int = 30) -> RenderableType:
+    """Render a step that was run again: its numbers, and the documents of the highest loss."""
+    event = replay.event
+    steps = event["step"] - replay.weights_step
+    head = Text(
+        f"{event['id']} {event['event']} at step {event['step']}: {event['reason']}\n"
+        f"logged  loss {_number(event['loss'], '.4f')}  gradient norm "
+        f"{_number(event['gradient_norm'], '.4f')}\n"
+        f"again   loss {replay.loss:.4f}  gradient norm {replay.gradient_norm:.4f}, with the "
+        f"weights of step {replay.weights_step}" + (f" ({steps} before)" if steps else "")
+    )
+    table = grid(
+        "Documents, the highest loss first", "document", "source", "modality", "row",
+        "norm of row", "tokens", "loss", left=["source", "modality"], fold=["document"],
+    )  # fmt: skip
+    for document in replay.documents[:most]:
+        table.add_row(
+            Text(document.id),
+            Text(document.source),
+            document.modality,
+            str(document.row),
+            f"{replay.row_gradient_norms[document.row]:.4f}",
+            f"{document.tokens:,}",
+            _number(document.loss, ".4f"),
+        )
+    left = len(replay.documents) - most
+    return Group(head, titled(table), *([Text(f"and {left} more")] if left > 0 else []))
+
+
+def _number(value: Any, form: str) -> str:
+    """Format a number of a log, in which NaN and infinities are words and None is nothing."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else format(value, form)

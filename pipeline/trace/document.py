@@ -1,0 +1,267 @@
+"""One shard row decoded: its documents with text, codes, and the clips they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from koe.errors import ConfigError, ContractError
+from koe.schema import ENCODED, ROW, SPEECH
+from koe.visible import some
+from koe.vocabulary import (
+    END_OF_AI,
+    END_OF_HUMAN,
+    FIRST_AUDIO,
+    NAMES,
+    NUM_BASE_TEXT,
+    SLOTS,
+    START_OF_AI,
+    START_OF_HUMAN,
+    START_OF_SPEECH,
+    codes_of,
+    split_speech_ids,
+)
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan
+from pipeline.run_dir.storage import Storage
+
+SHARD_SUFFIX = ".arrow"
+USER, ASSISTANT = "user", "assistant"
+_OPENED_BY = {START_OF_HUMAN: USER, START_OF_AI: ASSISTANT}
+_CLOSED_BY = {END_OF_HUMAN: USER, END_OF_AI: ASSISTANT}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of a row. `codes` (uint16 [7 frames]) and `clip` are None for text."""
+
+    id: str
+    source: str
+    modality: str
+    unit: str
+    part: int
+    input_ids: np.ndarray
+    codes: np.ndarray | None
+    clip: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's name and rows (ROW), and the ledger of the run that its clips are traced in."""
+
+    name: str
+    rows: pa.Table
+    ledger: Ledger
+
+
+def split_place(argument: str) -> tuple[str, int] | None:
+    """Read SHARD or SHARD:ROW (row 0 if none); None for the id of a record.
+
+    An id is SOURCE/..., so what holds a slash and does not end in .arrow (before :ROW) is one.
+    Raises: ConfigError for a row that is no number.
+    """
+    shard, colon, row = argument.rpartition(":")
+    if not colon or "/" in row:  # none, or that of a URL
+        shard, row = argument, "0"
+    if "/" in shard and not shard.endswith(SHARD_SUFFIX):
+        return None
+    if not row.isdecimal():
+        raise ConfigError(
+            f"{argument} does not name a row", remedy="Write SHARD:ROW, as train-00000:12."
+        )
+    return shard, int(row)
+
+
+def find_shard(name: str, run_dir: str) -> Shard:
+    """Open a shard by path, URL, file name or stem.
+
+    Of a file that lies in no folder `shards`, clips are traced in the run of `run_dir`.
+    Raises: ConfigError listing the shards there are, or for a table that is no shard.
+    """
+    run = Ledger(Storage(run_dir))
+    path = _file_named(name)
+    if path is not None:
+        folder, _, file = path.rpartition("/")
+        folder = folder or "/"
+        root, _, parent = folder.rpartition("/")
+        ledger = Ledger(Storage(root)) if parent == "shards" else run
+        return Shard(file, _require_rows(Storage(folder).read_table(file), name), ledger)
+    known = _shards_of(run.storage)
+    file = name.rpartition("/")[2]
+    for candidate in (file, f"{file}{SHARD_SUFFIX}"):
+        if candidate in known:
+            rows = run.storage.read_table(f"shards/{candidate}")
+            return Shard(candidate, _require_rows(rows, name), run)
+    raise ConfigError(
+        f"there is no shard {name}",
+        f"{run_dir}/shards holds {some(known, file)}",
+        "Name a shard as in train-00000:12, or a record by its whole id, SOURCE/...",
+    )
+
+
+def names_record(argument: str, shard: str, plan: Plan, storage: Storage) -> bool:
+    """Tell whether an argument that reads like the path of a shard is the id of a record.
+
+    It is where it begins with a source of the plan and there is neither such a file nor shard.
+    """
+    return (
+        argument.partition("/")[0] in plan.modalities
+        and _file_named(shard) is None
+        and shard.rpartition("/")[2] not in _shards_of(storage)
+    )
+
+
+def _file_named(name: str) -> str | None:
+    """Return the URL, or whole path, of the file of this name; None where there is none."""
+    if "://" in name:
+        folder, _, file = name.rpartition("/")
+        return None if Storage(folder).size(file) is None else name
+    return str(Path(name).resolve()) if Path(name).is_file() else None
+
+
+def _shards_of(storage: Storage) -> list[str]:
+    return [file for file in storage.names("shards") if file.endswith(SHARD_SUFFIX)]
+
+
+def _require_rows(table: pa.Table, name: str) -> pa.Table:
+    missing = [column for column in ROW.names if column not in table.column_names]
+    if missing:
+        raise ConfigError(
+            f"{name} is no shard",
+            f"it has no column {', '.join(missing)}",
+            "Name a file of a run's folder shards.",
+        )
+    return table
+
+
+def read_documents(ledger: Ledger, shard: str, row: int) -> list[Document]:
+    """Take a row of a run's shard apart, and trace every speech document to its clip.
+
+    Raises: ConfigError for a row that the shard does not have.
+    """
+    return documents_of(Shard(shard, ledger.storage.read_table(f"shards/{shard}"), ledger), row)
+
+
+def documents_of(shard: Shard, row: int) -> list[Document]:
+    """Take a row apart, and trace every speech document to its clip.
+
+    Raises: ConfigError for a row that the shard does not have.
+    """
+    table = shard.rows
+    if not 0 <= row < table.num_rows:
+        has = f"its rows are 0..{table.num_rows - 1}" if table.num_rows else "it is empty"
+        raise ConfigError(f"{shard.name} has no row {row}", has, "Name one of its rows.")
+    columns = {name: table[name][row].as_py() for name in ROW.names if name != "input_ids"}
+    ids = table["input_ids"][row].values.to_numpy()
+    stops = np.cumsum(columns["document_lengths"])
+    documents = []
+    for number, stop in enumerate(stops):
+        piece = ids[stop - columns["document_lengths"][number] : stop]
+        id, unit = columns["document_ids"][number], columns["document_units"][number]
+        modality = columns["document_modalities"][number]
+        speech = modality == SPEECH
+        documents.append(
+            Document(
+                id=id,
+                source=columns["document_sources"][number],
+                modality=modality,
+                unit=unit,
+                part=columns["document_parts"][number],
+                input_ids=piece,
+                codes=speech_codes(piece) if speech else None,
+                clip=trace_clip(shard.ledger, unit, id) if speech else None,
+            )
+        )
+    return documents
+
+
+def speech_codes(ids: np.ndarray) -> np.ndarray:
+    """Return the SNAC codes (uint16 [7 frames]) of a whole speech document or of a part of one."""
+    try:
+        return split_speech_ids(ids)[1]
+    except ContractError:
+        starts = np.flatnonzero(ids == START_OF_SPEECH)
+        first = int(starts[0]) + 1 if len(starts) else 0
+        audio = ids[first:][ids[first:] >= FIRST_AUDIO]
+        return codes_of(audio)
+
+
+def trace_clip(ledger: Ledger, unit: str, id: str) -> dict[str, Any] | None:
+    """Find the clip row (text, scores, where its audio lies) of a speech document."""
+    receipt = ledger.receipt("encode", unit)
+    if receipt is None:
+        return None
+    columns = [name for name in ENCODED.names if name != "codes"]
+    with ledger.storage.open_batches(receipt.output.path, columns) as batches:
+        for batch in batches:
+            found = batch.filter(pc.field("id") == id)
+            if found.num_rows:
+                return found.slice(0, 1).to_pylist()[0]
+    return None
+
+
+def named_ids(ids: np.ndarray) -> list[str]:
+    """Spell out token ids: names of special ids, slot and code of audio, numbers of text."""
+    spelled = []
+    for value in ids.tolist():
+        if value in NAMES:
+            spelled.append(f"<{NAMES[value]}>")
+        elif value >= FIRST_AUDIO:
+            slot, code = divmod(value - FIRST_AUDIO, 4096)
+            spelled.append(f"<audio {slot}:{code}>")
+        else:
+            spelled.append(str(value))
+    return spelled
+
+
+def turns(ids: np.ndarray) -> list[tuple[str, list[int]]]:
+    """Cut a document into turns: who speaks, and the plain text ids.
+
+    A later part of a document may begin or end within a turn: whose it is shows in the mark that
+    closes it, and is the empty string where no mark tells.
+    """
+    found: list[tuple[str, list[int]]] = []
+    role, run = "", []
+    for value in ids.tolist():
+        if value < NUM_BASE_TEXT:
+            run.append(value)
+        elif value in _OPENED_BY or value in _CLOSED_BY:
+            if run:
+                found.append((role or _CLOSED_BY.get(value, ""), run))
+            role, run = _OPENED_BY.get(value, ""), []
+    return [*found, (role, run)] if run else found
+
+
+def num_frames(codes: np.ndarray | None) -> int:
+    return 0 if codes is None else len(codes) // SLOTS
+
+
+def document_json(
+    document: Document, decode_text: Callable[[list[int]], str], raw: bool
+) -> dict[str, Any]:
+    """Describe a document for `koe inspect --json`; `raw` adds its ids, spelled out.
+
+    `turns` are those of text; of speech, `text` is the prompt and `clip` the row of its clip.
+    """
+    spoken = [(role, decode_text(run)) for role, run in turns(document.input_ids)]
+    shown: dict[str, Any] = {
+        "id": document.id,
+        "source": document.source,
+        "modality": document.modality,
+        "unit": document.unit,
+        "part": document.part,
+        "tokens": len(document.input_ids),
+        "frames": num_frames(document.codes),
+        "text": "\n".join(text for _, text in spoken),
+    }
+    if document.modality == SPEECH:
+        shown["clip"] = document.clip
+    else:
+        shown["turns"] = [{"role": role or None, "text": text} for role, text in spoken]
+    return shown | ({"ids": named_ids(document.input_ids)} if raw else {})

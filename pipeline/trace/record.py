@@ -1,0 +1,263 @@
+"""What became of one record: its way through the stages, and its places in the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from koe.errors import ConfigError
+from koe.schema import EXCLUDED, SPEECH, Unit
+from koe.visible import some
+from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.plan import Plan
+from pipeline.run_dir.storage import Storage
+from pipeline.stats import LANES, ORDER_UNIT
+from pipeline.trace.document import Document, document_json, num_frames
+
+INTERLEAVE = "interleave"
+KEPT = "kept"
+PENDING = "pending"  # the stage has not seen the unit yet, or not as it is now
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What a stage did with a record; `location` says where a record that was left out lies."""
+
+    stage: str
+    outcome: str  # kept | rejected | quarantined | pending
+    reason: str = ""
+    detail: str = ""
+    location: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A piece of a record in the shards; `document` counts the documents of the row."""
+
+    shard: str
+    row: int
+    document: int
+    part: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record of one unit. `clip` is the row of the last stage that kept it, without codes.
+
+    `codes`: uint16 [7 frames], `input_ids`: int32 [tokens]; None where no stage made them.
+    """
+
+    id: str
+    source: str
+    modality: str
+    unit: str
+    stages: tuple[StageOutcome, ...]
+    clip: dict[str, Any] | None = None
+    codes: np.ndarray | None = None
+    input_ids: np.ndarray | None = None
+    places: tuple[Place, ...] = ()
+
+    @property
+    def document(self) -> Document:
+        """The record as if it were a document, whole."""
+        ids = np.empty(0, np.int32) if self.input_ids is None else self.input_ids
+        return Document(
+            self.id, self.source, self.modality, self.unit, 0, ids, self.codes, self.clip
+        )
+
+
+def find_records(
+    plan: Plan,
+    ledger: Ledger,
+    id: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Record]:
+    """Find the records with this id; several where units, or one unit, repeat it.
+
+    Reads the ids of its source, which it begins with, and of the rest only its own rows.
+    `progress` is told how many units of how many were searched.
+    Raises: ConfigError for an id that no unit holds.
+    """
+    source = id.partition("/")[0]
+    if source not in plan.modalities:
+        raise ConfigError(
+            f"{id} is neither a shard nor the id of a record",
+            f"the run's sources are {some(plan.modalities, source)}",
+            "Name a shard as in train-00000:12 (a path ends in .arrow), or a record by its whole "
+            "id, SOURCE/...",
+        )
+    units = [(k, unit) for k, unit in enumerate(plan.units) if unit.source == source]
+    found: list[Record] = []
+    num_searched = 0
+    for done, (index, unit) in enumerate(units, 1):
+        receipt = ledger.receipt(LANES[unit.modality][0], unit.unit)
+        if receipt is not None:
+            num_searched += 1
+            found += _of_unit(ledger, index, unit, receipt, id)
+        progress(done, len(units))
+    if not found:
+        raise ConfigError(
+            f"there is no record {id}",
+            f"none of the {num_searched:,} units of {source} read so far (of {len(units):,}) holds it",
+            "Copy an id from `koe stats`, or name a shard as in train-00000:12.",
+        )
+    return found
+
+
+def _of_unit(ledger: Ledger, index: int, unit: Unit, receipt: Receipt, id: str) -> Iterator[Record]:
+    """Yield the record that the unit's first stage kept, and those that it left out."""
+    if _row_of(ledger.storage, receipt.output.path, id) is not None:
+        yield _followed(ledger, index, unit, id)
+    for outcome in _left_out(ledger.storage, receipt, id):
+        yield Record(id, unit.source, unit.modality, unit.unit, (outcome,))
+
+
+def _followed(ledger: Ledger, index: int, unit: Unit, id: str) -> Record:
+    """Follow a record from stage to stage as far as it went."""
+    record = Record(id, unit.source, unit.modality, unit.unit, ())
+    row, previous, before = None, None, ""
+    for stage in LANES[unit.modality]:
+        receipt = ledger.receipt(stage, unit.unit)
+        if receipt is None:
+            return _after(record, StageOutcome(stage, PENDING))
+        if previous is not None and receipt.input_sha256 != previous.output.sha256:
+            return _after(record, StageOutcome(stage, PENDING, detail=f"since {before} ran again"))
+        row = _row_of(ledger.storage, receipt.output.path, id)
+        if row is None:
+            return _after(record, *_left_out(ledger.storage, receipt, id))
+        previous, before = receipt, stage
+        record = _after(_filled(ledger.storage, receipt, row, record), StageOutcome(stage, KEPT))
+    assert row is not None
+    return _placed(ledger, index, row, record)
+
+
+def _after(record: Record, *outcomes: StageOutcome) -> Record:
+    return replace(record, stages=(*record.stages, *outcomes))
+
+
+def _filled(storage: Storage, receipt: Receipt, row: int, record: Record) -> Record:
+    """Take what the stage knows of the record: its clip, codes or tokens."""
+    values = _row_at(storage, receipt.output.path, row)
+    if "input_ids" in values:
+        return replace(record, input_ids=np.array(values["input_ids"], np.int32))
+    codes = values.pop("codes", None)
+    return replace(
+        record,
+        clip=values,
+        codes=record.codes if codes is None else np.array(codes, np.uint16),
+    )
+
+
+def _placed(ledger: Ledger, index: int, row: int, record: Record) -> Record:
+    """Find the sample in the stored order, or among what interleave left out."""
+    order = ledger.receipt(INTERLEAVE, ORDER_UNIT)
+    if order is None:
+        return _after(record, StageOutcome(INTERLEAVE, PENDING))
+    left_out = _left_out(ledger.storage, order, record.id, f"{record.unit}#{row}")
+    if left_out:
+        return _after(record, *left_out)
+    places = tuple(_places(ledger.storage, order.output.path, index, row))
+    if not places or not all(_holds(ledger.storage, place, record.id) for place in places):
+        return _after(record, StageOutcome(INTERLEAVE, PENDING, detail="since the samples changed"))
+    return replace(_after(record, StageOutcome(INTERLEAVE, KEPT)), places=places)
+
+
+def _places(storage: Storage, path: str, unit: int, sample: int) -> Iterator[Place]:
+    """Search the order for a sample, and count the documents before it in its row."""
+    last, num_before = None, 0  # the row that the batch before ended in, and its documents so far
+    with storage.open_batches(path, ["shard", "row", "unit", "sample", "part"]) as batches:
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            shards, parts = batch["shard"], batch["part"]
+            rows, units, samples = (batch[k].to_numpy() for k in ("row", "unit", "sample"))
+            indices = shards.dictionary_encode().indices.to_numpy()
+            new = np.diff(rows, prepend=rows[0]) != 0
+            new |= np.diff(indices, prepend=indices[0]) != 0
+            starts = np.concatenate([[0], np.flatnonzero(new)])
+            if last != (shards[0].as_py(), int(rows[0])):
+                num_before = 0
+            for hit in np.flatnonzero((units == unit) & (samples == sample)).tolist():
+                start = int(starts[np.searchsorted(starts, hit, side="right") - 1])
+                document = hit - start + (num_before if start == 0 else 0)
+                yield Place(shards[hit].as_py(), int(rows[hit]), document, parts[hit].as_py())
+            start = int(starts[-1])
+            num_before = batch.num_rows - start + (num_before if start == 0 else 0)
+            last = (shards[-1].as_py(), int(rows[-1]))
+
+
+def _holds(storage: Storage, place: Place, id: str) -> bool:
+    """Tell whether a shard has the record where the order says, or is not made yet."""
+    path = f"shards/{place.shard}.arrow"
+    if storage.size(path) is None:
+        return True
+    row = _row_at(storage, path, place.row, ["document_ids"])
+    return row["document_ids"][place.document : place.document + 1] == [id]
+
+
+def _row_of(storage: Storage, path: str, id: str) -> int | None:
+    begin = 0
+    with storage.open_batches(path, ["id"]) as batches:
+        for batch in batches:
+            row = pc.index(batch["id"], pa.scalar(id, pa.string())).as_py()
+            if row >= 0:
+                return begin + row
+            begin += batch.num_rows
+    return None
+
+
+def _row_at(
+    storage: Storage, path: str, row: int, columns: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Read one row of a table; none of the others is turned into objects."""
+    if columns is None:
+        return storage.read_table(path).slice(row, 1).to_pylist()[0]
+    with storage.open_batches(path, list(columns)) as batches:
+        for batch in batches:
+            if row < batch.num_rows:
+                return batch.slice(row, 1).to_pylist()[0]
+            row -= batch.num_rows
+    return {column: [] for column in columns}  # the file has fewer rows
+
+
+def _left_out(
+    storage: Storage, receipt: Receipt, id: str, location: str | None = None
+) -> list[StageOutcome]:
+    """Find the record among those that a stage left out, `location` being of it if given."""
+    found: list[StageOutcome] = []
+    if receipt.excluded is None or _row_of(storage, receipt.excluded.path, id) is None:
+        return found
+    with storage.open_batches(receipt.excluded.path, EXCLUDED.names) as batches:
+        for batch in batches:
+            for row in batch.filter(pc.field("id") == id).to_pylist():
+                if location is None or row["location"] == location:
+                    keys = ("stage", "outcome", "reason", "detail", "location")
+                    found.append(StageOutcome(**{key: row[key] for key in keys}))
+    return found
+
+
+def record_json(record: Record, decode_text: Callable[[list[int]], str]) -> dict[str, Any]:
+    """Describe a record for `koe inspect --json`; null for what no stage made."""
+    document = document_json(record.document, decode_text, raw=False)
+    clip = record.clip or {}
+    ids, codes = record.input_ids, record.codes
+    text = clip.get("text") if record.modality == SPEECH else document["text"]
+    return {
+        "id": record.id,
+        "source": record.source,
+        "modality": record.modality,
+        "unit": record.unit,
+        "stages": [asdict(outcome) for outcome in record.stages],
+        "text": text if record.stages[0].outcome == KEPT else None,
+        "seconds": clip.get("seconds"),
+        "scores": {name: clip.get(name) for name in ("sig", "bak", "ovrl", "p808")},
+        "clip": record.clip,
+        "frames": None if codes is None else num_frames(codes),
+        "tokens": None if ids is None else len(ids),
+        "places": [asdict(place) for place in record.places],
+    }

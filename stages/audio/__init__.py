@@ -1,0 +1,1 @@
+"""Decoding audio files and reading their headers."""

@@ -1,0 +1,1 @@
+"""The DNSMOS scorer and the engines that run it."""

@@ -1,0 +1,213 @@
+"""What runs the DNSMOS network: which precision, which engine, and whether this machine has them.
+
+| engine of the convolutions | runs on | s a window alone, one Zen 4 core |
+|---|---|---|
+| native, FP32 | CPU; needs a C compiler and AVX2 | 0.12 |
+| torch, BF16 (`precision: bf16`) | CPU with AVX-512 BF16 or AMX, CUDA | 0.21 |
+| onnxruntime, FP32 | any provider | 0.35 |
+| torch, FP32 | CUDA; a CPU too, slowly | |
+
+All else (spectrogram, head) is FP32 and 1 % of the work: torch's with the engine torch, otherwise
+onnxruntime's.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from koe.errors import ConfigError
+from stages.dnsmos.kernels import SOURCE, NativeShared
+from stages.dnsmos.network import (
+    EDGE_FRAMES,
+    WINDOW_SAMPLES,
+    Network,
+    Part,
+    Parts,
+    UnknownNetwork,
+    cut,
+)
+from stages.dnsmos.on_torch import bf16_shared, torch_parts
+from stages.dnsmos.onnx_session import Provider, Run, open_session, require_provider, runner, shapes
+from stages.native.compiler import Unavailable, load_library
+
+Precision = Literal["fp32", "bf16"]
+Engine = Literal["auto", "native", "torch", "onnxruntime"]
+
+# How far a clip's ovrl may lie from FP32 when the convolutions run in BF16.
+BF16_OVRL_ERROR = 0.03
+
+_LOG = logging.getLogger(__name__)
+
+
+def ovrl_error(precision: Precision, provider: Provider) -> float:
+    """Return how far a clip's ovrl may lie from its FP32 value; 0 for FP32 itself."""
+    # TensorRT may round products to TF32, which is finer than BF16.
+    return 0.0 if precision == "fp32" and provider != "tensorrt" else BF16_OVRL_ERROR
+
+
+def require_precision(precision: Precision, provider: Provider) -> None:
+    """Check that this machine computes in `precision` faster than in FP32.
+
+    Raises: ConfigError, as BF16 that is emulated is several times slower than FP32.
+    """
+    if precision == "fp32" or provider == "cuda":
+        return
+    if provider == "tensorrt":
+        raise ConfigError(
+            "score.precision bf16 cannot be used with score.provider tensorrt",
+            "the BF16 convolutions are torch's",
+            "Set score.provider: cuda, or score.precision: fp32.",
+        )
+    found = torch.cpu.get_capabilities()
+    if not (found.get("avx512_bf16") or found.get("amx_bf16")):
+        raise ConfigError(
+            "score.precision bf16 cannot be used",
+            f"this CPU ({found.get('cpu_name', 'unknown')}) has neither AVX-512 BF16 nor AMX",
+            "Set score.precision: fp32.",
+        )
+
+
+def require_gpu() -> None:
+    """Check that torch can use a GPU of this machine.
+
+    Raises: ConfigError.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "score.provider cuda cannot be used",
+            "torch finds no CUDA device on this machine",
+            "Set score.provider: cpu, or give the stage's workers a GPU (gpus_per_worker).",
+        )
+
+
+def resolve_engine(engine: Engine, provider: Provider, precision: Precision) -> Engine:
+    """Replace `auto` by what is fastest here: decided once, for all workers of a run.
+
+    Raises: ConfigError for an engine that does not run here, or not with the others.
+    """
+    if provider == "cuda" and engine == "auto":
+        return "torch"
+    if engine == "onnxruntime" and (provider, precision) == ("cuda", "bf16"):
+        raise ConfigError(
+            "score.engine onnxruntime cannot be used with score.precision bf16",
+            "the BF16 convolutions are torch's",
+            "Set score.engine: auto.",
+        )
+    if engine == "torch" and provider == "tensorrt":
+        raise ConfigError(
+            "score.engine torch cannot be used with score.provider tensorrt",
+            "TensorRT is an execution provider of onnxruntime",
+            "Set score.engine: auto.",
+        )
+    if engine in ("torch", "onnxruntime"):
+        return engine
+    try:
+        _require_native(provider, precision)
+        return "native"
+    except Unavailable as error:
+        if engine == "native":
+            raise ConfigError(
+                "score.engine native cannot be used",
+                str(error),
+                "Set score.engine: auto, or give every worker a C compiler (Debian's package gcc).",
+            ) from error
+        if provider == "cpu" and precision == "fp32":
+            _LOG.warning("DNSMOS scores at a third of its speed without compiled code: %s", error)
+    return "onnxruntime"
+
+
+def _require_native(provider: Provider, precision: Precision) -> None:
+    if provider != "cpu" or precision != "fp32":
+        raise Unavailable(f"it is FP32 on a CPU, not {precision} on {provider}")
+    found = torch.cpu.get_capabilities()
+    if not (found.get("avx2") and found.get("fma3")):
+        raise Unavailable(f"this CPU ({platform.machine()}) has no AVX2: onnxruntime is faster")
+    load_library(SOURCE)
+
+
+def open_network(
+    path: str,
+    provider: Provider,
+    precision: Precision,
+    engine: Engine,
+    map_segments: Callable[..., object],
+) -> Network:
+    """Load the model file and bind its parts; `map_segments` as `Network` takes it.
+
+    Raises: ConfigError for another kind of model, or what this machine lacks.
+    """
+    require_precision(precision, provider)
+    engine = resolve_engine(engine, provider, precision)
+    model = Path(path).read_bytes()
+    if not (engine == "torch" and provider == "cuda"):
+        require_provider(provider)
+    found = shapes(open_session(model, "cpu", path))
+    if found != ([[WINDOW_SAMPLES]], [[3]]):
+        raise _not_dnsmos(path, f"it maps {found[0]} to {found[1]}")
+    try:
+        parts = cut(model)
+    except UnknownNetwork as error:
+        raise _not_dnsmos(path, str(error)) from error
+    if engine == "torch":
+        return _torch_network(parts, provider, precision, map_segments)
+    spectrogram, shared, head = (
+        runner(open_session(part, provider, path))
+        for part in (parts.spectrogram, parts.shared, parts.head)
+    )
+    if engine == "native":
+        shared = _checked(parts, shared)
+    return Network(
+        _on_tensors(spectrogram),
+        _on_tensors(shared) if precision == "fp32" else bf16_shared(parts.weights, "cpu"),
+        _on_tensors(head),
+        map_segments,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _torch_network(
+    parts: Parts, provider: Provider, precision: Precision, map_segments: Callable[..., object]
+) -> Network:
+    device = provider
+    if device == "cuda":
+        require_gpu()
+        map_segments = map  # the GPU computes a segment's values at once as it is
+    spectrogram, shared, head = torch_parts(parts, device)
+    if precision == "bf16":
+        shared = bf16_shared(parts.weights, device)
+    return Network(spectrogram, shared, head, map_segments, device)  # pyright: ignore[reportArgumentType]
+
+
+def _on_tensors(run: Run) -> Part:
+    """Return what takes and gives arrays as what takes and gives tensors of the same memory."""
+    return lambda values: torch.from_numpy(run(values.contiguous().numpy()))
+
+
+def _checked(parts: Parts, reference: Run) -> Run:
+    """Open the compiled convolutions, and compare them with onnxruntime's once."""
+    shared = NativeShared(parts.weights)
+    power = np.linspace(-12, 2, EDGE_FRAMES * 161, dtype=np.float32)
+    power = np.random.default_rng(0).permutation(power).reshape(1, 1, EDGE_FRAMES, 161)
+    expected = reference(power)
+    difference = float(np.abs(shared(power) - expected).max() / np.abs(expected).max())
+    if not difference < 1e-4:
+        raise ConfigError(
+            "score.engine native cannot be used",
+            f"what the compiler made of {SOURCE.name} is off by {difference:.1e}",
+            "Set score.engine: onnxruntime, and report the compiler's version.",
+        )
+    return shared
+
+
+def _not_dnsmos(path: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path} is not a DNSMOS P.835 model",
+        f"{why}; expected [[{WINDOW_SAMPLES}]] to [[3]]",
+        "Use sig_bak_ovr.onnx, or leave score.model out.",
+    )

@@ -1,0 +1,1 @@
+"""Compiling C at run time, and running models deterministically."""

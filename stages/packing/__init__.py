@@ -1,0 +1,1 @@
+"""Interleave's machinery: order, queue, layout, mix, packing, shards."""

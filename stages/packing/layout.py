@@ -1,0 +1,106 @@
+"""Interleave: the packed rows of both modalities, put in the order of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.packing.pack import pack, ranges, row_sums
+from stages.packing.queue import Described, InterleaveSettings, Queue
+
+_CHUNK_ROWS = 1 << 14  # some 100,000 pieces: what is described at once
+
+
+class PackedQueue:
+    """The rows of one modality, in the order in which packing made them."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        lengths = queue.lengths[: queue.num_pieces(queue.num_samples)]
+        self._rows = pack(lengths, queue.capacity)
+        self.num_samples = queue.num_samples
+        self.num_tokens = row_sums(self._rows, lengths).astype(np.int32)  # [rows]
+        self.has_cut = row_sums(self._rows, queue.is_cut()).astype(bool)  # [rows]
+
+    def __len__(self) -> int:
+        return len(self._rows.offsets) - 1
+
+    def num_pieces(self, rows: np.ndarray) -> np.ndarray:
+        return self._rows.offsets[rows + 1] - self._rows.offsets[rows]
+
+    def pieces_a_row(self) -> np.ndarray:
+        """Count the pieces of every row, int32 [rows]."""
+        return np.diff(self._rows.offsets).astype(np.int32)
+
+    def describe(self, rows: np.ndarray) -> Described:
+        """Describe the pieces of rows, one row after the other."""
+        places = ranges(self._rows.offsets[rows], self.num_pieces(rows))
+        return self._queue.describe(self._rows.items[places].astype(np.int64))
+
+    def shuffled(self) -> np.ndarray:
+        """Draw the rows in random order, uint32 [rows]: the k-th is the place of row k."""
+        places = np.arange(len(self), dtype=np.uint32)
+        self._queue.rng.shuffle(places)
+        return places
+
+
+class Layout(NamedTuple):
+    """The rows in order; one that holds both modalities has two entries. Arrays [entries]."""
+
+    text: PackedQueue
+    speech: PackedQueue
+    num_rows: int
+    row: np.ndarray  # uint32, rising
+    is_text: np.ndarray  # bool: which of the two queues
+    packed: np.ndarray  # uint32, row of that queue
+
+    def of_entries(self, text_values: np.ndarray, speech_values: np.ndarray) -> np.ndarray:
+        """Gather values of packed rows in the order of entries."""
+        values = np.empty(len(self.packed), text_values.dtype)
+        for is_text, source in ((True, text_values), (False, speech_values)):
+            mine = self.is_text == is_text
+            values[mine] = source[self.packed[mine]]
+        return values
+
+    def pieces(self, entries: np.ndarray) -> Iterator[tuple[np.ndarray, Described]]:
+        """Yield, for entries in the order given and a chunk at a time, row and pieces."""
+        for begin in range(0, len(entries), _CHUNK_ROWS):
+            chunk = entries[begin : begin + _CHUNK_ROWS]
+            packed, is_text = self.packed[chunk].astype(np.int64), self.is_text[chunk]
+            number = np.empty(len(chunk), np.int64)
+            queues = ((is_text, self.text), (~is_text, self.speech))
+            for mine, queue in queues:
+                number[mine] = queue.num_pieces(packed[mine])
+            places = np.cumsum(number) - number
+            pieces = Described(
+                *(np.empty(int(number.sum()), dtype) for dtype in (np.int64, *[np.int32] * 3))
+            )
+            for mine, queue in queues:
+                at = ranges(places[mine], number[mine])
+                for target, values in zip(pieces, queue.describe(packed[mine]), strict=True):
+                    target[at] = values
+            yield np.repeat(self.row[chunk], number), pieces
+
+
+def lay_rows(queues: list[Queue], is_text: np.ndarray, settings: InterleaveSettings) -> Layout:
+    """Pack both queues and give their rows places in the sequence; `is_text` bool [rows]."""
+    text, speech = (PackedQueue(queue) for queue in queues)
+    packed = np.empty(len(is_text), np.uint32)
+    loosest = []
+    for queue, wanted in ((text, True), (speech, False)):
+        places = np.flatnonzero(is_text == wanted)[queue.shuffled()]
+        packed[places] = np.arange(len(queue), dtype=np.uint32)
+        if len(queue):
+            least = int(np.argmin(queue.num_tokens))
+            loosest.append((int(places[least]), int(queue.num_tokens[least])))
+    row = np.arange(len(is_text), dtype=np.uint32)
+    if len(loosest) < 2 or sum(tokens for _, tokens in loosest) > settings.max_row_tokens:
+        return Layout(text, speech, len(row), row, is_text, packed)
+    # The earlier of two rows moves into the later: the one row that holds both modalities.
+    earlier, later = sorted(place for place, _ in loosest)
+    place = later - 1 if is_text[earlier] else later  # text comes first
+    entries = np.insert(np.delete(row, earlier), place, earlier)
+    row[later:] -= 1
+    return Layout(text, speech, len(row) - 1, row, is_text[entries], packed[entries])

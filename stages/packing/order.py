@@ -1,0 +1,242 @@
+"""The order of the shards: which sample goes to which row of which shard, and which to none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from koe.errors import ContractError
+from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, SAMPLE, TEXT, require_schema
+from stages.packing.ids import first_of_its_id, hash_ids
+from stages.packing.layout import lay_rows
+from stages.packing.pack import require_frames
+from stages.packing.queue import (
+    DUPLICATE,
+    EXHAUSTED,
+    OVERLONG,
+    Catalog,
+    InterleaveSettings,
+    Queue,
+    fit_to_ratio,
+)
+from stages.packing.shards import Shards
+
+NAME = "interleave"
+
+_REASONS = {
+    DUPLICATE: (QUARANTINED, "duplicate_id", "an earlier sample of the plan has this id"),
+    OVERLONG: (REJECTED, "overlong", "{} tokens are more than a row holds"),
+    EXHAUSTED: (
+        REJECTED,
+        "ratio_exhausted",
+        "of {} tokens: the ratio asks for more of the other modality",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class UnitSamples:
+    """The samples of one unit without their tokens; `index` is the unit's place in the plan.
+
+    `read` reads the SAMPLE table again, for the ids and sources of samples that have no place.
+    """
+
+    index: int
+    name: str
+    read: Callable[[], pa.Table]
+    id_hashes: np.ndarray  # int64 [n], of `stages.packing.ids.hash_ids`
+    is_text: np.ndarray  # bool [n]
+    lengths: np.ndarray  # int32 [n], tokens
+    num_frames: np.ndarray  # int32 [n], 0 for text
+
+
+def unit_samples(index: int, name: str, read: Callable[[], pa.Table]) -> UnitSamples:
+    """Take from a unit's SAMPLE table what the order needs; the tokens are not read."""
+    samples = require_schema(read(), SAMPLE, f"the samples of unit {name}")
+    return UnitSamples(
+        index=index,
+        name=name,
+        read=read,
+        id_hashes=hash_ids(samples["id"]),
+        is_text=samples["modality"].to_numpy() == TEXT,
+        lengths=np.concatenate(
+            [np.empty(0, np.int32)]
+            + [chunk.value_lengths().to_numpy() for chunk in samples["input_ids"].chunks]
+        ),
+        num_frames=samples["frames"].to_numpy().astype(np.int32),
+    )
+
+
+class Order:
+    """The plan of all shards and the samples that have no place, as arrays.
+
+    Tables are made of it when they are asked for, or streamed: the tables of 24 M samples would
+    take several GB. `num_samples` = samples placed + rejected + quarantined.
+    """
+
+    def __init__(
+        self, units: list[_Unit], catalog: Catalog, fate: np.ndarray, shards: Shards
+    ) -> None:
+        self.num_samples = len(fate)
+        self._units, self._catalog, self._fate, self._shards = units, catalog, fate, shards
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the order (ORDER), sorted by shard and row."""
+        return self._shards.tables()
+
+    def excluded(self, outcome: str) -> Iterator[pa.Table]:
+        """Yield the samples (EXCLUDED) that were rejected or quarantined, unit by unit."""
+        codes = [code for code, (kind, _, _) in _REASONS.items() if kind == outcome]
+        for place, unit in enumerate(self._units):
+            begin, end = self._catalog.bounds[place : place + 2]
+            fate = self._fate[begin:end]
+            rows = np.flatnonzero(np.isin(fate, codes))
+            if len(rows):
+                lengths = self._catalog.lengths[begin:end][rows]
+                yield _excluded(unit, rows, lengths, fate[rows], outcome)
+
+    def reasons(self, outcome: str) -> dict[str, int]:
+        """Count what is excluded, by reason."""
+        counts = np.bincount(self._fate, minlength=max(_REASONS) + 1)
+        found = {
+            reason: int(counts[code])
+            for code, (kind, reason, _) in _REASONS.items()
+            if kind == outcome and counts[code]
+        }
+        return dict(sorted(found.items()))
+
+    def placed_by_unit(self) -> Iterator[tuple[int, int]]:
+        """Yield a unit's index in the plan, and how many of its samples have a place."""
+        for unit, (begin, end) in zip(self._units, pairwise(self._catalog.bounds), strict=True):
+            yield unit.index, int(np.count_nonzero(self._fate[begin:end] == 0))
+
+    def shard_names(self) -> list[str]:
+        return self._shards.names
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All of the order (ORDER) at once."""
+        return pa.concat_tables([ORDER.empty_table(), *self.tables()]).combine_chunks()
+
+    @cached_property
+    def rejected(self) -> pa.Table:
+        return pa.concat_tables([EXCLUDED.empty_table(), *self.excluded(REJECTED)])
+
+    @cached_property
+    def quarantined(self) -> pa.Table:
+        return pa.concat_tables([EXCLUDED.empty_table(), *self.excluded(QUARANTINED)])
+
+    def shards(self) -> dict[str, pa.Table]:
+        """Slice the order by shard; shards in the order of their names."""
+        sizes = Counter(self.table["shard"].to_pylist())
+        ends = np.cumsum([0, *(sizes[name] for name in self.shard_names())]).tolist()
+        return {
+            name: self.table.slice(begin, end - begin)
+            for name, (begin, end) in zip(self.shard_names(), pairwise(ends), strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class _Unit:
+    index: int
+    name: str
+    read: Callable[[], pa.Table]
+
+
+def plan_order(units: Iterable[UnitSamples], settings: InterleaveSettings) -> Order:
+    """Place every sample in a row of a shard, or say why not.
+
+    Samples of a modality are shuffled, packed, and their rows shuffled and mixed by the ratio;
+    where the ratio uses up one modality, whole samples of the other are rejected. The plan order
+    of the units, the settings and nothing else decide the outcome. `units` come in plan order;
+    each is taken in and let go before the next.
+    Raises: ConfigError when the ratio leaves no row at all.
+    """
+    taken, catalog, first = _take_in(units, settings.max_row_tokens)
+    fate = np.where(first, np.uint8(0), np.uint8(DUPLICATE))
+    del first
+    queues = [Queue(catalog, fate, settings, text) for text in (True, False)]
+    is_text = fit_to_ratio(queues, settings)
+    for queue in queues:
+        fate[queue.left_out()] = EXHAUSTED
+    layout = lay_rows(queues, is_text, settings)
+    num_placed = layout.text.num_samples + layout.speech.num_samples
+    _require_closed(fate, num_placed)
+    return Order(taken, catalog, fate, Shards(catalog, layout, settings))
+
+
+def _take_in(
+    units: Iterable[UnitSamples], capacity: int
+) -> tuple[list[_Unit], Catalog, np.ndarray]:
+    """Collect the arrays of all units, and mark the first sample of each id, bool [n].
+
+    Byte arrays grow in place (the kernel moves their pages), where joining arrays would hold all of
+    them twice.
+    """
+    hashes, is_text, lengths = bytearray(), bytearray(), bytearray()
+    taken: list[_Unit] = []
+    sizes, long_samples, long_frames = [0], [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    for unit in units:
+        if taken and unit.index <= taken[-1].index:
+            raise ContractError(
+                f"unit {unit.name} comes after {taken[-1].name}, which the plan has later",
+                "the order of the units decides the bytes of the shards",
+            )
+        require_frames(unit.lengths[~unit.is_text], unit.num_frames[~unit.is_text])
+        long = np.flatnonzero(unit.lengths > capacity)
+        long_samples.append(len(is_text) + long)
+        long_frames.append(unit.num_frames[long])
+        hashes += unit.id_hashes.astype(np.int64, copy=False).tobytes()
+        lengths += unit.lengths.astype(np.int32, copy=False).tobytes()
+        is_text += unit.is_text.tobytes()
+        taken.append(_Unit(unit.index, unit.name, unit.read))
+        sizes.append(len(unit.lengths))
+    bounds = np.cumsum(sizes, dtype=np.int64)
+    catalog = Catalog(
+        bounds=bounds,
+        unit_index=np.array([unit.index for unit in taken], np.int32),
+        is_text=np.frombuffer(is_text, bool),
+        lengths=np.frombuffer(lengths, np.int32),
+        long_samples=np.concatenate(long_samples).astype(np.uint32),
+        long_frames=np.concatenate(long_frames).astype(np.int32),
+    )
+    first = first_of_its_id(
+        np.frombuffer(hashes, np.int64), bounds, lambda unit: taken[unit].read()["id"].to_pylist()
+    )
+    return taken, catalog, first
+
+
+def _excluded(
+    unit: _Unit, rows: np.ndarray, lengths: np.ndarray, fate: np.ndarray, outcome: str
+) -> pa.Table:
+    samples = unit.read()
+    reasons = [_REASONS[code] for code in fate.tolist()]
+    columns = {
+        "id": samples["id"].take(pa.array(rows)),
+        "source": samples["source"].take(pa.array(rows)),
+        "stage": [NAME] * len(rows),
+        "outcome": [outcome] * len(rows),
+        "reason": [reason for _, reason, _ in reasons],
+        "detail": [
+            detail.format(length)
+            for (_, _, detail), length in zip(reasons, lengths.tolist(), strict=True)
+        ],
+        "location": [f"{unit.name}#{row}" for row in rows.tolist()],
+    }
+    return pa.table(columns, schema=EXCLUDED)
+
+
+def _require_closed(fate: np.ndarray, num_placed: int) -> None:
+    num_excluded = int(np.count_nonzero(fate))
+    if num_placed + num_excluded != len(fate):
+        raise ContractError(
+            "interleave lost or invented samples",
+            f"{len(fate)} came in, {num_placed} were placed, {num_excluded} rejected or quarantined",
+            "This is a defect in koe, please report it with the run's configuration.",
+        )

@@ -1,0 +1,1 @@
+"""The SNAC codec and the engines that run it."""

@@ -1,0 +1,50 @@
+"""A URL that cannot be opened says what is missing, of a run directory and of a source alike."""
+
+import builtins
+
+import pytest
+
+from koe.errors import ConfigError
+from koe.remote import file_system
+from pipeline.run_dir.plan import load_plan
+from pipeline.run_dir.storage import Storage
+from stages.sources.files import expand, open_binary, relative_name, stamp
+
+
+@pytest.fixture
+def no_packages(monkeypatch):
+    """Let no package of an object store be installed."""
+    real = builtins.__import__
+
+    def hidden(name, *rest, **more):
+        if name.partition(".")[0] in ("s3fs", "gcsfs"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", hidden)
+    monkeypatch.setattr("importlib.import_module", lambda name, *rest: hidden(name, fromlist=["x"]))
+
+
+USES = [
+    lambda url: load_plan(Storage(url)),
+    lambda url: Storage(url).write_bytes("a", b"1"),
+    lambda url: expand("clips", [f"{url}/*.jsonl"]),
+    lambda url: relative_name("s3://a/x", [f"{url}/*.jsonl"]),
+    stamp,
+    open_binary,
+    file_system,
+]
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://bucket/run", r"s3://bucket/run.* cannot be opened .*`pip install s3fs`"),
+        ("gs://bucket/run", r"`pip install gcsfs`"),
+        ("foo://bucket/run", r"cannot be opened because Protocol not known: foo\. Name a local"),
+    ],
+)
+def test_what_is_missing_is_named(no_packages, use, url, words):
+    with pytest.raises(ConfigError, match=words):
+        use(url)

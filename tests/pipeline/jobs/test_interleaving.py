@@ -1,0 +1,89 @@
+"""The stored order is the order that was planned, shard by shard, and nothing of it is lost."""
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from koe.schema import EXCLUDED
+from koe.stage import Outcome
+from pipeline.execution.runner import DONE, FAILED, SKIPPED
+from pipeline.jobs.interleave import OrderStage, OrderWork, ShardWork, shard_places
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.storage import Storage
+from stages.interleave import InterleaveSettings, gather_rows, plan_order
+from tests.pipeline.run_dir.test_ledger import Numbers
+from tests.stages.samples import corpus, described, reader
+
+SETTINGS = InterleaveSettings(shard_megabytes=0.05, validation_share=0.05)
+
+
+def tables():
+    found = corpus(num_samples=200)
+    names = list(found)
+    found["again"] = pa.concat_tables([found[names[0]].slice(3, 4), found[names[-1]].slice(1, 1)])
+    return found
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose samples are stored: its tables, ledger and the work of ordering them."""
+    found, ledger, none = tables(), Ledger(Storage(str(tmp_path))), EXCLUDED.empty_table()
+    for name, table in found.items():
+        stage = replace(Numbers(), name="tokenize")
+        outcome = Outcome(table, none, none)
+        ledger.commit(stage, name, "", outcome, records_in=table.num_rows, seconds=0)
+    sources = tuple(table["source"][0].as_py() for table in found.values())
+    return found, ledger, OrderWork(OrderStage(SETTINGS, {}), str(tmp_path), tuple(found), sources)
+
+
+def test_what_is_stored_is_what_was_planned(run):
+    found, ledger, work = run
+    result = work.open()("order")
+    planned = plan_order(described(found), SETTINGS)
+    receipt = ledger.receipt("interleave", "order")
+    assert ledger.read(receipt).equals(planned.table)
+    excluded = pa.concat_tables([planned.rejected, planned.quarantined])
+    assert ledger.read_excluded(receipt).equals(excluded)
+    assert receipt.rejected == {"overlong": 3}
+    assert receipt.quarantined == {"duplicate_id": 5}
+    assert result.records_in == planned.num_samples == result.kept + 8
+    placed = {key: value for key, value in receipt.measures.items() if key.startswith("placed.")}
+    assert sum(placed.values()) == result.kept
+    assert set(placed) == {"placed.jvs", "placed.dolly"}
+    assert (result.status, work.open()("order").status) == (DONE, SKIPPED)
+
+
+def test_shards_are_made_from_their_places_in_the_order(run):
+    found, ledger, work = run
+    assert work.open()("order").status == DONE
+    receipt = ledger.receipt("interleave", "order")
+    shards = plan_order(described(found), SETTINGS).shards()
+    places = shard_places(ledger.storage, receipt)
+    assert list(places) == list(shards)
+    assert [stop - start for start, stop in places.values()] == [len(s) for s in shards.values()]
+    make = ShardWork(work.stage, work.root, receipt, work.units).open()
+    for name, part in shards.items():
+        result = make(name)
+        rows = gather_rows(part, reader(found), list(found))
+        stored = ledger.storage.read_table(f"shards/{name}.arrow")
+        assert stored.equals(rows)
+        tokens = sum(len(row) for row in rows["input_ids"].to_pylist())
+        assert result.measures["tokens"] == tokens
+        by_modality = {k: v for k, v in result.measures.items() if k.startswith("tokens.")}
+        assert sum(by_modality.values()) == tokens
+
+
+def test_an_order_that_cannot_be_made_says_why(run):
+    _, ledger, work = run
+    missing = replace(work, units=(*work.units, "absent"))
+    speech = tuple(unit for unit in work.units if unit.startswith("jvs"))
+    ratio = [(0.0, {"text": 1, "speech": 0.001})]
+    unfit = OrderWork(
+        OrderStage(replace(SETTINGS, ratio=ratio), {}), work.root, speech, ("jvs",) * len(speech)
+    )
+    for broken, why in ((missing, "absent is not tokenized"), (unfit, "0 rows of text")):
+        result = broken.open()("order")
+        assert (result.stage, result.status) == ("order", FAILED)
+        assert why in result.error
+    assert ledger.receipt("interleave", "order") is None

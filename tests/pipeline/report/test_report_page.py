@@ -1,0 +1,103 @@
+"""The page of the data report, from statistics written by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, RED, SLOT_COLOURS
+from koe.webpage.style import STYLE
+from pipeline.report.page import page
+from tests.reports import content, excluded, left_out, written_stats
+from tests.webpage import EVIL, Page, check_accessible
+from training.report.drawing import COLOURS, DARK_RED, VIOLET
+
+
+def test_every_key_of_the_statistics_may_be_absent():
+    whole = Page(page(content(written_stats())))
+    assert len(whole.figures) == 16
+    for key in written_stats():
+        stats = written_stats()
+        del stats[key]
+        check_accessible(Page(page(content(stats))))
+    assert not Page(page(content({}))).figures
+
+
+def test_no_text_becomes_markup():
+    rows = excluded(1, EVIL, source=EVIL, detail=EVIL, location=EVIL)
+    found = Page(page(content(written_stats(EVIL), left_out(rows), title=EVIL, codec=EVIL)))
+    assert "img" not in found.tags
+    assert found.tags.count("script") == 4
+    assert found.data["left-out"] == [[f"{EVIL}0", EVIL, "encode", "rejected", EVIL, EVIL, EVIL]]
+    for figure in found.figures:  # plotly takes a text for markup, but not what only marks a trace
+        for trace in figure["data"]:
+            trace.pop("meta", None)
+        assert "<img" not in json.dumps(figure)
+
+
+def test_excluded_records_are_balanced_over_their_reasons_and_all_are_counted():
+    found = left_out(
+        excluded(80), excluded(3, "rare"), excluded(60), excluded(50, "other"), most=43
+    )
+    reasons = [row["reason"] for row in found.shown()]
+    assert {reason: reasons.count(reason) for reason in set(reasons)} == {
+        "below_threshold": 20, "other": 20, "rare": 3,
+    }  # fmt: skip
+    assert found.counts.total() == 193
+    assert found.losses({"clips"})[0] == ("encode", "rejected", "below_threshold", 140)
+    assert found.losses({"elsewhere"}) == []
+    shown = Page(page(content(written_stats(), found)))
+    assert "43 of 193 records are shown" in shown.text
+    assert "below threshold (140)" in shown.text
+
+
+def test_headline_figures():
+    assert Page(page(content(written_stats()))).tiles == {
+        "Clips in": "10",
+        "Clips kept": "6",
+        "Samples kept": "6",
+        "Left out": "8",
+        "Tokens out": "100",
+        "Row fill": "98.00 %",
+    }
+
+
+def test_books_that_do_not_close_are_said():
+    stats = written_stats()
+    assert "books closed" in Page(page(content(stats))).text
+    stats["samples"]["closed"] = False
+    assert "books do not close" in Page(page(content(stats))).text
+
+
+def test_a_chart_is_put_into_words():
+    found = Page(page(content(written_stats())))
+    labels = [e.named["aria-label"] for e in found.elements if e.named.get("class") == "plot"]
+    assert labels[0] == "Clips. clips in: 10; kept: 6"
+    words = "share of the tokens, % over progress through the training rows, %. speech: 90 to 90. "
+    assert f"Mix over progress. {words}text: 10 to 10." in labels
+
+
+def test_colours_can_be_told_from_what_lies_behind_them():
+    """WCAG 2 AA: text 4.5 : 1, graphics and edges of controls 3 : 1."""
+    schemes = [dict(re.findall(r"--([a-z]+): (#\w+);", part)) for part in STYLE.split("@media")[:2]]
+    assert len(schemes[0]) == len(schemes[1]) > 10
+    texts = ("ink", "soft", "accent", "kept", "rejected", "quarantined", "lowered")
+    charts = {AMBER, BLUE, GREEN, GREY, ORANGE, RED, DARK_RED, VIOLET, *SLOT_COLOURS, *COLOURS}
+    for of in schemes:
+        for behind in (of["page"], of["card"]):
+            assert min(_contrast(of[text], behind) for text in texts) >= 4.5
+            assert _contrast(of["edge"], behind) >= 3
+        assert min(_contrast(colour, of["card"]) for colour in charts) >= 3
+        assert _contrast(of["ink"], of["bar"]) >= 4.5
+        assert _contrast(of["page"], of["accent"]) >= 4.5  # of the button that is pressed
+
+
+def _contrast(one: str, other: str) -> float:
+    dark, bright = sorted(_luminance(colour) for colour in (one, other))
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

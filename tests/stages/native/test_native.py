@@ -1,0 +1,42 @@
+"""Compiling: the library runs here, and what a compiler says is told."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from stages.native.compiler import Unavailable, load_library
+
+
+def test_a_source_is_compiled_and_loaded_once(tmp_path):
+    source = tmp_path / "twice.c"
+    source.write_text("int twice(int x) { return 2 * x; }")
+    try:
+        library = load_library(source)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    assert library.twice(ctypes.c_int(21)) == 42
+    source.unlink()
+    assert load_library(source) is library
+
+
+def test_without_a_compiler_it_says_so(no_compiler, tmp_path):
+    with pytest.raises(Unavailable, match="no C compiler is found"):
+        load_library(tmp_path / "any.c")
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("echo 'no such option' >&2; exit 1", "failed: no such option"),
+        ("exit 0", "kernel.so"),  # and left no library
+    ],
+)
+def test_a_compiler_that_fails_is_quoted(no_compiler, monkeypatch, tmp_path, script, why):
+    compiler = tmp_path / "mycc"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", f"{compiler} -O3")
+    with pytest.raises(Unavailable, match=why):
+        load_library(tmp_path / "kernel.c")

@@ -1,0 +1,199 @@
+"""The codec must give the codes of the snac package, from weights that are what they claim."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from snac import SNAC
+
+from koe.errors import BadRecord, ConfigError, StageError
+from koe.vocabulary import flatten_codes, unflatten_codes
+from stages.snac.codec import ARCHITECTURE, PUBLISHED_SHA256, Codec, clip_seed, resolve_codec
+from tests.stages.speech import synthetic_speech, write_snac_weights
+
+LENGTHS = (1, 1000, 2047, 2048, 2049, 4096, 7 * 2048, 30_000, 60_000)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return write_snac_weights(tmp_path_factory.mktemp("snac"))
+
+
+@pytest.fixture(scope="module")
+def codec(weights) -> Codec:
+    return Codec.open(resolve_codec(str(weights)))
+
+
+@pytest.fixture(scope="module")
+def referee(weights) -> SNAC:
+    """The package's own model, loaded by the package, weight norm in place."""
+    return SNAC.from_pretrained(str(weights))
+
+
+def _reference_codes(referee: SNAC, audio: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        codebooks = referee.encode(torch.from_numpy(audio)[None, None])
+    return flatten_codes([codes[0].numpy() for codes in codebooks])
+
+
+@pytest.mark.parametrize("num_samples", LENGTHS)
+def test_codes_equal_those_of_the_package(num_samples, codec, referee):
+    audio = synthetic_speech(num_samples, 24_000, seed=num_samples)
+    (codes,) = codec.encode(audio[None])
+    assert codes.dtype == np.uint16
+    np.testing.assert_array_equal(codes, _reference_codes(referee, audio))
+
+
+def test_the_codes_under_test_are_varied_enough_to_tell(codec):
+    (codes,) = codec.encode(synthetic_speech(60_000, 24_000)[None])
+    assert len(set(codes.tolist())) > 80
+
+
+def test_codes_of_a_batch_equal_those_of_each_clip_alone(codec, referee):
+    batch = np.stack([synthetic_speech(10_000, 24_000, seed) for seed in range(4)])
+    for codes, audio in zip(codec.encode(batch), batch, strict=True):
+        np.testing.assert_array_equal(codes, _reference_codes(referee, audio))
+
+
+def test_untrained_codes_equal_those_of_the_package():
+    spec = resolve_codec("untrained", seed=3)
+    torch.manual_seed(3)
+    referee = SNAC(**ARCHITECTURE).eval()
+    audio = synthetic_speech(25_000, 24_000)
+    (codes,) = Codec.open(spec).encode(audio[None])
+    np.testing.assert_array_equal(codes, _reference_codes(referee, audio))
+
+
+def test_decoding_equals_the_package_given_the_same_noise(codec, referee):
+    (codes,) = codec.encode(synthetic_speech(6_000, 24_000)[None])
+    before = torch.random.get_rng_state()
+    audio = codec.decode(codes, seed=11)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert audio.shape == (len(codes) // 7 * 2048,)
+    torch.manual_seed(11)
+    with torch.inference_mode():
+        tensors = [torch.from_numpy(book)[None] for book in unflatten_codes(codes)]
+        expected = referee.decode(tensors)[0, 0].numpy()
+    np.testing.assert_array_equal(audio, expected)
+    np.testing.assert_array_equal(audio, codec.decode(codes, seed=11))
+    assert not np.array_equal(audio, codec.decode(codes, seed=12))
+
+
+def test_the_noise_of_a_clip_depends_on_its_id_and_the_seed_only():
+    seeds = {clip_seed(clip, seed) for clip in ("a", "b") for seed in (0, 1)}
+    assert len(seeds) == 4
+    assert clip_seed("a", 0) == clip_seed("a", 0)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_weight_norm_is_folded_in(codec):
+    assert not any("parametrizations" in name for name, _ in codec._model.named_modules())
+
+
+def test_untrained_weights_are_seeded_and_say_so():
+    spec, again, other = (resolve_codec("untrained", PUBLISHED_SHA256, seed=s) for s in (0, 0, 1))
+    assert spec == again
+    assert spec.sha256 != other.sha256
+    assert not spec.trained
+    assert spec.label == "UNTRAINED (seed 0)"
+    assert spec.describe()["trained"] is False
+    assert pickle.loads(pickle.dumps(spec)) == spec
+
+
+def test_a_folder_is_checked_against_its_sha256(weights):
+    expected = hashlib.sha256((weights / "pytorch_model.bin").read_bytes()).hexdigest()
+    spec = resolve_codec(str(weights), expected)
+    assert spec.trained
+    assert spec.sha256 == expected
+    with pytest.raises(ConfigError) as caught:
+        resolve_codec(str(weights), PUBLISHED_SHA256)
+    assert expected in str(caught.value)
+    assert PUBLISHED_SHA256 in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sampling_rate", 44_100),
+        ("vq_strides", [8, 4, 2, 1]),
+        ("codebook_size", 1024),
+        ("encoder_rates", [3, 3, 7, 7]),
+        ("attn_window_size", 32),
+        ("surprise", 1),
+    ],
+)
+def test_another_snac_than_the_24_khz_one_is_refused(weights, tmp_path, key, value):
+    (tmp_path / "pytorch_model.bin").symlink_to(weights / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({**ARCHITECTURE, key: value}))
+    with pytest.raises(ConfigError, match=r"config\.json is not"):
+        resolve_codec(str(tmp_path))
+
+
+def test_missing_files_are_named_with_what_to_fetch(weights, tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        resolve_codec(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(ARCHITECTURE))
+    with pytest.raises(ConfigError, match=r"79,488,254 bytes.*snac\.weights: untrained"):
+        resolve_codec(str(tmp_path))
+
+
+class _Touch:
+    """Pickles as a call that creates a file, as a hostile checkpoint would."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_weights_file_cannot_run_code(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(ARCHITECTURE))
+    torch.save({"encoder": _Touch(tmp_path / "owned")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="does not hold the weights"):
+        Codec.open(resolve_codec(str(tmp_path)))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_weights_that_changed_since_the_plan_are_refused(weights):
+    spec = resolve_codec(str(weights))
+    planned = type(spec)(spec.weights, "0" * 64)
+    with pytest.raises(ConfigError, match="not those that the run was planned with"):
+        Codec.open(planned)
+
+
+def test_weights_that_cannot_be_downloaded_name_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match="cannot be downloaded") as caught:
+        resolve_codec("hubertsiuzdak/snac_24khz")
+    assert PUBLISHED_SHA256 in caught.value.remedy
+    assert "snac.weights: untrained" in caught.value.remedy
+    with pytest.raises(ConfigError, match="neither a folder"):
+        resolve_codec(str(tmp_path / "absent"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+def test_a_missing_gpu_never_becomes_the_cpu(weights):
+    with pytest.raises(ConfigError, match=r"snac\.device"):
+        Codec.open(resolve_codec(str(weights), device="cuda"))
+
+
+def test_no_samples_are_a_bad_record_and_a_torch_failure_a_stage_error(codec, monkeypatch):
+    with pytest.raises(BadRecord, match="empty_audio"):
+        codec.encode(np.empty((1, 0), np.float32))
+
+    def fail(*_):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(torch, "cat", fail)
+    with pytest.raises(StageError, match="clip-7") as caught:
+        codec.encode(np.zeros((1, 2048), np.float32), clip_id="clip-7")
+    assert isinstance(caught.value.__cause__, RuntimeError)

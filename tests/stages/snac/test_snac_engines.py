@@ -1,0 +1,232 @@
+"""Every engine must give the package's codes, whatever its tiles, and say when it cannot run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from snac import SNAC
+from torch.nn.utils import parametrize
+
+from koe.errors import ConfigError
+from koe.memory import keep_memory
+from stages.native.compiler import Unavailable
+from stages.snac import kernels as snac_kernels
+from stages.snac.codec import ARCHITECTURE, Codec, resolve_codec
+from stages.snac.encoder import TiledEncoder, Tiles, supports
+from stages.snac.engines import open_engine
+from stages.snac.kernels import CONSTANTS, TorchKernels, native_kernels
+from stages.snac.masking import MaskedEncoder
+from tests.stages.speech import synthetic_speech, write_snac_weights
+
+# Tiles of two rows of the deepest block, segments of three latents, distances of a frame.
+SMALL = Tiles(values=2 * 8 * 384, latents=3, distances=4)
+FRAME = 2048
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in a worker."""
+    torch.set_num_threads(1)
+    keep_memory()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Weights whose biases matter too."""
+    folder = write_snac_weights(tmp_path_factory.mktemp("snac"))
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    generator = torch.Generator().manual_seed(2)
+    for name, tensor in state.items():
+        if name.endswith("bias"):
+            tensor.uniform_(-0.3, 0.3, generator=generator)
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def referee(weights) -> SNAC:
+    """The package's own model, loaded by the package, weight norm in place."""
+    return SNAC.from_pretrained(str(weights))
+
+
+@pytest.fixture(scope="module")
+def model(weights) -> SNAC:
+    return _folded(SNAC.from_pretrained(str(weights)))
+
+
+def _folded(model: SNAC) -> SNAC:
+    for module in list(model.modules()):
+        for name in list(getattr(module, "parametrizations", {})):
+            parametrize.remove_parametrizations(module, name)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(params=["native", "tiled"])
+def kernels(request) -> snac_kernels.Kernels:
+    if request.param == "tiled":
+        return TorchKernels()
+    try:
+        return native_kernels()
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+def _assert_same(encoder: TiledEncoder, referee: SNAC, audio: np.ndarray) -> None:
+    clip = torch.from_numpy(audio)
+    with torch.inference_mode():
+        padded = referee.preprocess(clip[None, None])
+        expected = referee.encoder(padded)
+        codes = referee.quantizer(expected)[1]
+        latents, found = encoder.latents(clip), encoder.encode(clip)
+    # Closer than codes can tell: an error at one edge changes few of them.
+    torch.testing.assert_close(latents, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+    for book, theirs in zip(found, codes, strict=True):
+        assert torch.equal(book, theirs[0])
+
+
+@pytest.mark.parametrize("samples", [1, 2, 700, FRAME - 1, FRAME, FRAME + 1, 5 * FRAME])
+@pytest.mark.parametrize("tiles", [SMALL, Tiles()], ids=["small", "default"])
+def test_codes_and_latents_are_the_packages(samples, tiles, kernels, model, referee):
+    audio = synthetic_speech(samples, 24_000, seed=samples)
+    _assert_same(TiledEncoder(model, kernels, tiles), referee, audio)
+
+
+@pytest.mark.parametrize(("values", "latents"), [(3_000, 5), (7_000, 1), (20_000, 2), (90_000, 3)])
+def test_no_seam_shows_wherever_tiles_meet(values, latents, kernels, model, referee):
+    audio = np.random.default_rng(values).uniform(-1, 1, 2 * FRAME).astype(np.float32)
+    _assert_same(TiledEncoder(model, kernels, Tiles(values, latents)), referee, audio)
+
+
+def test_a_clip_longer_than_a_segment_has_the_packages_codes(kernels, model, referee):
+    encoder = TiledEncoder(model, kernels, Tiles(latents=30))
+    _assert_same(encoder, referee, synthetic_speech(100_000, 24_000))
+
+
+def test_silence_and_full_scale_have_the_packages_codes(kernels, model, referee):
+    for audio in (np.zeros(5_000), np.ones(5_000), np.resize([1.0, -1.0], 5_000)):
+        _assert_same(TiledEncoder(model, kernels), referee, audio.astype(np.float32))
+
+
+@pytest.mark.parametrize("engine", ["native", "tiled", "eager"])
+def test_a_batch_has_the_bytes_of_each_clip_alone(engine, weights):
+    try:
+        codec = Codec.open(resolve_codec(str(weights), engine=engine))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    assert codec.engine == engine
+    sizes = (9_000, 30_000, 2_048, 8_200)
+    batch = [synthetic_speech(size, 24_000, seed) for seed, size in enumerate(sizes)]
+    alone = [codec.encode(clip[None])[0] for clip in batch]
+    codec.encode(synthetic_speech(70_000, 24_000)[None])
+    for codes, expected in zip(codec.encode(batch), alone, strict=True):
+        np.testing.assert_array_equal(codes, expected)
+
+
+def test_snake_holds_far_from_zero(kernels):
+    width, rows = 32, 64
+    x = torch.linspace(-300, 300, width * rows).reshape(rows, width)
+    constants = torch.zeros(CONSTANTS, width)
+    constants[snac_kernels.ALPHA] = torch.linspace(-4, 4, width)
+    constants[snac_kernels.RECIPROCAL] = 1.0
+    out = torch.empty_like(x)
+    kernels.snake(x, constants, out)
+    angle = x * constants[snac_kernels.ALPHA]  # rounded, as the package rounds it
+    expected = x.double() + torch.sin(angle.double()).square()
+    assert (out - expected).abs().max() < 3e-5
+
+
+def test_auto_is_native_where_it_compiles(weights):
+    try:
+        native_kernels()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    assert Codec.open(resolve_codec(str(weights))).engine == "native"
+
+
+def test_without_a_compiler_auto_is_tiled_and_says_so(no_compiler, weights, caplog):
+    with caplog.at_level(logging.WARNING):
+        codec = Codec.open(resolve_codec(str(weights)))
+    assert codec.engine == "tiled"
+    assert "no C compiler" in caplog.text
+
+
+def test_without_a_compiler_native_is_refused(no_compiler, weights):
+    with pytest.raises(ConfigError, match=r"snac\.engine native.*no C compiler") as caught:
+        Codec.open(resolve_codec(str(weights), engine="native"))
+    assert "snac.engine: auto" in caught.value.remedy
+
+
+def test_kernels_that_compute_something_else_are_not_used(monkeypatch, tmp_path):
+    source = tmp_path / "snac_kernels.c"
+    source.write_text(snac_kernels.SOURCE.read_text().replace("sum += tap[k]", "sum -= tap[k]"))
+    monkeypatch.setattr(snac_kernels, "SOURCE", source)
+    try:
+        native_kernels()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    native_kernels.cache_clear()
+    with pytest.raises(Unavailable, match=r"snac_kernels\.c is off by"):
+        native_kernels()
+    native_kernels.cache_clear()
+
+
+def test_beyond_a_clips_end_every_convolution_finds_zeros(model):
+    encoder = MaskedEncoder(model.encoder)
+    clips = [synthetic_speech(size * FRAME, 24_000, size) for size in (1, 5, 3)]
+    batch = torch.zeros(3, 1, 5 * FRAME)
+    for row, clip in zip(batch, clips, strict=True):
+        row[0, : len(clip)] = torch.from_numpy(clip)
+    with torch.inference_mode():
+        together = encoder(batch, [1, 5, 3])
+        for row, clip in zip(together, clips, strict=True):
+            alone = encoder(torch.from_numpy(clip).view(1, 1, -1), [len(clip) // FRAME])[0]
+            difference = (row[:, : alone.shape[1]] - alone).abs().max()
+            assert difference < 1e-5 * alone.abs().max()
+            assert not row[:, alone.shape[1] :].any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_codes_of_a_cpu_in_any_batch(weights):
+    gpu = Codec.open(resolve_codec(str(weights), device="cuda"))
+    cpu = Codec.open(resolve_codec(str(weights), engine="eager"))
+    sizes = (9_000, 30_000, 2_048, 8_200, 100_000)
+    clips = [synthetic_speech(size, 24_000, seed) for seed, size in enumerate(sizes)]
+    for codes, clip in zip(gpu.encode(clips), clips, strict=True):
+        assert np.mean(codes == cpu.encode([clip])[0]) > 0.99
+        assert np.mean(codes == gpu.encode([clip])[0]) > 0.99
+
+
+@pytest.mark.parametrize("engine", ["native", "tiled"])
+def test_engines_of_the_cpu_do_not_run_on_cuda(engine, model):
+    with pytest.raises(ConfigError, match=r"snac\.device is cuda"):
+        open_engine(model, engine, "cuda")
+    assert open_engine(model, "auto", "cuda")[0] == "eager"
+
+
+def test_an_encoder_of_another_build_runs_eagerly():
+    other = _folded(SNAC(**{**ARCHITECTURE, "encoder_dim": 8, "depthwise": False}))
+    assert not supports(other)
+    engine, encode = open_engine(other, "auto", "cpu")
+    assert engine == "eager"
+    clip = torch.from_numpy(np.resize(synthetic_speech(3_000, 24_000), 4096))[None]
+    with torch.inference_mode():
+        for book, expected in zip(encode(clip, [2])[0], other.encode(clip[None]), strict=True):
+            assert torch.equal(book, expected[0])
+        with pytest.raises(ConfigError, match="not built as the published one"):
+            open_engine(other, "tiled", "cpu")
+
+
+def test_an_unknown_engine_is_refused(model):
+    with pytest.raises(ConfigError, match="no such engine"):
+        open_engine(model, "turbo", "cpu")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_engine_is_no_part_of_what_decides_the_codes(weights):
+    descriptions = [
+        resolve_codec(str(weights), engine=engine).describe() for engine in ("auto", "eager")
+    ]
+    assert descriptions[0] == descriptions[1]

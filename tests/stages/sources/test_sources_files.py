@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import os
+
+import fsspec
+import pytest
+
+from koe.errors import ConfigError, StorageError
+from koe.schema import SPEECH
+from stages.sources import speech_source, text_source
+from stages.sources.base import Unit
+from stages.sources.fields import lookup
+from stages.sources.files import Fault, expand, join, open_unit, stamp
+from stages.sources.planning import Slice, cut, plan_units
+from tests.stages.audio_files import write_lines
+
+
+def touch(path, text="x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_globs_are_sorted_listed_once_and_named_from_their_root(tmp_path):
+    for name in ("b/2.tar", "a/1.tar", "a/10.tar", "a/note.txt"):
+        touch(tmp_path / name)
+    files = expand("s", [f"{tmp_path}/*/*.tar", f"{tmp_path}/a/1.tar"])
+    assert [file.relative for file in files] == ["a/1.tar", "a/10.tar", "b/2.tar"]
+    assert [file.stem for file in files] == ["a/1", "a/10", "b/2"]
+    assert files[0].path == str(tmp_path / "a/1.tar")
+
+
+def test_a_literal_name_may_look_like_a_glob(tmp_path):
+    path = touch(tmp_path / "take[1].jsonl")
+    assert [file.path for file in expand("s", [str(path)])] == [str(path)]
+
+
+@pytest.mark.parametrize("pattern", ["none.tar", "none/*.tar"])
+def test_a_pattern_without_match_names_source_and_path(tmp_path, pattern):
+    with pytest.raises(ConfigError, match=f"source s cannot use .*{pattern.replace('*', '.')}"):
+        expand("s", [f"{tmp_path}/{pattern}"])
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ConfigError, match="it is a folder"):
+        expand("s", [str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.jsonl.zst"])
+def test_compressed_files_are_refused_before_any_work(tmp_path, name):
+    touch(tmp_path / name)
+    with pytest.raises(ConfigError, match="Decompress it first"):
+        expand("s", [f"{tmp_path}/*"])
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    paths = [str(touch(tmp_path / folder / "x.tar")) for folder in "ab"]
+    with pytest.raises(ConfigError, match=r"both called 'x\.tar'"):
+        expand("s", paths)
+    assert len(expand("s", [f"{tmp_path}/*/x.tar"])) == 2
+
+
+def test_remote_files_are_planned_and_read_like_local_ones(tmp_path):
+    records = [{"instruction": str(n)} for n in range(5)]
+    local = write_lines(tmp_path / "a/1.jsonl", records)
+    remote = fsspec.filesystem("memory")
+    remote.pipe("/koe-files/a/1.jsonl", local.read_bytes())
+    plans = []
+    for root in (str(tmp_path), "memory://koe-files"):
+        source = text_source(
+            name="t", kind="jsonl", paths=[f"{root}/*/*.jsonl"], fields={}, unit_records=2
+        )
+        units = list(source.units())
+        read = [(r.key, r.fields) for unit in units for r in source.read(unit)]
+        plans.append(([(u.unit, u.start, u.stop, u.records) for u in units], read))
+    assert plans[0] == plans[1]
+    assert [fields for _, fields in plans[0][1]] == records
+
+
+def test_new_files_do_not_rename_units(tmp_path):
+    def names():
+        source = text_source(
+            name="t", kind="jsonl", paths=[f"{tmp_path}/*.jsonl"], fields={}, unit_records=1
+        )
+        return [unit.unit for unit in source.units()]
+
+    write_lines(tmp_path / "m.jsonl", [{}, {}])
+    before = names()
+    write_lines(tmp_path / "a.jsonl", [{}])
+    write_lines(tmp_path / "z.jsonl", [{}])
+    after = names()
+    assert len(before) == 2
+    assert len(set(after)) == 4
+    assert set(before) < set(after)
+
+
+def test_the_stamp_follows_content_and_time(tmp_path):
+    path = touch(tmp_path / "a", "one")
+    first = stamp(str(path))
+    os.utime(path, ns=(1, 1))
+    second = stamp(str(path))
+    touch(path, "three")
+    assert len({first, second, stamp(str(path))}) == 3
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/koe-stamp", b"x")
+    assert stamp("memory://koe-stamp").startswith("1:")
+
+
+def test_a_file_that_changed_since_planning_is_not_read(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{}])
+    source = text_source(name="t", kind="jsonl", paths=[str(path)], fields={}, unit_records=1)
+    (unit,) = source.units()
+    write_lines(path, [{}, {}])
+    with pytest.raises(StorageError, match="changed since it was planned"):
+        list(source.read(unit))
+    path.unlink()
+    with pytest.raises(StorageError, match="cannot be read"), open_unit(unit):
+        pass
+
+
+def broken_spans(count):
+    yield from ((n, n + 1) for n in range(count))
+    raise Fault("cut off")
+
+
+def test_slices_cover_all_records():
+    spans = [(10 * n, 10 * n + 9) for n in range(5)]
+    assert list(cut(spans, 2)) == [Slice(0, 19, 2), Slice(20, 39, 2), Slice(40, 49, 1)]
+    assert list(cut(spans[:4], 2)) == [Slice(0, 19, 2), Slice(20, 39, 2)]
+    assert list(cut([], 2)) == []
+
+
+def test_a_fault_is_noted_on_the_last_slice():
+    assert list(cut(broken_spans(3), 2)) == [Slice(0, 2, 2), Slice(2, 3, 1, "cut off")]
+    assert list(cut(broken_spans(2), 2)) == [Slice(0, 2, 2, "cut off")]
+    assert list(cut(broken_spans(0), 2)) == [Slice(0, 0, 0, "cut off")]
+
+
+def test_a_unit_names_its_source_and_slice(tmp_path):
+    touch(tmp_path / "a")
+    (unit,) = plan_units("s", SPEECH, expand("s", [f"{tmp_path}/a"]), lambda _: [Slice(0, 1, 1)])
+    assert isinstance(unit, Unit)
+    assert unit.unit.startswith("s-")
+    assert unit.unit.endswith("-00000")
+
+
+def test_joining_keeps_absolute_names():
+    assert join("/root/", "a/b") == "/root/a/b"
+    assert join("/root", "/a") == "/a"
+    assert join("/root", "s3://b/a") == "s3://b/a"
+
+
+def test_dotted_names_descend():
+    fields = {"a": {"b": {"c": 1}}, "a.b": 2, "n": None}
+    assert lookup(fields, "a.b.c") == 1
+    assert lookup(fields, "a.b") == 2
+    assert lookup(fields, "n.x") is None
+    assert lookup(fields, None) is None
+
+
+def test_unknown_roles_and_kinds_are_refused():
+    base = {"name": "s", "paths": ["x"], "unit_records": 1}
+    with pytest.raises(ConfigError, match="unknown kind"):
+        speech_source(kind="cassette", audio_root=None, fields={}, **base)
+    with pytest.raises(ConfigError, match="unknown kind"):
+        text_source(kind="cassette", fields={}, **base)
+    with pytest.raises(ConfigError, match="txet"):
+        speech_source(kind="manifest", audio_root=None, fields={"txet": "a"}, **base)
+    with pytest.raises(ConfigError, match="audio_root"):
+        speech_source(kind="webdataset", audio_root="/x", fields={}, **base)
+
+
+def test_known_files_are_not_scanned_again(tmp_path):
+    for name in "ab":
+        write_lines(tmp_path / f"{name}.jsonl", [{}, {}])
+    source = text_source(
+        name="t", kind="jsonl", paths=[f"{tmp_path}/*.jsonl"], fields={}, unit_records=1
+    )
+    first = list(source.units())
+    planned = {(unit.path, unit.stamp): [] for unit in first}
+    for unit in first:
+        planned[unit.path, unit.stamp].append(unit)
+    (tmp_path / "b.jsonl").write_text("{}\n{}\n{}\n")  # has another stamp now
+    asked = []
+
+    def known(path, mark):
+        asked.append(path)
+        return planned.get((path, mark))
+
+    second = list(source.units(known))
+    assert asked == [f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl"]
+    assert second[:2] == first[:2]
+    assert len(second) == 5
+    assert second == list(source.units())

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+
+import pytest
+
+from koe.errors import BadRecord
+from stages.sources import speech_source
+from tests.stages.audio_files import clip, sample, write_tar
+
+MEMBERS = [member for n in range(7) for member in sample(f"{n:03d}", 0.2)]
+
+
+def source_of(path, unit_records=3, **fields):
+    return speech_source(
+        name="wds",
+        kind="webdataset",
+        paths=[str(path)],
+        audio_root=None,
+        fields=fields,
+        unit_records=unit_records,
+    )
+
+
+def read_all(source):
+    """Read every unit; each must yield just what was planned."""
+    records = []
+    for unit in source.units():
+        part = list(source.read(unit))
+        assert len(part) == unit.records
+        records += part
+    return records
+
+
+def faults(source):
+    return [unit.fault for unit in source.units() if unit.fault is not None]
+
+
+def test_records_say_where_their_audio_lies(tmp_path):
+    path = tmp_path / "a.tar"
+    write_tar(path, MEMBERS)
+    records = read_all(source_of(path))
+    assert [record.key for record in records] == [f"a/{n:03d}" for n in range(7)]
+    data = path.read_bytes()
+    for record, (name, audio) in zip(records, MEMBERS[1::2], strict=True):
+        assert (record.audio_kind, record.audio_path) == ("tar", str(path))
+        assert record.audio_member == name
+        assert data[record.audio_offset : record.audio_offset + record.audio_bytes] == audio
+        assert record.fields["speaker"] == "S1"
+
+
+@pytest.mark.parametrize("unit_records", [1, 2, 7, 100])
+def test_the_size_of_units_does_not_change_the_records(tmp_path, unit_records):
+    members = [*MEMBERS[:6], ("../evil.flac", b"x"), ("lone.flac", clip()), *MEMBERS[6:]]
+    write_tar(tmp_path / "a.tar", members)
+    records = read_all(source_of(tmp_path / "a.tar", unit_records))
+    assert records == read_all(source_of(tmp_path / "a.tar", 4))
+    assert len(records) == 9
+
+
+def test_sources_can_be_sent_to_workers(tmp_path):
+    write_tar(tmp_path / "a.tar", MEMBERS)
+    source = source_of(tmp_path / "a.tar")
+    assert read_all(pickle.loads(pickle.dumps(source))) == read_all(source)
+
+
+def test_long_names_of_every_tar_format(tmp_path):
+    name = "音声/" + "とても長い名前" * 20
+    for number, style in enumerate((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)):
+        path = tmp_path / f"{number}.tar"
+        with tarfile.open(path, "w", format=style) as tar:
+            for key, data in [*sample(f"{name}1"), *sample(f"{name}2")]:
+                info = tarfile.TarInfo(key)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        records = read_all(source_of(path, 1))
+        assert [record.key for record in records] == [f"{number}/{name}1", f"{number}/{name}2"]
+        assert not faults(source_of(path))
+
+
+def test_keys_end_at_the_first_dot_of_the_last_part(tmp_path):
+    members = [
+        ("d.x/1.speech.wav", clip(kind="wav")),
+        ("d.x/1.meta.txt", b"-"),
+        ("d.x/1.txt", b"a"),
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    (record,) = read_all(source_of(tmp_path / "a.tar"))
+    assert record.key == "a/d.x/1"
+    assert record.audio_member == "d.x/1.speech.wav"
+    assert record.fields["text"] == "a"
+
+
+def test_text_beside_json_fills_only_what_json_lacks(tmp_path):
+    audio = ("1.wav", clip(kind="wav"))
+    json_member = ("1.json", json.dumps({"text": "json"}).encode())
+    write_tar(tmp_path / "a.tar", [audio, json_member, ("1.txt", "\ufeff文\n".encode())])
+    (record,) = read_all(source_of(tmp_path / "a.tar"))
+    assert record.fields == {"text": "json", "txt": "文"}
+
+
+def test_the_mapped_id_names_the_record_and_its_absence_is_seen(tmp_path):
+    write_tar(tmp_path / "a.tar", [*sample("x", _id="JA_1"), *sample("y", _id=None)])
+    first, second = read_all(source_of(tmp_path / "a.tar", id="_id"))
+    assert first.key == "JA_1"
+    assert second.reason == "missing_id"
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("1.json", b"{}")], "missing_audio"),
+        ([("1.json", b"{}"), ("1.npy", b"x")], "missing_audio"),
+        ([("1.json", b"{broken"), ("1.wav", b"x")], "broken_json"),
+        ([("1.json", b"[1]"), ("1.wav", b"x")], "broken_json"),
+        ([("1.json", b'{"text": "\\ud800"}'), ("1.wav", b"x")], "broken_json"),
+        ([("1.txt", b"\xff\xfe"), ("1.wav", b"x")], "broken_text"),
+        ([("1.wav", b"x"), ("1.flac", b"x")], "ambiguous_audio"),
+        ([("../1.wav", b"x")], "unsafe_tar_member"),
+        ([("a/../../1.wav", b"x")], "unsafe_tar_member"),
+        ([("/etc/1.wav", b"x")], "unsafe_tar_member"),
+    ],
+)
+def test_unusable_samples_have_their_reason(tmp_path, members, reason):
+    write_tar(tmp_path / "a.tar", [*sample("0"), *members, *sample("9")])
+    records = read_all(source_of(tmp_path / "a.tar", 1))
+    assert [record.reason for record in records] == ["", reason, ""]
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+)
+def test_links_and_devices_are_refused(tmp_path, kind):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("1.wav")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    (record,) = read_all(source_of(tmp_path / "a.tar"))
+    assert record.reason == "unsafe_tar_member"
+
+
+def test_folders_and_hidden_members_are_no_samples(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, data in [("d/._1.flac", b"mac"), *sample("./d/1")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (record,) = read_all(source_of(tmp_path / "a.tar"))
+    assert record.key == "a/d/1"
+
+
+def test_a_repeated_sample_is_a_record_of_its_own(tmp_path):
+    write_tar(tmp_path / "a.tar", [*sample("1"), *sample("1")])
+    assert [record.key for record in read_all(source_of(tmp_path / "a.tar"))] == ["a/1", "a/1"]
+
+
+def test_a_tar_cut_anywhere_keeps_what_precedes(tmp_path):
+    """Cut at every interesting place: the samples wholly before it survive, and a fault tells."""
+    path = tmp_path / "a.tar"
+    infos = write_tar(path, MEMBERS)
+    data = path.read_bytes()
+    ends = [(info.offset_data + info.size, info.name) for info in infos]
+    whole = read_all(source_of(path))
+    places = {0, 1, 100, 511, 512}
+    for info in infos:
+        places |= {
+            info.offset,
+            info.offset + 200,
+            info.offset_data,
+            info.offset_data + info.size // 2,
+        }
+        places |= {info.offset_data + info.size, info.offset_data + info.size - 1}
+    for place in sorted(places):
+        path.write_bytes(data[:place])
+        source = source_of(path, 2)
+        assert len(faults(source)) == 1, place
+        records = read_all(source)
+        num_whole = sum(end <= place and name.endswith(".flac") for end, name in ends)
+        assert records[:num_whole] == whole[:num_whole], place
+        assert [record.reason for record in records[num_whole:]] in ([], ["missing_audio"]), place
+
+
+def test_a_damaged_header_keeps_what_precedes(tmp_path):
+    path = tmp_path / "a.tar"
+    infos = write_tar(path, MEMBERS)
+    data = bytearray(path.read_bytes())
+    data[infos[6].offset + 150] ^= 0x55  # in its checksum
+    path.write_bytes(data)
+    assert [record.key for record in read_all(source_of(path))] == ["a/000", "a/001", "a/002"]
+    assert "damaged" in faults(source_of(path))[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"", "empty"), (b"<html>not found</html>", "no tar archive"), (b"\x1f\x8b" * 600, "no tar")],
+)
+def test_what_is_no_tar_is_one_fault(tmp_path, data, message):
+    path = tmp_path / "a.tar"
+    path.write_bytes(data)
+    (unit,) = source_of(path).units()
+    assert unit.records == 0
+    assert message in unit.fault
+    assert list(source_of(path).read(unit)) == []
+
+
+def test_archives_joined_with_cat_are_noticed(tmp_path):
+    write_tar(tmp_path / "a.tar", MEMBERS[:2])
+    write_tar(tmp_path / "b.tar", MEMBERS[2:])
+    joined = tmp_path / "c.tar"
+    joined.write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
+    assert "end mark" in faults(source_of(joined))[0]
+    assert len(read_all(source_of(joined))) == 1
+
+
+def test_planning_reads_no_audio(tmp_path, monkeypatch):
+    path = tmp_path / "a.tar"
+    write_tar(path, MEMBERS)
+    size = path.stat().st_size
+    num_read = 0
+
+    class Counting(io.BytesIO):
+        def read(self, *args):
+            nonlocal num_read
+            part = super().read(*args)
+            num_read += len(part)
+            return part
+
+    data = path.read_bytes()
+    monkeypatch.setattr("stages.sources.webdataset.open_binary", lambda _: Counting(data))
+    assert sum(unit.records for unit in source_of(path).units()) == 7
+    assert num_read < 512 * (len(MEMBERS) + 1) + 10 * 1024 < size
+
+
+def test_bad_records_survive_pickling():
+    assert pickle.loads(pickle.dumps(BadRecord("a", "b"))).reason == "a"

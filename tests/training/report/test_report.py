@@ -1,0 +1,127 @@
+"""The page of the training report."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.helpers import small_config, small_shards
+from tests.training.logs import event, metrics_row, read_page, report, write_lines
+from tests.webpage import EVIL, check_accessible, check_loads_nothing
+from training.config import EvaluationConfig
+from training.loop import train
+from training.metrics import read_metrics
+from training.model.distributed import single
+from training.report import write_report
+
+
+def test_a_real_run_is_reported(tmp_path: Path):
+    config = small_config(
+        monitor_every_steps=1,
+        max_steps=3,
+        evaluation=EvaluationConfig(every_steps=2, prompts=0, max_rows=2),
+    )
+    train(config, small_shards(tmp_path / "shards"), tmp_path / "out", single("cpu"))
+    page = read_page(write_report(tmp_path / "out"))
+    rows = read_metrics(tmp_path / "out")
+    for heading, name, key in (
+        ("Loss", "loss", "loss"),
+        ("Gradient norm", "gradient norm", "gradient_norm"),
+        ("Learning rate", "learning rate", "learning_rate"),
+        ("Throughput", "tokens/s", "tokens_per_second"),
+        ("Largest logit", "largest logit", "largest_logit"),
+    ):
+        steps, values = page.trace(heading, name)
+        assert steps.tolist() == [1, 2, 3]
+        np.testing.assert_allclose(values, [row[key] for row in rows], rtol=1e-6)
+    assert {trace["name"] for trace in page.traces("Norm of embedding rows")} <= {"old", "new"}
+    assert {"attention", "mlp"} <= {
+        trace["name"] for trace in page.traces("Update norm / weight norm")
+    }
+    assert page.trace("Evaluation loss", "all")[0].tolist() == [2, 3]
+    assert page.tiles["Steps"] == "3"
+    check_accessible(page)
+
+
+def test_the_page_loads_nothing(tmp_path: Path):
+    page = report(tmp_path, [metrics_row(1), metrics_row(2)])
+    check_loads_nothing(page)
+    assert page.tags.count("script") == 3
+
+
+def test_a_run_is_named_by_a_folder_that_tells_it_from_others(tmp_path: Path):
+    times = ("2026-11-26T13:15:13+00:00", "2026-11-26T14:00:00+00:00")
+    starts = [event(n, "started", n, time=time) for n, time in enumerate(times)]
+    page = report(tmp_path / "corpus" / "run" / "train", [metrics_row(1)], starts)
+    assert "corpus Training report, first event 2026-11-26 13:15:13 UTC" in page.text
+    assert "last event 2026-11-26 14:00:00 UTC, started 2 times" in page.text
+
+
+def test_an_evaluation_of_one_step_has_no_tick_twice(tmp_path: Path):
+    write_lines(tmp_path / "evaluations.jsonl", [{"step": 20, "loss": 2.0}])
+    page = report(tmp_path, [metrics_row(step) for step in range(1, 21)])
+    assert page.trace("Evaluation loss", "all")[0].tolist() == [20]
+    assert page.layout("Evaluation loss")["xaxis"]["dtick"] == 1
+    assert "dtick" not in page.layout("Loss")["xaxis"]
+
+
+def test_headline_figures(tmp_path: Path):
+    rows = [metrics_row(1), metrics_row(2, "clip", gradient_norm=70.5), metrics_row(2, "skip")]
+    rows += [metrics_row(3, tokens_per_second=90.0, loss=2.5, data_wait_seconds=0.5)]
+    assert report(tmp_path, rows, [event(1, "roll_back", 2)]).tiles == {
+        "Steps": "3",
+        "Tokens": "300",
+        "Last loss": "2.5000",
+        "Largest gradient norm": "70.500",
+        "Steps clipped": "1",
+        "Steps skipped": "1",
+        "Rollbacks": "1",
+        "Throughput": "50",
+        "MFU": "–",
+        "Waiting for data": "10.00 %",
+    }
+
+
+def test_no_text_of_the_run_becomes_markup(tmp_path: Path):
+    folder = tmp_path / "<u>run"
+    documents = [{"row": 0, "id": EVIL, "source": EVIL, "loss": 4.0}]
+    rows = [metrics_row(1, loss_by_source={EVIL: 3.0}), metrics_row(2, loss_by_source={EVIL: 2.0})]
+    found = {"samples": [{"prompt": {"name": EVIL}, "wav": "../../metrics.jsonl"}], "codec": EVIL}
+    path = folder / "samples" / "step-00000002" / "samples.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(found))
+    page = report(folder, rows, [event(1, "skip", 2, reason=EVIL, documents=documents)])
+    assert not {"img", "u", "audio"} & set(page.tags)
+    assert page.tags.count("script") == 3
+    assert sum(EVIL in text for text in page.texts) >= 4
+    shown = json.dumps([*page.traces("Loss by source"), *page.traces("Loss")])
+    assert "<img" not in shown  # plotly takes a text for markup
+    assert "&lt;img" in shown
+
+
+def test_the_newest_speech_can_be_heard(tmp_path: Path):
+    for step, sound in ((1, b"old"), (2, b"new")):
+        folder = tmp_path / "samples" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "00.wav").write_bytes(sound)
+        sample = {"prompt": {"name": "こんにちは"}, "wav": "00.wav"}
+        text = json.dumps({"codec": "UNTRAINED", "samples": [sample]})
+        (folder / "samples.json").write_text(text, encoding="utf-8")
+    page = report(tmp_path, [metrics_row(1)])
+    assert [a for a in page.addresses if a[0] != "#"] == [
+        f"data:audio/wav;base64,{base64.b64encode(b'new').decode()}"
+    ]
+    assert any("こんにちは" in text for text in page.texts)
+    assert any("UNTRAINED" in text for text in page.texts)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "evaluations.jsonl"])
+def test_a_chart_without_data_says_so(tmp_path: Path, name: str):
+    write_lines(tmp_path / name, [{"step": 1, "data_step": 1, "event": "started", "loss": 2.0}])
+    page = read_page(write_report(tmp_path))
+    missing = sum("There is no data" in text for text in page.texts)
+    assert missing == {"metrics.jsonl": 11, "events.jsonl": 12, "evaluations.jsonl": 11}[name]

@@ -1,0 +1,1 @@
+"""Checkpoints: writing, folders, tensor files, rollback."""

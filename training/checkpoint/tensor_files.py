@@ -1,0 +1,226 @@
+"""The tensors of a checkpoint in files: PyTorch's distributed checkpoints (DCP) without pickles.
+
+DCP plans which rank writes which part of which tensor, and reads the parts into any other
+sharding. Its index of them, `.metadata`, is a pickle, which can run code when it is read: here the
+index is JSON. Its planners and storage are driven directly: `dcp.save` warns at every save of a
+process without process group, and a thread cannot silence a warning without races.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.nn.parallel import DistributedDataParallel
+
+from koe.errors import ConfigError, ContractError
+
+INDEX = "tensors.json"
+MODEL, OPTIMIZER = "model.", "optimizer."
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+State = dict[str, torch.Tensor]
+Plans = list[SavePlan]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a part lies; the fields that DCP's reader looks for."""
+
+    relative_path: str
+    offset: int
+    length: int
+    transform_descriptors: None = None
+
+
+class _StagingPlanner(DefaultSavePlanner):
+    """Plans with tensors in use and writes copies of them, made by `stage`."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._copies: dict[MetadataIndex, torch.Tensor] = {}
+
+    def stage(self) -> None:
+        for item in self.plan.items:
+            part = super().resolve_data(item)
+            assert isinstance(part, torch.Tensor)
+            self._copies[item.index] = part.detach().to("cpu", copy=True)
+        self.state_dict = {}
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
+        return self._copies[write_item.index]
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return _read_index(Path(self.path))
+
+
+class StagedTensors:
+    """The part of a state that this rank writes into `folder`, copied to the CPU.
+
+    `state`: name to tensor or DTensor, the same names on all ranks. What several ranks hold is
+    written, and copied, by one of them. `all_gather` gives every rank's plan to each.
+    """
+
+    def __init__(
+        self, state: State, folder: Path, rank: int, all_gather: Callable[[SavePlan], Plans]
+    ) -> None:
+        self._folder = folder
+        self._planner = _StagingPlanner()
+        # Nothing is copied ahead, since everything is on the CPU already.
+        self._storage = FileSystemWriter(folder, per_thread_copy_ahead=0)
+        self._planner.set_up_planner(state, is_coordinator=rank == 0)
+        self._storage.set_up_storage_writer(rank == 0)
+        plans = all_gather(self._storage.prepare_local_plan(self._planner.create_local_plan()))
+        # A function of the plans alone, so each rank may compute it; index finds gaps.
+        plans, self._metadata = self._planner.create_global_plan(plans)
+        plans = self._storage.prepare_global_plan(plans)
+        self._plan = self._planner.finish_plan(plans[rank])
+        self._planner.stage()
+
+    def write(self) -> list[WriteResult]:
+        """Write and sync this rank's part; the results are for `index`."""
+        return self._storage.write_data(self._plan, self._planner).wait()
+
+    def index(self, results: list[WriteResult]) -> bytes:
+        """Return the index of the parts that all ranks have written, as JSON.
+
+        Raises: ContractError when one is missing.
+        """
+        places = {result.index: result.storage_data for result in results}
+        tensors = {}
+        for name, tensor in self._metadata.state_dict_metadata.items():
+            assert isinstance(tensor, TensorStorageMetadata)
+            parts = []
+            for chunk in tensor.chunks:
+                place = places.get(MetadataIndex(name, chunk.offsets))
+                if place is None:
+                    raise ContractError(
+                        f"no rank has written the part of {name} at {list(chunk.offsets)}"
+                    )
+                parts.append(
+                    {
+                        "offsets": list(chunk.offsets),
+                        "sizes": list(chunk.sizes),
+                        "file": place.relative_path,
+                        "offset": place.offset,
+                        "length": place.length,
+                    }
+                )
+            dtype = str(tensor.properties.dtype).removeprefix("torch.")
+            tensors[name] = {"dtype": dtype, "size": list(tensor.size), "parts": parts}
+        return json.dumps({"tensors": tensors}).encode()
+
+
+def model_tensors(model: nn.Module) -> State:
+    """Name the weights in a checkpoint: by parameter, so that a tied one is stored once."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return {MODEL + name: parameter for name, parameter in model.named_parameters()}
+
+
+def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Name all tensors of a checkpoint, in use as they are; AdamW's missing moments are made."""
+    tensors = model_tensors(model)
+    names = {parameter: name.removeprefix(MODEL) for name, parameter in tensors.items()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = optimizer.state[parameter]
+            if not moments:  # as AdamW itself does at a parameter's first gradient
+                on = parameter.device if group.get("fused") or group.get("capturable") else "cpu"
+                moments["step"] = torch.zeros((), dtype=torch.float32, device=on)
+                moments["exp_avg"] = torch.zeros_like(parameter.detach())
+                moments["exp_avg_sq"] = torch.zeros_like(parameter.detach())
+            for moment in MOMENTS:
+                tensors[f"{OPTIMIZER}{names[parameter]}.{moment}"] = moments[moment]
+    return tensors
+
+
+def read_tensors(state: State, folder: Path, prefix: str = "", cast: bool = False) -> None:
+    """Fill the tensors of `state` in place, plain or DTensors, from the files in `folder`.
+
+    `state` must name all tensors there that begin with `prefix`; with `cast` it may have them in
+    other dtypes. Raises: ConfigError when names, shapes or dtypes differ; ContractError for a
+    broken index; OSError; pickle.UnpicklingError when a file holds more than tensors.
+    """
+    reader = _Reader(folder)
+    metadata = reader.read_metadata()
+    _require_fit(state, metadata, folder, prefix, cast)
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner.set_up_planner(state, metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    reader.read_data(planner.create_local_plan(), planner).wait()
+
+
+def _require_fit(state: State, metadata: Metadata, folder: Path, prefix: str, cast: bool) -> None:
+    saved = {
+        name: tensor
+        for name, tensor in metadata.state_dict_metadata.items()
+        if name.startswith(prefix) and isinstance(tensor, TensorStorageMetadata)
+    }
+    differences = [f"it lacks {name}" for name in state if name not in saved]
+    differences += [f"the model lacks {name}" for name in saved if name not in state]
+    for name, tensor in saved.items():
+        if name not in state:
+            continue
+        has, wants = (tensor.size, tensor.properties.dtype), (state[name].shape, state[name].dtype)
+        if has[0] != wants[0] or (has[1] != wants[1] and not cast):
+            differences.append(
+                f"{name} is {list(has[0])} {has[1]} in it, {list(wants[0])} {wants[1]} in the model"
+            )
+    if differences:
+        raise ConfigError(
+            f"checkpoint {folder} does not fit the model",
+            f"{differences[0]} ({len(differences)} differences)",
+            "Restore the model's settings, or train into another folder.",
+        )
+
+
+def _read_index(folder: Path) -> Metadata:
+    path = folder / INDEX
+    try:
+        listed = json.loads(path.read_bytes())["tensors"]
+        tensors: dict[str, Any] = {}
+        places: dict[MetadataIndex, _Place] = {}
+        for name, tensor in listed.items():
+            chunks = []
+            for part in tensor["parts"]:
+                chunk = ChunkStorageMetadata(torch.Size(part["offsets"]), torch.Size(part["sizes"]))
+                chunks.append(chunk)
+                places[MetadataIndex(name, chunk.offsets)] = _place(part)
+            properties = TensorProperties(dtype=_dtype(tensor["dtype"]))
+            tensors[name] = TensorStorageMetadata(properties, torch.Size(tensor["size"]), chunks)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ContractError(f"{path} is no index of tensors", repr(error)) from error
+    return Metadata(tensors, storage_data=places)
+
+
+def _place(part: dict[str, Any]) -> _Place:
+    name = part["file"]
+    if Path(name).name != name:
+        raise ValueError(f"{name} is not in the checkpoint's folder")
+    return _Place(name, int(part["offset"]), int(part["length"]))
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name} is no dtype")
+    return found

@@ -1,0 +1,296 @@
+"""Checkpoints that are whole or are not there, written beside training by all ranks together.
+
+A checkpoint is a folder with the tensors (see `training.checkpoint.tensor_files`), the random state of each
+rank, the caller's state, and a manifest with the hashes of all (see `training.checkpoint.folder`).
+Tensors are keyed by `model.<parameter>` and `optimizer.<parameter>.<exp_avg|exp_avg_sq|step>`: a
+tied head is stored once, and neither FSDP nor DDP nor the number of ranks shows in the names.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from koe.errors import ContractError, KoeError, StorageError
+from training.checkpoint.folder import (
+    MANIFEST,
+    Checkpoint,
+    Manifest,
+    Progress,
+    commit,
+    delete_old,
+    draft_of,
+    empty_draft,
+    latest,
+    latest_before,
+    mark,
+    read,
+    read_manifest,
+    require_same_data,
+    step_folder,
+    write_synced,
+)
+from training.checkpoint.tensor_files import (
+    INDEX,
+    MODEL,
+    StagedTensors,
+    checkpoint_tensors,
+    model_tensors,
+    read_tensors,
+)
+from training.model.distributed import Ranks
+
+__all__ = [
+    "MANIFEST",
+    "Checkpoint",
+    "CheckpointWriter",
+    "Progress",
+    "latest",
+    "latest_before",
+    "load",
+    "load_weights",
+    "read",
+    "require_same_data",
+    "step_folder",
+]
+
+STATE = "state.json"
+_RANDOM = "rng-"
+_SECONDS_TO_HEAR_WHY = 5.0  # another rank failed: this one's thread learns of it a moment later
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """All that this rank writes of one checkpoint, out of reach of the steps that follow."""
+
+    final: Path
+    progress: Progress
+    tensors: StagedTensors
+    random_state: bytes
+    state: bytes
+
+
+class CheckpointWriter:
+    """Writes checkpoints into `folder`, which the ranks share, beside the next steps.
+
+    All ranks call every method but `close` alike. What one fails to write all raise at the next
+    call, as StorageError. The newest `keep` checkpoints stay, and always one that is at least
+    `keep_back_steps` steps older than the newest, to roll back to.
+    """
+
+    def __init__(
+        self, folder: Path, ranks: Ranks, *, keep: int, keep_back_steps: int, asynchronous: bool
+    ) -> None:
+        self._folder, self._ranks = folder, ranks
+        self._keep, self._keep_back_steps = keep, keep_back_steps
+        self._asynchronous = asynchronous
+        # Its own group: two threads that share one could meet another rank's other thread in it.
+        self._group: Any = dist.new_group(backend="gloo") if ranks.world > 1 else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[Path] | None = None
+        self._committed: Path | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(
+        self,
+        progress: Progress,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+    ) -> None:
+        """Copy everything to the CPU and begin to write it; training may go on at once.
+
+        `state`: what else has to be resumed, in JSON's types, the same on all ranks. A checkpoint
+        of the same step is replaced and later ones are deleted: their course was rolled back.
+        """
+        state_json = json.dumps(state).encode()
+        self._complete()
+        final = step_folder(self._folder, progress.steps)
+        if self._ranks.is_main:
+            self._exchange(lambda: empty_draft(self._folder, final))
+        else:
+            self._exchange(lambda: None)
+        tensors = StagedTensors(
+            checkpoint_tensors(model, optimizer),
+            draft_of(final),
+            self._ranks.rank,
+            lambda plan: self._exchange(lambda: plan),
+        )
+        random_state = _random_state(self._ranks.device)
+        staged = _Staged(final, progress, tensors, random_state, state_json)
+        self._pending = self._thread.submit(self._write, staged)
+        if not self._asynchronous:
+            self._complete()
+
+    def poll(self) -> Path | None:
+        """Return the checkpoint that was committed since the last call, if one was.
+
+        Costs one small collective while something is being written, and nothing otherwise.
+        """
+        self._collect()
+        committed, self._committed = self._committed, None
+        return committed
+
+    def finish(self) -> Path | None:
+        """Wait until nothing is being written; return as `poll`."""
+        self._complete()
+        return self.poll()
+
+    def close(self) -> None:
+        """Wait for the files of this rank, whatever comes of them. A commit may still succeed."""
+        self._thread.shutdown()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
+    def _complete(self) -> None:
+        # Not by waiting for the thread: it waits for the other ranks', one of which may be dead.
+        while self._pending is not None:
+            self._collect()
+            if self._pending is not None:
+                time.sleep(0.005)
+
+    def _collect(self) -> None:
+        """Take over what the threads of all ranks have come to, once they all have."""
+        if self._pending is None:
+            return
+        done = self._pending.done()
+        error = self._pending.exception() if done else None
+        code = self._ranks.decide(2 if error else 0 if done else 1)
+        if code == 1:
+            return
+        pending, self._pending = self._pending, None
+        if code == 0:
+            self._committed = pending.result()
+            return
+        wait([pending], _SECONDS_TO_HEAR_WHY)
+        error = pending.exception() if pending.done() else None
+        if isinstance(error, KoeError):
+            raise error
+        raise _cannot_write(self._folder, repr(error or "another rank failed")) from error
+
+    def _exchange(self, work: Callable[[], T]) -> list[T]:
+        """Work on every rank and return all their results; where one fails, all raise."""
+        result, error = None, None
+        try:
+            result = work()
+        # RuntimeError: what torch.save makes of a full disk.
+        except (OSError, RuntimeError, KoeError) as caught:
+            error = caught
+        mine = (result, f"rank {self._ranks.rank}: {error}" if error else None)
+        everyone: list = [mine] * self._ranks.world
+        if self._group is not None:
+            dist.all_gather_object(everyone, mine, group=self._group)
+        failures = [failure for _, failure in everyone if failure]
+        if failures:
+            raise _cannot_write(self._folder, "; ".join(failures)) from error
+        return [result for result, _ in everyone]
+
+    def _write(self, staged: _Staged) -> Path:
+        """Write this rank's files, and on rank 0 commit those of all; the thread's work."""
+        draft = draft_of(staged.final)
+
+        def write_own():
+            results = staged.tensors.write()
+            name = f"{_RANDOM}{self._ranks.rank:05d}.pt"
+            write_synced(draft / name, staged.random_state)
+            names = {name, *(result.storage_data.relative_path for result in results)}
+            return results, {name: mark(draft / name) for name in sorted(names)}
+
+        def commit_all() -> None:
+            results = [result for own, _ in written for result in own]
+            write_synced(draft / INDEX, staged.tensors.index(results))
+            write_synced(draft / STATE, staged.state)
+            files = {name: m for _, marks in written for name, m in marks.items()}
+            files |= {name: mark(draft / name) for name in (INDEX, STATE)}
+            commit(staged.final, Manifest(staged.progress, files))
+            delete_old(staged.final, self._keep, self._keep_back_steps)
+
+        written = self._exchange(write_own)
+        self._exchange(commit_all if self._ranks.is_main else lambda: None)
+        return staged.final
+
+
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> tuple[dict[str, Any], bool]:
+    """Load weights, moments and this rank's random state into place, whatever world wrote them.
+
+    Returns the caller's state, and whether random states were loaded (they are not after a change
+    of world size). Raises: ConfigError when the model has another shape; ContractError when a
+    file holds more than tensors; StorageError.
+    """
+    random_states = [name for name in read_manifest(path).files if name.startswith(_RANDOM)]
+    same_world = len(random_states) == ranks.world
+    with _reading(path):
+        read_tensors(checkpoint_tensors(model, optimizer), path)
+        state = json.loads((path / STATE).read_bytes())
+        if same_world:
+            random_state = path / f"{_RANDOM}{ranks.rank:05d}.pt"
+            _set_random_state(torch.load(random_state, weights_only=True), ranks.device)
+    return state, same_world
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load the weights alone, in the model's dtype, without any process group.
+
+    Raises: as `load`.
+    """
+    with _reading(path):
+        read_tensors(model_tensors(model), path, MODEL, cast=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ContractError(f"checkpoint {path} holds more than tensors", str(error)) from error
+    except OSError as error:
+        raise StorageError(
+            f"checkpoint {path} cannot be read",
+            str(error),
+            "Mount the disk on all nodes and start again.",
+        ) from error
+
+
+def _random_state(device: torch.device) -> bytes:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _cannot_write(folder: Path, reason: str) -> StorageError:
+    return StorageError(
+        f"a checkpoint in {folder} cannot be written",
+        reason,
+        "Free or mount the disk and start again: the run resumes from the checkpoint before.",
+    )

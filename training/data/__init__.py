@@ -1,0 +1,1 @@
+"""Reading shards, batches, and which rows a step sees."""

@@ -1,0 +1,116 @@
+"""Which rows each step sees: a function of seed, epoch and step, whoever asks and however many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from training.data.batches import Batch, collate
+from training.data.shard_rows import ShardRows
+
+
+class RowOrder:
+    """The endless sequence of rows of a run, cut into steps.
+
+    The first epoch takes the rows as they are stored, which is the mixing schedule. Each later one
+    shuffles the rows of text among the places of text, and those of speech among theirs: other
+    neighbours, the same schedule.
+    """
+
+    def __init__(self, row_modality: np.ndarray, rows_a_step: int, seed: int) -> None:
+        self._modality, self._rows_a_step, self._seed = row_modality, rows_a_step, seed
+        self._shuffled: dict[int, np.ndarray] = {}
+
+    def rows(self, data_step: int) -> list[int]:
+        """Number the rows of a step, counted from 0 over all epochs."""
+        num_rows = len(self._modality)
+        places = range(data_step * self._rows_a_step, (data_step + 1) * self._rows_a_step)
+        return [self._row(*divmod(place, num_rows)) for place in places]
+
+    def _row(self, epoch: int, place: int) -> int:
+        return int(self._epoch(epoch)[place]) if epoch else place
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if epoch not in self._shuffled:
+            generator = np.random.default_rng([self._seed, epoch])
+            order = np.empty(len(self._modality), np.int32)
+            for kind in np.unique(self._modality):
+                places = np.flatnonzero(self._modality == kind)
+                order[places] = generator.permutation(places)
+            # A step can end one epoch and begin the next; older ones are never asked for again.
+            self._shuffled = {e: o for e, o in self._shuffled.items() if e == epoch - 1}
+            self._shuffled[epoch] = order
+        return self._shuffled[epoch]
+
+
+def split_rows(
+    numbers: Sequence[int], rank: int, world: int, micro_batch_rows: int
+) -> list[list[int]]:
+    """Give rank `rank` its micro-batches of a step's rows.
+
+    Micro-batch m of rank r is the (m * world + r)-th slice, so a rank's share only depends on the
+    numbers given, and all ranks' micro-batches m together are consecutive rows.
+    """
+    slices = [
+        list(numbers[start : start + micro_batch_rows])
+        for start in range(0, len(numbers), micro_batch_rows)
+    ]
+    return slices[rank::world]
+
+
+class StepLoader:
+    """Builds the micro-batches of each step, one step ahead in a thread of its own."""
+
+    def __init__(
+        self,
+        rows: ShardRows,
+        order: RowOrder,
+        *,
+        micro_batch_rows: int,
+        rank: int,
+        world: int,
+        num_embeddings: int,
+        loss_on: str,
+        least_width: int = 0,
+        pin_memory: bool,
+    ) -> None:
+        self._rows, self._order, self._sources = rows, order, rows.sources
+        self._micro_batch_rows, self._rank, self._world = micro_batch_rows, rank, world
+        self._num_embeddings, self._loss_on, self._pin = num_embeddings, loss_on, pin_memory
+        self._least_width = least_width
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="step-loader")
+        self._ahead: dict[int, Future[list[Batch]]] = {}
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def batches(self, data_step: int) -> list[Batch]:
+        """Return this rank's micro-batches of a step, and start on those of the next.
+
+        Raises: ContractError from reading the rows.
+        """
+        now = self._ahead.pop(data_step, None) or self._pool.submit(self._build, data_step)
+        batches = now.result()
+        self._ahead = {data_step + 1: self._pool.submit(self._build, data_step + 1)}
+        return batches
+
+    def numbers(self, data_step: int) -> list[list[int]]:
+        """Number the rows of this rank's micro-batches of a step."""
+        numbers = self._order.rows(data_step)
+        return split_rows(numbers, self._rank, self._world, self._micro_batch_rows)
+
+    def _build(self, data_step: int) -> list[Batch]:
+        batches = [
+            collate(
+                [self._rows[number] for number in part],
+                self._num_embeddings,
+                self._sources,
+                self._loss_on,
+                self._least_width,
+            )
+            for part in self.numbers(data_step)
+        ]
+        return [batch.pin_memory() for batch in batches] if self._pin else batches

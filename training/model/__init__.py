@@ -1,0 +1,1 @@
+"""The Llama model and all that computes with it."""

@@ -1,0 +1,236 @@
+"""Attention within documents of packed rows.
+
+Three kinds compute the same: `mask`, a dense block mask, is the oracle; `varlen` gives a flash
+kernel the documents' boundaries; `flex` gives a compiled kernel a block-sparse mask. Each is an
+attention function of transformers, so that the model stays Hugging Face's own. A pass that names
+no documents (generation) is scaled dot-product attention under every kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from koe.errors import ConfigError
+
+# kind: the name that the model's `set_attn_implementation` knows it by
+IMPLEMENTATIONS = {"mask": "sdpa", "varlen": "koe_varlen", "flex": "koe_flex"}
+
+# Flash kernels work on tiles of so many queries: the longest length rounded up to them costs
+# nothing, and a compiled layer, which looks at the number, sees few different ones.
+_TILE_TOKENS = 128
+
+
+def choose_attention(wanted: str, device: str) -> str:
+    """Return the kind of attention that `wanted` (a kind, or auto) means on `device`.
+
+    auto is varlen everywhere: on a CPU it too works on the square of each document and not on
+    that of the row. Measured, FP32, one core, 2 rows of 512 tokens, 6 documents each, width 64 to
+    256, forward and backward: 0.3 to 0.5 of the mask's time, of a whole 2-layer body 0.6 to 0.75.
+    Raises: ConfigError when the kind is unknown or cannot be trained on the device.
+    """
+    if wanted == "auto":
+        return "varlen"
+    if wanted not in IMPLEMENTATIONS:
+        raise ConfigError(
+            f"train.attention {wanted!r} is unknown",
+            remedy=f"Name one of auto, {', '.join(IMPLEMENTATIONS)}.",
+        )
+    if wanted == "flex" and torch.device(device).type == "cpu":
+        raise ConfigError(
+            "train.attention flex cannot train on a CPU",
+            "torch's flex_attention has no backward pass there",
+            "Set train.attention: auto.",
+        )
+    return wanted
+
+
+def attention_inputs(
+    kind: str, document_index: torch.Tensor, boundaries: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Return what LlamaModel.forward must be given to keep documents apart, once a batch.
+
+    `document_index`: integer [rows, tokens], 0, 1, 2.. within a row, -1 at padding. Varlen also
+    needs `boundaries`, what `document_boundaries` makes of it: worked out here from an index that
+    is on a GPU they make the process wait for all that the GPU has to do before.
+    """
+    if kind == "mask":
+        return {"attention_mask": document_causal_mask(document_index)}
+    if kind == "flex":
+        return {"attention_mask": document_block_mask(document_index)}
+    starts = document_boundaries(document_index) if boundaries is None else boundaries
+    longest = max(end - start for start, end in pairwise(starts))
+    return {
+        # Whatever has four dimensions is taken for a finished mask: none is built, none looked at.
+        "attention_mask": document_index.new_empty(0, 0, 0, 0),
+        "document_starts": torch.tensor(starts, dtype=torch.int32, device=document_index.device),
+        "longest_document": -(-longest // _TILE_TOKENS) * _TILE_TOKENS,
+    }
+
+
+def document_boundaries(document_index: torch.Tensor) -> list[int]:
+    """Return where documents start in the flattened rows, and the number of all tokens last.
+
+    A run of one index within one row is a document; so is a row's padding.
+    """
+    index = document_index.cpu()
+    starts = torch.ones_like(index, dtype=torch.bool)
+    starts[:, 1:] = index[:, 1:] != index[:, :-1]
+    return [*starts.flatten().nonzero().squeeze(1).tolist(), index.numel()]
+
+
+def document_causal_mask(document_index: torch.Tensor) -> torch.Tensor:
+    """Mark which token may attend to which: earlier ones of its own document, and itself.
+
+    `document_index`: integer [rows, tokens], -1 at padding. Returns bool [rows, 1, tokens,
+    tokens], true where query (third axis) may see key. Padding sees padding, because a query
+    that sees nothing would make softmax return NaN.
+    """
+    num_tokens = document_index.shape[1]
+    same = document_index.unsqueeze(2) == document_index.unsqueeze(1)
+    causal = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=same.device).tril()
+    return (same & causal).unsqueeze(1)
+
+
+def document_block_mask(document_index: torch.Tensor) -> BlockMask:
+    """Return `document_causal_mask` as the block-sparse mask of flex_attention."""
+
+    def may_see(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor):
+        return (query >= key) & (document_index[row, query] == document_index[row, key])
+
+    rows, num_tokens = document_index.shape
+    return create_block_mask(
+        may_see, rows, None, num_tokens, num_tokens, device=document_index.device
+    )
+
+
+def _attend_varlen(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    document_starts: torch.Tensor | None = None,
+    longest_document: int = 0,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within documents; [rows, heads, tokens, width] to [rows, tokens, heads, width]."""
+    if document_starts is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    _refuse_dropout(dropout)
+    rows, num_tokens = query.shape[0], query.shape[2]
+    query, key, value = (  # each [rows * tokens, heads, width]
+        states.transpose(1, 2).flatten(0, 1) for states in _one_dtype(query, key, value)
+    )
+    if query.device.type == "cpu":
+        attended = _each_document(query, key, value, document_starts, scaling)  # pyright: ignore[reportCallIssue]
+    else:
+        attended = _flash(query, key, value, document_starts, longest_document, scaling)
+    return attended.unflatten(0, (rows, num_tokens)), None
+
+
+def _attend_flex(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: BlockMask | torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if not isinstance(attention_mask, BlockMask):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    _refuse_dropout(dropout)
+    states = _one_dtype(query, key, value)
+    return flex_attention_forward(module, *states, attention_mask, scaling=scaling, **others)
+
+
+def _one_dtype(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cast to the dtype of `value`, which comes straight from its projection.
+
+    Under autocast that dtype is the low one while the rotation leaves queries and keys in FP32,
+    and autocast does not know `varlen_attn`.
+    """
+    return query.to(value.dtype), key.to(value.dtype), value
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attend with torch's flash kernel, which takes fewer key heads than query heads as they are.
+
+    The kernel of 2.11 does so though its docstring does not say it; pytorch/torchtitan pull
+    request 2259 relies on that too.
+    """
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        raise ConfigError(
+            f"train.attention varlen cannot compute in {query.dtype} on a GPU",
+            "the flash kernel takes BF16 and FP16 only",
+            "Set train.precision: bf16, or train.attention: mask for FP32.",
+        )
+    attended = varlen_attn(
+        query, key, value, starts, starts, longest, longest, scale=scaling, window_size=(-1, 0)
+    )
+    assert isinstance(attended, torch.Tensor)  # a pair only if return_aux asks for it
+    return attended
+
+
+@torch.compiler.disable  # lengths differ from batch to batch: each would compile the layer anew
+def _each_document(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    lengths = starts.diff().tolist()
+    documents = zip(*(states.split(lengths) for states in (query, key, value)), strict=True)
+    attended = [
+        functional.scaled_dot_product_attention(
+            *(states.transpose(0, 1).unsqueeze(0) for states in document),
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=True,
+        )
+        for document in documents
+    ]
+    return torch.cat(attended, dim=2).squeeze(0).transpose(0, 1)
+
+
+def _refuse_dropout(dropout: float) -> None:
+    if dropout:
+        raise ConfigError(
+            f"the base model asks for {dropout} attention dropout",
+            "the kernels for packed rows have none",
+            "Set attention_dropout to 0 in its config.json, or train.attention: mask.",
+        )
+
+
+AttentionInterface.register(IMPLEMENTATIONS["varlen"], _attend_varlen)
+AttentionInterface.register(IMPLEMENTATIONS["flex"], _attend_flex)
+for _name in (IMPLEMENTATIONS["varlen"], IMPLEMENTATIONS["flex"]):
+    AttentionMaskInterface.register(_name, sdpa_mask)  # of passes that name no documents

@@ -1,0 +1,176 @@
+"""The language model with FP32 master weights: Llama on packed rows, from token ids to losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+from koe.errors import ConfigError, ContractError
+from koe.vocabulary import END_OF_TEXT, NUM_EMBEDDINGS, START_OF_TEXT
+from training.config import TinyModelConfig, TrainConfig
+from training.model.attention import IMPLEMENTATIONS, attention_inputs, choose_attention
+from training.model.embeddings import fill_new_rows
+from training.model.loss import Losses, choose_loss_kernel, next_token_losses
+
+# 64 is the multiple that NVIDIA's matrix multiplication guide asks of BF16 dimensions: 156,938
+# rows become 156,992. No id reaches the added ones; training only pushes them away.
+VOCABULARY_MULTIPLE = 64
+LLAMA_3_ROPE_THETA = 500_000.0
+
+
+class PackedLlama(LlamaForCausalLM):
+    """Hugging Face's Llama that also takes packed rows and returns losses, never all logits.
+
+    Everything goes through `forward`, so that FSDP and DDP see each pass from the outside.
+    """
+
+    attention_kind: str = "mask"
+    loss_kernel: str = "chunked"
+    loss_chunk_tokens: int = 1024
+    z_loss: float = 0.0
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.model.embed_tokens.num_embeddings
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        document_index: torch.Tensor,
+        document_boundaries: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Run the body, documents apart: [rows, tokens] to [rows, tokens, width]."""
+        return self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,
+            **attention_inputs(self.attention_kind, document_index, document_boundaries),
+        ).last_hidden_state
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        document_index: torch.Tensor | None = None,
+        document_boundaries: Sequence[int] | None = None,
+        labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **others: Any,
+    ) -> Losses | Any:
+        """Return the losses of a batch of packed rows (see `training.data.batches.Batch`).
+
+        `document_boundaries` as in `training.model.attention`; None works them out of `document_index`.
+        Without `document_index` this is Hugging Face's own forward, for generation.
+        """
+        if document_index is None:
+            return super().forward(
+                input_ids=input_ids,  # pyright: ignore[reportArgumentType]
+                position_ids=position_ids,  # pyright: ignore[reportArgumentType]
+                labels=labels,  # pyright: ignore[reportArgumentType]
+                **others,
+            )
+        assert input_ids is not None
+        assert position_ids is not None
+        assert labels is not None
+        device_type = input_ids.device.type
+        head = self.lm_head.weight
+        compute_dtype = head.dtype
+        # On a CPU the head stays in FP32: the loss multiplies in FP32 there in any case, so that
+        # rounding its operands would cost exactness and gain nothing.
+        if torch.is_autocast_enabled(device_type) and device_type != "cpu":
+            compute_dtype = torch.get_autocast_dtype(device_type)
+        return next_token_losses(
+            self.hidden_states(input_ids, position_ids, document_index, document_boundaries),
+            head,
+            labels,
+            chunk_tokens=self.loss_chunk_tokens,
+            compute_dtype=compute_dtype,
+            z_loss=self.z_loss,
+            kernel=self.loss_kernel,
+        )
+
+
+def build_model(config: TrainConfig) -> PackedLlama:
+    """Build the model of `config` with an embedding for every Orpheus id.
+
+    Weights are the same on every rank, in FP32 unless `master_weights` says otherwise.
+    Raises: ConfigError when the base model cannot be had or is no Llama.
+    """
+    torch.manual_seed(config.seed)  # of random weights and of added rows, equal on all ranks
+    model = _load(config) if config.base_model else _random(config.tiny)
+    model.config.use_cache = False
+    model.attention_kind = choose_attention(config.attention, config.device)
+    model.set_attn_implementation(IMPLEMENTATIONS[model.attention_kind])
+    model.loss_kernel = choose_loss_kernel(config.loss_kernel, config.device)
+    model.loss_chunk_tokens = config.loss_chunk_tokens
+    model.z_loss = config.z_loss
+    if config.master_weights == "bf16":
+        return model.bfloat16()
+    require_master_weights(model)
+    return model
+
+
+def _random(shape: TinyModelConfig) -> PackedLlama:
+    rows = math.ceil(NUM_EMBEDDINGS / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    vocab_size = shape.vocab_size or rows
+    return PackedLlama(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads,
+            num_key_value_heads=shape.num_key_value_heads,
+            max_position_embeddings=8192,
+            rope_parameters={"rope_type": "default", "rope_theta": LLAMA_3_ROPE_THETA},
+            tie_word_embeddings=True,
+            bos_token_id=START_OF_TEXT if vocab_size > START_OF_TEXT else None,
+            eos_token_id=END_OF_TEXT if vocab_size > END_OF_TEXT else None,
+            dtype=torch.float32,
+        )
+    )
+
+
+def _load(config: TrainConfig) -> PackedLlama:
+    name = config.base_model
+    assert name is not None
+    remedy = "Name another hub id or a folder in train.base_model, or null for a tiny random model."
+    try:
+        model_type = AutoConfig.from_pretrained(name).model_type
+        if model_type != "llama":
+            raise ConfigError(f"base model {name} is a {model_type}, not a llama", remedy=remedy)
+        # Without dtype the checkpoint's own would be kept: BF16 weights swallow small updates.
+        model = PackedLlama.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"base model {name} cannot be loaded", reason, remedy) from error
+    had = model.num_embeddings
+    if had < NUM_EMBEDDINGS:
+        # mean_resizing draws all rows from a covariance of 1e-9: nearly the same row 28,682 times.
+        model.resize_token_embeddings(
+            NUM_EMBEDDINGS, pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False
+        )
+        matrices = {id(m): m for m in (model.model.embed_tokens.weight, model.lm_head.weight)}
+        for matrix in matrices.values():  # one where they are tied, as in Llama 3.2
+            fill_new_rows(matrix, had, config.new_rows.init, config.seed)
+    return model
+
+
+def require_master_weights(model: nn.Module) -> None:
+    """Assert that every weight is FP32.
+
+    Raises: ContractError naming the first that is not.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ContractError(
+                f"weight {name} is {parameter.dtype}",
+                "master weights must be FP32: at a learning rate of 5e-5 an update is often "
+                "smaller than half a BF16 step and would be lost",
+            )

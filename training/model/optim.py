@@ -1,0 +1,170 @@
+"""AdamW, its learning rate, and the rate of the embedding rows that the base model lacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from koe.errors import ContractError
+from koe.vocabulary import NUM_BASE
+from training.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Build AdamW that decays the matrices between the layers only.
+
+    Norms and biases are scales, which decay would only shrink. Embeddings are left alone because
+    a row gets a gradient only when its token occurs, but would shrink at every step, and small
+    embeddings make the gradients of the early layers large: OLMo 2 (arXiv 2501.00656) drops it to
+    end spikes. A tied head shares that weight.
+    """
+    embeddings = {
+        id(weight)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for weight in module.parameters()
+    }
+    decayed, plain = [], []
+    for parameter in model.parameters():
+        matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+        (decayed if matrix else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
+    )
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the rate of step `step`, counted from 0.
+
+    It rises linearly to `learning_rate` at step `warmup_steps` - 1, then follows a cosine down to
+    `min_learning_rate_share` of it at the last step.
+    """
+    return config.learning_rate * _warmup(step, config.warmup_steps) * _cosine(step, config)
+
+
+def learning_rate_of_new_rows(step: int, config: TrainConfig) -> float:
+    """Return the rate of the new embedding rows: their own peak and warm-up, the same cosine."""
+    return learning_rate(step, config) * new_rows_factor(step, config)
+
+
+def new_rows_factor(step: int, config: TrainConfig) -> float:
+    """Return the rate of the new rows over that of the rest; the cosine of both cancels out."""
+    new = config.new_rows
+    if new.warmup_steps is None:
+        return new.learning_rate_factor
+    own, rest = _warmup(step, new.warmup_steps), _warmup(step, config.warmup_steps)
+    return new.learning_rate_factor * own / rest
+
+
+def _warmup(step: int, warmup_steps: int) -> float:
+    return 1.0 if step >= warmup_steps else (step + 1) / warmup_steps
+
+
+def _cosine(step: int, config: TrainConfig) -> float:
+    span = max(1, config.max_steps - 1 - config.warmup_steps)
+    progress = min(1.0, max(0.0, (step - config.warmup_steps) / span))
+    share = config.min_learning_rate_share
+    return share + (1 - share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use `rate` in the next step, in all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+class NewRowsRate:
+    """Gives the rows of the tied embedding from `first_new_row` on a learning rate of their own.
+
+    The embedding is one parameter, so the optimizer has one rate for it. Adam's moments do not
+    depend on the rate, and embeddings are not decayed: the step of the new rows follows from the
+    moments after `optimizer.step()`, exactly as if they had been a group of their own. Scaling
+    the change that the step made would be shorter, but that change is rounded to the weight's
+    last bit: early in a warm-up of 10,000 steps (5e-9) it is about one such bit or lost, and a
+    factor over 1 would scale that error too.
+
+    `weight`: the parameter that `optimizer` updates, so after sharding; plain or a DTensor.
+    Raises: ContractError when the optimizer does not have it, or decays it.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weight: torch.Tensor,
+        first_new_row: int = NUM_BASE,
+    ) -> None:
+        for group in optimizer.param_groups:
+            if any(parameter is weight for parameter in group["params"]):
+                break
+        else:
+            raise ContractError(
+                "the embedding is not among the optimizer's parameters",
+                "sharding replaces parameters",
+                "Build the optimizer after sharding and take the embedding from that model.",
+            )
+        if group["weight_decay"]:
+            raise ContractError(
+                "the embedding is decayed", "a rate of its own is exact only without decay"
+            )
+        self._optimizer, self._weight, self._group = optimizer, weight, group
+        self._start = local_new_rows(weight, first_new_row)
+
+    @contextmanager
+    def scaled(self, factor: float) -> Iterator[None]:
+        """Update new rows at `factor` times their group's rate by the `optimizer.step()` inside.
+
+        A factor of 1 touches nothing.
+        """
+        rows = local(self._weight)[self._start :]
+        if factor == 1 or not len(rows):
+            yield
+            return
+        before = rows.clone()
+        yield
+        if self._weight.grad is None:  # the step has passed it by
+            return
+        state = self._optimizer.state[self._weight]
+        direction = adam_direction(state, self._group, slice(self._start, None))
+        rows.copy_(before.add_(direction, alpha=-factor * self._group["lr"]))
+
+
+@torch.no_grad()
+def adam_direction(state: dict[str, Any], group: dict[str, Any], part: slice) -> torch.Tensor:
+    """Return what the last step of Adam subtracted from a parameter, but for the rate and decay.
+
+    It is computed from the moments in `state` as they are after the step, for the rows `part` of
+    the local shard: m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) (arXiv 1412.6980).
+    """
+    steps = float(state["step"])
+    beta1, beta2 = group["betas"]
+    denominator = local(state["exp_avg_sq"])[part].sqrt()
+    denominator.div_(math.sqrt(1 - beta2**steps)).add_(group["eps"])
+    return local(state["exp_avg"])[part].div(1 - beta1**steps).div_(denominator)
+
+
+@torch.no_grad()
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of `tensor` that this rank holds, sharing memory; a plain one is whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def local_new_rows(weight: torch.Tensor, first_new_row: int) -> int:
+    """Return where in this rank's rows of `weight` the new ones start; their end if it has none."""
+    first_row = 0
+    if isinstance(weight, DTensor):
+        _, offsets = compute_local_shape_and_global_offset(
+            weight.shape, weight.device_mesh, weight.placements
+        )
+        first_row = offsets[0]
+    return min(max(0, first_new_row - first_row), len(local(weight)))
