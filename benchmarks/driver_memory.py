@@ -42,7 +42,7 @@ from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan, make_plan
 from pipeline.run_dir.storage import Storage
 
-UNIT_CLIPS, UNIT_SAMPLES, SAMPLES_A_CLIP = 1000, 5000, 0.6
+UNIT_CLIPS, UNIT_SAMPLES, SAMPLES_PER_CLIP = 1000, 5000, 0.6
 FULL_CLIPS = 15_000_000
 PARTS = ("plan", "run", "receipts", "order")
 
@@ -74,7 +74,7 @@ class Stub:
 
 
 def sources(num_clips: int) -> list[Clips]:
-    num_samples = round(num_clips * SAMPLES_A_CLIP)
+    num_samples = round(num_clips * SAMPLES_PER_CLIP)
     return [
         Clips("clips", SPEECH, num_clips // UNIT_CLIPS, UNIT_CLIPS),
         Clips("text", TEXT, max(1, num_samples // UNIT_SAMPLES), UNIT_SAMPLES),

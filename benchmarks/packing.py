@@ -132,7 +132,7 @@ def order_once(number: int) -> dict[str, float]:
     order = plan_order(iter(units), InterleaveSettings())
     pieces = sum(table.num_rows for table in order.tables())
     seconds = time.perf_counter() - begin
-    found = {"seconds": round(seconds, 2), "tokens_a_second": tokens / seconds, "pieces": pieces}
+    found = {"seconds": round(seconds, 2), "tokens_per_second": tokens / seconds, "pieces": pieces}
     return found | {"peak_megabytes": peak_bytes() / 1e6, "before_megabytes": before / 1e6}
 
 

@@ -35,7 +35,7 @@ from benchmarks.stability_arms import (
     RunSpec,
     Scale,
     plan,
-    rows_a_step,
+    rows_per_step,
     shards_name,
     train_config,
 )
@@ -169,9 +169,9 @@ def shards_of(spec: RunSpec, scale: Scale, work: Path, corpus: data.Corpus) -> P
     return data.write_shards(
         work / "shards" / shards_name(arm, spec.seed),
         corpus,
-        rows=min(scale.stored_rows, max(rows_a_step(arm) * steps, 1024)),
+        rows=min(scale.stored_rows, max(rows_per_step(arm) * steps, 1024)),
         row_tokens=scale.short if arm.short_rows else scale.long,
-        block=0 if arm.mixed_steps else rows_a_step(arm),
+        block=0 if arm.mixed_steps else rows_per_step(arm),
         short=scale.short,
         seed=100 * spec.seed,
     )

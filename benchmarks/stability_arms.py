@@ -117,7 +117,7 @@ def plan(scale: Scale) -> list[RunSpec]:
     return specs
 
 
-def rows_a_step(arm: Arm) -> int:
+def rows_per_step(arm: Arm) -> int:
     return 64 if arm.many_sequences else 2
 
 
@@ -125,7 +125,7 @@ def shards_name(arm: Arm, seed: int) -> str:
     """Name the folder of shards that an arm reads; arms that differ elsewhere share it."""
     length = "short" if arm.short_rows else "long"
     mixing = "mixed" if arm.mixed_steps else "batches"
-    return f"{length}-{mixing}-{rows_a_step(arm)}-seed{seed}"
+    return f"{length}-{mixing}-{rows_per_step(arm)}-seed{seed}"
 
 
 def train_config(spec: RunSpec, scale: Scale, base_model: str, device: str) -> TrainConfig:
@@ -137,7 +137,7 @@ def train_config(spec: RunSpec, scale: Scale, base_model: str, device: str) -> T
         "min_learning_rate_share": 1.0,
         "warmup_steps": scale.warmup_steps if arm.warmup else 0,
         "micro_batch_rows": micro,
-        "accumulation_steps": rows_a_step(arm) // micro,
+        "accumulation_steps": rows_per_step(arm) // micro,
         "master_weights": "fp32" if arm.fp32_master else "bf16",
         "precision": "bf16",
         "beta2": arm.beta2,

@@ -22,7 +22,7 @@ from typing import Any
 
 from training.metrics import EVALUATIONS_FILE, read_events, read_metrics
 
-WINDOW, LEAST, SIGMAS, LEAST_DEVIATION = 32, 8, 6.0, 0.02
+WINDOW, LEAST, SIGMAS, MIN_DEVIATION = 32, 8, 6.0, 0.02
 LEAP = 1.5
 MODALITIES = ("text", "speech")
 
@@ -60,7 +60,7 @@ def _limit(before: list[float]) -> float:
         return math.inf
     middle = median(finite)
     deviation = 1.4826 * median(abs(value - middle) for value in finite)
-    return middle + SIGMAS * max(deviation, LEAST_DEVIATION * middle)
+    return middle + SIGMAS * max(deviation, MIN_DEVIATION * middle)
 
 
 def read_figures(folder: Path) -> dict[str, Any]:

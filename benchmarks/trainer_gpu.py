@@ -41,7 +41,7 @@ from training.monitor import flops_per_token
 ROW_TOKENS, ROWS = 2048, 256
 MICRO_BATCH_ROWS, ACCUMULATION = 2, 4
 WARM_UP_STEPS = 2
-_POLL_SECONDS, _MOST_SECONDS = 0.01, 1800
+_POLL_SECONDS, _MAX_SECONDS = 0.01, 1800
 
 ORPHEUS_3B = TinyModelConfig(
     hidden_size=3072,
@@ -149,7 +149,7 @@ def run_koe(folder: Path, number: int, steps: int) -> tuple[float, float]:
     began = time.monotonic()
     first = 0.0
     while (done := len(read_metrics(out))) < steps:
-        if process.poll() is not None or time.monotonic() - began > _MOST_SECONDS:
+        if process.poll() is not None or time.monotonic() - began > _MAX_SECONDS:
             process.kill()
             raise RuntimeError(f"koe's trainer ended with {process.wait()} before {steps} steps")
         if done >= WARM_UP_STEPS and not first:

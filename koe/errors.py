@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class KoeError(Exception):
     """Base of all errors that koe raises on purpose.
@@ -17,7 +19,9 @@ class KoeError(Exception):
         text = " ".join(parts)
         super().__init__(f"{text}. {remedy}".rstrip() if remedy else text)
 
-    def __reduce__(self):  # keeps the fields when the error crosses a process boundary
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # keeps the fields when the error crosses a process boundary
         return type(self), (self.what, self.why, self.remedy)
 
 
@@ -48,7 +52,7 @@ class StageError(KoeError):
         super().__init__(what, why, remedy)
         self.stage, self.unit, self.clip_id = stage, unit, clip_id
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_stage_error, (
             self.what,
             self.why,
@@ -81,5 +85,5 @@ class BadRecord(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.reason, self.detail)

@@ -45,7 +45,7 @@ CODEC_HZ = 24_000
 FRAME_SAMPLES = 2048  # at CODEC_HZ: one frame of 7 tokens is 85.3 ms
 
 SLOT_CODEBOOKS = (0, 1, 2, 2, 1, 2, 2)  # of the tokens of a frame, in their order
-_CODES_A_FRAME = (1, 2, 4)
+_CODES_PER_FRAME = (1, 2, 4)
 _SLOT_OFFSETS = (FIRST_AUDIO + CODEBOOK_SIZE * np.arange(SLOTS)).astype(np.int32)
 
 
@@ -57,13 +57,13 @@ def flatten_codes(codebooks: Sequence[np.ndarray]) -> np.ndarray:
     """
     frames = len(codebooks[0]) if codebooks else 0
     lengths = tuple(len(codes) for codes in codebooks)
-    if lengths != tuple(frames * k for k in _CODES_A_FRAME):
+    if lengths != tuple(frames * k for k in _CODES_PER_FRAME):
         raise ContractError(
             f"SNAC codes of lengths {lengths} do not form frames",
             "one frame needs 1, 2 and 4 codes of the three codebooks",
         )
     c0, c1, c2 = (
-        np.asarray(c).reshape(frames, k) for c, k in zip(codebooks, _CODES_A_FRAME, strict=True)
+        np.asarray(c).reshape(frames, k) for c, k in zip(codebooks, _CODES_PER_FRAME, strict=True)
     )
     grid = np.stack([c0[:, 0], c1[:, 0], c2[:, 0], c2[:, 1], c1[:, 1], c2[:, 2], c2[:, 3]], axis=1)
     if grid.size and (grid.min() < 0 or grid.max() >= CODEBOOK_SIZE):

@@ -15,7 +15,7 @@ from stages.audio.decode import AudioHeader, segment_frames
 from stages.sources import SpeechSource
 from stages.sources.base import Record, Unit
 from stages.sources.fields import SpeechFields, lookup
-from stages.sources.location import ClipReader, Place
+from stages.sources.location import AudioLocation, ClipReader
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def clip_row(
     text = lookup(record.fields, fields.text)
     if not isinstance(text, str) or not text.strip():
         raise BadRecord("missing_transcript", f"field {fields.text!r} holds {text!r}")
-    place = Place(
+    place = AudioLocation(
         record.audio_kind,
         record.audio_path,
         record.audio_member,

@@ -30,7 +30,7 @@ __all__ = [
     "unit_samples",
 ]
 
-_MOST_TOKENS = 2**31 - 1  # a list column of Arrow counts its values with 32 bits
+_MAX_TOKENS = 2**31 - 1  # a list column of Arrow counts its values with 32 bits
 _LABELS = ["id", "source", "modality"]
 
 
@@ -52,10 +52,10 @@ def gather_rows(
     documents = _row_bounds(row)
     lengths = stop - start
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    if ends[-1] > _MOST_TOKENS:
+    if ends[-1] > _MAX_TOKENS:
         raise ContractError(
             f"a shard of {ends[-1]} tokens cannot be stored",
-            f"Arrow lists hold at most {_MOST_TOKENS}",
+            f"Arrow lists hold at most {_MAX_TOKENS}",
             "Lower interleave.shard_megabytes.",
         )
     tokens = np.empty(int(ends[-1]), np.int32)

@@ -18,7 +18,7 @@ from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import CODEC_HZ
 from stages.audio.decode import resample
 from stages.clips import codes_column, load_clips, load_file, location
-from stages.dnsmos.engines import Engine, Precision, ovrl_error
+from stages.dnsmos.engines import Precision, ScorerEngine, ovrl_error
 from stages.dnsmos.onnx_session import Provider
 from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer, Scores, Windows
 from stages.snac.codec import Codec, CodecSpec, clip_seed
@@ -38,7 +38,7 @@ class ScoreStage:
     windows: Windows = "reference"
     provider: Provider = "cpu"
     precision: Precision = "fp32"
-    engine: Engine = "auto"
+    engine: ScorerEngine = "auto"
     model_path: str = ""
     model_sha256: str = ""
     p808: DnsmosModel | None = None

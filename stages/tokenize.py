@@ -23,7 +23,7 @@ from koe.vocabulary import (
 )
 from stages.clips import location
 from stages.sources.base import Record, Source, Unit
-from stages.text.conversation import Layout, TextNames, turns
+from stages.text.conversation import ConversationLayout, TextNames, turns
 from stages.text.tokenizer import TextEncoder, TextTokenizer
 
 NAME = "tokenize"
@@ -108,7 +108,7 @@ class TokenizeText:
 
     tokenizer: TextTokenizer
     source: Source
-    layout: Layout = "instruction"
+    layout: ConversationLayout = "instruction"
     names: TextNames = field(default_factory=TextNames)
     resources: Resources = field(default_factory=Resources)
 

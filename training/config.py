@@ -227,6 +227,6 @@ class TrainConfig(Strict):
     seed: int = Field(default=0, description="of new rows and of the order of later epochs")
 
     @property
-    def rows_a_step(self) -> int:
+    def rows_per_step(self) -> int:
         """Rows that one optimizer step sees, over all workers and micro-batches."""
         return self.workers * self.micro_batch_rows * self.accumulation_steps

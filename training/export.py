@@ -176,7 +176,7 @@ A speech language model in Orpheus' format, trained with koe {version("koe-pretr
 | base model | {origin} |
 | optimizer steps | {progress.steps:,} |
 | tokens seen | {progress.tokens:,} |
-| sequences a step | {progress.rows_a_step} |
+| sequences a step | {progress.rows_per_step} |
 | shards (fingerprint) | `{progress.shards}` |
 | codec | {codec} |
 | weights | {dtype} (trained with {config.master_weights} master weights) |

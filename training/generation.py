@@ -83,7 +83,7 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Speaking:
+class SampleGenerator:
     """What the wiring gives a run besides the validation split. Picklable."""
 
     prompts: tuple[Prompt, ...] = ()
@@ -115,7 +115,7 @@ def speak(
     rows: ShardRows,
     ranks: Ranks,
     config: TrainConfig,
-    speaking: Speaking | None,
+    speaking: SampleGenerator | None,
     out_dir: Path,
     steps: int,
     board: SummaryWriter | None,
@@ -124,7 +124,7 @@ def speak(
 
     Returns the summary on rank 0 (see `write_samples`); None elsewhere and without any prompt.
     """
-    speaking = speaking or Speaking()
+    speaking = speaking or SampleGenerator()
     prompts = [*validation_prompts(rows, config.evaluation.prompts), *speaking.prompts]
     precision = compute_precision(model, ranks.device.type, config.precision)
     speeches = generate(model, prompts, config.evaluation, config.seed, ranks, precision)

@@ -16,7 +16,7 @@ import torch
 from koe.errors import ConfigError, KoeError, StageError
 from training import loop, preflight
 from training.config import TrainConfig
-from training.generation import Speaking
+from training.generation import SampleGenerator
 from training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, read_metrics, require_wandb
 from training.model.distributed import BACKENDS, from_process_group, single
 from training.run import CHECKPOINT_FOLDER
@@ -69,7 +69,7 @@ def launch(
     ray_address: str | None = None,
     num_cpus: int | None = None,
     last_rows: int = 20,
-    speaking: Speaking | None = None,
+    speaking: SampleGenerator | None = None,
 ) -> TrainResult:
     """Train on the folder `shards` and keep checkpoints and logs in `out_dir`.
 
@@ -110,7 +110,7 @@ def _require_gpus(config: TrainConfig, found: int, where: str) -> None:
         f"train.workers is {config.workers}",
         f"{where} has {found} GPUs and every worker needs one",
         f"Set train.workers: {found}, and train.accumulation_steps so that workers x "
-        f"micro_batch_rows x accumulation_steps stays {config.rows_a_step}.",
+        f"micro_batch_rows x accumulation_steps stays {config.rows_per_step}.",
     )
 
 
@@ -168,7 +168,7 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[None]:
 
 
 def _train_on_ray(
-    config: TrainConfig, shards: Path, out_dir: Path, speaking: Speaking | None
+    config: TrainConfig, shards: Path, out_dir: Path, speaking: SampleGenerator | None
 ) -> int:
     import ray
     from ray.exceptions import RayActorError

@@ -10,7 +10,7 @@ from koe.errors import StageError
 from training.checkpoint import rollback
 from training.checkpoint import writer as checkpoints
 from training.config import TrainConfig
-from training.generation import Speaking
+from training.generation import SampleGenerator
 from training.guard import Action, Verdict
 from training.metrics import say
 from training.model.distributed import Ranks, clip_gradients_, total_gradient_norm
@@ -28,7 +28,7 @@ def train(
     shards: Path,
     out_dir: Path,
     ranks: Ranks,
-    speaking: Speaking | None = None,
+    speaking: SampleGenerator | None = None,
 ) -> int:
     """Train to `max_steps`, going on from the newest checkpoint in `out_dir` if there is one.
 

@@ -54,7 +54,7 @@ def refused_settings(config: TrainConfig) -> list[str]:
     """Name what the settings alone give away."""
     found = {
         "no_warmup": config.warmup_steps == 0,
-        "few_sequences": config.rows_a_step < MIN_SEQUENCES,
+        "few_sequences": config.rows_per_step < MIN_SEQUENCES,
         "fp16": config.precision == "fp16",
         "bf16_master_weights": config.master_weights == "bf16",
     }
@@ -62,7 +62,7 @@ def refused_settings(config: TrainConfig) -> list[str]:
 
 
 def refused_shards(
-    max_row_tokens: int, row_modality: np.ndarray, rows_a_step: int, max_steps: int
+    max_row_tokens: int, row_modality: np.ndarray, rows_per_step: int, max_steps: int
 ) -> list[str]:
     """Name what only the shards give away.
 
@@ -70,19 +70,19 @@ def refused_shards(
     modality are counted where the shards hold both; a corpus of one cannot be mixed.
     """
     names = ["long_rows"] if max_row_tokens > MAX_ROW_TOKENS else []
-    if single_modality_share(row_modality, rows_a_step, max_steps) > MAX_SINGLE_MODALITY_SHARE:
+    if single_modality_share(row_modality, rows_per_step, max_steps) > MAX_SINGLE_MODALITY_SHARE:
         names.append("single_modality_steps")
     return names
 
 
-def single_modality_share(row_modality: np.ndarray, rows_a_step: int, max_steps: int) -> float:
+def single_modality_share(row_modality: np.ndarray, rows_per_step: int, max_steps: int) -> float:
     """Return the share of steps in the first pass over the rows that see one modality only."""
     if not {1, 2} <= {bit for value in np.unique(row_modality) for bit in (1, 2) if value & bit}:
         return 0.0
-    num_steps = min(max_steps, len(row_modality) // rows_a_step)
+    num_steps = min(max_steps, len(row_modality) // rows_per_step)
     if not num_steps:
         return 0.0
-    steps = row_modality[: num_steps * rows_a_step].reshape(num_steps, rows_a_step)
+    steps = row_modality[: num_steps * rows_per_step].reshape(num_steps, rows_per_step)
     return float((np.bitwise_or.reduce(steps, axis=1) != 3).mean())
 
 

@@ -64,7 +64,7 @@ def replay(config: TrainConfig, shards: Path, out_dir: Path, event_id: str) -> R
             "Only events after a kept checkpoint can be run again; train.keep_checkpoints says how "
             "many are kept.",
         )
-    checkpoints.require_same_data(found, rows.fingerprint, config.rows_a_step, False)
+    checkpoints.require_same_data(found, rows.fingerprint, config.rows_per_step, False)
     ranks = single(config.device)
     model = build_model(config)
     checkpoints.load_weights(found.path, model)

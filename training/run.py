@@ -17,7 +17,7 @@ from training.config import TrainConfig
 from training.data.loader import RowOrder, StepLoader
 from training.data.shard_rows import ShardRows
 from training.evaluation import evaluate
-from training.generation import Speaking, speak
+from training.generation import SampleGenerator, speak
 from training.guard import Guard
 from training.metrics import RunLog, say
 from training.model.distributed import Ranks, choose_compile, parallelise
@@ -47,7 +47,7 @@ class Run:
     writer: checkpoints.CheckpointWriter
     observer: Observer
     log: RunLog | None
-    speaking: Speaking | None
+    speaking: SampleGenerator | None
     step_ended_at: float | None = None  # on time.perf_counter(); None if the next has a fresh start
 
     @property
@@ -89,7 +89,7 @@ class Run:
 
 
 def open_run(
-    config: TrainConfig, shards: Path, out_dir: Path, ranks: Ranks, speaking: Speaking | None
+    config: TrainConfig, shards: Path, out_dir: Path, ranks: Ranks, speaking: SampleGenerator | None
 ) -> Run:
     """Refuse what cannot go well, build model and optimizer, and resume.
 
@@ -99,7 +99,7 @@ def open_run(
     require_world(config, ranks)
     rows = ShardRows(shards, "train")
     refused = preflight.refused_shards(
-        rows.max_row_tokens, rows.modality, config.rows_a_step, config.max_steps
+        rows.max_row_tokens, rows.modality, config.rows_per_step, config.max_steps
     )
     preflight.require(refused, config)
 
@@ -123,7 +123,7 @@ def open_run(
         log.event("started", progress, workers=ranks.world, process=os.getpid())
     loader = StepLoader(
         rows,
-        RowOrder(rows.modality, config.rows_a_step, config.seed),
+        RowOrder(rows.modality, config.rows_per_step, config.seed),
         micro_batch_rows=config.micro_batch_rows,
         rank=ranks.rank,
         world=ranks.world,
@@ -185,10 +185,10 @@ def _resume(
     found = rollback.resume_point(folder, say) if ranks.is_main else None
     steps = ranks.from_main(found[0].progress.steps if found else -1)
     if steps < 0:
-        return checkpoints.Progress(0, 0, 0, rows.fingerprint, config.rows_a_step)
+        return checkpoints.Progress(0, 0, 0, rows.fingerprint, config.rows_per_step)
     checkpoint, guard_state = found or rollback.at_steps(folder, steps)
     checkpoints.require_same_data(
-        checkpoint, rows.fingerprint, config.rows_a_step, config.resume_on_other_shards
+        checkpoint, rows.fingerprint, config.rows_per_step, config.resume_on_other_shards
     )
     state, found_random_state = checkpoints.load(checkpoint.path, model, optimizer, ranks)
     guard.load_state_dict(guard_state or state["guard"])

@@ -13,7 +13,7 @@ from koe.webpage.charts import (
     new_figure,
 )
 from koe.webpage.frame import (
-    Document,
+    Page,
     Section,
     Tile,
     document,
@@ -32,8 +32,8 @@ __all__ = [
     "RED",
     "SLOT_COLOURS",
     "Chart",
-    "Document",
     "Figures",
+    "Page",
     "Section",
     "Tile",
     "card",

@@ -23,7 +23,7 @@ BLUE, ORANGE, GREEN, AMBER, RED, GREY = (
 )
 # One family of hues a codebook: the slots of a frame are c0 c1 c2 c2 c1 c2 c2.
 SLOT_COLOURS = ("#4e79a7", "#de7420", "#2f7d4f", "#59a14f", "#a8763e", "#879a2b", "#3b9a8f")
-MOST_DESCRIBED = 12  # traces of a figure that are put into words
+MAX_DESCRIBED = 12  # traces of a figure that are put into words
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def described(figure: go.Figure) -> str:
     parts = [f"{axes[1]} over {axes[0]}."]
     traces: Any = figure.data
     shown = [trace for trace in traces if trace.visible is not False]
-    for trace in shown[:MOST_DESCRIBED]:
+    for trace in shown[:MAX_DESCRIBED]:
         values = np.asarray(() if trace.y is None else trace.y, float)
         values = values[np.isfinite(values)]
         if len(values):

@@ -44,7 +44,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Document:
+class Page:
     """A whole page. `title` and `name` are text; `header`, what follows the heading, is HTML.
 
     `data`: JSON by the id of the element that carries it; `style` and `script` come after those
@@ -61,7 +61,7 @@ class Document:
     script: str = ""
 
 
-def document(content: Document) -> str:
+def document(content: Page) -> str:
     """Put a page together that loads nothing; plotly.js lies in it."""
     shown = [section for section in content.sections if section.body]
     links = "".join(f'<a href="#{part.id}">{html.escape(part.name)}</a>' for part in shown)

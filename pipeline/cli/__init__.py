@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from koe.errors import ConfigError, KoeError
-from koe.visible import visible
+from koe.printable import escape_control_characters
 from pipeline.cli import look, model, run
 from pipeline.cli.common import err
 
@@ -102,4 +102,4 @@ def main() -> None:
 
 
 def _say(what: str) -> None:
-    err.print(f"koe: {visible(what)}", style="red", markup=False, soft_wrap=True)
+    err.print(f"koe: {escape_control_characters(what)}", style="red", markup=False, soft_wrap=True)

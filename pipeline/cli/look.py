@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from koe.errors import ConfigError
+from koe.printable import escape_control_characters
 from koe.schema import TEXT
-from koe.visible import visible
 from pipeline.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -30,7 +30,7 @@ from pipeline.run_dir.storage import Storage
 
 if TYPE_CHECKING:
     from pipeline.trace.document import Document
-    from pipeline.trace.record import Record
+    from pipeline.trace.record import RecordTrace
 
 
 def stats(
@@ -194,7 +194,7 @@ def _show_row(
         out.print(documents_view(documents, decode, raw))
 
 
-def _find_records(settings: PipelineConfig, id: str) -> list[Record]:
+def _find_records(settings: PipelineConfig, id: str) -> list[RecordTrace]:
     from pipeline.execution.progress import counting
     from pipeline.trace.record import find_records
 
@@ -202,7 +202,9 @@ def _find_records(settings: PipelineConfig, id: str) -> list[Record]:
         return find_records(*opened(settings), id, report)
 
 
-def _show_records(settings: PipelineConfig, id: str, records: list[Record], as_json: bool) -> None:
+def _show_records(
+    settings: PipelineConfig, id: str, records: list[RecordTrace], as_json: bool
+) -> None:
     from pipeline.terminal.trace import records_view
     from pipeline.trace.record import record_json
 
@@ -228,7 +230,11 @@ def _no_text(ids: list[int]) -> str:
 
 def _warn(what: str) -> None:
     err.print(
-        f"koe: {visible(what)}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        f"koe: {escape_control_characters(what)}",
+        style="yellow",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
 
 

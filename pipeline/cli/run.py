@@ -112,12 +112,12 @@ def plan(
 
     from pipeline.estimate import estimate_run
     from pipeline.jobs.run import plan_run
-    from pipeline.run_dir.lock import only_one
+    from pipeline.run_dir.lock import run_lock
     from pipeline.run_dir.storage import Storage
     from pipeline.terminal.plan import estimate_view, plan_rows, plan_view
 
     settings = load_config(config, overrides)
-    with only_one(Storage(settings.run_dir)):
+    with run_lock(Storage(settings.run_dir)):
         planned = plan_run(settings, err)
     estimates = []
     if clips:

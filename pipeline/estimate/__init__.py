@@ -20,9 +20,9 @@ __all__ = ["StageEstimate", "estimate_run"]
 
 OnProgress = Callable[[str], None]
 
-_LEAST_CLIPS = 20  # of a source, however small its share
+_MIN_CLIPS = 20  # of a source, however small its share
 _TEXT_SHARE = 0.1  # of the time: tokenizing is quick
-_LEAST_SHARE = 0.25  # of the time is measured in, however long the models take to load
+_MIN_SHARE = 0.25  # of the time is measured in, however long the models take to load
 
 
 def estimate_run(
@@ -46,7 +46,7 @@ def estimate_run(
         on_progress("loading the models")
         stages = SpeechStages(assembly)
         share = 1 - _TEXT_SHARE if text else 1.0
-        left = share * max(seconds - (time.perf_counter() - started), _LEAST_SHARE * seconds)
+        left = share * max(seconds - (time.perf_counter() - started), _MIN_SHARE * seconds)
         wanted = _wanted(speech, num_clips)
         for name, number in wanted.items():
             on_progress(f"measuring at most {number} clips of {name}")
@@ -70,7 +70,7 @@ def _wanted(sources: dict[str, list[Unit]], num_clips: int) -> dict[str, int]:
     records = {name: sum(unit.num_records for unit in units) for name, units in sources.items()}
     total = sum(records.values())
     return {
-        name: min(number, max(_LEAST_CLIPS, math.ceil(num_clips * number / total)))
+        name: min(number, max(_MIN_CLIPS, math.ceil(num_clips * number / total)))
         for name, number in records.items()
     }
 

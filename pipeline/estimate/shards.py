@@ -18,8 +18,8 @@ from pipeline.estimate.track import Track, stored_bytes
 from pipeline.jobs.assembly import Assembly
 from stages.interleave import Order, UnitSamples, gather_rows, plan_order, unit_samples
 
-_MOST_SAMPLES = 100_000  # are laid out: so many mix and fill their rows as all of them do
-_MOST_TOKENS = 4_000_000  # are gathered into shards: some seconds
+_MAX_SAMPLES = 100_000  # are laid out: so many mix and fill their rows as all of them do
+_MAX_TOKENS = 4_000_000  # are gathered into shards: some seconds
 _LEFT_OUT = {
     "ratio_exhausted": "the ratio leaves out {:.0%} of the {} samples",
     "overlong": "{:.0%} of the {} samples are longer than a row and left out",
@@ -35,7 +35,7 @@ def estimate_shards(assembly: Assembly, tracks: Iterable[Track]) -> StageEstimat
     if not last:
         return None
     records = sum(track.records_kept for track in last)
-    shrink = max(1.0, records / _MOST_SAMPLES)
+    shrink = max(1.0, records / _MAX_SAMPLES)
     units = _corpus(last, shrink)
     started = time.perf_counter()
     try:
@@ -119,11 +119,11 @@ def _gather(order: Order, units: list[UnitSamples]) -> tuple[int, int]:
     """Make shards, the last one perhaps in part: the tokens gathered and the bytes of the files."""
     tokens = size = 0
     for piece in order.shards().values():
-        if tokens >= _MOST_TOKENS:
+        if tokens >= _MAX_TOKENS:
             break
         lengths = np.cumsum(piece["stop"].to_numpy() - piece["start"].to_numpy())
         row = piece["row"].to_numpy()
-        last = min(int(np.searchsorted(lengths, _MOST_TOKENS - tokens)), len(row) - 1)
+        last = min(int(np.searchsorted(lengths, _MAX_TOKENS - tokens)), len(row) - 1)
         part = piece.slice(0, int(np.searchsorted(row, row[last], side="right")))
         rows = gather_rows(part, lambda k: units[k].read(), [unit.name for unit in units])
         tokens += sum(len(chunk.flatten()) for chunk in rows["input_ids"].chunks)

@@ -31,7 +31,7 @@ _SHAPES = {
 def estimate_training(config: PipelineConfig, shards: StageEstimate) -> StageEstimate:
     """Reckon the steps of training on `shards`; without hours where FLOPs do not tell them."""
     train = config.train
-    rows = float(train.max_steps * train.rows_a_step)
+    rows = float(train.max_steps * train.rows_per_step)
     epochs = rows / max(shards.totals["rows"] * (1 - config.interleave.validation_share), 1.0)
     hours, note = _gpu_hours(config, rows * config.interleave.max_row_tokens)
     return StageEstimate(

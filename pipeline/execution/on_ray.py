@@ -109,7 +109,7 @@ def _without_greeting() -> Iterator[None]:
 
 
 @ray.remote(num_cpus=0)
-class _Board:
+class ProgressActor:
     """Collects results as they arise, so that progress is seen in every stage, not at the end."""
 
     def __init__(self) -> None:
@@ -143,9 +143,9 @@ class _Board:
 class _Worker:
     """One actor of a stage's pool."""
 
-    def __init__(self, work: list[Any], board: Any) -> None:
+    def __init__(self, work: list[Any], progress: Any) -> None:
         opened: Work = ray.get(work[0])  # pyright: ignore[reportAssignmentType]
-        self._stage, self._run, self._board = opened.name, opened.open(), board
+        self._stage, self._run, self._progress = opened.name, opened.open(), progress
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         statuses = []
@@ -154,11 +154,11 @@ class _Worker:
                 statuses.append(status)
                 continue
             # Once stopped the stream runs dry.
-            if not ray.get(self._board.begin.remote(self._stage, str(unit))):
+            if not ray.get(self._progress.begin.remote(self._stage, str(unit))):
                 statuses.append(STOPPED)
                 continue
             result = self._run(str(unit))
-            ray.get(self._board.post.remote(result))  # here before the unit counts as through
+            ray.get(self._progress.post.remote(result))  # here before the unit counts as through
             statuses.append(result.status)
         return {"unit": batch["unit"], "status": statuses}
 
@@ -196,18 +196,21 @@ def run_ray(
     """
     if not units:
         return True
-    stop, board = stop or Stop(), _Board.remote()
+    stop = stop or Stop()
+    progress: Any = ProgressActor.remote()
     # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list so
     # that Ray does not unpack it: a worker that dies can then always be started again.
     stored = [ray.put(work) for work in chain]
-    consumer = _Consumer(_dataset(chain, units, stored, board))
+    consumer = _Consumer(_dataset(chain, units, stored, progress))
     consumer.start()
     seen: set[tuple[str, str]] = set()
     while True:
-        alive = consumer.is_alive()  # asked first: what it has done by now is on the board
+        alive = (
+            consumer.is_alive()
+        )  # asked first: what it has done by now has been reported to the actor
         if stop.requested:
-            board.stop.remote()
-        results, stop.in_flight, stopped = ray.get(board.drain.remote())
+            progress.stop.remote()
+        results, stop.in_flight, stopped = ray.get(progress.drain.remote())
         for result in results:
             # A task that Ray retried after a worker's death may report twice.
             if (result.stage, result.unit) not in seen:
@@ -226,7 +229,7 @@ def run_ray(
 
 
 def _dataset(
-    chain: Sequence[Work], units: Sequence[str], stored: Sequence[Any], board: Any
+    chain: Sequence[Work], units: Sequence[str], stored: Sequence[Any], progress: Any
 ) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -238,7 +241,7 @@ def _dataset(
     for work, reference, pool in zip(chain, stored, _pools(chain, len(units)), strict=True):
         dataset = dataset.map_batches(
             _Worker,
-            fn_constructor_args=([reference], board),
+            fn_constructor_args=([reference], progress),
             batch_size=1,
             batch_format="numpy",
             num_cpus=work.resources.cpus,

@@ -25,7 +25,7 @@ from pipeline.execution.selection import STAGES, Selection
 from pipeline.jobs.assembly import Assembly
 from pipeline.jobs.interleave import OrderStage, OrderWork, ShardWork, shard_places, write_index
 from pipeline.run_dir.ledger import Ledger
-from pipeline.run_dir.lock import only_one
+from pipeline.run_dir.lock import run_lock
 from pipeline.run_dir.plan import Plan, make_plan
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import INDEX, LANES, ORDER_UNIT
@@ -71,7 +71,7 @@ def run_job(config: PipelineConfig, selection: Selection, console: Console) -> J
     Raises: ConfigError before any work or while another process is at the run directory; StageError
     when too much is quarantined or storage refuses, and KeyboardInterrupt after Ctrl-C: resumable.
     """
-    with only_one(Storage(config.run_dir)):
+    with run_lock(Storage(config.run_dir)):
         return _run_job(config, selection, console)
 
 
@@ -115,7 +115,7 @@ def _run_job(config: PipelineConfig, selection: Selection, console: Console) -> 
     return JobReport(progress.failures, stats, training)
 
 
-Engine = Callable[[Sequence[Work], Sequence[str], Callable[[UnitResult], None]], bool]
+RunChain = Callable[[Sequence[Work], Sequence[str], Callable[[UnitResult], None]], bool]
 
 
 def _lanes(assembly: Assembly, selection: Selection) -> list[tuple[str, str | None, list[Stage]]]:
@@ -158,7 +158,7 @@ def _work(
 
 
 def _run_chain(
-    engine: Engine, chain: Sequence[Work], units: Sequence[str], progress: RunProgress
+    engine: RunChain, chain: Sequence[Work], units: Sequence[str], progress: RunProgress
 ) -> None:
     if engine(chain, units, progress.take):
         return
@@ -175,7 +175,7 @@ def _run_chain(
 @contextmanager
 def _engine(
     config: PipelineConfig, assembly: Assembly, selection: Selection, stop: Stop
-) -> Iterator[Engine]:
+) -> Iterator[RunChain]:
     if config.engine == "inline":
         yield partial(run_plain, stop=stop)
         return
@@ -213,7 +213,7 @@ def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:
 
 
 def _interleave(
-    engine: Engine,
+    engine: RunChain,
     stage: OrderStage,
     plan: Plan,
     ledger: Ledger,
@@ -246,12 +246,12 @@ def run_training(config: PipelineConfig, console: Console, resume: bool = True) 
     when another process is at the run directory.
     """
     _shards_folder(config)  # a run directory that does not exist is not made
-    with only_one(Storage(config.run_dir)):
+    with run_lock(Storage(config.run_dir)):
         return _train(config, console, resume)
 
 
 def _train(config: PipelineConfig, console: Console, resume: bool) -> TrainResult:
-    from pipeline.jobs.speech_samples import speaking
+    from pipeline.jobs.speech_samples import sample_generator
     from training.launch import launch
 
     shards = _shards_folder(config)
@@ -263,7 +263,7 @@ def _train(config: PipelineConfig, console: Console, resume: bool) -> TrainResul
         resume=resume,
         ray_address=config.ray.address,
         num_cpus=config.ray.num_cpus,
-        speaking=speaking(config),
+        speaking=sample_generator(config),
     )
 
 

@@ -19,7 +19,7 @@ from stages.text.tokenizer import load_tokenizer, orpheus_tokenizer, text_tokeni
 from training.checkpoint import writer as checkpoints
 from training.data.shard_rows import read_index
 from training.export import DTYPES, export
-from training.generation import Prompt, Speaking
+from training.generation import Prompt, SampleGenerator
 from training.metrics import say
 from training.run import CHECKPOINT_FOLDER, MODEL_FOLDER
 
@@ -54,7 +54,7 @@ class SnacDecoder:
             torch.set_num_threads(threads)
 
 
-def speaking(config: PipelineConfig) -> Speaking | None:
+def sample_generator(config: PipelineConfig) -> SampleGenerator | None:
     """Assemble what evaluations speak, or None where they speak nothing.
 
     Raises: ConfigError when codec or tokenizer cannot be had or a text does not fit the template.
@@ -64,7 +64,7 @@ def speaking(config: PipelineConfig) -> Speaking | None:
         return None
     snac = config.snac
     spec = resolve_codec(snac.weights, snac.sha256, snac.seed, "cpu")
-    return Speaking(tuple(text_prompts(config)), SnacDecoder(spec))
+    return SampleGenerator(tuple(text_prompts(config)), SnacDecoder(spec))
 
 
 def text_prompts(config: PipelineConfig) -> list[Prompt]:

@@ -17,7 +17,7 @@ from pipeline.run_dir.plan import Plan
 
 PAGE = "index.html"
 NUM_CLIPS = 6  # of each kind by score, half as many of each kind of outlier
-MOST_LEFT_OUT = 2000  # excluded records inside the page
+MAX_LEFT_OUT = 2000  # excluded records inside the page
 
 __all__ = ["NUM_CLIPS", "PAGE", "require_free", "write_data_report"]
 
@@ -66,7 +66,7 @@ def write_data_report(
     require_free(folder)
     configured = stats.get("thresholds", {}).get("configured")
     threshold = config.encode.threshold_ovrl if configured is None else configured
-    found = survey(plan, ledger, threshold, num_clips, MOST_LEFT_OUT)
+    found = survey(plan, ledger, threshold, num_clips, MAX_LEFT_OUT)
     picked = found.extremes.pick()
     codec = Reconstruction.none()
     if any(picked.values()):

@@ -15,12 +15,12 @@ from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, SLOTS
 from pipeline.config.models import SnacConfig
 from pipeline.report.fates import Fate, Fates
 from pipeline.report.spectrogram import RANGE_DB, mp3, picture, power
-from pipeline.report.survey import Place
+from pipeline.report.survey import ClipPlace
 from pipeline.run_dir.ledger import Ledger, Receipt
 from stages.clips import load_clips
 from stages.snac.codec import Codec, clip_seed, resolve_codec
 
-MOST_SECONDS = 20  # of a clip that are embedded
+MAX_SECONDS = 20  # of a clip that are embedded
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Reconstruction:
         if codes is None:
             assert audio is not None
             (codes,) = self.codec.encode([audio], id)
-        codes = codes[: SLOTS * (MOST_SECONDS * CODEC_HZ // FRAME_SAMPLES)]
+        codes = codes[: SLOTS * (MAX_SECONDS * CODEC_HZ // FRAME_SAMPLES)]
         return self.codec.decode(codes, clip_seed(id, self.seed), id)
 
 
@@ -101,7 +101,7 @@ class _Scored:
 
 def shown_clips(
     ledger: Ledger,
-    picked: dict[str, list[Place]],
+    picked: dict[str, list[ClipPlace]],
     reconstruct: Reconstruction,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ShownClip]:
@@ -116,7 +116,7 @@ def shown_clips(
     return shown
 
 
-def _scored(ledger: Ledger, kind: str, place: Place) -> _Scored:
+def _scored(ledger: Ledger, kind: str, place: ClipPlace) -> _Scored:
     receipt = ledger.receipt("score", place.unit)
     assert receipt is not None  # the survey has just read it
     row = ledger.read(receipt).slice(place.row, 1).to_pylist()[0]
@@ -145,8 +145,8 @@ def _show(scored: _Scored, fate: Fate, reconstruct: Reconstruction) -> ShownClip
 
 
 def _audio(clip: dict[str, Any]) -> tuple[np.ndarray | None, str]:
-    """Load a clip, float32 [samples] at 24 kHz, its first MOST_SECONDS; or say why not."""
-    seconds = min(clip["seconds"], MOST_SECONDS)
+    """Load a clip, float32 [samples] at 24 kHz, its first MAX_SECONDS; or say why not."""
+    seconds = min(clip["seconds"], MAX_SECONDS)
     row = {name: clip[name] for name in CLIP.names} | {"seconds": seconds}
     try:
         (audio,) = load_clips(pa.Table.from_pylist([row], schema=CLIP), CODEC_HZ)
@@ -161,5 +161,5 @@ def _sound(audio: np.ndarray, seconds: float, top: float | None) -> Sound:
     """Draw and compress audio; `top` dB, the original's loudest point, is the brightest."""
     decibels = power(audio)
     drawn = picture(decibels, max(float(decibels.max()), -RANGE_DB) if top is None else top)
-    note = f"first {MOST_SECONDS} s of {seconds:.1f} s" if seconds > MOST_SECONDS else ""
+    note = f"first {MAX_SECONDS} s of {seconds:.1f} s" if seconds > MAX_SECONDS else ""
     return Sound(note, mp3(audio), drawn)

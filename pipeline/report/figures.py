@@ -25,7 +25,7 @@ QUANTITIES = {
     "bak": ("Background quality (bak)", "DNSMOS bak, 1 to 5", "clips", "High where it is quiet."),
     "seconds": ("Clip length", "seconds", "clips", "All clips ingested."),
     "characters": ("Transcript length", "characters", "clips", "All clips ingested."),
-    "characters_per_second": ("Speaking rate", "characters a second", "clips", "Outliers are often wrong transcripts."),
+    "characters_per_second": ("SampleGenerator rate", "characters a second", "clips", "Outliers are often wrong transcripts."),
     "tokens": ("Tokens of a clip", "tokens", "clips", "Text and codes of the clips tokenized."),
     "text_tokens": ("Tokens of an instruction sample", "tokens", "samples", "Prompt and answer."),
 }  # fmt: skip

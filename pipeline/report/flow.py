@@ -14,7 +14,7 @@ from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, RED, Chart, short_numb
 from pipeline.report.drawing import new_figure
 
 Loss = tuple[str, str, str, int]  # stage, outcome, reason, records
-MOST_REASONS = 9  # of a waterfall; the rarer ones of an outcome share a bar
+MAX_REASONS = 9  # of a waterfall; the rarer ones of an outcome share a bar
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _books(
 def _parts(losses: Sequence[Loss]) -> list[Step]:
     """Make a step of each of the most frequent reasons, and one of all others of an outcome."""
     ranked = sorted(range(len(losses)), key=lambda place: -losses[place][3])
-    shown = set(ranked if len(ranked) <= MOST_REASONS + 1 else ranked[:MOST_REASONS])
+    shown = set(ranked if len(ranked) <= MAX_REASONS + 1 else ranked[:MAX_REASONS])
     steps: list[Step] = []
     rest = {"rejected": (0, 0), "quarantined": (0, 0)}  # reasons, records
     for place, (stage, outcome, reason, number) in enumerate(losses):

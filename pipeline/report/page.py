@@ -10,8 +10,8 @@ from typing import Any
 from koe.schema import SPEECH, TEXT
 from koe.webpage import (
     Chart,
-    Document,
     Figures,
+    Page,
     Section,
     Tile,
     card,
@@ -20,7 +20,7 @@ from koe.webpage import (
     short_number,
 )
 from pipeline.report import figures, players, tables
-from pipeline.report.clips import MOST_SECONDS, ShownClip
+from pipeline.report.clips import MAX_SECONDS, ShownClip
 from pipeline.report.flow import waterfalls
 from pipeline.report.script import SCRIPT
 from pipeline.report.style import STYLE
@@ -35,7 +35,7 @@ QUALITY_LEAD = "DNSMOS P.835 of every clip ingested."
 LENGTHS_LEAD = "Bins at either end hold what lies beyond them too."
 CODEBOOKS_LEAD = "SNAC codes of the clips encoded, seven slots a frame."
 CLIPS_LEAD = (
-    f"Up to {MOST_SECONDS} s of each, at 24 kHz; click into a spectrogram to play from there. "
+    f"Up to {MAX_SECONDS} s of each, at 24 kHz; click into a spectrogram to play from there. "
     "Both pictures of a clip share one scale of 80 dB. Speech that is very fast or slow often has "
     "a wrong transcript."
 )
@@ -66,7 +66,7 @@ def page(content: Content) -> str:
     sections = _sections(content, drawn, shown)
     rows = [[row[name] for name in tables.COLUMNS] for row in shown]
     return document(
-        Document(
+        Page(
             title=f"{content.title}: data report",
             name=content.title,
             header=f"{_badges(content)}<p>{escape(content.about)}</p>",

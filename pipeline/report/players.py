@@ -11,7 +11,7 @@ from koe.webpage import escape
 from pipeline.report.clips import ShownClip, Sound
 from pipeline.report.survey import BEST, BORDERLINE, FASTEST, LONGEST, SLOWEST, WORST
 
-MOST_SOUND_BYTES = 6_500_000  # base64 adds a third; with plotly.js the page stays below 15 MB
+MAX_SOUND_BYTES = 6_500_000  # base64 adds a third; with plotly.js the page stays below 15 MB
 TOO_LARGE = "left out to keep the page small: ask for fewer clips"
 ALL = "all"
 NAMES = {
@@ -29,7 +29,7 @@ def clips(shown: Sequence[ShownClip], threshold: float, codec: str) -> str:
     """List clips with players and spectrograms; `codec` (HTML) heads the reconstructions."""
     if not shown:
         return ""
-    left = MOST_SOUND_BYTES
+    left = MAX_SOUND_BYTES
     rows = []
     for clip in shown:
         cells = [f"<td>{_facts(clip)}</td>"]

@@ -25,7 +25,7 @@ ORDER_STAGE = "interleave"
 STAGES = (*LANES["speech"], ORDER_STAGE)
 
 
-class Place(NamedTuple):
+class ClipPlace(NamedTuple):
     """Where a scored clip lies: row `row` of the score stage's table of `unit`."""
 
     ovrl: float
@@ -54,7 +54,7 @@ class Extremes:
         self._quotas = dict.fromkeys(BY_SCORE, num) | dict.fromkeys(OUTLIERS, (num + 1) // 2)
         # a clip is shown once: those of other kinds must not leave gaps
         self._room = sum(self._quotas.values())
-        self._nearest: dict[str, list[tuple[float, Place]]] = {}
+        self._nearest: dict[str, list[tuple[float, ClipPlace]]] = {}
 
     def add(self, unit: str, ovrl: np.ndarray, characters: np.ndarray, seconds: np.ndarray) -> None:
         """Take scores, lengths of transcripts and seconds of a unit into account, each [clips]."""
@@ -73,23 +73,23 @@ class Extremes:
         for kind, distance in distances.items():
             rows = np.argsort(distance, kind="stable")[: self._room]
             found = [
-                (float(distance[row]), Place(float(ovrl[row]), unit, int(row)))
+                (float(distance[row]), ClipPlace(float(ovrl[row]), unit, int(row)))
                 for row in rows.tolist()
                 if np.isfinite(distance[row])
             ]
             held = self._nearest.get(kind, ())
             self._nearest[kind] = heapq.nsmallest(self._room, [*held, *found])
 
-    def pick(self) -> dict[str, list[Place]]:
+    def pick(self) -> dict[str, list[ClipPlace]]:
         """Return the clips of each kind; no clip is of two kinds.
 
         Those by score come in its order, the highest first; outliers with the farthest out first.
         """
-        picked: dict[str, list[Place]] = {kind: [] for kind in self._quotas}
+        picked: dict[str, list[ClipPlace]] = {kind: [] for kind in self._quotas}
         waiting = {kind: deque(p for _, p in found) for kind, found in self._nearest.items()}
         turns = [("above", BORDERLINE), ("below", BORDERLINE)]
         turns += [(kind, kind) for kind in (WORST, BEST, *OUTLIERS)]
-        taken: set[Place] = set()
+        taken: set[ClipPlace] = set()
         for _ in range(self._room):  # by turns: where clips are few, each kind gets some
             for source, kind in turns:
                 left = waiting.get(source, deque())

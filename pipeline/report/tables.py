@@ -12,9 +12,9 @@ from pipeline.report.survey import LeftOut
 
 Stats = dict[str, Any]
 COLUMNS = ("id", "source", "stage", "outcome", "reason", "detail", "location")
-MOST_SHARDS = 200
-MOST_GROUPS = 5  # of duplicates
-MOST_IDS = 3  # of such a group
+MAX_SHARDS = 200
+MAX_GROUPS = 5  # of duplicates
+MAX_IDS = 3  # of such a group
 
 
 def sources(stats: Stats) -> str:
@@ -57,7 +57,7 @@ def duplicates(stats: Stats) -> str:
         found = stats.get("duplicates", {}).get(kind)
         if not found:
             continue
-        groups = as_list(found.get("examples"))[:MOST_GROUPS]
+        groups = as_list(found.get("examples"))[:MAX_GROUPS]
         examples = [f"<code>{escape(_group(ids))}</code>" for ids in groups]
         counts = [f"{found.get('groups', 0):,}", f"{found.get('clips', 0):,}"]
         rows.append(
@@ -75,8 +75,8 @@ def duplicates(stats: Stats) -> str:
 
 def _group(ids: Any) -> str:
     names = [str(id) for id in as_list(ids)]
-    rest = len(names) - MOST_IDS
-    return ", ".join(names[:MOST_IDS]) + (f" and {rest} or more others" if rest > 0 else "")
+    rest = len(names) - MAX_IDS
+    return ", ".join(names[:MAX_IDS]) + (f" and {rest} or more others" if rest > 0 else "")
 
 
 def shards(stats: Stats) -> str:
@@ -92,7 +92,7 @@ def shards(stats: Stats) -> str:
             f"{shard.get('bytes', 0) / 1e6:,.2f}",
             f"<code>{escape(str(shard.get('sha256', ''))[:16])}</code>",
         ]
-        for shard in files[:MOST_SHARDS]
+        for shard in files[:MAX_SHARDS]
     ]
     if not rows:
         return ""

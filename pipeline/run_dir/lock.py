@@ -20,7 +20,7 @@ LOCK = "run.lock"
 
 
 @contextmanager
-def only_one(storage: Storage) -> Iterator[None]:
+def run_lock(storage: Storage) -> Iterator[None]:
     """Hold the run directory for the time of a run.
 
     Two runs at once would do every unit twice, and sweep each other's unfinished files away. On an

@@ -12,7 +12,7 @@ ALL = "all"  # the key under which the values of every source stand together
 SCORES = ("sig", "bak", "ovrl")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _SCORE_EDGES = np.linspace(1, 5, 41)  # the scale of P.835, in tenths
-_MOST_BINS = 40
+_MAX_BINS = 40
 _STEPS = (1, 2, 2.5, 5, 10)  # of a histogram, times a power of ten
 
 
@@ -84,7 +84,7 @@ def _describe(values: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
 def _edges(values: np.ndarray) -> np.ndarray:
     """Choose round edges of even steps that hold all but the outermost thousandths."""
     low, high = np.quantile(values, (0.001, 0.999))
-    least = max(float(high - low), 1e-6) / (_MOST_BINS - 1)
+    least = max(float(high - low), 1e-6) / (_MAX_BINS - 1)
     scale = 10.0 ** math.floor(math.log10(least))
     step = next(k * scale for k in _STEPS if k * scale >= least)
     first, last = math.floor(low / step), math.ceil(high / step)

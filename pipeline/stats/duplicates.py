@@ -10,8 +10,8 @@ import pyarrow as pa
 from koe.repeats import repeated
 from pipeline.run_dir.ledger import Ledger
 
-_MOST_EXAMPLES = 10
-_MOST_IDS = 10  # of one example
+_MAX_EXAMPLES = 10
+_MAX_IDS = 10  # of one example
 
 
 class Duplicates:
@@ -62,13 +62,13 @@ class Duplicates:
         is_copy = np.ones(len(places), bool)
         is_copy[first] = False
         seconds = np.frombuffer(self._seconds, np.float32)[places[is_copy]]
-        largest = np.lexsort((first, -sizes))[:_MOST_EXAMPLES]
+        largest = np.lexsort((first, -sizes))[:_MAX_EXAMPLES]
         return {
             "groups": len(first),
             "clips": int(is_copy.sum()),
             "hours": round(float(seconds.sum(dtype=np.float64)) / 3600, 4),
             "examples": [
-                [self._id(place) for place in places[group == number][:_MOST_IDS].tolist()]
+                [self._id(place) for place in places[group == number][:_MAX_IDS].tolist()]
                 for number in largest
             ],
         }

@@ -14,7 +14,7 @@ from pipeline.terminal.tables import grid, titled
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
     from training.replay import Replay
 
-_MOST_CODES = 8  # shown of each codebook
+_MAX_CODES = 8  # shown of each codebook
 
 
 def files_view(rows: Sequence[dict[str, Any]]) -> RenderableType:
@@ -44,7 +44,7 @@ def _cell(value: Any) -> Text:
         return Text(f"{value:.3f}")
     if isinstance(value, list):  # three codebooks
         books = (
-            " ".join(map(str, book[:_MOST_CODES])) + " ..." * (len(book) > _MOST_CODES)
+            " ".join(map(str, book[:_MAX_CODES])) + " ..." * (len(book) > _MAX_CODES)
             for book in value
         )
         return Text("\n".join(books))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pipeline.terminal.tables import grid
 
-_MOST_SHARDS = 12
+_MAX_SHARDS = 12
 _TENTHS = 10
 
 
@@ -62,9 +62,9 @@ def _row_mean(parts: Sequence[dict[str, Any]], key: str) -> float:
 
 def shard_files_table(files: Sequence[dict[str, Any]]) -> Table:
     """List the first shards."""
-    title = "Shard files" + (f", the first {_MOST_SHARDS}" if len(files) > _MOST_SHARDS else "")
+    title = "Shard files" + (f", the first {_MAX_SHARDS}" if len(files) > _MAX_SHARDS else "")
     table = grid(title, "file", "rows", "tokens", "MB", "fill", "sha256")
-    for file in files[:_MOST_SHARDS]:
+    for file in files[:_MAX_SHARDS]:
         table.add_row(
             file["path"],
             f"{file['rows']:,}",

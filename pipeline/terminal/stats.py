@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from koe.errors import ConfigError
-from koe.visible import some, visible
+from koe.printable import escape_control_characters, shorten_list
 from pipeline.terminal.shards import mix_table, shard_files_table, shards_table
 from pipeline.terminal.tables import grid, titled
 
@@ -47,7 +47,7 @@ def require_source(sources: Iterable[str], source: str) -> None:
     if source not in sources:
         raise ConfigError(
             f"there is no source {source!r}",
-            f"the run's sources are {some(sources, source)}",
+            f"the run's sources are {shorten_list(sources, source)}",
             "Give one of them to --source.",
         )
 
@@ -136,7 +136,10 @@ def _left_out(outcome: str, sources: dict[str, Any], examples: Sequence[dict[str
             example = first.get((source, reason))
             shown = f"{example['id']}: {example['detail']}" if example else ""
             table.add_row(
-                Text(source), reason, f"{count:,}", *([Text(visible(shown))] if first else [])
+                Text(source),
+                reason,
+                f"{count:,}",
+                *([Text(escape_control_characters(shown))] if first else []),
             )
     return table
 
@@ -236,7 +239,7 @@ def _duplicates(kinds: dict[str, Any], codec: dict[str, Any]) -> Table:
             f"{found['groups']:,}",
             f"{found['clips']:,}",
             _hours(found["hours"]),
-            Text(visible(example)),
+            Text(escape_control_characters(example)),
         )
     return table
 

@@ -11,11 +11,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from koe.printable import escape_control_characters
 from koe.schema import SPEECH
-from koe.visible import visible
 from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, unflatten_codes
 from pipeline.trace.document import Document, named_ids, num_frames, turns
-from pipeline.trace.record import Record, StageOutcome
+from pipeline.trace.record import RecordTrace, StageOutcome
 
 Decode = Callable[[list[int]], str]
 _BORDERS = {SPEECH: "blue"}  # text is green
@@ -26,7 +26,7 @@ _OUTCOME_STYLES = {
     "pending": "dim",
 }
 _LABEL_WIDTH = 10
-_MOST_CODES = 3  # shown of each codebook: three of them fit one line of 80 columns
+_MAX_CODES = 3  # shown of each codebook: three of them fit one line of 80 columns
 
 
 def documents_view(documents: Sequence[Document], decode_text: Decode, raw: bool) -> RenderableType:
@@ -34,7 +34,7 @@ def documents_view(documents: Sequence[Document], decode_text: Decode, raw: bool
     panels: list[RenderableType] = []
     for number, document in enumerate(documents):
         head = f"{document.modality}, {len(document.input_ids):,} tokens, unit {document.unit}"
-        lines = [("", Text(visible(head), style="dim"))]
+        lines = [("", Text(escape_control_characters(head), style="dim"))]
         if raw:
             lines.append(("ids", Text(" ".join(named_ids(document.input_ids)))))
         else:
@@ -45,14 +45,21 @@ def documents_view(documents: Sequence[Document], decode_text: Decode, raw: bool
     return Group(*panels)
 
 
-def records_view(records: Sequence[Record], decode_text: Decode) -> RenderableType:
+def records_view(records: Sequence[RecordTrace], decode_text: Decode) -> RenderableType:
     """Render the way of each record through the stages, a panel a record."""
     panels: list[RenderableType] = []
     for record in records:
         clip = record.clip or {}
-        lines = [("", Text(visible(f"{record.modality}, unit {record.unit}"), style="dim"))]
+        lines = [
+            (
+                "",
+                Text(
+                    escape_control_characters(f"{record.modality}, unit {record.unit}"), style="dim"
+                ),
+            )
+        ]
         if record.modality == SPEECH:
-            lines += [("transcript", Text(visible(clip["text"])))] if clip else []
+            lines += [("transcript", Text(escape_control_characters(clip["text"])))] if clip else []
             lines += _clip(clip) + _codes(record.codes)
         else:
             lines += _spoken(record.document, decode_text)
@@ -75,7 +82,7 @@ def _panel(title: str, modality: str, lines: Iterable[tuple[str, Text]]) -> Pane
         body.add_row(label, text)
     return Panel(
         body,
-        title=Text(visible(title)),
+        title=Text(escape_control_characters(title)),
         title_align="left",
         border_style=_BORDERS.get(modality, "green"),
     )
@@ -86,7 +93,7 @@ def _spoken(document: Document, decode_text: Decode) -> list[tuple[str, Text]]:
     return [
         (
             "transcript" if document.modality == SPEECH else role or "...",
-            Text(visible(decode_text(run).rstrip("\n"))),
+            Text(escape_control_characters(decode_text(run).rstrip("\n"))),
         )
         for role, run in turns(document.input_ids)
     ]
@@ -97,8 +104,8 @@ def _codes(codes: np.ndarray | None) -> list[tuple[str, Text]]:
         return []
     frames = num_frames(codes)
     heads = "  ".join(
-        f"c{level} {' '.join(map(str, book[:_MOST_CODES]))}"
-        + ("…" if len(book) > _MOST_CODES else "")
+        f"c{level} {' '.join(map(str, book[:_MAX_CODES]))}"
+        + ("…" if len(book) > _MAX_CODES else "")
         for level, book in enumerate(unflatten_codes(codes))
     )
     length = f"{frames} frames, {frames * FRAME_SAMPLES / CODEC_HZ:.2f} s"
@@ -112,7 +119,7 @@ def _clip(clip: dict[str, Any] | None) -> list[tuple[str, Text]]:
     channels = f"{clip['channels']} channel" + "s" * (clip["channels"] > 1)
     speaker = f", speaker {clip['speaker']}" if clip["speaker"] else ""
     about = f"{clip['seconds']:.2f} s, {clip['audio_hz']} Hz, {channels}{speaker}"
-    lines = [("clip", Text(visible(about)))]
+    lines = [("clip", Text(escape_control_characters(about)))]
     if "ovrl" in clip:
         scores = "  ".join(
             f"{name} {clip[name]:.3f}"
@@ -125,7 +132,9 @@ def _clip(clip: dict[str, Any] | None) -> list[tuple[str, Text]]:
     place = {"parquet": " row", "tar": " at byte"}.get(clip["audio_kind"])
     offset = f"{place} {clip['audio_offset']}" if place else ""
     start = f" from {clip['start_seconds']:.2f} s" if clip["start_seconds"] else ""
-    lines.append(("audio", Text(visible(f"{clip['audio_path']}{member}{offset}{start}"))))
+    lines.append(
+        ("audio", Text(escape_control_characters(f"{clip['audio_path']}{member}{offset}{start}")))
+    )
     return lines
 
 
@@ -133,6 +142,10 @@ def _outcome(outcome: StageOutcome) -> list[tuple[str, Text]]:
     text = Text(outcome.outcome, style=_OUTCOME_STYLES[outcome.outcome])
     why = ": ".join(part for part in (outcome.reason, outcome.detail) if part)
     if why:
-        text.append(f"  {visible(why)}")
-    where = [("at", Text(visible(outcome.location), style="dim"))] if outcome.location else []
+        text.append(f"  {escape_control_characters(why)}")
+    where = (
+        [("at", Text(escape_control_characters(outcome.location), style="dim"))]
+        if outcome.location
+        else []
+    )
     return [(outcome.stage, text), *where]

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from koe.errors import ConfigError, ContractError
+from koe.printable import shorten_list
 from koe.schema import ENCODED, ROW, SPEECH
-from koe.visible import some
 from koe.vocabulary import (
     END_OF_AI,
     END_OF_HUMAN,
@@ -100,7 +100,7 @@ def find_shard(name: str, run_dir: str) -> Shard:
             return Shard(candidate, _require_rows(rows, name), run)
     raise ConfigError(
         f"there is no shard {name}",
-        f"{run_dir}/shards holds {some(known, file)}",
+        f"{run_dir}/shards holds {shorten_list(known, file)}",
         "Name a shard as in train-00000:12, or a record by its whole id, SOURCE/...",
     )
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from koe.errors import ConfigError
+from koe.printable import shorten_list
 from koe.schema import EXCLUDED, SPEECH, Unit
-from koe.visible import some
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.storage import Storage
@@ -36,7 +36,7 @@ class StageOutcome:
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardPlace:
     """A piece of a record in the shards; `document` counts the documents of the row."""
 
     shard: str
@@ -46,7 +46,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordTrace:
     """A record of one unit. `clip` is the row of the last stage that kept it, without codes.
 
     `codes`: uint16 [7 frames], `input_ids`: int32 [tokens]; None where no stage made them.
@@ -60,7 +60,7 @@ class Record:
     clip: dict[str, Any] | None = None
     codes: np.ndarray | None = None
     input_ids: np.ndarray | None = None
-    places: tuple[Place, ...] = ()
+    places: tuple[ShardPlace, ...] = ()
 
     @property
     def document(self) -> Document:
@@ -76,7 +76,7 @@ def find_records(
     ledger: Ledger,
     id: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Record]:
+) -> list[RecordTrace]:
     """Find the records with this id; several where units, or one unit, repeat it.
 
     Reads the ids of its source, which it begins with, and of the rest only its own rows.
@@ -87,12 +87,12 @@ def find_records(
     if source not in plan.modalities:
         raise ConfigError(
             f"{id} is neither a shard nor the id of a record",
-            f"the run's sources are {some(plan.modalities, source)}",
+            f"the run's sources are {shorten_list(plan.modalities, source)}",
             "Name a shard as in train-00000:12 (a path ends in .arrow), or a record by its whole "
             "id, SOURCE/...",
         )
     units = [(k, unit) for k, unit in enumerate(plan.units) if unit.source == source]
-    found: list[Record] = []
+    found: list[RecordTrace] = []
     num_searched = 0
     for done, (index, unit) in enumerate(units, 1):
         receipt = ledger.receipt(LANES[unit.modality][0], unit.unit)
@@ -109,17 +109,19 @@ def find_records(
     return found
 
 
-def _of_unit(ledger: Ledger, index: int, unit: Unit, receipt: Receipt, id: str) -> Iterator[Record]:
+def _of_unit(
+    ledger: Ledger, index: int, unit: Unit, receipt: Receipt, id: str
+) -> Iterator[RecordTrace]:
     """Yield the record that the unit's first stage kept, and those that it left out."""
     if _row_of(ledger.storage, receipt.output.path, id) is not None:
         yield _followed(ledger, index, unit, id)
     for outcome in _left_out(ledger.storage, receipt, id):
-        yield Record(id, unit.source, unit.modality, unit.unit, (outcome,))
+        yield RecordTrace(id, unit.source, unit.modality, unit.unit, (outcome,))
 
 
-def _followed(ledger: Ledger, index: int, unit: Unit, id: str) -> Record:
+def _followed(ledger: Ledger, index: int, unit: Unit, id: str) -> RecordTrace:
     """Follow a record from stage to stage as far as it went."""
-    record = Record(id, unit.source, unit.modality, unit.unit, ())
+    record = RecordTrace(id, unit.source, unit.modality, unit.unit, ())
     row, previous, before = None, None, ""
     for stage in LANES[unit.modality]:
         receipt = ledger.receipt(stage, unit.unit)
@@ -136,11 +138,11 @@ def _followed(ledger: Ledger, index: int, unit: Unit, id: str) -> Record:
     return _placed(ledger, index, row, record)
 
 
-def _after(record: Record, *outcomes: StageOutcome) -> Record:
+def _after(record: RecordTrace, *outcomes: StageOutcome) -> RecordTrace:
     return replace(record, stages=(*record.stages, *outcomes))
 
 
-def _filled(storage: Storage, receipt: Receipt, row: int, record: Record) -> Record:
+def _filled(storage: Storage, receipt: Receipt, row: int, record: RecordTrace) -> RecordTrace:
     """Take what the stage knows of the record: its clip, codes or tokens."""
     values = _row_at(storage, receipt.output.path, row)
     if "input_ids" in values:
@@ -153,7 +155,7 @@ def _filled(storage: Storage, receipt: Receipt, row: int, record: Record) -> Rec
     )
 
 
-def _placed(ledger: Ledger, index: int, row: int, record: Record) -> Record:
+def _placed(ledger: Ledger, index: int, row: int, record: RecordTrace) -> RecordTrace:
     """Find the sample in the stored order, or among what interleave left out."""
     order = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     if order is None:
@@ -167,7 +169,7 @@ def _placed(ledger: Ledger, index: int, row: int, record: Record) -> Record:
     return replace(_after(record, StageOutcome(INTERLEAVE, KEPT)), places=places)
 
 
-def _places(storage: Storage, path: str, unit: int, sample: int) -> Iterator[Place]:
+def _places(storage: Storage, path: str, unit: int, sample: int) -> Iterator[ShardPlace]:
     """Search the order for a sample, and count the documents before it in its row."""
     last, num_before = None, 0  # the row that the batch before ended in, and its documents so far
     with storage.open_batches(path, ["shard", "row", "unit", "sample", "part"]) as batches:
@@ -185,13 +187,13 @@ def _places(storage: Storage, path: str, unit: int, sample: int) -> Iterator[Pla
             for hit in np.flatnonzero((units == unit) & (samples == sample)).tolist():
                 start = int(starts[np.searchsorted(starts, hit, side="right") - 1])
                 document = hit - start + (num_before if start == 0 else 0)
-                yield Place(shards[hit].as_py(), int(rows[hit]), document, parts[hit].as_py())
+                yield ShardPlace(shards[hit].as_py(), int(rows[hit]), document, parts[hit].as_py())
             start = int(starts[-1])
             num_before = batch.num_rows - start + (num_before if start == 0 else 0)
             last = (shards[-1].as_py(), int(rows[-1]))
 
 
-def _holds(storage: Storage, place: Place, id: str) -> bool:
+def _holds(storage: Storage, place: ShardPlace, id: str) -> bool:
     """Tell whether a shard has the record where the order says, or is not made yet."""
     path = f"shards/{place.shard}.arrow"
     if storage.size(path) is None:
@@ -241,7 +243,7 @@ def _left_out(
     return found
 
 
-def record_json(record: Record, decode_text: Callable[[list[int]], str]) -> dict[str, Any]:
+def record_json(record: RecordTrace, decode_text: Callable[[list[int]], str]) -> dict[str, Any]:
     """Describe a record for `koe inspect --json`; null for what no stage made."""
     document = document_json(record.document, decode_text, raw=False)
     clip = record.clip or {}

@@ -24,7 +24,7 @@ from pipeline.verify.order import (
 )
 from pipeline.verify.placing import Placing
 from pipeline.verify.receipts import setting
-from pipeline.verify.samples import Samples
+from pipeline.verify.samples import SampleTable
 from pipeline.verify.shards import prove_shard, shard_figures
 from pipeline.verify.units import Seen, prove_names, prove_units
 from pipeline.verify.whole import not_made
@@ -64,7 +64,7 @@ def verify_run(
     proved(
         "units have names of their own and sources that the plan knows", len(plan.units), "units"
     )
-    samples, seen = Samples(plan, ledger.storage), Seen()
+    samples, seen = SampleTable(plan, ledger.storage), Seen()
     prove_units(plan, ledger, samples, seen)
     _tell_units(plan, seen, proved)
     index, order = read_index(ledger), prove_order_receipt(ledger, samples)
@@ -119,7 +119,7 @@ def _prove_shards(
     order: Receipt,
     index: dict[str, Any] | None,
     ledger: Ledger,
-    samples: Samples,
+    samples: SampleTable,
     proved: Proved,
 ) -> list[dict[str, Any]]:
     """Prove the order and the shards made of it; return their entries of the index."""

@@ -11,14 +11,14 @@ from koe.errors import ContractError
 from koe.schema import ROW
 from pipeline.verify.lists import TokenLists, differ, flat, lengths, offsets
 from pipeline.verify.order import REMEDY, Pieces
-from pipeline.verify.samples import Samples
+from pipeline.verify.samples import SampleTable
 
 
-class ShardRows:
+class ShardDocuments:
     """A shard's rows, proved to be the documents of its pieces but for their ids and tokens."""
 
     def __init__(
-        self, path: str, table: pa.Table, pieces: Pieces, samples: Samples, capacity: int
+        self, path: str, table: pa.Table, pieces: Pieces, samples: SampleTable, capacity: int
     ) -> None:
         self.path, self.tokens = path, TokenLists(table["input_ids"])
         self.ids = flat(table["document_ids"])
@@ -57,7 +57,7 @@ class ShardRows:
                     REMEDY,
                 )
 
-    def _prove_labels(self, table: pa.Table, samples: Samples) -> None:
+    def _prove_labels(self, table: pa.Table, samples: SampleTable) -> None:
         pieces = self._pieces
         names = (samples.sources, samples.modalities, samples.units)
         of_units = [pa.array(values, pa.string()).take(pa.array(pieces.unit)) for values in names]
@@ -92,7 +92,7 @@ class ShardRows:
             )
 
 
-def prove_pieces(pieces: Pieces, samples: Samples, shard: ShardRows | None) -> np.ndarray:
+def prove_pieces(pieces: Pieces, samples: SampleTable, shard: ShardDocuments | None) -> np.ndarray:
     """Prove that pieces lie in their samples, and that the documents of a shard equal them.
 
     Returns the tokens of each piece's sample, int64 [pieces].
@@ -128,7 +128,7 @@ def _by_unit(unit: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _prove_documents(
-    shard: ShardRows, documents: np.ndarray, ids: pa.Array, wanted: list[np.ndarray]
+    shard: ShardDocuments, documents: np.ndarray, ids: pa.Array, wanted: list[np.ndarray]
 ) -> None:
     found = shard.cut(documents)
     if np.array_equal(np.concatenate(found), np.concatenate(wanted)):

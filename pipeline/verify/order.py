@@ -21,7 +21,7 @@ from pipeline.run_dir.storage import Storage
 from pipeline.stats import ORDER_UNIT, encoded_seconds
 from pipeline.verify.files import vouched_batches
 from pipeline.verify.receipts import reasons_of, require_books, require_receipt, setting
-from pipeline.verify.samples import DUPLICATE, LEFT_OUT, OPEN, Samples
+from pipeline.verify.samples import DUPLICATE, LEFT_OUT, OPEN, SampleTable
 
 REMEDY = "Run `koe run --force interleave`."
 RECEIPT = f"interleave/{ORDER_UNIT}.json"
@@ -45,7 +45,7 @@ class Pieces:
         return len(self.row)
 
 
-def prove_order_receipt(ledger: Ledger, samples: Samples) -> Receipt | None:
+def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
     """Prove that the order was made of the samples as they are; None while there is no order."""
     receipt = ledger.receipt("interleave", ORDER_UNIT)
     if receipt is None:
@@ -67,7 +67,7 @@ def prove_order_receipt(ledger: Ledger, samples: Samples) -> Receipt | None:
     return receipt
 
 
-def prove_left_out(receipt: Receipt, ledger: Ledger, samples: Samples) -> dict[str, float]:
+def prove_left_out(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> dict[str, float]:
     """Prove each excluded sample of the order, and note its fate.
 
     Returns the seconds of the clips among them, by source.
@@ -118,7 +118,7 @@ def _leave_out(
     rows: list[int],
     unit: int,
     receipt: Receipt,
-    samples: Samples,
+    samples: SampleTable,
     first: int,
 ) -> None:
     """Prove that excluded records name samples of one unit, each for the first time."""
@@ -142,7 +142,7 @@ def _leave_out(
         raise ContractError(f"{_EXCLUDED}:{first + place} leaves out {id} wrongly", why, REMEDY)
 
 
-def prove_distinct(samples: Samples) -> None:
+def prove_distinct(samples: SampleTable) -> None:
     """Prove that of the samples of one id the first in plan order stays, and no other."""
     suspects = repeated(samples.take_hashes())
     wrong = samples.fate == DUPLICATE
@@ -162,7 +162,7 @@ def prove_distinct(samples: Samples) -> None:
         )
 
 
-def _is_first(samples: Samples, suspects: np.ndarray) -> np.ndarray:
+def _is_first(samples: SampleTable, suspects: np.ndarray) -> np.ndarray:
     """Mark those of `suspects` (numbers, ascending) that no other with their id precedes."""
     digests = np.empty((len(suspects), _DIGEST_BYTES), np.uint8)
     cuts = np.searchsorted(suspects, samples.bounds)
@@ -241,7 +241,7 @@ def _pieces(shard: str, batches: list[pa.RecordBatch]) -> Pieces:
 
 
 def prove_order_measures(
-    receipt: Receipt, num_shards: int, samples: Samples, seconds: dict[str, float]
+    receipt: Receipt, num_shards: int, samples: SampleTable, seconds: dict[str, float]
 ) -> None:
     """Prove the counts by source that the receipt's statistics are made of."""
     expected: dict[str, float] = {"shards": num_shards}

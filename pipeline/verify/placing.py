@@ -8,7 +8,7 @@ from koe.errors import ContractError
 from koe.schema import SPEECH
 from koe.vocabulary import SLOTS
 from pipeline.verify.order import REMEDY, Pieces
-from pipeline.verify.samples import CUT, OPEN, PLACED, Samples
+from pipeline.verify.samples import CUT, OPEN, PLACED, SampleTable
 
 _TAIL_TOKENS = 2  # end_of_speech end_of_ai
 
@@ -16,7 +16,7 @@ _TAIL_TOKENS = 2  # end_of_speech end_of_ai
 class Placing:
     """Takes in the pieces of one shard after the other; those of cut samples wait for the rest."""
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: SampleTable) -> None:
         self._samples = samples
         self._cut: list[np.ndarray] = []  # of cut samples: number, part, start, stop, tokens
 

@@ -28,7 +28,7 @@ class UnitSamples:
         self.tokens = TokenLists(table["input_ids"])
 
 
-class Samples:
+class SampleTable:
     """Counts and hashes the samples while their units are proved, then knows the fate of each.
 
     A sample's number is its place in plan order: that of its unit's first plus its row.

@@ -11,16 +11,16 @@ import pyarrow as pa
 from koe.errors import ContractError
 from koe.schema import ROW
 from pipeline.run_dir.ledger import Ledger, Receipt
-from pipeline.verify.documents import ShardRows
+from pipeline.verify.documents import ShardDocuments
 from pipeline.verify.files import vouched_table
 from pipeline.verify.order import RECEIPT, REMEDY, Pieces
 from pipeline.verify.receipts import require_receipt, setting
-from pipeline.verify.samples import Samples
+from pipeline.verify.samples import SampleTable
 
 
 def prove_shard(
-    pieces: Pieces, order: Receipt, ledger: Ledger, samples: Samples
-) -> tuple[Receipt, ShardRows] | None:
+    pieces: Pieces, order: Receipt, ledger: Ledger, samples: SampleTable
+) -> tuple[Receipt, ShardDocuments] | None:
     """Prove receipt, file, metadata and rows of a shard; None while it is not made."""
     receipt = ledger.receipt("interleave", pieces.shard)
     if receipt is None:
@@ -42,7 +42,7 @@ def prove_shard(
         )
     table = vouched_table(ledger.storage, receipt.output, ROW)
     _prove_metadata(table, order, path)
-    return receipt, ShardRows(path, table, pieces, samples, setting(order, "max_row_tokens"))
+    return receipt, ShardDocuments(path, table, pieces, samples, setting(order, "max_row_tokens"))
 
 
 def identity(order: Receipt) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _prove_metadata(table: pa.Table, order: Receipt, path: str) -> None:
 
 
 def shard_figures(
-    pieces: Pieces, receipt: Receipt, shard: ShardRows, samples: Samples
+    pieces: Pieces, receipt: Receipt, shard: ShardDocuments, samples: SampleTable
 ) -> dict[str, Any]:
     """Return a shard's entry of the index, made from its bytes; they must be its receipt's, too."""
     tokens = np.bincount(

@@ -26,7 +26,7 @@ from pipeline.verify import flow, grammar
 from pipeline.verify.files import vouched_table
 from pipeline.verify.lists import differ, flat, lengths
 from pipeline.verify.receipts import STALE, reasons_of, require_books, require_receipt, setting
-from pipeline.verify.samples import Samples
+from pipeline.verify.samples import SampleTable
 
 _SCHEMAS = {"ingest": CLIP, "score": SCORED, "encode": ENCODED, "tokenize": SAMPLE}
 
@@ -63,7 +63,7 @@ def prove_names(plan: Plan) -> None:
         paths[unit.unit] = unit.path
 
 
-def prove_units(plan: Plan, ledger: Ledger, samples: Samples, seen: Seen) -> None:
+def prove_units(plan: Plan, ledger: Ledger, samples: SampleTable, seen: Seen) -> None:
     """Prove one unit after the other through its stages, and take its samples in.
 
     Holds the tables of two stages of one unit. Raises: ContractError at the first contradiction.
@@ -73,7 +73,7 @@ def prove_units(plan: Plan, ledger: Ledger, samples: Samples, seen: Seen) -> Non
     samples.close()
 
 
-def _prove_unit(unit: Unit, ledger: Ledger, samples: Samples, seen: Seen) -> None:
+def _prove_unit(unit: Unit, ledger: Ledger, samples: SampleTable, seen: Seen) -> None:
     missing = ""
     before: tuple[Receipt, pa.Table] | None = None
     for stage in LANES[unit.modality]:

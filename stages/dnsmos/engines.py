@@ -38,7 +38,7 @@ from stages.dnsmos.onnx_session import Provider, Run, open_session, require_prov
 from stages.native.compiler import Unavailable, load_library
 
 Precision = Literal["fp32", "bf16"]
-Engine = Literal["auto", "native", "torch", "onnxruntime"]
+ScorerEngine = Literal["auto", "native", "torch", "onnxruntime"]
 
 # How far a clip's ovrl may lie from FP32 when the convolutions run in BF16.
 BF16_OVRL_ERROR = 0.03
@@ -87,7 +87,7 @@ def require_gpu() -> None:
         )
 
 
-def resolve_engine(engine: Engine, provider: Provider, precision: Precision) -> Engine:
+def resolve_engine(engine: ScorerEngine, provider: Provider, precision: Precision) -> ScorerEngine:
     """Replace `auto` by what is fastest here: decided once, for all workers of a run.
 
     Raises: ConfigError for an engine that does not run here, or not with the others.
@@ -136,7 +136,7 @@ def open_network(
     path: str,
     provider: Provider,
     precision: Precision,
-    engine: Engine,
+    engine: ScorerEngine,
     map_segments: Callable[..., object],
 ) -> Network:
     """Load the model file and bind its parts; `map_segments` as `Network` takes it.

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from stages.dnsmos.network import Part, Parts
 
-_LEAST_POWER = 1e-12  # the model's, like the rest of the log power
+_MIN_POWER = 1e-12  # the model's, like the rest of the log power
 _POOLED = (3, 4)  # convolutions of `Parts.shared` that a pooling follows
 
 
@@ -25,7 +25,7 @@ def torch_spectrogram(filters: np.ndarray, device: str) -> Part:
 
     def run(frames: Tensor) -> Tensor:
         real, imaginary = (frames[0] @ basis).chunk(2, dim=1)
-        power = (real.square() + imaginary.square()).clamp(min=_LEAST_POWER)
+        power = (real.square() + imaginary.square()).clamp(min=_MIN_POWER)
         return (power.log() / log(10)).unsqueeze(0).unsqueeze(0)
 
     return run

@@ -18,7 +18,7 @@ _FFT, _HOP, _MELS = 321, 160, 120
 _WINDOW_SAMPLES = 144_000  # the reference leaves out the last hop of its 144,160
 _FRAMES = 900
 _TOP_DB = 80.0
-_LEAST_POWER = 1e-10
+_MIN_POWER = 1e-10
 
 
 class P808:
@@ -49,8 +49,8 @@ class P808:
                 return_complex=True,
             )
             power = spectrum.abs().square().T @ self._mels
-            decibels = 10 * torch.log10(power.clamp(min=_LEAST_POWER))
-            decibels -= 10 * torch.log10(power.max().clamp(min=_LEAST_POWER))
+            decibels = 10 * torch.log10(power.clamp(min=_MIN_POWER))
+            decibels -= 10 * torch.log10(power.max().clamp(min=_MIN_POWER))
             return ((decibels.clamp(min=-_TOP_DB) + 40) / 40).numpy()[:_FRAMES]
 
 

@@ -17,11 +17,11 @@ import numpy as np
 
 from koe.errors import BadRecord, ConfigError, StageError
 from koe.memory import keep_memory
-from stages.dnsmos.engines import Engine, Precision, open_network
+from stages.dnsmos.engines import Precision, ScorerEngine, open_network
 from stages.dnsmos.network import HOP_SAMPLES, WINDOW_SAMPLES
 from stages.dnsmos.onnx_session import Provider, open_session, runner
 from stages.dnsmos.p808 import P808
-from stages.native.repeatable import exactly
+from stages.native.repeatable import deterministic_inference
 
 Windows = Literal["reference", "all"]
 
@@ -128,7 +128,7 @@ class DnsmosScorer:
         expected_sha256: str | None = None,
         precision: Precision = "fp32",
         p808: DnsmosModel | None = None,
-        engine: Engine = "auto",
+        engine: ScorerEngine = "auto",
     ) -> None:
         """Load the models; `num_threads` segments of a clip are computed at once.
 
@@ -156,7 +156,7 @@ class DnsmosScorer:
         num_copies = repeated_samples(len(audio_16k)) // len(audio_16k)
         audio = np.tile(audio_16k.astype(np.float32, copy=False), num_copies)
         try:
-            with exactly():
+            with deterministic_inference():
                 raw = self._network.raw_scores(audio, starts)
             p808 = self._p808.score(audio, starts) if self._p808 else None
         except Exception as error:  # those of onnxruntime and torch share no narrower base class

@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def exactly() -> Iterator[None]:
+def deterministic_inference() -> Iterator[None]:
     """Keep cuDNN to FP32 and to kernels that are chosen by a rule.
 
     TF32, and kernels chosen by timing, would make scores and codes differ from run to run.

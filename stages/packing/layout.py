@@ -30,7 +30,7 @@ class PackedQueue:
     def num_pieces(self, rows: np.ndarray) -> np.ndarray:
         return self._rows.offsets[rows + 1] - self._rows.offsets[rows]
 
-    def pieces_a_row(self) -> np.ndarray:
+    def pieces_per_row(self) -> np.ndarray:
         """Count the pieces of every row, int32 [rows]."""
         return np.diff(self._rows.offsets).astype(np.int32)
 
@@ -46,7 +46,7 @@ class PackedQueue:
         return places
 
 
-class Layout(NamedTuple):
+class RowLayout(NamedTuple):
     """The rows in order; one that holds both modalities has two entries. Arrays [entries]."""
 
     text: PackedQueue
@@ -84,7 +84,7 @@ class Layout(NamedTuple):
             yield np.repeat(self.row[chunk], number), pieces
 
 
-def lay_rows(queues: list[Queue], is_text: np.ndarray, settings: InterleaveSettings) -> Layout:
+def lay_rows(queues: list[Queue], is_text: np.ndarray, settings: InterleaveSettings) -> RowLayout:
     """Pack both queues and give their rows places in the sequence; `is_text` bool [rows]."""
     text, speech = (PackedQueue(queue) for queue in queues)
     packed = np.empty(len(is_text), np.uint32)
@@ -97,10 +97,10 @@ def lay_rows(queues: list[Queue], is_text: np.ndarray, settings: InterleaveSetti
             loosest.append((int(places[least]), int(queue.num_tokens[least])))
     row = np.arange(len(is_text), dtype=np.uint32)
     if len(loosest) < 2 or sum(tokens for _, tokens in loosest) > settings.max_row_tokens:
-        return Layout(text, speech, len(row), row, is_text, packed)
+        return RowLayout(text, speech, len(row), row, is_text, packed)
     # The earlier of two rows moves into the later: the one row that holds both modalities.
     earlier, later = sorted(place for place, _ in loosest)
     place = later - 1 if is_text[earlier] else later  # text comes first
     entries = np.insert(np.delete(row, earlier), place, earlier)
     row[later:] -= 1
-    return Layout(text, speech, len(row) - 1, row, is_text[entries], packed[entries])
+    return RowLayout(text, speech, len(row) - 1, row, is_text[entries], packed[entries])

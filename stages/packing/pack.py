@@ -11,7 +11,7 @@ from koe.errors import ContractError
 from koe.vocabulary import SLOTS
 
 _TAIL_TOKENS = 2  # end_of_speech end_of_ai
-_LEAST_HEAD_TOKENS = 6  # all of a speech sample's marks before its first frame
+_MIN_HEAD_TOKENS = 6  # all of a speech sample's marks before its first frame
 _CHUNK = 1 << 20  # samples or rows taken at once: bounds what a step needs beside its result
 
 
@@ -131,7 +131,7 @@ def cut_speech(
 
 def require_frames(lengths: np.ndarray, num_frames: np.ndarray) -> None:
     """Raise ContractError where a speech sample is shorter than its frames and marks."""
-    if (lengths < _LEAST_HEAD_TOKENS + SLOTS * num_frames + _TAIL_TOKENS).any():
+    if (lengths < _MIN_HEAD_TOKENS + SLOTS * num_frames + _TAIL_TOKENS).any():
         raise ContractError("a speech sample has fewer tokens than its frames need")
 
 

@@ -19,7 +19,7 @@ from stages.packing.pack import Pieces, count_rows, cut_speech, cut_text
 # Why a sample has no place; 0 has one.
 DUPLICATE, OVERLONG, EXHAUSTED = 1, 2, 3
 
-_MOST_SKIPPED = 32
+_MAX_SKIPPED = 32
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Queue:
         of the queue, and those behind it have their turn.
         """
         self._shorten(num_rows)
-        for _ in range(_MOST_SKIPPED):
+        for _ in range(_MAX_SKIPPED):
             if self.num_samples == len(self._samples) or self.num_rows() == num_rows:
                 return
             blocking = self._samples[self.num_samples]

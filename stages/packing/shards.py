@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from koe.schema import ORDER
-from stages.packing.layout import Layout
+from stages.packing.layout import RowLayout
 from stages.packing.queue import Catalog, InterleaveSettings
 
 TRAIN, VALIDATION = "train", "validation"
@@ -16,13 +16,13 @@ TRAIN, VALIDATION = "train", "validation"
 # Bytes of a document in a shard besides its tokens: five list entries and three strings.
 _DOCUMENT_BYTES = 120
 _TOKEN_BYTES = 4
-_LEAST_ROWS_TO_VALIDATE = 20
+_MIN_ROWS_TO_VALIDATE = 20
 
 
 class Shards:
     """Which shard each row goes to; `tables` makes the order (ORDER) piece by piece."""
 
-    def __init__(self, catalog: Catalog, layout: Layout, settings: InterleaveSettings) -> None:
+    def __init__(self, catalog: Catalog, layout: RowLayout, settings: InterleaveSettings) -> None:
         self._catalog, self._layout = catalog, layout
         is_validation = _validation_rows(layout, settings.validation_share)
         row_bytes = _row_bytes(layout)
@@ -60,10 +60,10 @@ class Shards:
             yield pa.Table.from_arrays(columns, schema=ORDER)
 
 
-def _row_bytes(layout: Layout) -> np.ndarray:
+def _row_bytes(layout: RowLayout) -> np.ndarray:
     """Estimate the bytes of each row in a shard, float64 [rows]."""
     sizes = [
-        _TOKEN_BYTES * queue.num_tokens + _DOCUMENT_BYTES * queue.pieces_a_row()
+        _TOKEN_BYTES * queue.num_tokens + _DOCUMENT_BYTES * queue.pieces_per_row()
         for queue in (layout.text, layout.speech)
     ]
     row_bytes = np.zeros(layout.num_rows)
@@ -72,7 +72,7 @@ def _row_bytes(layout: Layout) -> np.ndarray:
     return row_bytes
 
 
-def _validation_rows(layout: Layout, share: float) -> np.ndarray:
+def _validation_rows(layout: RowLayout, share: float) -> np.ndarray:
     """Choose rows of each modality for validation, evenly spread, bool [rows].
 
     Rows with a piece of a cut sample are spared while there are others: the rest of that sample
@@ -86,7 +86,7 @@ def _validation_rows(layout: Layout, share: float) -> np.ndarray:
     for modality in (has_text & ~has_speech, has_speech & ~has_text):
         num_candidates = int(modality.sum())
         wanted = round(share * num_candidates)
-        if share > 0 and num_candidates >= _LEAST_ROWS_TO_VALIDATE:
+        if share > 0 and num_candidates >= _MIN_ROWS_TO_VALIDATE:
             wanted = max(wanted, 1)
         whole, cut = np.flatnonzero(modality & ~has_cut), np.flatnonzero(modality & has_cut)
         from_whole = min(wanted, len(whole))

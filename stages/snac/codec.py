@@ -29,7 +29,7 @@ from koe.vocabulary import (
     flatten_codes,
     unflatten_codes,
 )
-from stages.snac.engines import Device, Engine, guarded, open_engine
+from stages.snac.engines import CodecEngine, Device, guarded, open_engine
 
 UNTRAINED = "untrained"
 CONFIG_FILE = "config.json"
@@ -72,7 +72,7 @@ class CodecSpec:
     sha256: str
     seed: int = 0
     device: Device = "cpu"
-    engine: Engine = "auto"
+    engine: CodecEngine = "auto"
 
     @property
     def trained(self) -> bool:
@@ -100,7 +100,7 @@ def resolve_codec(
     sha256: str | None = None,
     seed: int = 0,
     device: Device = "cpu",
-    engine: Engine = "auto",
+    engine: CodecEngine = "auto",
 ) -> CodecSpec:
     """Find and check the weights once, before any work.
 

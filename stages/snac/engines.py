@@ -27,13 +27,13 @@ from torch import Tensor
 
 from koe.errors import ConfigError, StageError
 from koe.vocabulary import FRAME_SAMPLES
-from stages.native.repeatable import exactly
+from stages.native.repeatable import deterministic_inference
 from stages.snac.encoder import TiledEncoder, supports
 from stages.snac.kernels import Kernels, TorchKernels, Unavailable, native_kernels
 from stages.snac.masking import MaskedEncoder
 
 Device = Literal["cpu", "cuda"]
-Engine = Literal["auto", "native", "tiled", "eager"]
+CodecEngine = Literal["auto", "native", "tiled", "eager"]
 # Clips padded to one length, [clips, samples], and the whole frames that each has, to the codes of
 # each in three codebooks, int64 on any device.
 Encode = Callable[[Tensor, Sequence[int]], list[list[Tensor]]]
@@ -41,13 +41,13 @@ Encode = Callable[[Tensor, Sequence[int]], list[list[Tensor]]]
 _LOG = logging.getLogger(__name__)
 
 
-def open_engine(model: SNAC, engine: Engine, device: Device) -> tuple[Engine, Encode]:
+def open_engine(model: SNAC, engine: CodecEngine, device: Device) -> tuple[CodecEngine, Encode]:
     """Choose the engine of `model`, whose weight norm is removed and which is on `device`.
 
     Returns its name and the encoder, which gives a clip the same codes in any batch.
     Raises: ConfigError for a named engine that does not run here.
     """
-    if engine not in get_args(Engine):
+    if engine not in get_args(CodecEngine):
         raise _refused(engine, "there is no such engine")
     if device == "cpu" and engine in ("auto", "native", "tiled"):
         try:
@@ -60,11 +60,11 @@ def open_engine(model: SNAC, engine: Engine, device: Device) -> tuple[Engine, En
     return "eager", _of_modules(model, device)
 
 
-def _open_tiled(model: SNAC, engine: Engine) -> tuple[Engine, Encode]:
+def _open_tiled(model: SNAC, engine: CodecEngine) -> tuple[CodecEngine, Encode]:
     if not supports(model):
         raise Unavailable("the encoder of these weights is not built as the published one is")
     kernels: Kernels = TorchKernels()
-    chosen: Engine = "tiled"
+    chosen: CodecEngine = "tiled"
     if engine != "tiled":
         try:
             kernels, chosen = native_kernels(), "native"
@@ -109,7 +109,7 @@ def _refused(engine: str, why: str) -> ConfigError:
 def guarded(doing: str, clip_id: str) -> Iterator[None]:
     """Run the model without gradients, repeatably, and name the clip if torch fails."""
     try:
-        with exactly():
+        with deterministic_inference():
             yield
     except RuntimeError as error:  # torch's out-of-memory errors are RuntimeErrors too
         raise StageError(

@@ -21,11 +21,11 @@ from stages.sources.files import (
 from stages.sources.json_array import array_elements
 from stages.sources.manifest import line_slices
 from stages.sources.planning import Slice, cut, plan_units
-from stages.sources.settings import Samples
+from stages.sources.settings import TextFiles
 
 
 @dataclass(frozen=True)
-class JsonLinesSource(Samples):
+class JsonLinesSource(TextFiles):
     """One JSON object a line."""
 
     kind = "jsonl"
@@ -49,7 +49,7 @@ class JsonLinesSource(Samples):
 
 
 @dataclass(frozen=True)
-class JsonArraySource(Samples):
+class JsonArraySource(TextFiles):
     """One JSON array of objects a file."""
 
     kind = "json"

@@ -17,7 +17,7 @@ FILE, TAR, PARQUET = "file", "tar", "parquet"
 
 
 @dataclass(frozen=True)
-class Place:
+class AudioLocation:
     """Where a clip's audio lies; fields as `audio_*` of `koe.schema.CLIP`."""
 
     kind: str
@@ -27,9 +27,9 @@ class Place:
     num_bytes: int
 
 
-def place_of(row: Any) -> Place:
+def place_of(row: Any) -> AudioLocation:
     """Read the place off a CLIP-like row dictionary."""
-    return Place(
+    return AudioLocation(
         row["audio_kind"],
         row["audio_path"],
         row["audio_member"],
@@ -48,7 +48,7 @@ class ClipReader:
         self._archive: BinaryIO | None = None
         self._archive_path = ""
         self._cells: CellReader | None = None
-        self._last: tuple[Place, bytes] | None = None
+        self._last: tuple[AudioLocation, bytes] | None = None
 
     def __enter__(self) -> ClipReader:
         return self
@@ -62,7 +62,7 @@ class ClipReader:
                 opened.close()
         self._archive, self._cells, self._last = None, None, None
 
-    def read(self, place: Place) -> bytes:
+    def read(self, place: AudioLocation) -> bytes:
         """Return the encoded audio at `place`.
 
         Raises: BadRecord `missing_audio` when the file is not there or the cell is null,
@@ -74,7 +74,7 @@ class ClipReader:
         self._last = (place, data)
         return data
 
-    def header(self, place: Place) -> tuple[AudioHeader, int]:
+    def header(self, place: AudioLocation) -> tuple[AudioHeader, int]:
         """Return what the audio at `place` says of itself, and its size in bytes.
 
         Reads no more than the format needs, except from Parquet, whose cells come whole.
@@ -92,7 +92,7 @@ class ClipReader:
             size = num_bytes(file)
             return read_header(file, 0, size), size
 
-    def _read(self, place: Place) -> bytes:
+    def _read(self, place: AudioLocation) -> bytes:
         if place.kind == PARQUET:
             return self._cell(place)
         if place.kind == FILE:
@@ -110,7 +110,7 @@ class ClipReader:
             )
         return data
 
-    def _cell(self, place: Place) -> bytes:
+    def _cell(self, place: AudioLocation) -> bytes:
         if self._cells is None or self._cells.key != (place.path, place.member):
             if self._cells is not None:
                 self._cells.close()

@@ -25,7 +25,7 @@ from stages.sources.files import (
 )
 from stages.sources.parquet_file import BATCH_CELLS, Corrupt, decoding, group_rows, open_parquet
 from stages.sources.planning import Slice, plan_units
-from stages.sources.settings import ClipsInFiles, Samples
+from stages.sources.settings import ClipsInFiles, TextFiles
 
 
 def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
@@ -210,7 +210,7 @@ def _null_cells(file: pq.ParquetFile, group: int, leaf: str, first: int) -> froz
 
 
 @dataclass(frozen=True)
-class ParquetTextSource(Samples):
+class ParquetTextSource(TextFiles):
     """Instruction samples in Parquet; a record's fields are the row's columns."""
 
     kind = "parquet"

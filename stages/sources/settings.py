@@ -41,7 +41,7 @@ class ClipsInFiles(Clips):
 
 
 @dataclass(frozen=True)
-class Samples:
+class TextFiles:
     """A source of instruction samples."""
 
     kind: ClassVar[str]

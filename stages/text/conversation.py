@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from koe.errors import BadRecord
 
-Layout = Literal["instruction", "messages", "sharegpt"]
+ConversationLayout = Literal["instruction", "messages", "sharegpt"]
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 _ROLES = {
@@ -35,7 +35,7 @@ class TextNames:
 
 
 def turns(
-    fields: Mapping[str, Any], layout: Layout, names: TextNames | None = None
+    fields: Mapping[str, Any], layout: ConversationLayout, names: TextNames | None = None
 ) -> list[tuple[str, str]]:
     """Read a record as (user, answer) turns, at least one.
 
@@ -78,7 +78,7 @@ def _text_or_blank(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _messages(
-    fields: Mapping[str, Any], layout: Layout, names: TextNames
+    fields: Mapping[str, Any], layout: ConversationLayout, names: TextNames
 ) -> Iterator[tuple[str, str]]:
     """Yield (user | assistant | system, text)."""
     usual = _CHAT_NAMES[layout]

@@ -18,7 +18,7 @@ from training.model.optim import build_optimizer
 
 TINY = TinyModelConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2)
 CONFIG = TrainConfig(device="cpu", base_model=None, precision="fp32", tiny=TINY, seed=3)
-PROGRESS = Progress(steps=1234, data_steps=1300, tokens=5678901, shards="ab" * 32, rows_a_step=64)
+PROGRESS = Progress(steps=1234, data_steps=1300, tokens=5678901, shards="ab" * 32, rows_per_step=64)
 
 
 def write_checkpoint(folder, model):

@@ -13,7 +13,7 @@ from training.preflight import REFUSALS, refused_settings, refused_shards, singl
 def test_the_defaults_pass_and_are_the_cure():
     config = TrainConfig()
     assert refused_settings(config) == []
-    assert config.rows_a_step == 64
+    assert config.rows_per_step == 64
     assert (config.precision, config.master_weights, config.warmup_steps) == ("bf16", "fp32", 10000)
     assert config.learning_rate == 5e-5
 

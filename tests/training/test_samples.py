@@ -25,7 +25,7 @@ from tests.training.speaking import ALONE, PROMPT, config_for, settings, whole
 from training.data.shard_rows import ShardRows
 from training.generation import (
     Prompt,
-    Speaking,
+    SampleGenerator,
     Speech,
     speak,
     validation_prompts,
@@ -149,7 +149,9 @@ def test_speaking_joins_both_kinds_of_prompts(tmp_path):
     model = build_model(config_for()).train()
     rows = ShardRows(write_shards(tmp_path / "shards", row_tokens=80), "validation")
     config = config_for(evaluation=settings(prompts=1, max_frames=1))
-    summary = speak(model, rows, ALONE, config, Speaking((PROMPT,), Tone()), tmp_path, 4, None)
+    summary = speak(
+        model, rows, ALONE, config, SampleGenerator((PROMPT,), Tone()), tmp_path, 4, None
+    )
     assert summary is not None
     stored = json.loads((tmp_path / summary["folder"] / "samples.json").read_text())
     names = [validation_prompts(rows, 1)[0].name, "by rote"]

@@ -28,7 +28,7 @@ class Progress:
     data_steps: int  # batches consumed, those of skipped steps too
     tokens: int  # seen in them, padding not counted
     shards: str  # fingerprint of the shards' index
-    rows_a_step: int
+    rows_per_step: int
 
     def after(self, applied: bool, tokens: int) -> Progress:
         """Return the progress after one more batch, whose update was applied or not."""
@@ -105,7 +105,7 @@ def read_manifest(path: Path) -> Manifest:
         raise ContractError(f"{path} has no readable {MANIFEST}", repr(error)) from error
 
 
-def require_same_data(checkpoint: Checkpoint, shards: str, rows_a_step: int, other: bool) -> None:
+def require_same_data(checkpoint: Checkpoint, shards: str, rows_per_step: int, other: bool) -> None:
     """Refuse to continue on other rows than those the checkpoint would have seen next.
 
     `other` allows changed shards. Raises: ConfigError.
@@ -118,12 +118,12 @@ def require_same_data(checkpoint: Checkpoint, shards: str, rows_a_step: int, oth
             "Set train.resume_on_other_shards: true to go on with them, or train into another "
             "folder.",
         )
-    if found.rows_a_step != rows_a_step:
+    if found.rows_per_step != rows_per_step:
         raise ConfigError(
-            f"checkpoint {checkpoint.path} was trained with {found.rows_a_step} rows a step",
-            f"workers x micro_batch_rows x accumulation_steps now make {rows_a_step}, and the "
+            f"checkpoint {checkpoint.path} was trained with {found.rows_per_step} rows a step",
+            f"workers x micro_batch_rows x accumulation_steps now make {rows_per_step}, and the "
             "place in the data is counted in steps",
-            f"Choose the three so that their product is {found.rows_a_step}.",
+            f"Choose the three so that their product is {found.rows_per_step}.",
         )
 
 

@@ -19,8 +19,8 @@ class RowOrder:
     neighbours, the same schedule.
     """
 
-    def __init__(self, row_modality: np.ndarray, rows_a_step: int, seed: int) -> None:
-        self._modality, self._rows_a_step, self._seed = row_modality, rows_a_step, seed
+    def __init__(self, row_modality: np.ndarray, rows_per_step: int, seed: int) -> None:
+        self._modality, self._rows_a_step, self._seed = row_modality, rows_per_step, seed
         self._shuffled: dict[int, np.ndarray] = {}
 
     def rows(self, data_step: int) -> list[int]:

@@ -66,7 +66,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Samples:
+class SpokenSamples:
     """Generated speech; `codec` is the decoder's label, which says so where it is UNTRAINED."""
 
     folder: Path
@@ -88,7 +88,7 @@ class Run:
     skipped: np.ndarray
     evaluations: Table
     events: list[dict[str, Any]]
-    samples: Samples
+    samples: SpokenSamples
 
 
 def read_run(out_dir: Path) -> Run:
@@ -258,7 +258,7 @@ def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _flatten(f"{prefix}/{key}" if prefix else str(key), item)
 
 
-def _newest(out_dir: Path) -> Samples:
+def _newest(out_dir: Path) -> SpokenSamples:
     """Read the newest folder of generated speech that says what it holds."""
     for path in sorted((out_dir / SAMPLES_FOLDER).glob(f"step-*/{SAMPLES_FILE}"), reverse=True):
         try:
@@ -268,5 +268,5 @@ def _newest(out_dir: Path) -> Samples:
             raise ContractError(
                 f"{path} cannot be read", repr(error), "Delete its folder and report again."
             ) from error
-        return Samples(path.parent, str(found.get("codec") or ""), samples)
-    return Samples(out_dir, "", [])
+        return SpokenSamples(path.parent, str(found.get("codec") or ""), samples)
+    return SpokenSamples(out_dir, "", [])

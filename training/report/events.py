@@ -21,8 +21,8 @@ from training.report.drawing import (
     new_figure,
 )
 
-MOST_MARKS = 500  # events marked on a curve, the hardest
-MOST_LINES = 50  # events with a vertical line
+MAX_MARKS = 500  # events marked on a curve, the hardest
+MAX_LINES = 50  # events with a vertical line
 
 # kind of event: (symbol, colour); other kinds are no marks on a curve.
 EVENT_MARKS = {
@@ -69,7 +69,7 @@ def _mark_events(figure: go.Figure, run: Run, column: str, top: float) -> None:
     of_step = dict(zip(main.steps.tolist(), main.values.tolist(), strict=True))
     shown = [event for event in run.events if event.get("event") in EVENT_MARKS]
     by_kind: dict[str, list[dict[str, Any]]] = {}
-    for event in hardest(shown, MOST_MARKS):
+    for event in hardest(shown, MAX_MARKS):
         if np.isfinite(number(event.get("step"))):
             by_kind.setdefault(event["event"], []).append(event)
     for kind, events in by_kind.items():
@@ -82,7 +82,7 @@ def _mark_events(figure: go.Figure, run: Run, column: str, top: float) -> None:
         texts = [_hover(event) for event in events]
         draw_marks(figure, curve, kind.replace("_", " "), symbol, colour, texts)
         if kind in ("roll_back", "stop"):
-            for step in steps[:MOST_LINES]:
+            for step in steps[:MAX_LINES]:
                 figure.add_vline(float(step), line={"color": colour, "width": 1, "dash": "dot"})
 
 

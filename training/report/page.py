@@ -11,8 +11,8 @@ import numpy as np
 from koe.webpage import (
     NOTHING,
     Chart,
-    Document,
     Figures,
+    Page,
     Section,
     Tile,
     card,
@@ -22,12 +22,12 @@ from koe.webpage import (
     short_number,
     table,
 )
-from training.report.data import LONGEST_TEXT, Run, Samples, hardest, number
+from training.report.data import LONGEST_TEXT, Run, SpokenSamples, hardest, number
 from training.report.template import SCRIPT, STYLE
 
-MOST_EVENTS = 400  # rows of the table
-MOST_DOCUMENTS = 3  # of an event, those of the highest loss
-MOST_SOUND_BYTES = 2_000_000  # of audio inside the page
+MAX_EVENTS = 400  # rows of the table
+MAX_DOCUMENTS = 3  # of an event, those of the highest loss
+MAX_SOUND_BYTES = 2_000_000  # of audio inside the page
 LONGEST_ID = 80  # characters of a document's
 
 CHARTS_LEAD = (
@@ -48,7 +48,7 @@ def page(title: str, run: Run, drawn: dict[str, list[Chart]]) -> str:
         Section("speech", "Generated speech to hear", "", card(_speech(run.samples))),
     ]
     return document(
-        Document(
+        Page(
             title=f"{title}: training report",
             name=title,
             header=f"<p>{_span(run)}</p>",
@@ -127,7 +127,7 @@ def _clock(time: str) -> str:
 def _events(events: list[dict[str, Any]]) -> str:
     if not events:
         return '<p class="none">There are no events in the logs.</p>'
-    shown = hardest(events, MOST_EVENTS)
+    shown = hardest(events, MAX_EVENTS)
     kinds = Counter(str(event.get("event")) for event in events)
     chips = "".join(
         f'<label><input type="checkbox" checked data-kind="{escape(kind)}">'
@@ -160,7 +160,7 @@ def _documents(documents: Any) -> str:
         return ""
     losses = [(number(d.get("loss")), d) for d in documents if isinstance(d, dict)]
     known = [(np.inf if np.isnan(loss) else loss, d) for loss, d in losses if d.get("loss")]
-    worst = sorted(known, key=lambda pair: -pair[0])[:MOST_DOCUMENTS]
+    worst = sorted(known, key=lambda pair: -pair[0])[:MAX_DOCUMENTS]
     lines = []
     for _, d in worst:
         loss = d["loss"] if isinstance(d["loss"], str) else f"{d['loss']:.3f}"
@@ -169,11 +169,11 @@ def _documents(documents: Any) -> str:
     return "<br>".join(lines)
 
 
-def _speech(found: Samples) -> str:
+def _speech(found: SpokenSamples) -> str:
     """Show what was spoken, with as many recordings as the page may hold."""
     if not found.samples:
         return '<p class="none">There are no samples in the folder.</p>'
-    parts, bytes_left = [], MOST_SOUND_BYTES
+    parts, bytes_left = [], MAX_SOUND_BYTES
     for sample in found.samples:
         prompt = sample.get("prompt")
         name = prompt.get("name") if isinstance(prompt, dict) else prompt

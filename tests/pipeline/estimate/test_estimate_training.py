@@ -37,7 +37,7 @@ def test_a_small_model_of_a_folder_has_its_own_cost(corpus, tmp_path):
     projections = 64 * 64 * 2 + 64 * 32 * 2  # query and output, key and value
     matrices = 2 * (projections + 3 * 64 * 128 + 2 * 64) + 64 + shape.vocab_size * 64
     flops = 6 * matrices + 6 * 2 * 64 * 2048
-    tokens = 1000 * config.train.rows_a_step * 2048
+    tokens = 1000 * config.train.rows_per_step * 2048
     assert found.totals == {"tokens": tokens}
     assert found.gpu_hours == pytest.approx(tokens * flops / 40e12 / 3600, rel=1e-6)
     again = estimate_training(

@@ -26,7 +26,7 @@ from pipeline.config.models import PipelineConfig
 from pipeline.jobs.speech_samples import (
     SnacDecoder,
     export_run,
-    speaking,
+    sample_generator,
     spoken_text,
     text_prompts,
 )
@@ -72,7 +72,7 @@ def two_threads():
 def test_trained_weights_are_decoded_without_touching_the_process(tmp_path):
     weights = str(write_snac_weights(tmp_path))
     settings = {"weights": weights, "sha256": None, "seed": 5, "device": "cuda"}  # never a GPU
-    given = speaking(config_for(snac=settings))
+    given = sample_generator(config_for(snac=settings))
     assert given is not None
     decoder = pickle.loads(pickle.dumps(given)).decoder
     state = torch.get_rng_state()
@@ -92,7 +92,7 @@ def test_trained_weights_are_decoded_without_touching_the_process(tmp_path):
 
 
 def test_an_untrained_codec_says_so():
-    given = speaking(config_for())
+    given = sample_generator(config_for())
     assert given is not None
     assert isinstance(given.decoder, SnacDecoder)
     assert given.decoder.label == "UNTRAINED"
@@ -102,10 +102,10 @@ def test_an_untrained_codec_says_so():
 
 def test_nothing_is_loaded_where_nothing_is_spoken():
     missing = {"weights": "/nowhere/at/all", "sha256": None}
-    assert speaking(config_for(snac=missing, every_steps=0)) is None
-    assert speaking(config_for(snac=missing, prompts=0)) is None
+    assert sample_generator(config_for(snac=missing, every_steps=0)) is None
+    assert sample_generator(config_for(snac=missing, prompts=0)) is None
     with pytest.raises(ConfigError, match="neither a folder that exists"):
-        speaking(config_for(snac=missing))
+        sample_generator(config_for(snac=missing))
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def test_another_codec_does_not_decode_the_runs_codes(done: Path, tmp_path: Path
 def test_sound_that_would_make_the_page_too_large_is_left_out(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.report.players.MOST_SOUND_BYTES", 60_000)
+    monkeypatch.setattr("pipeline.report.players.MAX_SOUND_BYTES", 60_000)
     page = report(done, tmp_path)
     assert 0 < page.tags.count("audio") < 16
     assert "left out to keep the page small" in page.text

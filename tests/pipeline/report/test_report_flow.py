@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 
 from koe.webpage import Chart
-from pipeline.report.flow import MOST_REASONS, Loss, waterfalls
+from pipeline.report.flow import MAX_REASONS, Loss, waterfalls
 
 BELOW: Loss = ("encode", "rejected", "below_threshold", 3)
 BROKEN: Loss = ("ingest", "quarantined", "broken_json", 1)
@@ -92,7 +92,7 @@ def test_three_waterfalls_stand_in_a_line_unless_the_first_is_high():
     assert waterfalls({}, [], []) == []
 
 
-@pytest.mark.parametrize("number", [MOST_REASONS, MOST_REASONS + 1, MOST_REASONS + 5])
+@pytest.mark.parametrize("number", [MAX_REASONS, MAX_REASONS + 1, MAX_REASONS + 5])
 def test_rare_reasons_share_a_bar_by_outcome_and_nothing_is_lost(number: int):
     outcomes = ("rejected", "quarantined")
     losses = [("ingest", outcomes[n % 2], f"reason_{n}", n + 1) for n in range(number)]
@@ -102,6 +102,6 @@ def test_rare_reasons_share_a_bar_by_outcome_and_nothing_is_lost(number: int):
     assert sum(lost) == sum(loss[3] for loss in losses)
     assert drawn["kept"] == (0, 7, "kept")
     rarer = [name for name in drawn if "rarer" in name]
-    assert rarer == (["3 rarer reasons", "2 rarer reasons"] if number == MOST_REASONS + 5 else [])
+    assert rarer == (["3 rarer reasons", "2 rarer reasons"] if number == MAX_REASONS + 5 else [])
     if rarer:
         assert [drawn[name][2] for name in rarer] == ["rejected", "quarantined"]

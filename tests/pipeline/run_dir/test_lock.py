@@ -8,15 +8,15 @@ import sys
 import pytest
 
 from koe.errors import ConfigError, StorageError
-from pipeline.run_dir.lock import LOCK, only_one
+from pipeline.run_dir.lock import LOCK, run_lock
 from pipeline.run_dir.storage import Storage
 
 HOLD = """
 import sys, time
-from pipeline.run_dir.lock import only_one
+from pipeline.run_dir.lock import run_lock
 from pipeline.run_dir.storage import Storage
 sys.argv = ["koe", "run", "-c", "mine.yaml"]
-with only_one(Storage(sys.stdin.readline().strip())):
+with run_lock(Storage(sys.stdin.readline().strip())):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -38,18 +38,18 @@ def test_a_second_run_is_refused_and_told_of_the_first(holder, tmp_path):
     words = (
         f"is in use because `koe run -c mine.yaml`, process {holder.pid} on .*koe status --watch"
     )
-    with pytest.raises(ConfigError, match=words), only_one(Storage(str(tmp_path / "run"))):
+    with pytest.raises(ConfigError, match=words), run_lock(Storage(str(tmp_path / "run"))):
         pass
-    with only_one(Storage(str(tmp_path / "another"))):
+    with run_lock(Storage(str(tmp_path / "another"))):
         pass
 
 
 def test_a_killed_run_leaves_no_lock_behind(holder, tmp_path):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    with only_one(Storage(str(tmp_path / "run"))):
+    with run_lock(Storage(str(tmp_path / "run"))):
         assert f'"process": {os.getpid()}' in (tmp_path / "run" / LOCK).read_text()
-    with only_one(Storage(str(tmp_path / "run"))):
+    with run_lock(Storage(str(tmp_path / "run"))):
         pass
 
 
@@ -58,13 +58,13 @@ def test_a_folder_that_cannot_be_made_is_named_and_the_runs_own_failures_stay(tm
     for root in ("/proc/none", tmp_path / "file", tmp_path / "file" / "below"):
         with (
             pytest.raises(StorageError, match=f"{root} cannot be used as the run dir.*Set run_dir"),
-            only_one(Storage(str(root))),
+            run_lock(Storage(str(root))),
         ):
             pass
-    with pytest.raises(OSError, match="of the run"), only_one(Storage(str(tmp_path / "run"))):
+    with pytest.raises(OSError, match="of the run"), run_lock(Storage(str(tmp_path / "run"))):
         raise OSError("of the run")
 
 
 def test_an_object_store_is_not_held():
-    with only_one(Storage("memory://locks/run")), only_one(Storage("memory://locks/run")):
+    with run_lock(Storage("memory://locks/run")), run_lock(Storage("memory://locks/run")):
         assert Storage("memory://locks/run").names("") == []

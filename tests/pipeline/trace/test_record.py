@@ -12,7 +12,7 @@ from koe.schema import ENCODED
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.storage import Storage
 from pipeline.terminal.trace import records_view
-from pipeline.trace.record import PENDING, Place, StageOutcome, find_records, record_json
+from pipeline.trace.record import PENDING, ShardPlace, StageOutcome, find_records, record_json
 from tests.written_run import (
     CODES,
     KINDS,
@@ -44,14 +44,14 @@ def test_a_record_is_followed_to_its_place(root):
     assert outcomes(kept) == dict.fromkeys(
         ("ingest", "score", "encode", "tokenize", "interleave"), "kept"
     )
-    assert kept.places == (Place("train-00000", 1020, 10, 0),)
+    assert kept.places == (ShardPlace("train-00000", 1020, 10, 0),)
     np.testing.assert_array_equal(kept.codes, CODES)
     np.testing.assert_array_equal(kept.input_ids, SPOKEN)
     assert again.stages == (
         StageOutcome("ingest", "quarantined", "duplicate_id", "so it is", "x.jsonl@9"),
     )
     (text,) = find_records(PLAN, ledger, "t/1")
-    assert text.places == (Place("train-00001", 0, 0, 0), Place("train-00001", 1, 1, 1))
+    assert text.places == (ShardPlace("train-00001", 0, 0, 0), ShardPlace("train-00001", 1, 1, 1))
     found = record_json(text, spelled)
     assert (found["text"], found["clip"], found["tokens"]) == ("1 2\n3\n4\n5", None, len(WRITTEN))
     assert [place["row"] for place in found["places"]] == [0, 1]

@@ -42,7 +42,7 @@ def test_ids_are_read_again_only_where_a_hash_repeats():
     assert read == [0, 2]
 
 
-def bytes_a_sample(number):
+def bytes_per_sample(number):
     tracemalloc = pytest.importorskip("tracemalloc")
 
     def units():
@@ -64,4 +64,4 @@ def bytes_a_sample(number):
 def test_the_order_holds_few_bytes_a_sample():
     """24 M samples have to fit in 1 GB; tables with their ids took 450 bytes each."""
     plan_order([], InterleaveSettings())
-    assert bytes_a_sample(1_000_000) < 60  # a fixed 15 MB of chunks is in it
+    assert bytes_per_sample(1_000_000) < 60  # a fixed 15 MB of chunks is in it

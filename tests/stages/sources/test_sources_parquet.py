@@ -11,7 +11,7 @@ import pytest
 from koe.errors import BadRecord, ConfigError, StorageError
 from koe.schema import CLIP
 from stages.sources import parquet_file, speech_source, text_source
-from stages.sources.location import ClipReader, Place, read_clips
+from stages.sources.location import AudioLocation, ClipReader, read_clips
 from stages.sources.parquet import plan_rows
 from stages.sources.planning import Slice
 from tests.stages.audio_files import clip
@@ -198,7 +198,7 @@ def test_a_damaged_page_costs_its_row_group_only(tmp_path, compression):
     path.write_bytes(data)
     records = read_all(source_of(path))
     assert [r.reason for r in records] == [*[""] * 4, *["broken_parquet"] * 4, *[""] * 2]
-    place = [Place("parquet", str(path), "audio", row, 0) for row in range(10)]
+    place = [AudioLocation("parquet", str(path), "audio", row, 0) for row in range(10)]
     with ClipReader() as reader:
         for row in (0, 3, 8, 9, 0):
             assert reader.read(place[row]) == CLIPS[row]
@@ -207,7 +207,7 @@ def test_a_damaged_page_costs_its_row_group_only(tmp_path, compression):
                 reader.read(place[row])
         assert reader.read(place[1]) == CLIPS[1]
         with pytest.raises(StorageError, match="fewer rows"):
-            reader.read(Place("parquet", str(path), "audio", 10, 0))
+            reader.read(AudioLocation("parquet", str(path), "audio", 10, 0))
 
 
 def test_text_that_is_no_utf8_costs_its_row_only(tmp_path):

@@ -2,20 +2,20 @@
 
 import pytest
 
+from koe.printable import escape_control_characters, shorten_list
 from koe.schema import SPEECH, TEXT
-from koe.visible import some, visible
 from pipeline.terminal.trace import documents_view, records_view
 from pipeline.trace.document import Document
-from pipeline.trace.record import Record, StageOutcome
+from pipeline.trace.record import RecordTrace, StageOutcome
 from tests.written_run import CODES, SPOKEN, WRITTEN, clip, shown
 
 EVIL = "\x1b]0;owned\x07\x9b31m\u202egpj\u2066\x7f\r"
 
 
 def test_controls_become_symbols_and_all_else_stays():
-    assert visible(EVIL) == "␛]0;owned␇\\x9b31m\\u202egpj\\u2066␡␍"
+    assert escape_control_characters(EVIL) == "␛]0;owned␇\\x9b31m\\u202egpj\\u2066␡␍"
     plain = "日本語 é 🎌\n\tsecond"
-    assert visible(plain) == plain
+    assert escape_control_characters(plain) == plain
 
 
 def test_inspect_shows_no_control_character_of_a_corpus():
@@ -29,8 +29,8 @@ def test_inspect_shows_no_control_character_of_a_corpus():
     ]
     outcome = StageOutcome("ingest", "quarantined", EVIL, EVIL, EVIL)
     records = [
-        Record(f"a/{EVIL}", "a", SPEECH, EVIL, (outcome,), of_clip),
-        Record(f"t/{EVIL}", "t", TEXT, EVIL, (), input_ids=WRITTEN),
+        RecordTrace(f"a/{EVIL}", "a", SPEECH, EVIL, (outcome,), of_clip),
+        RecordTrace(f"t/{EVIL}", "t", TEXT, EVIL, (), input_ids=WRITTEN),
     ]
     for view in (
         documents_view(documents, lambda ids: EVIL, raw=False),
@@ -52,12 +52,12 @@ def test_inspect_shows_no_control_character_of_a_corpus():
     ],
 )
 def test_names_are_listed_as_far_as_five_go(names, wanted, expected):
-    assert some(names, wanted) == expected
+    assert shorten_list(names, wanted) == expected
 
 
 def test_of_many_names_the_nearest_come_first():
     names = [f"corpus-{k:03d}" for k in range(1500)]
-    found = some(names, "corpus_1499")
+    found = shorten_list(names, "corpus_1499")
     assert found.startswith("corpus-1499, ")
     assert found.count("corpus-") == 5
     assert found.endswith(" …and 1,495 more")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-MOST_NAMES = 5
+MAX_NAMES = 5
 
 _DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _SYMBOLS = {
@@ -16,7 +16,7 @@ _SYMBOLS = {
 }
 
 
-def visible(text: str) -> str:
+def escape_control_characters(text: str) -> str:
     """Put a symbol for every control character and every mark of direction.
 
     What a corpus holds must neither command the terminal nor turn the words around it. Newlines
@@ -25,13 +25,13 @@ def visible(text: str) -> str:
     return text.translate(_SYMBOLS)
 
 
-def some(names: Iterable[str], wanted: str = "") -> str:
+def shorten_list(names: Iterable[str], wanted: str = "") -> str:
     """List names, of many the five that are most like `wanted`, and say how many more there are."""
     known = list(names)
     if not known:
         return "none"
-    shown = known[:MOST_NAMES]
-    if wanted and len(known) > MOST_NAMES:
-        shown = get_close_matches(wanted, known, MOST_NAMES, cutoff=0.0)
+    shown = known[:MAX_NAMES]
+    if wanted and len(known) > MAX_NAMES:
+        shown = get_close_matches(wanted, known, MAX_NAMES, cutoff=0.0)
     more = f" …and {len(known) - len(shown):,} more" if len(known) > len(shown) else ""
-    return visible(", ".join(shown)) + more
+    return escape_control_characters(", ".join(shown)) + more
