@@ -38,14 +38,16 @@ def scored(score, clips) -> pa.Table:
     return score.open()(clips).kept
 
 
-def test_scores_of_a_unit_equal_those_of_its_clips_alone(score, clips, scored):
+@pytest.mark.law
+def test_batch_of_one_equals_batch_of_n_scores(score, clips, scored):
     transform = score.open()
     alone = [transform(clips.slice(row, 1)).kept for row in range(clips.num_rows)]
     assert scored.num_rows == len(LENGTHS)
     assert pa.concat_tables(alone).equals(scored)
 
 
-def test_scores_do_not_depend_on_the_cpus_of_a_worker(score, clips, scored):
+@pytest.mark.law
+def test_scores_ignore_worker_cpus(score, clips, scored):
     wide = ScoreStage(
         model_path=score.model_path,
         model_sha256=score.model_sha256,
@@ -55,7 +57,8 @@ def test_scores_do_not_depend_on_the_cpus_of_a_worker(score, clips, scored):
     assert wide.open()(clips).kept.equals(scored)
 
 
-def test_codes_do_not_depend_on_batches_order_or_cpus(scored, tmp_path):
+@pytest.mark.law
+def test_batch_of_one_equals_batch_of_n_codes(scored, tmp_path):
     spec = resolve_codec(str(write_snac_weights(tmp_path)))
     stage = EncodeStage(spec, threshold_ovrl=0)
     one_by_one = stage.open()(scored).kept

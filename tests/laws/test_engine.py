@@ -79,10 +79,9 @@ def plain(tmp_path_factory) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_gives_the_bytes_of_the_plain_runner(
-    session, tmp_path, plain, workers
-):
+def test_one_worker_equals_n(session, tmp_path, plain, workers):
     results = []
     assert run_ray(chain(tmp_path, workers=workers), list(descriptors()), results.append)
     assert [result.status for result in results] == [DONE] * 2 * NUM_UNITS
@@ -95,7 +94,8 @@ def test_any_number_of_workers_gives_the_bytes_of_the_plain_runner(
     assert {result.status for result in again} == {SKIPPED}
 
 
-def test_a_killed_worker_costs_its_unit_only(session, tmp_path, plain):
+@pytest.mark.law
+def test_killed_worker_same_bytes(session, tmp_path, plain):
     root = tmp_path / "run"
     first = DiesOnce(grave=str(tmp_path / "grave"))
     results = []
@@ -105,7 +105,7 @@ def test_a_killed_worker_costs_its_unit_only(session, tmp_path, plain):
     assert outputs(root) == plain
 
 
-def test_a_failing_unit_is_not_taken_further_and_the_others_are(session, tmp_path):
+def test_failing_unit_stops_no_other(session, tmp_path):
     resources = Resources(cpus=0.5)
     results = []
     assert run_ray(
@@ -119,14 +119,14 @@ def test_a_failing_unit_is_not_taken_further_and_the_others_are(session, tmp_pat
     assert Ledger(Storage(str(tmp_path))).receipt("doubled", "u01") is None
 
 
-def test_storage_that_refuses_stops_the_run(session, tmp_path):
+def test_failing_storage_stops_the_run(session, tmp_path):
     (tmp_path / "doubled").write_bytes(b"a file where the folder should be")
     results = []
     assert not run_ray(chain(tmp_path, workers=1), list(descriptors()), results.append)
     assert STOPPED in {result.status for result in results}
 
 
-def test_pools_begin_with_the_workers_that_fit(monkeypatch):
+def test_pools_start_with_the_workers_that_fit(monkeypatch):
     def sizes(cpus, *needs, units=1000, gpus=0.0):
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
         works = [StageWork(Numbers(resources=need), None, "", {}) for need in needs]
@@ -142,7 +142,7 @@ def test_pools_begin_with_the_workers_that_fit(monkeypatch):
     assert sizes(64.0, on_gpu, cpu, gpus=2.0) == [(4, 4), (4, 64)]
 
 
-def test_only_the_greeting_of_rays_core_is_left_out(capfd):
+def test_only_the_greeting_of_ray_is_hidden(capfd):
     def start(broken):
         with _without_greeting():
             os.write(2, b"[I 1] Set ray log level from environment variable X to 3\nanother line\n")

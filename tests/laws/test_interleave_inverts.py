@@ -53,8 +53,9 @@ def require_inverse(tables, config):
     assert whole == kept
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
-def test_shards_give_back_every_sample(config):
+def test_interleave_inverts(config):
     require_inverse(corpus(), config)
 
 
@@ -62,6 +63,7 @@ def lengths(low, high):
     return st.lists(st.integers(low, high), max_size=25)
 
 
+@pytest.mark.law
 @settings(max_examples=60, deadline=None)
 @given(
     lengths(8, 300),
@@ -71,7 +73,7 @@ def lengths(low, high):
     st.sampled_from([64, 128, 150]),
     st.integers(0, 4),
 )
-def test_shards_give_back_any_samples(texts, frames, speech, text, capacity, seed):
+def test_interleave_inverts_any_samples(texts, frames, speech, text, capacity, seed):
     rng = np.random.default_rng(seed)
     tables = {
         "dolly-0": text_unit(rng, texts[:10]),

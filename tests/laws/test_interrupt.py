@@ -75,8 +75,9 @@ def whole(corpus, tmp_path_factory) -> dict[str, bytes]:
     return run_bytes(run_dir)
 
 
+@pytest.mark.law
 @pytest.mark.parametrize(("engine", "presses"), [("ray", 1), ("ray", 2), ("inline", 1)])
-def test_ctrl_c_leaves_whole_receipts_and_the_run_resumes(corpus, whole, tmp_path, engine, presses):
+def test_ctrl_c_and_resume_same_bytes(corpus, whole, tmp_path, engine, presses):
     run_dir = tmp_path / "run"
     process = start(corpus, run_dir, engine)
     first_unit(run_dir, process)
@@ -124,7 +125,7 @@ def stopped_after_the_first(engine, root: Path) -> tuple[list, Stop, bool]:
     return results, stop, complete
 
 
-def test_a_request_lets_units_in_flight_end_and_begins_no_other(tmp_path):
+def test_stop_lets_units_in_flight_finish(tmp_path):
     results, stop, complete = stopped_after_the_first(run_plain, tmp_path / "plain")
     assert (len(results), complete, stop.in_flight) == (1, False, 0)
     with ray_session(None, 2, 2.0):
@@ -139,7 +140,7 @@ def test_a_request_lets_units_in_flight_end_and_begins_no_other(tmp_path):
     assert STOPPED not in {result.status for result in results}
 
 
-def test_the_first_press_is_answered_at_once_and_the_second_raises():
+def test_first_ctrl_c_stops_and_second_raises():
     said = threading.Event()
     lines = []
 

@@ -59,7 +59,8 @@ def receipt_times(path: Path, stage: str) -> dict[str, int]:
     return {f.name: f.stat().st_mtime_ns for f in (path.parent / "run" / stage).glob("*.json")}
 
 
-def test_the_books_close_with_every_reason(done):
+@pytest.mark.law
+def test_accounting_closes(done):
     stats = run_stats(*opened(done))
     clips, samples = stats["accounting"], stats["samples"]
     assert clips["clips_in"] == 12
@@ -79,7 +80,7 @@ def test_the_books_close_with_every_reason(done):
     json.dumps(stats)
 
 
-def test_verify_proves_the_run_and_names_a_single_flipped_byte(done, corpus):
+def test_verify_names_a_flipped_byte(done, corpus):
     proofs = verify_run(*opened(done))
     assert len(proofs) == 15
     run(corpus)
@@ -91,7 +92,8 @@ def test_verify_proves_the_run_and_names_a_single_flipped_byte(done, corpus):
         verify_run(*opened(corpus))
 
 
-def test_every_speech_document_traces_to_its_clip_and_codes(done):
+@pytest.mark.law
+def test_documents_trace_to_clips(done):
     plan, ledger = opened(done)
     index = json.loads(ledger.storage.read_bytes("shards/index.json"))
     seen = {}
@@ -117,13 +119,13 @@ def test_every_speech_document_traces_to_its_clip_and_codes(done):
         ]
 
 
-def test_shards_say_that_the_codec_is_untrained(done):
+def test_shards_say_the_codec_is_untrained(done):
     shard = next((done.parent / "run/shards").glob("train-*.arrow"))
     with pa.ipc.open_file(pa.memory_map(str(shard))) as reader:
         assert b"UNTRAINED" in reader.schema.metadata[b"koe"]
 
 
-def test_moving_the_threshold_reruns_encode_and_interleave_but_not_score(corpus):
+def test_moving_the_threshold_scores_nothing_again(corpus):
     run(corpus)
     before = {stage: receipt_times(corpus, stage) for stage in ("ingest", "score", "encode")}
     index = (corpus.parent / "run/shards/index.json").read_bytes()
@@ -150,7 +152,7 @@ def test_stages_run_alone_and_forced(corpus):
     assert run_bytes(corpus.parent / "run") == before
 
 
-def test_a_new_source_leaves_the_units_of_the_others_alone(corpus):
+def test_new_source_redoes_no_other(corpus):
     run(corpus, last="encode")
     before = receipt_times(corpus, "encode")
     ingested = receipt_times(corpus, "ingest")
@@ -165,7 +167,7 @@ def test_a_new_source_leaves_the_units_of_the_others_alone(corpus):
     assert receipt_times(corpus, "ingest").items() > ingested.items()
 
 
-def test_reading_a_source_otherwise_redoes_it_from_the_start(corpus):
+def test_changed_source_is_redone(corpus):
     run(corpus, last="ingest")
     before = receipt_times(corpus, "ingest")
     manifest = corpus.parent / "manifest.jsonl"
@@ -180,7 +182,7 @@ def test_reading_a_source_otherwise_redoes_it_from_the_start(corpus):
     assert all(receipt_times(corpus, "ingest")[name] != after[name] for name in after)
 
 
-def test_too_much_quarantine_stops_before_interleave_with_the_reasons(corpus):
+def test_too_much_quarantine_stops_the_run(corpus):
     with pytest.raises(Exception, match=r"max_quarantine_share 0.1.*broken_json 1"):
         run(corpus, "max_quarantine_share=0.1")
     assert not (corpus.parent / "run/shards/index.json").exists()
@@ -197,13 +199,13 @@ def test_too_much_quarantine_stops_before_interleave_with_the_reasons(corpus):
         ("train={device: cpu, precision: fp16}", "(?i)fp16"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_work(corpus, override, words):
+def test_refused_before_any_work(corpus, override, words):
     with pytest.raises(ConfigError, match=words):
         run(corpus, override, last=None)
     assert not list((corpus.parent / "run").glob("*/*.json"))
 
 
-def test_unknown_stages_and_contradictory_options_are_refused():
+def test_contradictory_options_are_refused():
     for options in (("ingst", None, None, ()), (None, None, None, ("x",)), ("train", "score", None, ()),
                     ("score", None, "score", ()), (None, "score", None, ("train",))):  # fmt: skip
         with pytest.raises(ConfigError):
@@ -215,7 +217,7 @@ def koe(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
-def test_the_command_line_speaks_json_on_stdout_and_one_line_of_error(done):
+def test_command_line_json_and_errors(done):
     stats = koe("stats", "-c", str(done), "--json")
     assert stats.returncode == 0, stats.stderr
     assert json.loads(stats.stdout)["accounting"]["clips_in"] == 12
@@ -230,7 +232,7 @@ def test_the_command_line_speaks_json_on_stdout_and_one_line_of_error(done):
     assert koe("stats", "--nonsense").returncode == 2
 
 
-def test_score_and_encode_of_files_keep_their_contract(done):
+def test_score_and_encode_json_contract(done):
     good, bad = str(done.parent / "0.flac"), str(done.parent / "empty.wav")
     scored = koe("score", good, bad, "--json")
     assert scored.returncode == 1
@@ -260,7 +262,7 @@ def test_inspect_writes_original_and_reconstruction(done, tmp_path):
     assert any(name.endswith("reconstruction.wav") for name in names)
 
 
-def test_inspect_shows_what_became_of_a_record_and_writes_its_sound(corpus, tmp_path):
+def test_inspect_tells_the_outcome_of_a_record(corpus, tmp_path):
     run(corpus)
     plan, ledger = opened(corpus)
     by_outcome: dict[str, tuple[str, str]] = {}

@@ -63,8 +63,9 @@ def whole(corpus, tmp_path_factory) -> dict[str, bytes]:
     return run_bytes(run_dir)
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("moment", ["score/*.json", "encode/*.arrow", "shards/train-*.arrow"])
-def test_killed_driver(corpus, whole, tmp_path, moment):
+def test_kill_and_resume_same_bytes(corpus, whole, tmp_path, moment):
     run_dir = tmp_path / "run"
     process = start(corpus, "--set", f"run_dir={run_dir}")
     wait_for(run_dir, moment, process)
@@ -79,9 +80,8 @@ def test_killed_driver(corpus, whole, tmp_path, moment):
     assert not list(run_dir.rglob("*.tmp"))
 
 
-def test_ray_gives_the_bytes_of_the_plain_runner_through_a_kill_of_its_driver(
-    corpus, whole, tmp_path
-):
+@pytest.mark.law
+def test_ray_kill_and_resume_same_bytes(corpus, whole, tmp_path):
     run_dir = tmp_path / "run"
     options = ("--set", f"run_dir={run_dir}", "--set", "engine=ray", "--set", "ray.num_cpus=2")
     process = start(corpus, *options)
@@ -91,7 +91,8 @@ def test_ray_gives_the_bytes_of_the_plain_runner_through_a_kill_of_its_driver(
     assert run_bytes(run_dir) == whole
 
 
-def test_a_torn_shard_and_a_lost_output_are_made_again(corpus, whole, tmp_path):
+@pytest.mark.law
+def test_corrupt_and_lost_outputs_are_redone(corpus, whole, tmp_path):
     run_dir = tmp_path / "run"
     finish(corpus, "--set", f"run_dir={run_dir}")
     shard = next(run_dir.glob("shards/train-*.arrow"))

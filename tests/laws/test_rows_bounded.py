@@ -21,9 +21,10 @@ def row_tokens(tables, config):
     return pc.list_value_length(pa.concat_tables(shards)["input_ids"]).to_numpy()
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("capacity", [64, 100, 512, 2048])
 @pytest.mark.parametrize("policy", ["drop", "split"])
-def test_rows_are_bounded(capacity, policy):
+def test_rows_bounded(capacity, policy):
     config = replace(
         SETTINGS, max_row_tokens=capacity, overlong_speech=policy, overlong_text=policy
     )
@@ -34,7 +35,7 @@ def test_rows_are_bounded(capacity, policy):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_small_mix_fills_its_rows(seed):
+def test_small_mix_fills_rows(seed):
     tokens = row_tokens(corpus(seed, num_samples=250), replace(SETTINGS, seed=seed))
     assert tokens.sum() / (2048 * len(tokens)) >= 0.99
 
@@ -52,7 +53,7 @@ def described_by_length(modality, lengths, num_frames, first):
     )
 
 
-def test_a_hundred_thousand_realistic_samples_fill_their_rows():
+def test_large_corpus_fills_rows():
     rng = np.random.default_rng(0)
     seconds = rng.lognormal(np.log(6) - 0.18, 0.6, 60_000)
     frames = np.ceil(seconds * 24000 / 2048)

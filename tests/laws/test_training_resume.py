@@ -46,8 +46,9 @@ def assert_same_run(left, right, steps):
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumed_equals_uninterrupted(tmp_path, precision):
+def test_training_resumes_exactly(tmp_path, precision):
     shards = small_shards(tmp_path / "shards")
     config = small_config(precision=precision, max_steps=6)
     loop.train(config, shards, tmp_path / "whole", RANKS)
@@ -71,7 +72,8 @@ def test_resumed_equals_uninterrupted(tmp_path, precision):
     assert_same_run(tmp_path / "whole", tmp_path / "parts", 6)
 
 
-def test_a_torn_checkpoint_costs_its_steps_only(tmp_path, capsys):
+@pytest.mark.law
+def test_corrupt_checkpoint_resumes_exactly(tmp_path, capsys):
     shards = small_shards(tmp_path / "shards")
     config = small_config(max_steps=6)
     loop.train(config, shards, tmp_path / "whole", RANKS)
@@ -84,7 +86,8 @@ def test_a_torn_checkpoint_costs_its_steps_only(tmp_path, capsys):
     assert_same_run(tmp_path / "whole", tmp_path / "torn", 6)
 
 
-def test_kill_at_any_moment_then_resume(tmp_path):
+@pytest.mark.law
+def test_training_kill_and_resume_same_bytes(tmp_path):
     shards = small_shards(tmp_path / "shards")
     config = small_config(max_steps=40, checkpoint_every_steps=3)
     loop.train(config, shards, tmp_path / "whole", RANKS)
@@ -104,7 +107,7 @@ def test_kill_at_any_moment_then_resume(tmp_path):
     assert_same_run(tmp_path / "whole", out, 40)
 
 
-def test_a_finished_run_does_nothing_more(tmp_path, capsys):
+def test_finished_training_does_nothing(tmp_path, capsys):
     shards = small_shards(tmp_path / "shards")
     config = small_config(max_steps=2)
     loop.train(config, shards, tmp_path / "out", RANKS)
@@ -114,7 +117,7 @@ def test_a_finished_run_does_nothing_more(tmp_path, capsys):
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == before
 
 
-def test_other_shards_are_refused_unless_asked(tmp_path):
+def test_other_shards_are_refused(tmp_path):
     shards = small_shards(tmp_path / "shards")
     others = small_shards(tmp_path / "others", seed=1)
     out = tmp_path / "out"

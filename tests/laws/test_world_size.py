@@ -132,7 +132,8 @@ def together(request, shards, tmp_path_factory):
     return world, parallel, folder
 
 
-def test_loss_and_gradients_are_those_of_one_rank(together, alone):
+@pytest.mark.law
+def test_world_sizes_agree_on_a_step(together, alone):
     world, _, folder = together
     _, expected = alone
     for rank in range(world):
@@ -147,7 +148,8 @@ def test_loss_and_gradients_are_those_of_one_rank(together, alone):
             torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_follows_that_of_one_rank_and_goes_on_with_one(together, alone, shards):
+@pytest.mark.law
+def test_world_sizes_agree_on_a_run(together, alone, shards):
     _, _, folder = together
     ours, theirs = read_metrics(folder / "run"), read_metrics(alone[0] / "run")
     assert len(ours) == STEPS
@@ -164,8 +166,9 @@ def test_a_run_follows_that_of_one_rank_and_goes_on_with_one(together, alone, sh
     assert read_metrics(folder / "run")[-1]["data_step"] == STEPS + 1
 
 
+@pytest.mark.law
 @pytest.mark.parametrize(("kind", "reason"), [("nan", "loss is nan"), ("spike", "gradient norm")])
-def test_one_bad_rank_makes_all_skip_with_weights_and_moments_untouched(together, kind, reason):
+def test_one_bad_rank_makes_all_skip(together, kind, reason):
     world, _, folder = together
     for rank in range(world):
         found = torch.load(folder / f"{kind}{rank}.pt", weights_only=True)

@@ -180,7 +180,7 @@ def test_a_failing_unit_is_named_and_resumable_while_the_others_go_on(tmp_path, 
     assert statuses(results) == [SKIPPED, SKIPPED, SKIPPED, DONE, SKIPPED, SKIPPED]
 
 
-def test_storage_that_refuses_stops_the_run(tmp_path):
+def test_failing_storage_stops_the_run(tmp_path):
     (tmp_path / "numbers").write_bytes(b"a file where the folder should be")
     results: list = []
     work = StageWork(Numbers(), None, str(tmp_path), descriptors())

@@ -79,8 +79,9 @@ def test_the_windows_are_those_that_the_reference_feeds_its_model(seconds, refer
         np.testing.assert_array_equal(doubled[np.newaxis, start : start + WINDOW_SAMPLES], fed)
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 3.0, 4.505, 9.0, 20.0])
-def test_scores_equal_the_reference(seconds, scorer, referee):
+def test_dnsmos_equals_reference(seconds, scorer, referee):
     audio = speech_16k(seconds)
     ours, theirs = scorer.score(audio, "reference"), referee(audio, 16_000, False)
     assert ours.sig == pytest.approx(theirs["sig_mos"], abs=1e-4)
