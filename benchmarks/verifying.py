@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from benchmarks.driver_memory import Stub, peak_bytes, planned
 from benchmarks.run_statistics import THRESHOLD, lists, speech_tables
+from koe.dataflow import INTERLEAVE, ORDER_UNIT
 from koe.schema import EXCLUDED, SAMPLE, SPEECH, Unit
 from koe.stage import Outcome
 from koe.vocabulary import (
@@ -45,7 +46,6 @@ from pipeline.jobs.interleave import OrderStage, OrderWork, ShardWork, shard_pla
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Storage
-from pipeline.stats import ORDER_UNIT
 from pipeline.stats.dataset_card import write_card
 from pipeline.verify import verify_run
 from stages.interleave import InterleaveSettings
@@ -129,7 +129,7 @@ def write_shards(plan: Plan, ledger: Ledger) -> None:
     units = tuple(unit.unit for unit in plan.units)
     order = OrderWork(stage, storage.root, units, tuple(unit.source for unit in plan.units))
     assert order.open()(ORDER_UNIT).status == DONE
-    receipt = ledger.receipt("interleave", ORDER_UNIT)
+    receipt = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     assert receipt is not None
     names = list(shard_places(storage, receipt))
     make = ShardWork(stage, storage.root, receipt, units).open()

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from koe.dataflow import stage_chain
 from koe.errors import ContractError
 from koe.fingerprint import sha256_bytes, sha256_json
 from pipeline.config.load import load_config
@@ -22,7 +23,6 @@ from pipeline.jobs.run import run_job
 from pipeline.run_dir.ledger import Ledger, Output, Receipt
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Storage
-from pipeline.stats import LANES
 from pipeline.stats.dataset_card import write_card
 from pipeline.verify import Proof, verify_run
 from stages.interleave import InterleaveSettings
@@ -120,7 +120,7 @@ class Forged:
         made = []
         for unit in self.plan.units:
             before = None
-            for stage in LANES[unit.modality]:
+            for stage in stage_chain(unit.modality):
                 before = self._seal(stage, unit.unit, before)
             made.append([unit.unit, before])
         order = self._seal("interleave", "order", sha256_json(made))

@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
+from koe.dataflow import stage_chain
 from pipeline.config.load import load_config
 from pipeline.execution.selection import select_stages
 from pipeline.jobs.run import run_job
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Storage
-from pipeline.stats import LANES
 from tests.corpus import write_corpus
 
 KEYS = {
@@ -59,7 +59,7 @@ def kept_records(corpus: Path) -> dict[str, list[dict[str, Any]]]:
     plan, ledger = opened(corpus.parent / "run")
     found = defaultdict(list)
     for unit in plan.units:
-        for stage in LANES[unit.modality]:
+        for stage in stage_chain(unit.modality):
             receipt = ledger.receipt(stage, unit.unit)
             assert receipt is not None
             found[stage] += ledger.read(receipt).to_pylist()

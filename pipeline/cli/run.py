@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from koe.dataflow import stage_names
 from pipeline.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -22,7 +23,7 @@ from pipeline.cli.common import (
     print_json,
 )
 from pipeline.config.load import load_config
-from pipeline.execution.selection import STAGES, select_stages
+from pipeline.execution.selection import select_stages
 
 
 def demo(
@@ -45,7 +46,7 @@ def demo(
 
 
 def _stages(incomplete: str) -> list[str]:
-    return [stage for stage in STAGES if stage.startswith(incomplete)]
+    return [stage for stage in stage_names() if stage.startswith(incomplete)]
 
 
 def run(

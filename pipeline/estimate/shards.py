@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import INTERLEAVE, stage_making
 from koe.errors import ConfigError
 from koe.schema import REJECTED
 from pipeline.estimate.result import StageEstimate
@@ -31,7 +32,11 @@ def estimate_shards(assembly: Assembly, tracks: Iterable[Track]) -> StageEstimat
 
     Where every record was measured, the shards are those of the run.
     """
-    last = [track for track in tracks if track.stage == "tokenize" and track.kept.num_rows]
+    last = [
+        track
+        for track in tracks
+        if track.stage == stage_making("input_ids") and track.kept.num_rows
+    ]
     if not last:
         return None
     records = sum(track.records_kept for track in last)
@@ -75,7 +80,7 @@ def _estimate(
 ) -> StageEstimate:
     hours = seconds * tokens / max(gathered, 1) / 3600
     return StageEstimate(
-        stage="interleave",
+        stage=INTERLEAVE,
         measured=sum(track.kept.num_rows for track in tracks),
         seconds=seconds,
         amounts={"tokens": float(gathered)},

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import work_measure
 from koe.schema import SPEECH, Unit
 from pipeline.config.models import PipelineConfig, WorkerConfig
 from pipeline.estimate.result import StageEstimate
 from pipeline.run_dir.storage import BATCH_ROWS
 
-# What a stage's work is counted in: a column of its output, and how it is called. Ingest reads
-# headers, at a cost that no column tells.
+# What a stage's work may be counted in (see koe.dataflow): a column of its output, and how it is
+# called.
 _COUNTED = {
-    "score": ("windows", "windows"),
-    "encode": ("seconds", "audio-s"),
-    "tokenize": ("input_ids", "tokens"),
+    "windows": ("windows", "windows"),
+    "seconds": ("seconds", "audio-s"),
+    "tokens": ("input_ids", "tokens"),
 }
 
 
@@ -45,9 +46,10 @@ class Track:
     units: Sequence[Unit]
 
     def amounts(self) -> dict[str, float]:
-        if self.stage not in _COUNTED:
+        measure = work_measure(self.stage)
+        if not measure:
             return {}
-        return {_COUNTED[self.stage][1]: float(work_of(self.stage, self.kept).sum())}
+        return {_COUNTED[measure][1]: float(work_of(self.stage, self.kept).sum())}
 
     def disk_bytes(self) -> float:
         """Return the bytes of the whole source's output: a part by unit, the rest by record."""
@@ -96,7 +98,7 @@ def _relative_error(tracks: Sequence[Track]) -> float | None:
 
 def work_of(stage: str, kept: pa.Table) -> np.ndarray:
     """Count the work of each record that a stage kept, float64 [kept]."""
-    column = kept[_COUNTED[stage][0]]
+    column = kept[_COUNTED[work_measure(stage)][0]]
     if pa.types.is_list(column.type):
         column = pa.chunked_array([c.value_lengths() for c in column.chunks], pa.int32())
     return column.to_numpy().astype(float)

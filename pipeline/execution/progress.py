@@ -13,8 +13,9 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, rates_of, stage_names
 from pipeline.execution.runner import FAILED, SKIPPED, STOPPED, UnitResult, Work
-from pipeline.execution.status_table import RATES, StageRow, StageTable, flowing, stage_line
+from pipeline.execution.status_table import StageRow, StageTable, flowing, stage_line
 
 _LINE_SECONDS = 10.0  # at least, between plain lines of one stage
 _QUIET_SECONDS = 60.0  # at most, while less than _LINE_SHARE was done since the last one
@@ -48,7 +49,7 @@ class StageTally:
         if not self.recent:  # work began when the first worker began
             self.recent.append((now - result.seconds, {}))
         before, new = self.recent[-1][1], {"units": 1.0, **result.measures}
-        names = ("units", *RATES.get(self.stage, ()))
+        names = ("units", *rates_of(self.stage))
         work = {name: before.get(name, 0.0) + new.get(name, 0.0) for name in names}
         self.recent.append((now, work))
 
@@ -141,8 +142,8 @@ class RunProgress:
 
     def _in_order(self) -> list[StageTally]:
         """Return the tallies in the order of the data: text may announce tokenize first."""
-        places = {name: place for place, name in enumerate(RATES)}
-        places["order"] = places["interleave"]
+        places = {name: place for place, name in enumerate(stage_names())}
+        places[ORDER_UNIT] = places[INTERLEAVE]
         tallies = list(self.tallies.values())  # at once: the live view draws in another thread
         return sorted(tallies, key=lambda tally: places.get(tally.stage, -1))
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from koe.dataflow import stage_names
 from koe.errors import ConfigError
-
-STAGES = ("ingest", "score", "encode", "tokenize", "interleave", "train")
 
 
 @dataclass(frozen=True)
 class Selection:
     """The stages to run, in order, and those whose units are done again."""
 
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = field(default_factory=stage_names)
     force: frozenset[str] = frozenset()
 
 
@@ -25,16 +24,17 @@ def select_stages(
 
     Raises: ConfigError for an unknown stage or options that exclude each other.
     """
+    known = stage_names()
     for name in (first, last, only, *force):
-        if name is not None and name not in STAGES:
-            raise ConfigError(f"there is no stage {name!r}", remedy=f"Stages: {', '.join(STAGES)}.")
+        if name is not None and name not in known:
+            raise ConfigError(f"there is no stage {name!r}", remedy=f"Stages: {', '.join(known)}.")
     if only and (first or last):
         raise ConfigError("--only excludes --from and --to")
-    start = STAGES.index(only or first or STAGES[0])
-    stop = STAGES.index(only or last or STAGES[-1])
+    start = known.index(only or first or known[0])
+    stop = known.index(only or last or known[-1])
     if start > stop:
         raise ConfigError(f"--from {first} comes after --to {last}")
-    chosen = STAGES[start : stop + 1]
+    chosen = known[start : stop + 1]
     outside = [name for name in force if name not in chosen]
     if outside:
         raise ConfigError(

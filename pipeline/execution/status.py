@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, PLAN, rates_of, stage_chain
 from koe.schema import SPEECH
-from pipeline.execution.status_table import RATES, StageRow, StageTable, duration, flowing
+from pipeline.execution.status_table import StageRow, StageTable, duration, flowing
 from pipeline.run_dir.ledger import Ledger
-from pipeline.run_dir.plan import PLAN, Plan, load_plan
-from pipeline.stats import LANES, ORDER_UNIT
+from pipeline.run_dir.plan import Plan, load_plan
 
 _RECENT_SECONDS = 600.0  # what the rates of the whole run are taken over, at least
 _RECENT_UNITS = 4.0  # and as many times the duration of a unit, where that is longer
-_SHARDS = "interleave"
 
 
 class _Done(NamedTuple):
@@ -31,7 +30,7 @@ class _Done(NamedTuple):
     rejected: int
     quarantined: int
     seconds: float
-    measures: tuple[float, ...]  # RATES of the stage
+    measures: tuple[float, ...]  # rates of the stage
     shards: int
 
 
@@ -62,8 +61,8 @@ class StatusReader:
         plan = self.plan()
         upstream: dict[str, _Done] = {}
         rows = []
-        for stage in LANES[SPEECH]:
-            units = [u.unit for u in plan.units if stage in LANES[u.modality]] if plan else []
+        for stage in stage_chain(SPEECH):
+            units = [u.unit for u in plan.units if stage in stage_chain(u.modality)] if plan else []
             done = self._done(stage, units)
             # What was made from an input that has been replaced since is not done.
             done = {
@@ -77,14 +76,14 @@ class StatusReader:
         return rows
 
     def _shards_row(self) -> dict[str, Any]:
-        stamps = self._ledger.storage.stamps(_SHARDS, ".json")
+        stamps = self._ledger.storage.stamps(INTERLEAVE, ".json")
         names = [name[:-5] for name in stamps]
-        done = self._done(_SHARDS, names, stamps)
+        done = self._done(INTERLEAVE, names, stamps)
         order = done.pop(ORDER_UNIT, None)
         if order is None:
-            return self._row(_SHARDS, (), 1)
+            return self._row(INTERLEAVE, (), 1)
         whole = [r for r in done.values() if r.input_sha256 == order.output_sha256]
-        row = self._row(_SHARDS, whole, order.shards)
+        row = self._row(INTERLEAVE, whole, order.shards)
         return {**row, "done": row["done"] + 1}
 
     def _done(
@@ -119,7 +118,7 @@ class StatusReader:
             sum(receipt.rejected.values()),
             sum(receipt.quarantined.values()),
             receipt.seconds,
-            tuple(receipt.measures.get(name, 0.0) for name in RATES[stage]),
+            tuple(receipt.measures.get(name, 0.0) for name in rates_of(stage)),
             int(receipt.measures.get("shards", 0)),
         )
 
@@ -128,7 +127,7 @@ class StatusReader:
         seconds = sum(receipt.seconds for receipt in done)
         left = max(0, num_units - len(done))
         rate = len(done) / seconds if seconds else 0.0
-        measured = [sum(r.measures[k] for r in done) for k in range(len(RATES[stage]))]
+        measured = [sum(r.measures[k] for r in done) for k in range(len(rates_of(stage)))]
         run = _run_rates(done, self._clock())
         return {
             "stage": stage,
@@ -176,7 +175,7 @@ def _run_rates(done: list[_Done], now: float) -> list[float]:
 
 
 def _named(stage: str, values: list[float]) -> dict[str, float]:
-    return dict(zip(RATES[stage], values, strict=True)) if values else {}
+    return dict(zip(rates_of(stage), values, strict=True)) if values else {}
 
 
 def finished(rows: list[dict[str, Any]]) -> bool:

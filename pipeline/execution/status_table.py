@@ -11,15 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-# What the stages count in, as receipts name it, and how a rate of it is called. Stages that only
-# pass a quantity on (encode knows its clips' windows) have no rate of it.
-RATES = {
-    "ingest": ("seconds",),
-    "score": ("windows", "seconds"),
-    "encode": ("seconds",),
-    "tokenize": ("tokens",),
-    "interleave": ("tokens",),
-}
+# How a rate of what the stages are counted in is called.
 _RATE_NAMES = {"windows": "windows/s", "seconds": "audio-s/s", "tokens": "tokens/s"}
 _HEADS = ("win/s", "aud/s", "tok/s")
 _BAR_WIDTH = 7

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import CARD, INDEX, INTERLEAVE, ORDER_UNIT, SHARDS, output_path, stage_making
 from koe.errors import StageError
 from koe.fingerprint import sha256_json
 from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SCHEMA_VERSION
@@ -26,8 +27,7 @@ from koe.stage import Outcome, Resources
 from pipeline.execution.runner import DONE, SKIPPED, UnitFunction, UnitResult, guarded, result_of
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
 from pipeline.run_dir.storage import Storage
-from pipeline.stats import INDEX, ORDER_UNIT, encoded_seconds
-from pipeline.stats.dataset_card import CARD
+from pipeline.stats import encoded_seconds
 from stages.interleave import (
     NAME,
     VERSION,
@@ -145,7 +145,7 @@ def _as_order(result: UnitResult) -> UnitResult:
 
 
 def _tokenized(ledger: Ledger, unit: str) -> Receipt:
-    receipt = ledger.receipt("tokenize", unit)
+    receipt = ledger.receipt(stage_making("input_ids"), unit)
     if receipt is None:
         raise StageError(
             f"unit {unit} is not tokenized",
@@ -205,7 +205,6 @@ class ShardWork:
                 records_in=part.num_rows,
                 kept=part.num_rows,
                 seconds=time.perf_counter() - started,
-                output_path=f"shards/{shard}.arrow",
                 measures=_row_measures(rows),
             )
             return result_of(receipt, DONE, check.why)
@@ -280,14 +279,14 @@ def write_index(stage: OrderStage, ledger: Ledger, shards: Sequence[str]) -> dic
         "schema_version": SCHEMA_VERSION,
         "max_row_tokens": stage.settings.max_row_tokens,
         **stage.identity,
-        "interleave": dataclasses.asdict(stage.settings),
+        INTERLEAVE: dataclasses.asdict(stage.settings),
         "schema": ROW.to_string(show_field_metadata=False).splitlines(),
         "shards": entries,
     }
     kept = {f"{shard}.arrow" for shard in shards}
-    for name in ledger.storage.names("shards"):
+    for name in ledger.storage.names(SHARDS):
         if name.endswith(".arrow") and name not in kept:
             ledger.forget(NAME, name.removesuffix(".arrow"))
-            ledger.storage.remove(f"shards/{name}")
+            ledger.storage.remove(output_path(INTERLEAVE, name.removesuffix(".arrow")))
     ledger.storage.write_bytes(INDEX, json.dumps(index, ensure_ascii=False, indent=1).encode())
     return index

@@ -13,6 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from koe.dataflow import (
+    CONFIG,
+    INDEX,
+    INTERLEAVE,
+    ORDER_UNIT,
+    SHARDS,
+    TRAIN,
+    stage_chain,
+    stage_names,
+)
 from koe.errors import ConfigError, StageError
 from koe.fingerprint import sha256_json
 from koe.schema import SPEECH, TEXT
@@ -21,14 +31,13 @@ from pipeline.config.models import PipelineConfig
 from pipeline.execution.interrupt import interruptible
 from pipeline.execution.progress import RunProgress
 from pipeline.execution.runner import StageWork, Stop, UnitResult, Work, run_plain
-from pipeline.execution.selection import STAGES, Selection
+from pipeline.execution.selection import Selection
 from pipeline.jobs.assembly import Assembly
 from pipeline.jobs.interleave import OrderStage, OrderWork, ShardWork, shard_places, write_index
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.lock import run_lock
 from pipeline.run_dir.plan import Plan, make_plan
 from pipeline.run_dir.storage import Storage
-from pipeline.stats import INDEX, LANES, ORDER_UNIT
 from pipeline.stats.dataset_card import write_card
 
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
@@ -59,7 +68,7 @@ def plan_run(config: PipelineConfig, console: Console) -> Plan:
         ),
     )
     saved = json.dumps(config.model_dump(mode="json"), ensure_ascii=False, indent=1)
-    storage.write_bytes("config.json", saved.encode())
+    storage.write_bytes(CONFIG, saved.encode())
     return plan
 
 
@@ -77,15 +86,15 @@ def run_job(config: PipelineConfig, selection: Selection, console: Console) -> J
 
 def _run_job(config: PipelineConfig, selection: Selection, console: Console) -> JobReport:
     assembly = Assembly(config)
-    if "train" in selection.stages:
+    if TRAIN in selection.stages:
         from training.launch import check
 
         check(config.train, ray_address=config.ray.address, num_cpus=config.ray.num_cpus)
     lanes = _lanes(assembly, selection)
-    order = assembly.order() if "interleave" in selection.stages else None
+    order = assembly.order() if INTERLEAVE in selection.stages else None
     plan = plan_run(config, console)
     ledger = Ledger(Storage(config.run_dir))
-    for stage in (*STAGES, "shards"):
+    for stage in (*stage_names(), SHARDS):
         ledger.storage.sweep(stage)
     stats = None
     with (
@@ -110,8 +119,8 @@ def _run_job(config: PipelineConfig, selection: Selection, console: Console) -> 
     if stop.requested:  # during the last units
         raise KeyboardInterrupt
     training = None
-    if "train" in selection.stages and not progress.failures:
-        training = _train(config, console, resume="train" not in selection.force)
+    if TRAIN in selection.stages and not progress.failures:
+        training = _train(config, console, resume=TRAIN not in selection.force)
     return JobReport(progress.failures, stats, training)
 
 
@@ -132,7 +141,7 @@ def _lanes(assembly: Assembly, selection: Selection) -> list[tuple[str, str | No
         "encode": assembly.encode,
         "tokenize": assembly.tokenize_speech,
     }
-    chosen = [makers[name]() for name in LANES[SPEECH] if name in selection.stages]
+    chosen = [makers[name]() for name in stage_chain(SPEECH) if name in selection.stages]
     if assembly.config.sources.speech and chosen:
         lanes.append((SPEECH, None, chosen))
     return lanes
@@ -146,10 +155,10 @@ def _work(
     assembly: Assembly,
     selection: Selection,
 ) -> StageWork:
-    place = LANES[modality].index(stage.name)
+    place = stage_chain(modality).index(stage.name)
     return StageWork(
         stage=stage,
-        upstream=LANES[modality][place - 1] if place else None,
+        upstream=stage_chain(modality)[place - 1] if place else None,
         root=assembly.config.run_dir,
         units={unit: plan.descriptors[unit] for unit in units},
         reading={name: sha256_json(value) for name, value in assembly.reading.items()},
@@ -184,7 +193,7 @@ def _engine(
         run_ray,
     )
 
-    sections = [getattr(config, name) for name in selection.stages if name in LANES[SPEECH]]
+    sections = [getattr(config, name) for name in selection.stages if name in stage_chain(SPEECH)]
     chain_cpus = sum(section.cpus_per_worker for section in sections)
     with ray_session(config.ray.address, config.ray.num_cpus, chain_cpus):
         yield partial(run_ray, stop=stop)
@@ -195,7 +204,8 @@ def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:
 
     Raises: StageError with the reasons and their counts.
     """
-    for modality, stages in LANES.items():
+    for modality in (SPEECH, TEXT):
+        stages = stage_chain(modality)
         units = [unit for unit in plan.units if unit.modality == modality]
         records = sum(unit.num_records for unit in units)
         reasons: Counter[str] = Counter()
@@ -220,7 +230,7 @@ def _interleave(
     selection: Selection,
     progress: RunProgress,
 ) -> dict[str, Any] | None:
-    force = "interleave" in selection.force
+    force = INTERLEAVE in selection.force
     units = tuple(unit.unit for unit in plan.units)
     sources = tuple(unit.source for unit in plan.units)
     order = OrderWork(stage, ledger.storage.root, units, sources, force)
@@ -291,7 +301,7 @@ def export_model(
 
 def training_folder(config: PipelineConfig) -> Path:
     """Return the local folder of checkpoints and logs."""
-    return Storage(config.run_dir).local_path("train")
+    return Storage(config.run_dir).local_path(TRAIN)
 
 
 def _shards_folder(config: PipelineConfig) -> Path:
@@ -300,4 +310,4 @@ def _shards_folder(config: PipelineConfig) -> Path:
         raise ConfigError(
             f"{config.run_dir} has no shards", remedy="Make them with `koe run --to interleave`."
         )
-    return storage.local_path("shards")
+    return storage.local_path(SHARDS)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import stage_making
 from koe.errors import BadRecord, ConfigError, StorageError
 from koe.schema import CLIP
 from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, SLOTS
@@ -117,7 +118,7 @@ def shown_clips(
 
 
 def _scored(ledger: Ledger, kind: str, place: ClipPlace) -> _Scored:
-    receipt = ledger.receipt("score", place.unit)
+    receipt = ledger.receipt(stage_making("ovrl"), place.unit)
     assert receipt is not None  # the survey has just read it
     row = ledger.read(receipt).slice(place.row, 1).to_pylist()[0]
     codes = row.pop("codes")

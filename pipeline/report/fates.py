@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.report.survey import ORDER_STAGE
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, stage_making
 from pipeline.run_dir.ledger import Ledger, Receipt
-from pipeline.stats import ORDER_UNIT, read_index
+from pipeline.stats import read_index
 
 PENDING, KEPT = "pending", "kept"
 ClipKey = tuple[str, str]  # unit, id: an id is in a unit once, but may come again in another
@@ -39,7 +39,7 @@ class Fates:
 
     def of(self, score: Receipt, id: str) -> Fate:
         """Say what became of a clip of the unit that `score` vouches for."""
-        encode = self._ledger.receipt("encode", score.unit)
+        encode = self._ledger.receipt(stage_making("frames"), score.unit)
         if encode is None or encode.input_sha256 != score.output.sha256:
             return Fate(PENDING, "not encoded yet")
         rows = _rows_of(self._ledger.read_excluded(encode), id)
@@ -47,7 +47,7 @@ class Fates:
             return _ended(rows[0])
         kept = _rows_of(self._ledger.read(encode), id)
         encoded = kept[0] if kept else None
-        tokenize = self._ledger.receipt("tokenize", score.unit)
+        tokenize = self._ledger.receipt(stage_making("input_ids"), score.unit)
         if tokenize is None or tokenize.input_sha256 != encode.output.sha256:
             return Fate(PENDING, "encoded, not tokenized yet", encoded)
         rows = _rows_of(self._ledger.read_excluded(tokenize), id)
@@ -61,7 +61,7 @@ class Fates:
 
 def _left_out_of_shards(ledger: Ledger, wanted: Collection[ClipKey]) -> dict[ClipKey, Any]:
     """Find which of some clips have no place in the shards, batch by batch."""
-    receipt = ledger.receipt(ORDER_STAGE, ORDER_UNIT)
+    receipt = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     if receipt is None or receipt.excluded is None or not wanted:
         return {}
     ids = pa.array(sorted({id for _, id in wanted}))

@@ -13,16 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, stage_making, stage_names
 from koe.schema import EXCLUDED
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
-from pipeline.stats import LANES, ORDER_UNIT, read_index, unit_receipts
+from pipeline.stats import read_index, unit_receipts
 
 BORDERLINE, WORST, BEST = "borderline", "worst", "best"
 FASTEST, SLOWEST, LONGEST = "fastest", "slowest", "longest"
 BY_SCORE, OUTLIERS = (BORDERLINE, WORST, BEST), (FASTEST, SLOWEST, LONGEST)
-ORDER_STAGE = "interleave"
-STAGES = (*LANES["speech"], ORDER_STAGE)
 
 
 class ClipPlace(NamedTuple):
@@ -130,7 +129,7 @@ class LeftOut:
         for place, group in enumerate(groups):
             quotas[group] = min(self.counts[group], left // (len(groups) - place))
             left -= quotas[group]
-        groups.sort(key=lambda group: (STAGES.index(group.stage), group))
+        groups.sort(key=lambda group: (stage_names().index(group.stage), group))
         return [row for group in groups for row in self._rows[group][: quotas[group]]]
 
     def losses(self, sources: set[str]) -> list[tuple[str, str, str, int]]:
@@ -139,7 +138,7 @@ class LeftOut:
         for group, number in self.counts.items():
             if group.source in sources:
                 summed[group.stage, group.outcome, group.reason] += number
-        ordered = sorted(summed, key=lambda key: (STAGES.index(key[0]), -summed[key], key))
+        ordered = sorted(summed, key=lambda key: (stage_names().index(key[0]), -summed[key], key))
         return [(*key, summed[key]) for key in ordered]
 
 
@@ -158,9 +157,9 @@ def survey(plan: Plan, ledger: Ledger, threshold: float, num_clips: int, most: i
         for stage, receipt in receipts.items():
             if receipt.excluded is not None:
                 left_out.add(ledger.storage.read_table(receipt.excluded.path))
-            if stage == "score" and num_clips:
+            if stage == stage_making("ovrl") and num_clips:
                 extremes.add(unit.unit, *_measured(ledger, receipt))
-    order = ledger.receipt(ORDER_STAGE, ORDER_UNIT)
+    order = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     # until the shards are made, the statistics count all that was tokenized as not done
     if order is not None and order.excluded is not None and read_index(ledger) is not None:
         with ledger.storage.open_batches(order.excluded.path, EXCLUDED.names) as batches:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from koe.dataflow import excluded_path, output_path, receipt_path
 from koe.fingerprint import sha256_json
 from koe.schema import EXCLUDED
 from koe.stage import Outcome, Recorded
@@ -85,7 +86,7 @@ class Ledger:
 
     def receipt(self, stage: str, unit: str) -> Receipt | None:
         """Read a receipt; None where there is none or it is torn."""
-        path = f"{stage}/{unit}.json"
+        path = receipt_path(stage, unit)
         if self.storage.size(path) is None:
             return None
         try:
@@ -122,7 +123,7 @@ class Ledger:
 
     def forget(self, stage: str, unit: str) -> None:
         """Remove a receipt, so that an output being replaced is never vouched for."""
-        self.storage.remove(f"{stage}/{unit}.json")
+        self.storage.remove(receipt_path(stage, unit))
 
     def commit(
         self,
@@ -134,7 +135,6 @@ class Ledger:
         records_in: int,
         seconds: float,
         kept: int | None = None,
-        output_path: str | None = None,
         measures: dict[str, float] | None = None,
     ) -> Receipt:
         """Store a unit's outcome: outputs first, then the receipt.
@@ -145,9 +145,9 @@ class Ledger:
         if isinstance(outcome, Outcome):
             measures = _measures(outcome.kept) if measures is None else measures
             outcome = _streamed(outcome)
-        path = output_path or f"{stage.name}/{unit}.arrow"
+        path = output_path(stage.name, unit)
         output = self.storage.write_tables(path, outcome.schema, outcome.kept)
-        path = f"{stage.name}/{unit}.excluded.arrow"
+        path = excluded_path(stage.name, unit)
         if outcome.rejected or outcome.quarantined:
             excluded = _output(self.storage.write_tables(path, EXCLUDED, outcome.excluded))
         else:
@@ -170,7 +170,7 @@ class Ledger:
             seconds=round(seconds, 3),
         )
         self.storage.write_bytes(
-            f"{stage.name}/{unit}.json", receipt.model_dump_json(indent=1).encode()
+            receipt_path(stage.name, unit), receipt.model_dump_json(indent=1).encode()
         )
         return receipt
 

@@ -13,10 +13,9 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, TextIO
 
+from koe.dataflow import LOCK
 from koe.errors import ConfigError, StorageError
 from pipeline.run_dir.storage import Storage
-
-LOCK = "run.lock"
 
 
 @contextmanager

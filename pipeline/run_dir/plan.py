@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from koe.dataflow import PLAN
 from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.schema import SCHEMA_VERSION, Unit
 from pipeline.run_dir.storage import Storage
-
-PLAN = "plan.json"
-
 
 # Tells the units of a file (path, stamp) that was planned before; None if it was not.
 Known = Callable[[str, str], Sequence[Unit] | None]

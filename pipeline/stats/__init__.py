@@ -1,9 +1,6 @@
 """Statistics of a run, computed from its tables, receipts and the shard index."""
 
 from pipeline.stats.accounts import (
-    INDEX,
-    LANES,
-    ORDER_UNIT,
     Account,
     Receipts,
     account_sources,
@@ -15,9 +12,6 @@ from pipeline.stats.run import full_stats, run_stats
 from pipeline.stats.scores import WHAT_IF_OVRL
 
 __all__ = [
-    "INDEX",
-    "LANES",
-    "ORDER_UNIT",
     "WHAT_IF_OVRL",
     "Account",
     "Receipts",

@@ -10,14 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from koe.dataflow import INDEX, INTERLEAVE, ORDER_UNIT, last_stage_with, stage_chain, stage_making
 from koe.errors import ContractError
 from koe.schema import QUARANTINED, REJECTED, SPEECH, TEXT, Unit
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 
-LANES = {SPEECH: ("ingest", "score", "encode", "tokenize"), TEXT: ("tokenize",)}
-INDEX = "shards/index.json"
-ORDER_UNIT = "order"
 Receipts = dict[str, Receipt]  # of one unit, by stage
 
 
@@ -88,7 +86,7 @@ def unit_receipts(plan: Plan, ledger: Ledger) -> Iterator[tuple[Unit, Receipts]]
     for unit in plan.units:
         done: Receipts = {}
         previous = None
-        for stage in LANES[unit.modality]:
+        for stage in stage_chain(unit.modality):
             receipt = ledger.receipt(stage, unit.unit)
             stale = previous and receipt and receipt.input_sha256 != previous.output.sha256
             if receipt is None or stale:
@@ -100,20 +98,21 @@ def unit_receipts(plan: Plan, ledger: Ledger) -> Iterator[tuple[Unit, Receipts]]
 def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[str, Account]:
     """Close the books of every source up to the tokenize stage."""
     accounts = {name: Account() for name in plan.modalities}
+    first, last_clips = stage_making("seconds"), last_stage_with("seconds")
     for unit, receipts in units:
         account = accounts[unit.source]
         account.records_in += unit.num_records
         last = unit.num_records
-        for stage in LANES[unit.modality]:
+        for stage in stage_chain(unit.modality):
             receipt = receipts.get(stage)
             if receipt is None:
                 break
             account.rejected.update(receipt.rejected)
             account.quarantined.update(receipt.quarantined)
             last = receipt.kept
-            if stage == "ingest":
+            if stage == first:
                 account.seconds_in += receipt.measures["seconds"]
-            if stage == "encode":
+            if stage == last_clips:
                 account.seconds_kept += receipt.measures["seconds"]
         account.pending += last
     return accounts
@@ -121,7 +120,7 @@ def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[
 
 def encoded_seconds(ledger: Ledger, unit: str, ids: pa.ChunkedArray) -> float:
     """Sum the seconds of those clips of a unit that were encoded and have one of `ids`."""
-    receipt = ledger.receipt("encode", unit)
+    receipt = ledger.receipt(last_stage_with("seconds"), unit)
     if receipt is None or not len(ids):
         return 0.0
     wanted = set(ids.to_pylist())
@@ -135,7 +134,7 @@ def encoded_seconds(ledger: Ledger, unit: str, ids: pa.ChunkedArray) -> float:
 
 def close_with_order(accounts: dict[str, Account], ledger: Ledger) -> None:
     """Move what the interleave stage placed or left out from pending to its end."""
-    receipt = ledger.receipt("interleave", ORDER_UNIT)
+    receipt = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     if receipt is None or read_index(ledger) is None:
         return
     for source, account in accounts.items():

@@ -9,14 +9,13 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from koe.dataflow import CARD, INTERLEAVE
 from koe.errors import StageError
 from koe.schema import ROW
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NAMES, NUM_EMBEDDINGS, SLOTS
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan
 from pipeline.stats import read_index, run_stats
-
-CARD = "shards/README.md"
 
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"),
           (1e7, "1M<n<10M"), (1e8, "10M<n<100M"), (1e9, "100M<n<1B"))  # fmt: skip
@@ -126,7 +125,7 @@ def _reasons(counts: dict[str, int]) -> str:
 
 
 def _making(index: dict[str, Any], stats: dict[str, Any]) -> str:
-    codec, scores, settings = stats["codec"], stats["scores"], index["interleave"]
+    codec, scores, settings = stats["codec"], stats["scores"], index[INTERLEAVE]
     lines = []
     if scores:
         threshold = stats.get("thresholds", {}).get("configured")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from koe.dataflow import INTERLEAVE, ORDER_UNIT
 from koe.schema import EXCLUDED, QUARANTINED, REJECTED, Unit
 from pipeline.run_dir.ledger import Ledger, Receipt
-from pipeline.stats.accounts import ORDER_UNIT, Receipts
+from pipeline.stats.accounts import Receipts
 
 _MOST = {QUARANTINED: 5, REJECTED: 2}
 
@@ -33,7 +34,7 @@ class Examples:
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return the examples, quarantined before rejected ones, by source, stage and reason."""
-        order = self._ledger.receipt("interleave", ORDER_UNIT)
+        order = self._ledger.receipt(INTERLEAVE, ORDER_UNIT)
         if order is not None:
             self._read(order)
         keys = ("outcome", "source", "stage", "reason")

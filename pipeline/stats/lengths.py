@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.compute as pc
 
+from koe.dataflow import stage_making
 from koe.schema import SPEECH, Unit
 from pipeline.run_dir.ledger import Ledger
 from pipeline.stats.accounts import Receipts
@@ -22,12 +23,13 @@ class Lengths:
         self.of_samples = Values()  # tokens of instruction samples
 
     def add(self, unit: Unit, receipts: Receipts) -> None:
-        if "ingest" in receipts:
-            self._add_clips(unit.source, receipts["ingest"].output.path)
-        if "tokenize" in receipts:
+        clips, samples = (receipts.get(stage_making(name)) for name in ("seconds", "input_ids"))
+        if clips is not None:
+            self._add_clips(unit.source, clips.output.path)
+        if samples is not None:
             tokens = self.of_clips["tokens"] if unit.modality == SPEECH else self.of_samples
             # mapped: the lengths are the list's offsets, its values are never touched
-            lists = self._storage.read_table(receipts["tokenize"].output.path)["input_ids"]
+            lists = self._storage.read_table(samples.output.path)["input_ids"]
             for chunk in lists.chunks:
                 tokens.add(unit.source, chunk.value_lengths().to_numpy())
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from koe.dataflow import last_stage_with, stage_making
 from koe.schema import SCHEMA_VERSION, SPEECH, Unit
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan
@@ -95,8 +96,9 @@ def _collect(
             for watch in watches:
                 watch(unit, done)
             lost[unit.source] += _seconds_left_out(ledger, unit, done)
-            if not codec and index is None and "encode" in done:
-                codec = done["encode"].content.get("codec", {})
+            encoded = done.get(stage_making("frames"))
+            if not codec and index is None and encoded is not None:
+                codec = encoded.content.get("codec", {})
             yield unit, done
 
     accounts = account_sources(plan, seen())
@@ -114,7 +116,7 @@ def _collect(
 
 
 def _seconds_left_out(ledger: Ledger, unit: Unit, receipts: Receipts) -> float:
-    tokenized = receipts.get("tokenize")
+    tokenized = receipts.get(stage_making("input_ids"))
     if unit.modality != SPEECH or tokenized is None:
         return 0.0
     excluded = ledger.read_excluded(tokenized)
@@ -124,9 +126,10 @@ def _seconds_left_out(ledger: Ledger, unit: Unit, receipts: Receipts) -> float:
 def _read_encoded(
     ledger: Ledger, receipts: Receipts, codebooks: CodebookUse, duplicates: Duplicates
 ) -> None:
-    if "encode" not in receipts:
+    encoded = receipts.get(last_stage_with("codes"))
+    if encoded is None:
         return
-    path = receipts["encode"].output.path
+    path = encoded.output.path
     duplicates.open_unit(path)
     with ledger.storage.open_batches(path, ["text", "seconds", "codes"]) as batches:
         for clips in batches:

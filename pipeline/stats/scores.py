@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from koe.dataflow import stage_making
 from koe.schema import Unit
 from pipeline.run_dir.ledger import Ledger
 from pipeline.stats.accounts import Receipts
@@ -31,13 +32,14 @@ class ScoreTally:
         self._uncertain = [0] * len(thresholds)
 
     def add(self, unit: Unit, receipts: Receipts) -> None:
-        if "encode" in receipts:
-            threshold = receipts["encode"].content.get("threshold_ovrl")
+        scored, encoded = (receipts.get(stage_making(name)) for name in ("ovrl", "frames"))
+        if encoded is not None:
+            threshold = encoded.content.get("threshold_ovrl")
             self._configured.update([] if threshold is None else [float(threshold)])
-        if "score" not in receipts:
+        if scored is None:
             return
         self._units += 1
-        with self._storage.open_batches(receipts["score"].output.path, _COLUMNS) as batches:
+        with self._storage.open_batches(scored.output.path, _COLUMNS) as batches:
             for batch in batches:
                 self._clips += batch.num_rows
                 self._windows += int(batch["windows"].to_numpy().sum())

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from koe.dataflow import last_stage_with
 from koe.errors import ConfigError, ContractError
 from koe.printable import shorten_list
 from koe.schema import ENCODED, ROW, SPEECH
@@ -194,7 +195,7 @@ def speech_codes(ids: np.ndarray) -> np.ndarray:
 
 def trace_clip(ledger: Ledger, unit: str, id: str) -> dict[str, Any] | None:
     """Find the clip row (text, scores, where its audio lies) of a speech document."""
-    receipt = ledger.receipt("encode", unit)
+    receipt = ledger.receipt(last_stage_with("codes"), unit)
     if receipt is None:
         return None
     columns = [name for name in ENCODED.names if name != "codes"]

@@ -10,16 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, stage_chain
 from koe.errors import ConfigError
 from koe.printable import shorten_list
 from koe.schema import EXCLUDED, SPEECH, Unit
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.storage import Storage
-from pipeline.stats import LANES, ORDER_UNIT
 from pipeline.trace.document import Document, document_json, num_frames
 
-INTERLEAVE = "interleave"
 KEPT = "kept"
 PENDING = "pending"  # the stage has not seen the unit yet, or not as it is now
 
@@ -95,7 +94,7 @@ def find_records(
     found: list[RecordTrace] = []
     num_searched = 0
     for done, (index, unit) in enumerate(units, 1):
-        receipt = ledger.receipt(LANES[unit.modality][0], unit.unit)
+        receipt = ledger.receipt(stage_chain(unit.modality)[0], unit.unit)
         if receipt is not None:
             num_searched += 1
             found += _of_unit(ledger, index, unit, receipt, id)
@@ -123,7 +122,7 @@ def _followed(ledger: Ledger, index: int, unit: Unit, id: str) -> RecordTrace:
     """Follow a record from stage to stage as far as it went."""
     record = RecordTrace(id, unit.source, unit.modality, unit.unit, ())
     row, previous, before = None, None, ""
-    for stage in LANES[unit.modality]:
+    for stage in stage_chain(unit.modality):
         receipt = ledger.receipt(stage, unit.unit)
         if receipt is None:
             return _after(record, StageOutcome(stage, PENDING))

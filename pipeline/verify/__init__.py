@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from koe.dataflow import INDEX, INTERLEAVE, receipt_path
 from koe.errors import ContractError
 from koe.schema import SPEECH, TEXT
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
-from pipeline.stats import INDEX, read_index
+from pipeline.stats import read_index
 from pipeline.verify.card import prove_card
 from pipeline.verify.documents import prove_pieces
 from pipeline.verify.index import prove_folder, prove_identity, prove_index
@@ -133,7 +134,7 @@ def _prove_shards(
         if shard is None and index is not None:
             raise ContractError(
                 f"{INDEX} describes shards that are not all made",
-                f"interleave/{pieces.shard}.json is missing or torn",
+                f"{receipt_path(INTERLEAVE, pieces.shard)} is missing or torn",
                 "Run `koe run`: what is stale or missing is redone.",
             )
         placing.add(pieces, prove_pieces(pieces, samples, shard and shard[1]))

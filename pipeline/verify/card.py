@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import Any
 
+from koe.dataflow import CARD
 from koe.errors import ContractError
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan
 from pipeline.stats import run_stats
-from pipeline.stats.dataset_card import CARD, dataset_card
+from pipeline.stats.dataset_card import dataset_card
 
 _REMEDY = f"Remove {CARD} and run `koe run`: it is written again."
 

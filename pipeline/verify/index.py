@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from koe.dataflow import INDEX, INTERLEAVE
 from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.schema import ROW, SCHEMA_VERSION
 from pipeline.run_dir.ledger import Ledger, Receipt
-from pipeline.stats import INDEX
 from pipeline.verify.order import RECEIPT
 from pipeline.verify.receipts import setting
 from pipeline.verify.shards import identity
@@ -36,7 +36,7 @@ def prove_index(index: dict[str, Any], order: Receipt, found: list[dict[str, Any
         "schema_version": SCHEMA_VERSION,
         "max_row_tokens": setting(order, "max_row_tokens"),
         **parts,
-        "interleave": settings,
+        INTERLEAVE: settings,
         "schema": ROW.to_string(show_field_metadata=False).splitlines(),
     }
     _require_equal(index, expected, INDEX, RECEIPT)

@@ -12,20 +12,21 @@ from itertools import groupby, pairwise
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, excluded_path, output_path, receipt_path
 from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.repeats import repeated
 from koe.schema import EXCLUDED, ORDER
 from pipeline.run_dir.ledger import Ledger, Output, Receipt
 from pipeline.run_dir.storage import Storage
-from pipeline.stats import ORDER_UNIT, encoded_seconds
+from pipeline.stats import encoded_seconds
 from pipeline.verify.files import vouched_batches
 from pipeline.verify.receipts import reasons_of, require_books, require_receipt, setting
 from pipeline.verify.samples import DUPLICATE, LEFT_OUT, OPEN, SampleTable
 
 REMEDY = "Run `koe run --force interleave`."
-RECEIPT = f"interleave/{ORDER_UNIT}.json"
-_EXCLUDED = f"interleave/{ORDER_UNIT}.excluded.arrow"
+RECEIPT = receipt_path(INTERLEAVE, ORDER_UNIT)
+_EXCLUDED = excluded_path(INTERLEAVE, ORDER_UNIT)
 _DIGEST_BYTES = 16
 
 
@@ -47,7 +48,7 @@ class Pieces:
 
 def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
     """Prove that the order was made of the samples as they are; None while there is no order."""
-    receipt = ledger.receipt("interleave", ORDER_UNIT)
+    receipt = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     if receipt is None:
         return None
     missing = [
@@ -62,8 +63,8 @@ def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
     made_from = sha256_json(
         [list(pair) for pair in zip(samples.units, samples.outputs, strict=True)]
     )
-    path = f"interleave/{ORDER_UNIT}.arrow"
-    require_receipt(receipt, "interleave", ORDER_UNIT, path, made_from)
+    path = output_path(INTERLEAVE, ORDER_UNIT)
+    require_receipt(receipt, INTERLEAVE, ORDER_UNIT, path, made_from)
     return receipt
 
 
@@ -125,7 +126,7 @@ def _leave_out(
     capacity = setting(receipt, "max_row_tokens")
     opened = samples.open(unit)
     columns = (part[name].to_pylist() for name in ("id", "stage", "source", "reason"))
-    expected = ("interleave", samples.sources[unit])
+    expected = (INTERLEAVE, samples.sources[unit])
     for place, (row, id, stage, source, reason) in enumerate(zip(rows, *columns, strict=True)):
         number = int(samples.bounds[unit]) + row
         if row >= len(opened.tokens) or opened.ids[row].as_py() != id:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import INTERLEAVE, output_path, receipt_path
 from koe.errors import ContractError
 from koe.schema import ROW
 from pipeline.run_dir.ledger import Ledger, Receipt
@@ -22,12 +23,12 @@ def prove_shard(
     pieces: Pieces, order: Receipt, ledger: Ledger, samples: SampleTable
 ) -> tuple[Receipt, ShardDocuments] | None:
     """Prove receipt, file, metadata and rows of a shard; None while it is not made."""
-    receipt = ledger.receipt("interleave", pieces.shard)
+    receipt = ledger.receipt(INTERLEAVE, pieces.shard)
     if receipt is None:
         return None
-    path = f"shards/{pieces.shard}.arrow"
-    require_receipt(receipt, "interleave", pieces.shard, path, order.output.sha256)
-    where = f"interleave/{pieces.shard}.json"
+    path = output_path(INTERLEAVE, pieces.shard)
+    require_receipt(receipt, INTERLEAVE, pieces.shard, path, order.output.sha256)
+    where = receipt_path(INTERLEAVE, pieces.shard)
     if receipt.content != order.content:
         raise ContractError(
             f"{where} names other settings than {RECEIPT}",
@@ -81,7 +82,7 @@ def shard_figures(
     for name in sorted({*measures, *receipt.measures}):
         if receipt.measures.get(name) != measures.get(name):
             raise ContractError(
-                f"interleave/{pieces.shard}.json counts {receipt.measures.get(name)} {name}",
+                f"{receipt_path(INTERLEAVE, pieces.shard)} counts {receipt.measures.get(name)} {name}",
                 f"its shard holds {measures.get(name)}",
                 REMEDY,
             )

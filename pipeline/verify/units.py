@@ -8,27 +8,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import output_path, output_schema, receipt_path, stage_chain, stage_making
 from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.schema import (
     CLIP,
-    ENCODED,
     EXCLUDED,
-    SAMPLE,
-    SCORED,
     SPEECH,
     Unit,
 )
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
-from pipeline.stats import LANES
 from pipeline.verify import flow, grammar
 from pipeline.verify.files import vouched_table
 from pipeline.verify.lists import differ, flat, lengths
 from pipeline.verify.receipts import STALE, reasons_of, require_books, require_receipt, setting
 from pipeline.verify.samples import SampleTable
-
-_SCHEMAS = {"ingest": CLIP, "score": SCORED, "encode": ENCODED, "tokenize": SAMPLE}
 
 
 @dataclass
@@ -76,21 +71,21 @@ def prove_units(plan: Plan, ledger: Ledger, samples: SampleTable, seen: Seen) ->
 def _prove_unit(unit: Unit, ledger: Ledger, samples: SampleTable, seen: Seen) -> None:
     missing = ""
     before: tuple[Receipt, pa.Table] | None = None
-    for stage in LANES[unit.modality]:
+    for stage in stage_chain(unit.modality):
         receipt = ledger.receipt(stage, unit.unit)
         if receipt is None:
             missing = missing or stage
             continue
         if missing:
             raise ContractError(
-                f"{stage}/{unit.unit}.json vouches for work without its input",
-                f"{missing}/{unit.unit}.json is missing or torn",
+                f"{receipt_path(stage, unit.unit)} vouches for work without its input",
+                f"{receipt_path(missing, unit.unit)} is missing or torn",
                 STALE,
             )
         made_from = before[0].output.sha256 if before else None
-        require_receipt(receipt, stage, unit.unit, f"{stage}/{unit.unit}.arrow", made_from)
+        require_receipt(receipt, stage, unit.unit, output_path(stage, unit.unit), made_from)
         before = receipt, _prove_stage(receipt, unit, ledger, before, seen)
-    tokenized = before if before and before[0].stage == "tokenize" else (None, None)
+    tokenized = before if before and before[0].stage == stage_making("input_ids") else (None, None)
     samples.add(*tokenized)
 
 
@@ -101,7 +96,7 @@ def _prove_stage(
     before: tuple[Receipt, pa.Table] | None,
     seen: Seen,
 ) -> pa.Table:
-    kept = vouched_table(ledger.storage, receipt.output, _SCHEMAS[receipt.stage])
+    kept = vouched_table(ledger.storage, receipt.output, output_schema(receipt.stage))
     excluded = EXCLUDED.empty_table()
     if receipt.excluded:
         excluded = vouched_table(ledger.storage, receipt.excluded, EXCLUDED)
@@ -113,17 +108,17 @@ def _prove_stage(
     flow.prove_measures(kept, receipt.measures, path, remedy)
     earlier = before[1] if before else None
     rows = flow.prove_ids(earlier, kept, excluded, path, remedy)
-    if earlier is not None and receipt.stage != "tokenize":
+    if earlier is not None and set(CLIP.names) <= set(kept.column_names):
         flow.prove_carried(earlier, rows, kept, CLIP.names, path, remedy)
-    if receipt.stage == "encode" and earlier is not None:
+    if receipt.stage == stage_making("frames") and earlier is not None:
         _prove_encoded(receipt, earlier, rows, kept, excluded)
         codec = setting(receipt, "codec")
-        seen.codecs.setdefault(sha256_json(codec), (f"encode/{unit.unit}.json", codec))
+        seen.codecs.setdefault(sha256_json(codec), (receipt_path(receipt.stage, unit.unit), codec))
         seen.encoded += kept.num_rows
-    if receipt.stage == "tokenize":
+    if receipt.stage == stage_making("input_ids"):
         _prove_samples(receipt, unit, kept, earlier, rows)
         sha256 = setting(receipt, "tokenizer_sha256")
-        seen.tokenizers.setdefault(sha256, f"tokenize/{unit.unit}.json")
+        seen.tokenizers.setdefault(sha256, receipt_path(receipt.stage, unit.unit))
         seen.samples[unit.modality] += kept.num_rows
     seen.outputs += 1
     seen.excluded += receipt.excluded is not None
@@ -135,7 +130,7 @@ def _prove_books(receipt: Receipt, records: int, excluded: pa.Table) -> None:
     require_books(receipt, records, reasons_of(excluded))
     if receipt.kept != receipt.output.rows:
         raise ContractError(
-            f"the books of {receipt.stage}/{receipt.unit}.json do not close",
+            f"the books of {receipt_path(receipt.stage, receipt.unit)} do not close",
             f"it counts {receipt.kept} kept, its output has {receipt.output.rows} rows",
             STALE,
         )
@@ -144,7 +139,7 @@ def _prove_books(receipt: Receipt, records: int, excluded: pa.Table) -> None:
 def _prove_encoded(
     receipt: Receipt, scored: pa.Table, rows: np.ndarray, kept: pa.Table, excluded: pa.Table
 ) -> None:
-    path, remedy = receipt.output.path, "Run `koe run --force encode`."
+    path, remedy = receipt.output.path, f"Run `koe run --force {receipt.stage}`."
     threshold = setting(receipt, "threshold_ovrl")
     flow.prove_scores_kept(scored, rows, kept, "exact_scores" in receipt.content, path, remedy)
     flow.prove_threshold(scored, kept, excluded, threshold, path, remedy)
@@ -155,7 +150,7 @@ def _prove_samples(
     receipt: Receipt, unit: Unit, kept: pa.Table, encoded: pa.Table | None, rows: np.ndarray
 ) -> None:
     path = receipt.output.path
-    remedy = "Run `koe run --force tokenize`."
+    remedy = f"Run `koe run --force {receipt.stage}`."
     require_same(kept["modality"], unit.modality, path, "modality", remedy)
     values, sizes = flat(kept["input_ids"]).to_numpy(), lengths(kept["input_ids"])
     frames = kept["frames"].to_numpy().astype(np.int64)

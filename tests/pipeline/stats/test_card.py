@@ -7,6 +7,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from koe.dataflow import CARD
 from pipeline.config.load import load_config
 from pipeline.execution.selection import select_stages
 from pipeline.jobs.run import run_job
@@ -14,7 +15,7 @@ from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import load_plan
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import run_stats
-from pipeline.stats.dataset_card import CARD, dataset_card
+from pipeline.stats.dataset_card import dataset_card
 from pipeline.verify import verify_run
 from tests.corpus import write_corpus
 

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
+from koe.dataflow import CARD
 from koe.schema import SPEECH
-from pipeline.stats.dataset_card import CARD
 from tests.forging import Forged, refused, sound_run
 
 FIRST, LAST = "train-00000", "validation-00000"

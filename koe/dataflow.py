@@ -1,0 +1,125 @@
+"""The one table of stages: their order, what each makes and is counted in, and the run's files.
+
+Everything that has to know which stages there are asks here, so a new stage is one more entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from koe.errors import ContractError
+from koe.schema import CLIP, ENCODED, ROW, SAMPLE, SCORED, SPEECH, TEXT
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """What everybody may know of a stage without importing it.
+
+    `chains`: the modalities whose units pass through it; none for a stage of the run as a whole.
+    `output`: the schema of its tables; None where it makes no tables. `rates`: the measures of its
+    receipts that progress and status show per second. Stages that only pass a quantity on (encode
+    knows its clips' windows) have no rate of it. `work`: the measure that its cost is proportional
+    to, by which `koe plan` scales a sample; empty where none tells (ingest reads headers).
+    """
+
+    name: str
+    chains: tuple[str, ...] = ()
+    output: pa.Schema | None = None
+    rates: tuple[str, ...] = ()
+    work: str = ""
+
+
+INTERLEAVE = "interleave"
+TRAIN = "train"
+
+# In the order of the data. A modality's chain is the stages that name it, in this order.
+TABLE = (
+    StageEntry("ingest", (SPEECH,), CLIP, rates=("seconds",)),
+    StageEntry("score", (SPEECH,), SCORED, rates=("windows", "seconds"), work="windows"),
+    StageEntry("encode", (SPEECH,), ENCODED, rates=("seconds",), work="seconds"),
+    StageEntry("tokenize", (SPEECH, TEXT), SAMPLE, rates=("tokens",), work="tokens"),
+    StageEntry(INTERLEAVE, (), ROW, rates=("tokens",)),
+    StageEntry(TRAIN),
+)
+
+# Files and folders of the run directory; each stage has a folder of its name (see `receipt_path`).
+PLAN = "plan.json"
+CONFIG = "config.json"
+LOCK = "run.lock"
+SHARDS = "shards"
+INDEX = f"{SHARDS}/index.json"
+CARD = f"{SHARDS}/README.md"
+
+ORDER_UNIT = "order"  # of the interleave stage: where each sample goes; its other units are shards
+
+
+def stage_names() -> tuple[str, ...]:
+    """List all stages in the order of the data."""
+    return tuple(entry.name for entry in TABLE)
+
+
+def stage_chain(modality: str) -> tuple[str, ...]:
+    """List the stages that units of a modality pass through, in their order."""
+    return tuple(entry.name for entry in TABLE if modality in entry.chains)
+
+
+def output_schema(stage: str) -> pa.Schema:
+    """Return the schema of the tables that a stage makes.
+
+    Raises: ContractError for a stage that is not declared, or makes no tables.
+    """
+    schema = next((entry.output for entry in TABLE if entry.name == stage), None)
+    if schema is None:
+        raise ContractError(
+            f"there is no output schema for stage {stage}",
+            "koe/dataflow.py does not declare one",
+            "Add the stage to its table.",
+        )
+    return schema
+
+
+def rates_of(stage: str) -> tuple[str, ...]:
+    """List the measures of a stage that are shown per second; none of what is not declared."""
+    return next((entry.rates for entry in TABLE if entry.name == stage), ())
+
+
+def work_measure(stage: str) -> str:
+    """Name the measure that the cost of a stage is proportional to; empty where none tells."""
+    return next((entry.work for entry in TABLE if entry.name == stage), "")
+
+
+def stage_making(column: str) -> str:
+    """Name the first stage of a chain whose tables have this column: the one that fills it."""
+    return _with(column)[0]
+
+
+def last_stage_with(column: str) -> str:
+    """Name the last stage of a chain whose tables have this column."""
+    return _with(column)[-1]
+
+
+def _with(column: str) -> list[str]:
+    return [
+        entry.name
+        for entry in TABLE
+        if entry.chains and entry.output is not None and column in entry.output.names
+    ]
+
+
+def receipt_path(stage: str, unit: str) -> str:
+    """Name the receipt of a unit."""
+    return f"{stage}/{unit}.json"
+
+
+def output_path(stage: str, unit: str) -> str:
+    """Name the table of what a stage kept of a unit; a shard lies apart from the others."""
+    if stage == INTERLEAVE and unit != ORDER_UNIT:
+        return f"{SHARDS}/{unit}.arrow"
+    return f"{stage}/{unit}.arrow"
+
+
+def excluded_path(stage: str, unit: str) -> str:
+    """Name the table of what a stage left out of a unit, with the reasons."""
+    return f"{stage}/{unit}.excluded.arrow"
