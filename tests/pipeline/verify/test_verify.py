@@ -156,7 +156,7 @@ def test_a_flipped_byte_is_named_in_every_table(forged):
 
 def test_hashes_that_collide_are_told_apart_by_the_ids(forged, monkeypatch):
     """All ids in one bucket: duplicates are still those that repeat an id, and only those."""
-    take = "pipeline.verify.samples.Samples.take_hashes"
+    take = "pipeline.verify.samples.SampleTable.take_hashes"
     monkeypatch.setattr(take, lambda samples: np.zeros(len(samples), np.int64))
     assert len(verify_run(forged.plan, forged.ledger)) == 15
 
