@@ -53,7 +53,9 @@ def prepare(root: Path, manifest: Path | None, num_units: int, unit_clips: int) 
     from dataclasses import asdict
 
     from stages.ingest import IngestStage
-    from stages.sources import speech_source
+    from stages.settings import IngestConfig
+    from stages.sources.readers import speech_source
+    from stages.sources.settings import SpeechSourceConfig
 
     manifest = manifest or _synthetic(root / "audio", unit_clips)
     records = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
@@ -64,15 +66,11 @@ def prepare(root: Path, manifest: Path | None, num_units: int, unit_clips: int) 
         lines.append(json.dumps({"audio_filepath": audio, "text": record["text"]}))
     (root / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
     source = speech_source(
-        name=SOURCE,
-        kind="manifest",
-        paths=[str(root / "manifest.jsonl")],
-        audio_root=None,
-        fields={},
-        unit_records=unit_clips,
+        SpeechSourceConfig(name=SOURCE, kind="manifest", paths=[str(root / "manifest.jsonl")]),
+        unit_clips,
     )
     units = {unit.unit: asdict(unit) for unit in source.units()}
-    work = StageWork(IngestStage((source,)), None, str(root), units)
+    work = StageWork(IngestStage((source,), IngestConfig()), None, str(root), units)
     assert run_plain([work], list(units), lambda result: None)
     (root / "units.json").write_text(json.dumps(units), encoding="utf-8")
 

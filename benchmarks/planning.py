@@ -22,7 +22,8 @@ from statistics import median
 from koe.schema import Unit
 from pipeline.run_dir.plan import load_plan, make_plan
 from pipeline.run_dir.storage import Storage
-from stages.sources import speech_source
+from stages.sources.readers import speech_source
+from stages.sources.settings import SpeechSourceConfig
 
 UNIT_CLIPS, PLAN_UNITS, TAR_CLIPS = 1000, 15_000, 1000
 
@@ -52,12 +53,7 @@ def seconds_of(run) -> float:
 
 def plan_tars(folder: Path, num_clips: int) -> None:
     source = speech_source(
-        name="clips",
-        kind="webdataset",
-        paths=[f"{folder}/*.tar"],
-        audio_root=None,
-        fields={},
-        unit_records=UNIT_CLIPS,
+        SpeechSourceConfig(name="clips", kind="webdataset", paths=[f"{folder}/*.tar"]), UNIT_CLIPS
     )
     assert sum(unit.records for unit in source.units()) == num_clips
 

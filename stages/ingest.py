@@ -9,13 +9,14 @@ from typing import Any
 import pyarrow as pa
 
 from koe.errors import BadRecord, ContractError
-from koe.schema import CLIP, UNIT
+from koe.schema import CLIP, UNIT, Unit
 from koe.stage import Exclusions, Outcome, Resources, Transform, table_of
 from stages.audio.decode import AudioHeader, segment_frames
-from stages.sources import SpeechSource
-from stages.sources.base import Record, Unit
-from stages.sources.fields import SpeechFields, lookup
+from stages.settings import IngestConfig
+from stages.sources.base import Record, SpeechFiles
+from stages.sources.fields import lookup
 from stages.sources.location import AudioLocation, ClipReader
+from stages.sources.settings import SpeechFields
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,8 @@ class IngestStage:
     A unit's records are those of its slice, and one more where the file has a fault.
     """
 
-    sources: tuple[SpeechSource, ...]
-    max_seconds: float = 60.0
-    resources: Resources = field(default_factory=Resources)
+    sources: tuple[SpeechFiles, ...]
+    settings: IngestConfig
     name: str = field(default="ingest", init=False)
     version: int = field(default=1, init=False)
 
@@ -43,7 +43,11 @@ class IngestStage:
     def content(self) -> dict[str, Any]:
         # How a source's records are read is part of the unit's input: a new source must not make
         # the units of the others stale.
-        return {"max_seconds": self.max_seconds}
+        return self.settings.content()
+
+    @property
+    def resources(self) -> Resources:
+        return self.settings.resources
 
     def open(self) -> Transform:
         return self._transform
@@ -64,7 +68,7 @@ class IngestStage:
         return exclusions.outcome(table_of(rows, CLIP))
 
     def _clips(
-        self, unit: Unit, source: SpeechSource, reader: ClipReader, exclusions: Exclusions
+        self, unit: Unit, source: SpeechFiles, reader: ClipReader, exclusions: Exclusions
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         seen: set[str] = set()
@@ -76,7 +80,7 @@ class IngestStage:
                 if clip_id in seen:
                     raise BadRecord("duplicate_id", "an earlier record of the unit has this id")
                 seen.add(clip_id)
-                clip = clip_row(record, source.fields, reader, self.max_seconds)
+                clip = clip_row(record, source.settings.fields, reader, self.settings.max_seconds)
                 rows.append({"id": clip_id, "source": source.name, **clip})
             except BadRecord as bad:
                 exclusions.quarantine(clip_id, source.name, bad.reason, bad.detail, record.location)

@@ -18,9 +18,9 @@ from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import CODEC_HZ
 from stages.audio.decode import resample
 from stages.clips import codes_column, load_clips, load_file, location
-from stages.dnsmos.engines import Precision, ScorerEngine, ovrl_error
-from stages.dnsmos.onnx_session import Provider
-from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer, Scores, Windows
+from stages.dnsmos.engines import ovrl_error
+from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer, Scores
+from stages.settings import Precision, Provider, ScorerEngine, Windows
 from stages.snac.codec import Codec, CodecSpec, clip_seed
 
 

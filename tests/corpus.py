@@ -55,7 +55,7 @@ def write_corpus(folder: Path, num_samples: int = 40) -> Path:
             "speech": [{"name": "clips", "kind": "manifest", "paths": ["manifest.jsonl"]}],
             "text": [{"name": "text", "kind": "jsonl", "paths": ["samples.jsonl"]}],
         },
-        "plan": {"unit_clips": 4, "unit_samples": 15},
+        "plan": {"clips_per_unit": 4, "samples_per_unit": 15},
         "snac": {"weights": "untrained", "sha256": None},
         "encode": {"threshold_ovrl": 1.3},
         "interleave": {"shard_megabytes": 0.004, "max_row_tokens": 1024},

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from koe.errors import ConfigError, KoeError
+from koe.renamed import with_present_names
 from training import loop
-from training.config import TrainConfig
+from training.config import RENAMED, TrainConfig
 from training.model.distributed import from_torchrun
 
 
@@ -43,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _read_config(path: Path) -> TrainConfig:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return TrainConfig.model_validate(data.get("train", data))
+        section = with_present_names(data.get("train", data), RENAMED, str(path))
+        return TrainConfig.model_validate(section)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from koe.settings import PathOrName, Strict
 from training.preflight import REFUSALS
 
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+# Former path of a key below `train.` -> its present name; see `koe/renamed.py`.
+RENAMED: dict[str, str] = {}
 
 
 class TinyModelConfig(Strict):
@@ -150,8 +150,9 @@ class TrainConfig(Strict):
     loss_kernel: Literal["auto", "chunked", "plain"] = Field(
         default="auto", description="auto: chunked; plain holds all logits, for comparison"
     )
-    base_model: str | None = Field(
+    base_model: PathOrName | None = Field(
         default="meta-llama/Llama-3.2-3B",
+        validate_default=True,
         description="hub id or folder; null: `tiny`, random weights",
     )
     tiny: TinyModelConfig = TinyModelConfig()

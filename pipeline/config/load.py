@@ -1,9 +1,8 @@
-"""Reads `pipeline.yaml`: overrides, errors that name the key, local paths made absolute."""
+"""Reads `pipeline.yaml`: renamed keys, overrides, and errors that name the key."""
 
 from __future__ import annotations
 
 import difflib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from koe.errors import ConfigError
-from pipeline.config.models import PipelineConfig
+from koe.renamed import present_path, with_present_names
+from pipeline.config.models import RENAMED, PipelineConfig
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> PipelineConfig:
-    """Read `path`, apply `key.path=value` overrides, and resolve relative paths against it.
+    """Read `path` and apply `key.path=value` overrides; relative paths start from its folder.
 
     Raises: ConfigError naming the key, and the nearest known one for an unknown key.
     """
@@ -24,26 +24,27 @@ def load_config(path: Path, overrides: list[str] | None = None) -> PipelineConfi
     except FileNotFoundError:
         raise ConfigError(
             f"{path} does not exist",
-            remedy="Name a config with -c, or write one with `koe demo DIR`.",
+            remedy="Name a configuration with -c, or write one with `koe init` or `koe demo DIR`.",
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read", str(error).replace("\n", " ")) from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no mapping of keys")
+        raise ConfigError(f"{path} is not a mapping of keys")
+    data = with_present_names(data, RENAMED, str(path))
     for override in overrides or []:
         _override(data, override)
+    data = with_present_names(data, RENAMED, "--set")
     try:
-        config = PipelineConfig.model_validate(data)
+        return PipelineConfig.model_validate(data, context={"folder": path.resolve().parent})
     except ValidationError as error:
         raise ConfigError(f"{path} is not a valid configuration", _explain(error)) from None
-    return _resolve(config, path.resolve().parent)
 
 
 def _override(data: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override} is not of the form key.path=value")
-    *parents, last = key.split(".")
+    *parents, last = present_path(key, RENAMED, "--set").split(".")
     place: Any = data
     for parent in parents:
         place = place.setdefault(parent, {}) if isinstance(place, dict) else None
@@ -54,7 +55,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(
-            f"--set {override}: the value is no YAML",
+            f"--set {override}: the value is not valid YAML",
             problem,
             "Quote a value that holds { } [ ] : or #: --set 'key=\"{text}\"'.",
         ) from error
@@ -86,49 +87,3 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
             (a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), annotation
         )
     return sorted(model.model_fields)
-
-
-def _resolve(config: PipelineConfig, folder: Path) -> PipelineConfig:
-    """Make every local path absolute, so that a worker's working directory does not matter."""
-
-    def absolute(path: str) -> str:
-        return path if "://" in path else os.path.normpath(folder / Path(path).expanduser())
-
-    def source(item):
-        changes: dict[str, Any] = {"paths": [absolute(path) for path in item.paths]}
-        if getattr(item, "audio_root", None):
-            changes["audio_root"] = absolute(item.audio_root)
-        return item.model_copy(update=changes)
-
-    def local_or_id(name: str) -> str:
-        candidate = folder / Path(name).expanduser()
-        return (
-            os.path.normpath(candidate)
-            if candidate.exists() or name.startswith((".", "/", "~"))
-            else name
-        )
-
-    sources = config.sources.model_copy(
-        update={
-            "speech": [source(item) for item in config.sources.speech],
-            "text": [source(item) for item in config.sources.text],
-        }
-    )
-    score = config.score.model_copy(
-        update={"model": absolute(config.score.model) if config.score.model else None}
-    )
-    base = config.train.base_model
-    return config.model_copy(
-        update={
-            "run_dir": absolute(config.run_dir),
-            "sources": sources,
-            "score": score,
-            "snac": config.snac.model_copy(update={"weights": local_or_id(config.snac.weights)}),
-            "tokenize": config.tokenize.model_copy(
-                update={"tokenizer": local_or_id(config.tokenize.tokenizer)}
-            ),
-            "train": config.train.model_copy(
-                update={"base_model": local_or_id(base) if base else None}
-            ),
-        }
-    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
+from koe.settings import PathOrName, PathOrUrl
 from pipeline.config.models import PipelineConfig
 
 DOCS, SCHEMA = Path("docs/config.md"), Path("pipeline.schema.json")
@@ -38,6 +39,7 @@ _TYPES = {
     str: "text",
     type(None): "`null`",
 }
+_PATHS = {PathOrUrl: "path or URL", PathOrName: "path or name"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
@@ -94,7 +96,7 @@ def _table(path: str, model: type[BaseModel]) -> str:
             is_list = get_origin(field.annotation) is list
             kind = "list of sections, below" if is_list else "section, below"
             default = "required" if field.is_required() else "`[]`" if is_list else ""
-            meaning = field.description or _about(inner).partition("\n")[0].rstrip(".")
+            meaning = field.description or _about(inner).partition("\n")[0]
         else:
             kind, default = _kind(field), _default(field)
             meaning = field.description or ""
@@ -122,11 +124,16 @@ def _kind(field: FieldInfo) -> str:
             bounds.append(f"matches `{limit.pattern}`")
         if getattr(limit, "min_length", None):
             bounds.append("not empty")
-    return ", ".join([_type(field.annotation), *bounds])
+    return ", ".join([_type(field.annotation, field.metadata), *bounds])
 
 
-def _type(annotation: Any) -> str:
+def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    for kind, name in _PATHS.items():
+        if get_args(kind)[1] in metadata:
+            return name
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0], inner[1:])
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in inner)
     if origin in (Union, types.UnionType):

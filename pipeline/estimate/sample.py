@@ -18,7 +18,8 @@ from koe.stage import Stage
 from pipeline.estimate.timed import Opened, Read, Taken, read_units, take_clips
 from pipeline.estimate.track import Track, relative_variance, work_of
 from pipeline.jobs.assembly import Assembly
-from stages.dnsmos.scorer import SCORER_HZ, Windows, window_starts
+from stages.dnsmos.scorer import SCORER_HZ, window_starts
+from stages.settings import Windows
 
 # Of a source's time. The clips scored tell how many of all will pass, and the headers read how
 # long they are; of what passes, few clips tell the codes and tokens a second.

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from koe.dataflow import work_measure
 from koe.schema import SPEECH, Unit
-from pipeline.config.models import PipelineConfig, WorkerConfig
+from koe.settings import WorkerConfig
+from pipeline.config.models import PipelineConfig
 from pipeline.estimate.result import StageEstimate
 from pipeline.run_dir.storage import BATCH_ROWS
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from koe.stage import Resources, Stage
-from pipeline.config.models import PipelineConfig, WorkerConfig
+from koe.stage import Stage
+from pipeline.config.models import PipelineConfig
 from pipeline.jobs.interleave import OrderStage
 from stages.dnsmos.engines import ovrl_error, require_gpu, require_precision, resolve_engine
 from stages.dnsmos.onnx_session import require_provider
@@ -17,8 +17,8 @@ from stages.ingest import IngestStage
 from stages.interleave import InterleaveSettings
 from stages.score import ScoreStage
 from stages.snac.codec import CodecSpec, resolve_codec
-from stages.sources import SpeechSource, speech_source, text_source
-from stages.sources.base import Source
+from stages.sources.base import SpeechFiles, TextFiles
+from stages.sources.readers import speech_source, text_source
 from stages.text.tokenizer import TextTokenizer, load_tokenizer, text_tokenizer
 from stages.tokenize import TextNames, TokenizeSpeech, TokenizeText
 
@@ -35,36 +35,24 @@ class Assembly:
     config: PipelineConfig
 
     @cached_property
-    def speech_sources(self) -> tuple[SpeechSource, ...]:
+    def speech_sources(self) -> tuple[SpeechFiles, ...]:
         return tuple(
-            speech_source(
-                name=item.name,
-                kind=item.kind,
-                paths=item.paths,
-                audio_root=item.audio_root,
-                fields=item.fields.model_dump(),
-                unit_records=self.config.plan.unit_clips,
-            )
+            speech_source(item, self.config.plan.clips_per_unit)
             for item in self.config.sources.speech
         )
 
     @cached_property
-    def text_sources(self) -> dict[str, Source]:
+    def text_sources(self) -> dict[str, TextFiles]:
         return {
-            item.name: text_source(
-                name=item.name,
-                kind=item.kind,
-                paths=item.paths,
-                fields=item.fields.model_dump(),
-                unit_records=self.config.plan.unit_samples,
-            )
+            item.name: text_source(item, self.config.plan.samples_per_unit)
             for item in self.config.sources.text
         }
 
     @cached_property
     def reading(self) -> dict[str, dict[str, Any]]:
         """All that decides how a source's files are sliced and read, by the source's name."""
-        sizes = self.config.plan.model_dump()
+        plan = self.config.plan  # under the names that fingerprints of earlier runs have
+        sizes = {"unit_clips": plan.clips_per_unit, "unit_samples": plan.samples_per_unit}
         settings = (*self.config.sources.speech, *self.config.sources.text)
         return {item.name: {**item.model_dump(exclude={"paths"}), **sizes} for item in settings}
 
@@ -89,11 +77,7 @@ class Assembly:
         return text_tokenizer(load_tokenizer(self.config.tokenize.tokenizer))
 
     def ingest(self) -> Stage:
-        return IngestStage(
-            sources=self.speech_sources,
-            max_seconds=self.config.ingest.max_seconds,
-            resources=_resources(self.config.ingest),
-        )
+        return IngestStage(self.speech_sources, self.config.ingest)
 
     def score(self) -> ScoreStage:
         settings = self.config.score
@@ -111,7 +95,7 @@ class Assembly:
             model_path=dnsmos.path if dnsmos else "",
             model_sha256=dnsmos.sha256 if dnsmos else "",
             codec=self.codec if dnsmos and settings.signal == "reconstruction" else None,
-            resources=_resources(settings),
+            resources=settings.resources,
         )
 
     def encode(self) -> Stage:
@@ -123,7 +107,7 @@ class Assembly:
             codec=self.codec,
             threshold_ovrl=self.config.encode.threshold_ovrl,
             batch_seconds=self._batch_seconds,
-            resources=_resources(self.config.encode),
+            resources=self.config.encode.resources,
         )
 
     @property
@@ -139,7 +123,7 @@ class Assembly:
             tokenizer=self.tokenizer,
             prompt=settings.speech_prompt,
             drop_repeated_frames=settings.drop_repeated_frames,
-            resources=_resources(settings),
+            resources=settings.resources,
         )
 
     def tokenize_text(self, source: str) -> Stage:
@@ -149,7 +133,7 @@ class Assembly:
             source=self.text_sources[source],
             layout=item.layout,
             names=TextNames(**item.fields.model_dump(exclude={"id"}, exclude_none=True)),
-            resources=_resources(self.config.tokenize),
+            resources=self.config.tokenize.resources,
         )
 
     def order(self) -> OrderStage:
@@ -171,9 +155,5 @@ class Assembly:
                     "sha256": self.tokenizer.sha256,
                 },
             },
-            resources=_resources(settings),
+            resources=settings.resources,
         )
-
-
-def _resources(settings: WorkerConfig) -> Resources:
-    return Resources(settings.cpus_per_worker, settings.gpus_per_worker, settings.workers)

@@ -13,12 +13,12 @@ from koe.dataflow import stage_making
 from koe.errors import BadRecord, ConfigError, StorageError
 from koe.schema import CLIP
 from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, SLOTS
-from pipeline.config.models import SnacConfig
 from pipeline.report.fates import Fate, Fates
 from pipeline.report.spectrogram import RANGE_DB, mp3, picture, power
 from pipeline.report.survey import ClipPlace
 from pipeline.run_dir.ledger import Ledger, Receipt
 from stages.clips import load_clips
+from stages.settings import SnacConfig
 from stages.snac.codec import Codec, clip_seed, resolve_codec
 
 MAX_SECONDS = 20  # of a clip that are embedded

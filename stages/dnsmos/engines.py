@@ -17,7 +17,6 @@ import logging
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -34,11 +33,9 @@ from stages.dnsmos.network import (
     cut,
 )
 from stages.dnsmos.on_torch import bf16_shared, torch_parts
-from stages.dnsmos.onnx_session import Provider, Run, open_session, require_provider, runner, shapes
+from stages.dnsmos.onnx_session import Run, open_session, require_provider, runner, shapes
 from stages.native.compiler import Unavailable, load_library
-
-Precision = Literal["fp32", "bf16"]
-ScorerEngine = Literal["auto", "native", "torch", "onnxruntime"]
+from stages.settings import Precision, Provider, ScorerEngine
 
 # How far a clip's ovrl may lie from FP32 when the convolutions run in BF16.
 BF16_OVRL_ERROR = 0.03

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from koe.errors import ConfigError
+from stages.settings import Provider
 
-Provider = Literal["cpu", "cuda", "tensorrt"]
 Run = Callable[[np.ndarray], np.ndarray]
 
 # Heuristic choice, because an exhaustive search times kernels and may pick another each run;

@@ -11,19 +11,17 @@ import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from koe.errors import BadRecord, ConfigError, StageError
 from koe.memory import keep_memory
-from stages.dnsmos.engines import Precision, ScorerEngine, open_network
+from stages.dnsmos.engines import open_network
 from stages.dnsmos.network import HOP_SAMPLES, WINDOW_SAMPLES
-from stages.dnsmos.onnx_session import Provider, open_session, runner
+from stages.dnsmos.onnx_session import open_session, runner
 from stages.dnsmos.p808 import P808
 from stages.native.repeatable import deterministic_inference
-
-Windows = Literal["reference", "all"]
+from stages.settings import Precision, Provider, ScorerEngine, Windows
 
 SCORER_HZ = 16_000
 P835_FILE, P808_FILE = "sig_bak_ovr.onnx", "model_v8.onnx"

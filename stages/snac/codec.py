@@ -29,7 +29,8 @@ from koe.vocabulary import (
     flatten_codes,
     unflatten_codes,
 )
-from stages.snac.engines import CodecEngine, Device, guarded, open_engine
+from stages.settings import CodecEngine, Device
+from stages.snac.engines import guarded, open_engine
 
 UNTRAINED = "untrained"
 CONFIG_FILE = "config.json"

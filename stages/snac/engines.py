@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import get_args
 
 from snac import SNAC
 from torch import Tensor
@@ -28,12 +28,11 @@ from torch import Tensor
 from koe.errors import ConfigError, StageError
 from koe.vocabulary import FRAME_SAMPLES
 from stages.native.repeatable import deterministic_inference
+from stages.settings import CodecEngine, Device
 from stages.snac.encoder import TiledEncoder, supports
 from stages.snac.kernels import Kernels, TorchKernels, Unavailable, native_kernels
 from stages.snac.masking import MaskedEncoder
 
-Device = Literal["cpu", "cuda"]
-CodecEngine = Literal["auto", "native", "tiled", "eager"]
 # Clips padded to one length, [clips, samples], and the whole frames that each has, to the codes of
 # each in three codebooks, int64 on any device.
 Encode = Callable[[Tensor, Sequence[int]], list[list[Tensor]]]

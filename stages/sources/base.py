@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from koe.schema import Unit
+from koe.schema import SPEECH, TEXT, Unit
+from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,6 @@ class Record:
     reason: str = ""
     detail: str = ""
 
-
-__all__ = ["Known", "Record", "Source", "Unit", "scan_all"]
 
 # Given a file's path and stamp, returns its units if it was planned before, else None.
 Known = Callable[[str, str], Sequence[Unit] | None]
@@ -58,3 +57,35 @@ class Source(Protocol):
     def read(self, unit: Unit) -> Iterator[Record]:
         """Yield the records of one slice: exactly `unit.records` of them."""
         ...
+
+
+@dataclass(frozen=True)
+class SpeechFiles(Source):
+    """What the readers of speech sources have in common."""
+
+    settings: SpeechSourceConfig
+    unit_records: int  # of a unit, at most
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def modality(self) -> str:
+        return SPEECH
+
+
+@dataclass(frozen=True)
+class TextFiles(Source):
+    """What the readers of instruction sources have in common."""
+
+    settings: TextSourceConfig
+    unit_records: int  # of a unit, at most
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def modality(self) -> str:
+        return TEXT

@@ -1,32 +1,13 @@
-"""Names of fields in a source's records, and how a dotted name finds its value."""
+"""Values of a source's records: found by dotted names, parsed, and checked."""
 
 from __future__ import annotations
 
 import difflib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from koe.errors import BadRecord, ConfigError
-
-
-@dataclass(frozen=True)
-class SpeechFields:
-    """Which field of a speech record holds what; None where the source has none."""
-
-    text: str = "text"
-    audio: str | None = None
-    id: str | None = None
-    speaker: str | None = None
-    start_seconds: str | None = "offset"
-    seconds: str | None = "duration"
-    ovrl: str | None = None
-
-    def named(self) -> list[str]:
-        """List the names in use."""
-        names = (self.text, self.id, self.speaker, self.start_seconds, self.seconds, self.ovrl)
-        return [name for name in names if name is not None]
 
 
 def lookup(fields: Mapping[str, Any], name: str | None) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from koe.errors import ConfigError, StorageError
 from koe.remote import file_system
-from stages.sources.base import Unit
+from koe.schema import Unit
 
 _MAGIC = frozenset("*?[")
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")

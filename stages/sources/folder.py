@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from koe.errors import ConfigError
-from koe.schema import SPEECH
-from stages.sources.base import Known, Record, Unit, scan_all
+from koe.schema import Unit
+from stages.sources.base import Known, Record, SpeechFiles, scan_all
 from stages.sources.fields import require_columns
 from stages.sources.files import (
     SourceFile,
@@ -22,7 +22,6 @@ from stages.sources.files import (
 )
 from stages.sources.manifest import AUDIO_NAMES, file_record, line_records, line_slices
 from stages.sources.planning import Slice, cut, plan_units
-from stages.sources.settings import ClipsInFiles
 
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _LJSPEECH_COLUMNS = ("file_name", "text", "normalized_text")
@@ -116,15 +115,13 @@ def _is_text(cell: str) -> bool:
 
 
 @dataclass(frozen=True)
-class FolderSource(ClipsInFiles):
+class FolderSource(SpeechFiles):
     """Folders (or their metadata files) of audio beside `metadata.csv` or `metadata.jsonl`."""
 
-    kind = "folder"
-
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
-        found = expand(self.name, self.paths, folders=True)
+        found = expand(self.name, self.settings.paths, folders=True)
         files = [self._metadata(file) for file in found]
-        return plan_units(self.name, SPEECH, files, self._slices, known=known)
+        return plan_units(self.name, self.modality, files, self._slices, known=known)
 
     def _metadata(self, file: SourceFile) -> SourceFile:
         """Return the metadata file of a folder, or the file itself."""
@@ -147,25 +144,27 @@ class FolderSource(ClipsInFiles):
         with open_binary(file.path) as opened:
             if not opened.read(1):
                 return
-            table = read_layout(self.name, file.path, opened, self.fields.audio)
+            table = read_layout(self.name, file.path, opened, self.settings.fields.audio)
             self._require_columns(file.path, table)
             rows = read_rows(opened, table, table.start, None)
             yield from cut(((start, stop) for start, stop, _ in rows), self.unit_records)
 
     def _require_columns(self, path: str, table: Table) -> None:
-        fields = self.fields
+        fields = self.settings.fields
         columns = set(table.columns) | ({"text"} if "transcription" in table.columns else set())
         needed = {"text": fields.text, "id": fields.id, "speaker": fields.speaker}
         require_columns(self.name, path, columns, needed | {"ovrl": fields.ovrl})
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        relative = relative_name(unit.path, self.paths)
+        relative = relative_name(unit.path, self.settings.paths)
         if unit.path.endswith(".jsonl"):
-            for record in line_records(unit, relative, self.audio_root, self.fields):
+            for record in line_records(
+                unit, relative, self.settings.audio_root, self.settings.fields
+            ):
                 yield _with_text(record)
             return
         with open_unit(unit) as file:
-            table = read_layout(self.name, unit.path, file, self.fields.audio)
+            table = read_layout(self.name, unit.path, file, self.settings.fields.audio)
             for start, _, cells in read_rows(file, table, unit.start, unit.stop):
                 place, location = f"{relative}@{start}", f"{unit.path}@{start}"
                 if isinstance(cells, str):
@@ -174,7 +173,7 @@ class FolderSource(ClipsInFiles):
                 values = dict(zip(table.columns, cells, strict=True))
                 if table.ljspeech and "." not in values["file_name"]:
                     values["file_name"] = f"wavs/{values['file_name']}.wav"
-                args = (unit, place, location, self.audio_root, self.fields)
+                args = (unit, place, location, self.settings.audio_root, self.settings.fields)
                 yield _with_text(file_record(values, *args))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from koe.errors import BadRecord, ConfigError
-from koe.schema import TEXT
-from stages.sources.base import Known, Record, Unit, scan_all
+from koe.schema import Unit
+from stages.sources.base import Known, Record, TextFiles, scan_all
 from stages.sources.fields import parse_object, record_key, require_object
 from stages.sources.files import (
     SourceFile,
@@ -21,29 +21,30 @@ from stages.sources.files import (
 from stages.sources.json_array import array_elements
 from stages.sources.manifest import line_slices
 from stages.sources.planning import Slice, cut, plan_units
-from stages.sources.settings import TextFiles
 
 
 @dataclass(frozen=True)
 class JsonLinesSource(TextFiles):
     """One JSON object a line."""
 
-    kind = "jsonl"
-
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
-        files = expand(self.name, self.paths)
+        files = expand(self.name, self.settings.paths)
         return plan_units(
-            self.name, TEXT, files, lambda file: line_slices(file, self.unit_records), known=known
+            self.name,
+            self.modality,
+            files,
+            lambda file: line_slices(file, self.unit_records),
+            known=known,
         )
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        prefix = stem(relative_name(unit.path, self.paths))
+        prefix = stem(relative_name(unit.path, self.settings.paths))
         with open_unit(unit) as file:
             for start, _, line in lines(file, unit.start, unit.stop):
                 key, location = f"{prefix}@{start}", f"{unit.path}@{start}"
                 try:
                     values = parse_object(line)
-                    yield Record(record_key(values, self.id_field, key), location, values)
+                    yield Record(record_key(values, self.settings.fields.id, key), location, values)
                 except BadRecord as bad:
                     yield Record(key, location, {}, reason=bad.reason, detail=bad.detail)
 
@@ -52,10 +53,14 @@ class JsonLinesSource(TextFiles):
 class JsonArraySource(TextFiles):
     """One JSON array of objects a file."""
 
-    kind = "json"
-
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
-        return plan_units(self.name, TEXT, expand(self.name, self.paths), self._slices, known=known)
+        return plan_units(
+            self.name,
+            self.modality,
+            expand(self.name, self.settings.paths),
+            self._slices,
+            known=known,
+        )
 
     def _slices(self, file: SourceFile) -> Iterator[Slice]:
         with open_binary(file.path) as opened:
@@ -71,12 +76,12 @@ class JsonArraySource(TextFiles):
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.records == 0:
             return
-        prefix = stem(relative_name(unit.path, self.paths))
+        prefix = stem(relative_name(unit.path, self.settings.paths))
         with open_unit(unit) as file:
             for start, _, value in array_elements(file, unit.start, unit.stop):
                 key, location = f"{prefix}@{start}", f"{unit.path}@{start}"
                 try:
                     values = require_object(value)
-                    yield Record(record_key(values, self.id_field, key), location, values)
+                    yield Record(record_key(values, self.settings.fields.id, key), location, values)
                 except BadRecord as bad:
                     yield Record(key, location, {}, reason=bad.reason, detail=bad.detail)

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from koe.errors import BadRecord
-from koe.schema import SPEECH
-from stages.sources.base import Known, Record, Unit, scan_all
-from stages.sources.fields import SpeechFields, lookup, parse_object, record_key
+from koe.schema import Unit
+from stages.sources.base import Known, Record, SpeechFiles, scan_all
+from stages.sources.fields import lookup, parse_object, record_key
 from stages.sources.files import (
     SourceFile,
     expand,
@@ -22,7 +22,7 @@ from stages.sources.files import (
     relative_name,
 )
 from stages.sources.planning import Slice, cut, plan_units
-from stages.sources.settings import ClipsInFiles
+from stages.sources.settings import SpeechFields
 
 AUDIO_NAMES = ("audio_filepath", "file_name")
 
@@ -81,16 +81,14 @@ def file_record(
 
 
 @dataclass(frozen=True)
-class ManifestSource(ClipsInFiles):
+class ManifestSource(SpeechFiles):
     """JSONL manifests; audio paths are relative to `audio_root` or the manifest's folder."""
 
-    kind = "manifest"
-
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
-        files = expand(self.name, self.paths)
+        files = expand(self.name, self.settings.paths)
         slices = partial(line_slices, unit_records=self.unit_records)
-        return plan_units(self.name, SPEECH, files, slices, known=known, parallel=True)
+        return plan_units(self.name, self.modality, files, slices, known=known, parallel=True)
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        relative = relative_name(unit.path, self.paths)
-        return line_records(unit, relative, self.audio_root, self.fields)
+        relative = relative_name(unit.path, self.settings.paths)
+        return line_records(unit, relative, self.settings.audio_root, self.settings.fields)

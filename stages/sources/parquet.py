@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from koe.errors import BadRecord, ConfigError
-from koe.schema import SPEECH, TEXT
-from stages.sources.base import Known, Record, Unit, scan_all
+from koe.schema import Unit
+from stages.sources.base import Known, Record, SpeechFiles, TextFiles, scan_all
 from stages.sources.fields import record_key, require_columns
 from stages.sources.files import (
     SourceFile,
@@ -25,7 +25,6 @@ from stages.sources.files import (
 )
 from stages.sources.parquet_file import BATCH_CELLS, Corrupt, decoding, group_rows, open_parquet
 from stages.sources.planning import Slice, plan_units
-from stages.sources.settings import ClipsInFiles, TextFiles
 
 
 def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
@@ -92,27 +91,25 @@ def _row_values(row: pa.Table) -> dict[str, Any] | BadRecord:
 
 
 @dataclass(frozen=True)
-class ParquetSpeechSource(ClipsInFiles):
+class ParquetSpeechSource(SpeechFiles):
     """Parquet with audio bytes, plain or in Hugging Face's struct of `bytes` and `path`."""
-
-    kind = "parquet"
 
     @property
     def _audio(self) -> str:
-        return self.fields.audio or "audio"
+        return self.settings.fields.audio or "audio"
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
-        files = expand(self.name, self.paths)
+        files = expand(self.name, self.settings.paths)
         return plan_units(
             self.name,
-            SPEECH,
+            self.modality,
             files,
             lambda file: _slices(file, self.unit_records, lambda opened: self._check(file, opened)),
             known=known,
         )
 
     def _check(self, file: SourceFile, opened: pq.ParquetFile) -> None:
-        fields = self.fields
+        fields = self.settings.fields
         columns = opened.schema_arrow.names
         needed = {"text": fields.text, "id": fields.id, "speaker": fields.speaker}
         needed |= {"ovrl": fields.ovrl}
@@ -129,7 +126,7 @@ class ParquetSpeechSource(ClipsInFiles):
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.records == 0:
             return
-        prefix = stem(relative_name(unit.path, self.paths))
+        prefix = stem(relative_name(unit.path, self.settings.paths))
         audio = self._audio
         with reading(unit.path), open_parquet(unit.path) as file:
             has_struct = pa.types.is_struct(file.schema_arrow.field(audio).type)
@@ -143,12 +140,12 @@ class ParquetSpeechSource(ClipsInFiles):
                 continue
             cell = values.pop(audio, None)
             try:
-                key = record_key(values, self.fields.id, key)
+                key = record_key(values, self.settings.fields.id, key)
             except BadRecord as bad:
                 yield Record(key, location, values, reason=bad.reason, detail=bad.detail)
                 continue
             if row in absent and cell and cell.get("path"):
-                path = join(self.audio_root or parent(unit.path), cell["path"])
+                path = join(self.settings.audio_root or parent(unit.path), cell["path"])
                 yield Record(key, location, values, "file", path)
             else:
                 yield Record(key, location, values, "parquet", unit.path, audio, row)
@@ -156,7 +153,7 @@ class ParquetSpeechSource(ClipsInFiles):
     def _columns(self, file: pq.ParquetFile) -> list[str]:
         """List the columns to read for a unit: the mapped ones, and of the audio its path only."""
         names = file.schema_arrow.names
-        wanted = [n for n in self.fields.named() if n in names or n.split(".")[0] in names]
+        wanted = [n for n in self.settings.fields.named() if n in names or n.split(".")[0] in names]
         audio = file.schema_arrow.field(self._audio).type
         if pa.types.is_struct(audio) and audio.get_field_index("path") >= 0:
             wanted.append(f"{self._audio}.path")
@@ -213,18 +210,16 @@ def _null_cells(file: pq.ParquetFile, group: int, leaf: str, first: int) -> froz
 class ParquetTextSource(TextFiles):
     """Instruction samples in Parquet; a record's fields are the row's columns."""
 
-    kind = "parquet"
-
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         def check(file: SourceFile) -> Callable[[pq.ParquetFile], None]:
             return lambda opened: require_columns(
-                self.name, file.path, opened.schema_arrow.names, {"id": self.id_field}
+                self.name, file.path, opened.schema_arrow.names, {"id": self.settings.fields.id}
             )
 
-        files = expand(self.name, self.paths)
+        files = expand(self.name, self.settings.paths)
         return plan_units(
             self.name,
-            TEXT,
+            self.modality,
             files,
             lambda file: _slices(file, self.unit_records, check(file)),
             known=known,
@@ -233,12 +228,12 @@ class ParquetTextSource(TextFiles):
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.records == 0:
             return
-        prefix = stem(relative_name(unit.path, self.paths))
+        prefix = stem(relative_name(unit.path, self.settings.paths))
         for row, values in _rows(unit, None):
             key, location = f"{prefix}/{row:08d}", f"{unit.path}:row {row}"
             try:
                 if isinstance(values, BadRecord):
                     raise values
-                yield Record(record_key(values, self.id_field, key), location, values)
+                yield Record(record_key(values, self.settings.fields.id, key), location, values)
             except BadRecord as bad:
                 yield Record(key, location, {}, reason=bad.reason, detail=bad.detail)

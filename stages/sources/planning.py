@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
-from stages.sources.base import Known, Unit, scan_all
+from koe.schema import Unit
+from stages.sources.base import Known, scan_all
 from stages.sources.files import Fault, SourceFile, reading, stamp
 
 _ALONE_SECONDS = 2.0  # scanning before other processes help: they take about as long to start

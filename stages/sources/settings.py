@@ -1,60 +1,113 @@
-"""The settings of every source of clips and of samples, and what of them decides its records."""
+"""The settings of the sources: `sources.speech[]` and `sources.text[]` of `pipeline.yaml`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Literal
 
-from koe.schema import SPEECH, TEXT
-from stages.sources.fields import SpeechFields
+from pydantic import Field, model_validator
 
+from koe.settings import PathOrUrl, Strict
 
-@dataclass(frozen=True)
-class Clips:
-    """A source of clips."""
+ConversationLayout = Literal["instruction", "messages", "sharegpt"]
 
-    kind: ClassVar[str]
-
-    name: str
-    paths: tuple[str, ...]
-    fields: SpeechFields
-    unit_records: int
-
-    @property
-    def modality(self) -> str:
-        return SPEECH
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return {"kind": self.kind, "fields": asdict(self.fields)}
+_NAME = r"^[A-Za-z0-9_.]+$"
+_ID = "The record's id; null: made from the file's name and the record's place in it."
 
 
-@dataclass(frozen=True)
-class ClipsInFiles(Clips):
-    """A source whose records may name audio files, relative to `audio_root`."""
+class SpeechFields(Strict):
+    """Names of the fields of a record; dots descend into nested fields, as in meta.text."""
 
-    audio_root: str | None = None
+    text: str = Field(default="text", min_length=1, description="The transcript.")
+    audio: str | None = Field(
+        default=None,
+        description="The audio, or its path; in a webdataset the file extension. Null: the usual "
+        "name for this kind of source.",
+    )
+    id: str | None = Field(default=None, description=_ID)
+    speaker: str | None = Field(
+        default=None,
+        description="The speaker, for tokenize.speech_prompt; null: the source names none.",
+    )
+    start_seconds: str | None = Field(
+        default="offset", description="Where the clip starts in its file, in seconds."
+    )
+    seconds: str | None = Field(
+        default="duration",
+        description="Length of the clip in seconds; used only where the record has a start.",
+    )
+    ovrl: str | None = Field(
+        default=None,
+        description="A DNSMOS score that the source already has, for score.scorer: source.",
+    )
 
-    @property
-    def content(self) -> dict[str, Any]:
-        return super().content | {"audio_root": self.audio_root}
+    def named(self) -> list[str]:
+        """List the names in use, except that of the audio."""
+        names = (self.text, self.id, self.speaker, self.start_seconds, self.seconds, self.ovrl)
+        return [name for name in names if name is not None]
 
 
-@dataclass(frozen=True)
-class TextFiles:
-    """A source of instruction samples."""
+class SpeechSourceConfig(Strict):
+    """A corpus of speech clips with their transcripts."""
 
-    kind: ClassVar[str]
+    name: str = Field(pattern=_NAME, description="Prefix of every clip's id.")
+    kind: Literal["webdataset", "parquet", "manifest", "folder"] = Field(
+        description="How records are stored: in tars, in Parquet, as lines of JSON, or as a "
+        "metadata file beside the audio."
+    )
+    paths: list[PathOrUrl] = Field(min_length=1, description="Files or globs; fsspec URLs too.")
+    audio_root: PathOrUrl | None = Field(
+        default=None,
+        description="The folder that relative audio paths start from; null: that of the file that "
+        "names them.",
+    )
+    fields: SpeechFields = SpeechFields()
 
-    name: str
-    paths: tuple[str, ...]
-    id_field: str | None
-    unit_records: int
+    @model_validator(mode="after")
+    def _has_use_for_root(self) -> SpeechSourceConfig:
+        if self.kind == "webdataset" and self.audio_root is not None:
+            raise ValueError(
+                "audio_root has no meaning for a webdataset, whose audio lies in its tars: "
+                "remove the key"
+            )
+        return self
 
-    @property
-    def modality(self) -> str:
-        return TEXT
 
-    @property
-    def content(self) -> dict[str, Any]:
-        return {"kind": self.kind, "id": self.id_field}
+class TextFields(Strict):
+    """Names of the fields of an instruction sample; which of them are used depends on the layout."""
+
+    id: str | None = Field(default=None, description=_ID)
+    instruction: str = Field(
+        default="instruction", description="Layout instruction: what the user asks."
+    )
+    input: str = Field(
+        default="input",
+        description="Layout instruction: follows what the user asks; may be missing or empty.",
+    )
+    output: str = Field(default="output", description="Layout instruction: the answer.")
+    messages: str | None = Field(
+        default=None,
+        description="The list of messages; null: messages, or in sharegpt conversations.",
+    )
+    role: str | None = Field(
+        default=None, description="Who writes a message; null: role, or in sharegpt from."
+    )
+    content: str | None = Field(
+        default=None, description="The text of a message; null: content, or in sharegpt value."
+    )
+
+
+class TextSourceConfig(Strict):
+    """A corpus of instruction samples."""
+
+    name: str = Field(pattern=_NAME, description="Prefix of every sample's id.")
+    kind: Literal["jsonl", "json", "parquet"] = Field(
+        description="How samples are stored: one JSON object on each line, one JSON array of "
+        "objects, or the rows of a Parquet file."
+    )
+    layout: ConversationLayout = Field(
+        default="instruction",
+        description="instruction: fields instruction, input, output; messages: a list of role and "
+        "content; sharegpt: a list of from and value.",
+    )
+    paths: list[PathOrUrl] = Field(min_length=1, description="Files or globs; fsspec URLs too.")
+    fields: TextFields = TextFields()

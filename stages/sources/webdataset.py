@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 from koe.errors import BadRecord
-from koe.schema import SPEECH
-from stages.sources.base import Known, Record, Unit, scan_all
+from koe.schema import Unit
+from stages.sources.base import Known, Record, SpeechFiles, scan_all
 from stages.sources.fields import parse_object, record_key
 from stages.sources.files import (
     Fault,
@@ -25,7 +25,6 @@ from stages.sources.files import (
     stem,
 )
 from stages.sources.planning import Slice, cut, plan_units
-from stages.sources.settings import Clips
 
 # Those that libsndfile lacks count as audio too: "unreadable" says more than "missing".
 _AUDIO = frozenset(
@@ -197,16 +196,14 @@ def _span(item: Sample | Member) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class WebDatasetSource(Clips):
+class WebDatasetSource(SpeechFiles):
     """Tars with `.json` or `.txt` beside the audio, as in Emilia."""
-
-    kind = "webdataset"
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         return plan_units(
             self.name,
-            SPEECH,
-            expand(self.name, self.paths),
+            self.modality,
+            expand(self.name, self.settings.paths),
             self._slices,
             known=known,
             parallel=True,
@@ -221,7 +218,7 @@ class WebDatasetSource(Clips):
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.records == 0:
             return
-        prefix = stem(relative_name(unit.path, self.paths))
+        prefix = stem(relative_name(unit.path, self.settings.paths))
         with open_unit(unit) as tar:
             for item in read_samples(tar, unit.start, unit.stop):
                 yield self._record(tar, unit.path, prefix, item)
@@ -235,8 +232,8 @@ class WebDatasetSource(Clips):
         fields: dict[str, Any] = {}
         try:
             fields = _sidecars(tar, item)
-            key = record_key(fields, self.fields.id, key)
-            audio = _audio_member(item, self.fields.audio)
+            key = record_key(fields, self.settings.fields.id, key)
+            audio = _audio_member(item, self.settings.fields.audio)
         except BadRecord as bad:
             return Record(key, location, fields, reason=bad.reason, detail=bad.detail)
         location = f"{path}:{audio.name}@{audio.data_offset}"

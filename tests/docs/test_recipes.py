@@ -48,7 +48,7 @@ def run_recipe(corpora: Path, number: int, *arguments: str) -> Path:
     config = yaml.safe_load(RECIPES[number].text)
     config |= {"run_dir": f"run-{number}", "engine": "inline", "max_quarantine_share": 0.5}
     config["snac"] = {"weights": "untrained", "sha256": None}
-    config["plan"] = {"unit_clips": 10, "unit_samples": 10}
+    config["plan"] = {"clips_per_unit": 10, "samples_per_unit": 10}
     path = corpora / f"recipe-{number}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     code, _, err = koe("run", "-c", str(path), *arguments)

@@ -16,8 +16,10 @@ from koe.schema import CLIP, UNIT
 from koe.stage import check_outcome, table_of
 from stages.audio.decode import decode
 from stages.ingest import IngestStage
-from stages.sources import speech_source
+from stages.settings import IngestConfig
 from stages.sources.location import read_clips
+from stages.sources.readers import speech_source
+from stages.sources.settings import SpeechSourceConfig
 from tests.stages.audio_files import clip, encoded, sample, tone, write_lines, write_tar
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
@@ -25,18 +27,13 @@ DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 
 def source_of(kind, path, unit_records=3, **fields):
     return speech_source(
-        name="s",
-        kind=kind,
-        paths=[str(path)],
-        audio_root=None,
-        fields=fields,
-        unit_records=unit_records,
+        SpeechSourceConfig(name="s", kind=kind, paths=[str(path)], fields=fields), unit_records
     )
 
 
 def ingest(source, max_seconds=60.0):
     """Run all units of a source; every unit's books must close."""
-    stage = IngestStage(sources=(source,), max_seconds=max_seconds)
+    stage = IngestStage((source,), IngestConfig(max_seconds=max_seconds))
     transform = stage.open()
     kept, quarantined = [CLIP.empty_table()], []
     for unit in source.units():
@@ -245,11 +242,16 @@ def test_null_cells_are_missing_audio(tmp_path):
 
 def test_the_content_names_what_decides_the_rows_only(tmp_path):
     path = write_lines(tmp_path / "m.jsonl", [])
-    content = IngestStage((source_of("manifest", path),), max_seconds=9.0).content
+    content = IngestStage((source_of("manifest", path),), IngestConfig(max_seconds=9.0)).content
     assert json.loads(json.dumps(content)) == content
     assert content["max_seconds"] == 9.0
-    assert IngestStage((source_of("manifest", path),), max_seconds=8.0).content != content
-    other = IngestStage((source_of("manifest", path, 7, speaker="who"),), max_seconds=9.0).content
+    assert (
+        IngestStage((source_of("manifest", path),), IngestConfig(max_seconds=8.0)).content
+        != content
+    )
+    other = IngestStage(
+        (source_of("manifest", path, 7, speaker="who"),), IngestConfig(max_seconds=9.0)
+    ).content
     assert other == content, "how a source is read belongs to the input, not to the stage"
 
 
@@ -257,7 +259,7 @@ def test_the_stage_can_be_sent_to_workers(tmp_path):
     (tmp_path / "1.flac").write_bytes(clip())
     path = write_lines(tmp_path / "m.jsonl", [{"audio_filepath": "1.flac", "text": "x"}])
     source = source_of("manifest", path)
-    stage = pickle.loads(pickle.dumps(IngestStage((source,))))
+    stage = pickle.loads(pickle.dumps(IngestStage((source,), IngestConfig())))
     (unit,) = source.units()
     assert stage.open()(table_of([asdict(unit)], UNIT)).kept.num_rows == 1
 
@@ -266,7 +268,7 @@ def test_failures_of_the_machine_are_no_bad_clips(tmp_path):
     write_tar(tmp_path / "a.tar", sample("1"))
     source = source_of("webdataset", tmp_path / "a.tar")
     (unit,) = source.units()
-    transform = IngestStage((source,)).open()
+    transform = IngestStage((source,), IngestConfig()).open()
     (tmp_path / "a.tar").unlink()
     with pytest.raises(StorageError):
         transform(table_of([asdict(unit)], UNIT))

@@ -1,4 +1,4 @@
-"""A config is refused by key, with the nearest known one, before any work."""
+"""A wrong configuration is refused by key, with the nearest known one, before any work."""
 
 from pathlib import Path
 
@@ -34,6 +34,56 @@ def test_urls_stay_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("snac.weights", lambda config: config.snac.weights),
+        ("tokenize.tokenizer", lambda config: config.tokenize.tokenizer),
+        ("train.base_model", lambda config: config.train.base_model),
+        ("score.model", lambda config: config.score.model),
+    ],
+)
+def test_every_path_starts_from_the_config(tmp_path, key, value):
+    path = write(tmp_path, MINIMAL)
+    assert value(load_config(path, [f"{key}=./here"])) == str(tmp_path / "here")
+    assert value(load_config(path, [f"{key}=/there/../x"])) == "/x"
+    assert value(load_config(path, [f"{key}=~/x"])) == str(Path("~/x").expanduser())
+
+
+def test_a_name_is_a_path_where_a_folder_has_it(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    assert load_config(path).tokenize.tokenizer == "llama-models"
+    (tmp_path / "llama-models").mkdir()
+    for overrides in ([], ["tokenize.tokenizer=llama-models"]):
+        config = load_config(path, overrides)
+        assert config.tokenize.tokenizer == str(tmp_path / "llama-models")
+
+
+def test_former_keys_are_accepted_with_one_warning_each(tmp_path, caplog):
+    path = write(tmp_path, MINIMAL + "plan: {unit_clips: 7, samples_per_unit: 8}\n")
+    for _ in range(2):
+        config = load_config(path, ["plan.unit_samples=9"])
+        assert (config.plan.clips_per_unit, config.plan.samples_per_unit) == (7, 9)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: plan.unit_clips is now called plan.clips_per_unit; the former name still works",
+        "--set: plan.unit_samples is now called plan.samples_per_unit; the former name still works",
+    ]
+
+
+def test_a_key_under_both_names_is_refused(tmp_path):
+    path = write(tmp_path, MINIMAL + "plan: {unit_clips: 7, clips_per_unit: 8}\n")
+    with pytest.raises(ConfigError, match=r"plan\.clips_per_unit twice.*Remove plan\.unit_clips"):
+        load_config(path)
+
+
+def test_a_default_is_told_from_the_same_value_in_the_file(tmp_path):
+    """Receipts of runs that left the key out hold 256, those of the others 256.0."""
+    path = write(tmp_path, MINIMAL)
+    assert str(load_config(path).interleave.shard_megabytes) == "256"
+    named = load_config(path, ["interleave.shard_megabytes=256"])
+    assert str(named.interleave.shard_megabytes) == "256.0"
+
+
+@pytest.mark.parametrize(
     ("extra", "words"),
     [
         ("scroe: {}", "unknown key 'scroe' .did you mean 'score'"),
@@ -43,11 +93,31 @@ def test_urls_stay_as_they_are(tmp_path):
         ("interleave: {ratio: [[0.0, {text: 0}]]}", "must not be negative nor all zero"),
         ("train: {workers: 0}", "train.workers"),
         ("interleave: {ratio: [[0.0, {tekst: 1}]]}", "interleave.ratio"),
+        ("interleave: {ratio: []}", "must start at 0.0"),
+        ("interleave: {ratio: [[0.0, {text: 1}], [1.5, {text: 1}]]}", "rise to at most 1.0"),
+        ("tokenize: {speech_prompt: '{speaker}'}", "tokenize.speech_prompt.*must name {text}"),
+        ("tokenize: {speech_prompt: '{text!r}'}", "tokenize.speech_prompt.*must name {text}"),
+        ("tokenize: {speech_prompt: '{text'}", "tokenize.speech_prompt"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(tmp_path, extra, words):
     with pytest.raises(ConfigError, match=words):
         load_config(write(tmp_path, MINIMAL + extra))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("kind: cassette", "kind.*webdataset"),
+        ("kind: manifest, fields: {txet: a}", "txet.*did you mean 'text'"),
+        ("kind: manifest, fields: {text: ''}", "fields.text"),
+        ("kind: webdataset, audio_root: /x", "audio_root has no meaning"),
+    ],
+)
+def test_a_wrong_source_is_refused(tmp_path, source, words):
+    speech = f"run_dir: x\nsources:\n  speech:\n    - {{name: s, paths: [x], {source}}}\n"
+    with pytest.raises(ConfigError, match=words):
+        load_config(write(tmp_path, speech))
 
 
 def test_sources_are_named_once(tmp_path):
@@ -75,7 +145,7 @@ def test_overrides_set_nested_keys_with_yaml_values(tmp_path):
     with pytest.raises(ConfigError, match="does not lead to a mapping"):
         load_config(path, ["run_dir.x=1"])
     for value in ("{speaker}: {text}", "[1, 2", "'open"):
-        with pytest.raises(ConfigError, match=r"the value is no YAML.*Quote a value"):
+        with pytest.raises(ConfigError, match=r"the value is not valid YAML.*Quote a value"):
             load_config(path, [f"tokenize.speech_prompt={value}"])
 
 

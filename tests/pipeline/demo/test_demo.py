@@ -25,9 +25,8 @@ from pipeline.demo.corpus import MARKER, TRUTH, DemoReport, make_clips, write_de
 from pipeline.demo.degrade import DEGRADATIONS, mix, quantise_mu_law
 from pipeline.demo.instructions import GENERATORS, conversations, instruction_rows
 from pipeline.demo.ogg import page_crc, pin_serial
+from pipeline.jobs.assembly import Assembly
 from stages.clips import load_clips
-from stages.ingest import IngestStage
-from stages.sources import speech_source
 
 NUM_CLIPS, NUM_INSTRUCTIONS = 24, 60
 needs_voice = pytest.mark.skipif(
@@ -79,20 +78,9 @@ def test_its_configuration_loads_and_points_into_the_corpus(demo):
 def test_every_clip_is_read_or_quarantined_for_the_stated_reason(demo):
     """Runs the real ingest stage and decoder over all four sources."""
     config = load_config(demo.config_path)
-    sources = [
-        speech_source(
-            name=source.name,
-            kind=source.kind,
-            paths=source.paths,
-            audio_root=source.audio_root,
-            fields=source.fields.model_dump(),
-            unit_records=config.plan.unit_clips,
-        )
-        for source in config.sources.speech
-    ]
-    units = [vars(unit) for source in sources for unit in source.units()]
-    stage = IngestStage(tuple(sources), max_seconds=config.ingest.max_seconds)
-    outcome = stage.open()(pa.Table.from_pylist(units, schema=UNIT))
+    assembly = Assembly(config)
+    units = [vars(unit) for source in assembly.speech_sources for unit in source.units()]
+    outcome = assembly.ingest().open()(pa.Table.from_pylist(units, schema=UNIT))
     audio = list(load_clips(outcome.kept, 16_000))
     bad = Counter(
         zip(*outcome.quarantined.select(["source", "reason"]).to_pydict().values(), strict=True)

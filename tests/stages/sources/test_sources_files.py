@@ -7,11 +7,12 @@ import pytest
 
 from koe.errors import ConfigError, StorageError
 from koe.schema import SPEECH
-from stages.sources import speech_source, text_source
 from stages.sources.base import Unit
 from stages.sources.fields import lookup
 from stages.sources.files import Fault, expand, join, open_unit, stamp
 from stages.sources.planning import Slice, cut, plan_units
+from stages.sources.readers import text_source
+from stages.sources.settings import TextSourceConfig
 from tests.stages.audio_files import write_lines
 
 
@@ -68,7 +69,7 @@ def test_remote_files_are_planned_and_read_like_local_ones(tmp_path):
     plans = []
     for root in (str(tmp_path), "memory://koe-files"):
         source = text_source(
-            name="t", kind="jsonl", paths=[f"{root}/*/*.jsonl"], fields={}, unit_records=2
+            TextSourceConfig(name="t", kind="jsonl", paths=[f"{root}/*/*.jsonl"]), 2
         )
         units = list(source.units())
         read = [(r.key, r.fields) for unit in units for r in source.read(unit)]
@@ -80,7 +81,7 @@ def test_remote_files_are_planned_and_read_like_local_ones(tmp_path):
 def test_new_files_do_not_rename_units(tmp_path):
     def names():
         source = text_source(
-            name="t", kind="jsonl", paths=[f"{tmp_path}/*.jsonl"], fields={}, unit_records=1
+            TextSourceConfig(name="t", kind="jsonl", paths=[f"{tmp_path}/*.jsonl"]), 1
         )
         return [unit.unit for unit in source.units()]
 
@@ -108,7 +109,7 @@ def test_the_stamp_follows_content_and_time(tmp_path):
 
 def test_a_file_that_changed_since_planning_is_not_read(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{}])
-    source = text_source(name="t", kind="jsonl", paths=[str(path)], fields={}, unit_records=1)
+    source = text_source(TextSourceConfig(name="t", kind="jsonl", paths=[str(path)]), 1)
     (unit,) = source.units()
     write_lines(path, [{}, {}])
     with pytest.raises(StorageError, match="changed since it was planned"):
@@ -158,24 +159,10 @@ def test_dotted_names_descend():
     assert lookup(fields, None) is None
 
 
-def test_unknown_roles_and_kinds_are_refused():
-    base = {"name": "s", "paths": ["x"], "unit_records": 1}
-    with pytest.raises(ConfigError, match="unknown kind"):
-        speech_source(kind="cassette", audio_root=None, fields={}, **base)
-    with pytest.raises(ConfigError, match="unknown kind"):
-        text_source(kind="cassette", fields={}, **base)
-    with pytest.raises(ConfigError, match="txet"):
-        speech_source(kind="manifest", audio_root=None, fields={"txet": "a"}, **base)
-    with pytest.raises(ConfigError, match="audio_root"):
-        speech_source(kind="webdataset", audio_root="/x", fields={}, **base)
-
-
 def test_known_files_are_not_scanned_again(tmp_path):
     for name in "ab":
         write_lines(tmp_path / f"{name}.jsonl", [{}, {}])
-    source = text_source(
-        name="t", kind="jsonl", paths=[f"{tmp_path}/*.jsonl"], fields={}, unit_records=1
-    )
+    source = text_source(TextSourceConfig(name="t", kind="jsonl", paths=[f"{tmp_path}/*.jsonl"]), 1)
     first = list(source.units())
     planned = {(unit.path, unit.stamp): [] for unit in first}
     for unit in first:

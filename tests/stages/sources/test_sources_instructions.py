@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from koe.errors import ConfigError
-from stages.sources import json_array, text_source
+from stages.sources import json_array
+from stages.sources.readers import text_source
+from stages.sources.settings import TextSourceConfig
 from tests.stages.audio_files import write_lines
 
 DATA = Path(__file__).resolve().parents[3] / "../shared/data"
@@ -24,7 +26,7 @@ SAMPLES = [
 
 def source_of(kind, path, unit_records=4, **fields):
     return text_source(
-        name="t", kind=kind, paths=[str(path)], fields=fields, unit_records=unit_records
+        TextSourceConfig(name="t", kind=kind, paths=[str(path)], fields=fields), unit_records
     )
 
 

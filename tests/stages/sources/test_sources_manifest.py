@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from koe.errors import ConfigError
-from stages.sources import speech_source
+from stages.sources.readers import speech_source
+from stages.sources.settings import SpeechSourceConfig
 from tests.stages.audio_files import write_lines
 
 DATA = Path(__file__).resolve().parents[3] / "../shared/data"
@@ -17,12 +18,10 @@ DATA = Path(__file__).resolve().parents[3] / "../shared/data"
 
 def source_of(kind, path, unit_records=2, audio_root=None, **fields):
     return speech_source(
-        name="s",
-        kind=kind,
-        paths=[str(path)],
-        audio_root=audio_root,
-        fields=fields,
-        unit_records=unit_records,
+        SpeechSourceConfig(
+            name="s", kind=kind, paths=[str(path)], audio_root=audio_root, fields=fields
+        ),
+        unit_records,
     )
 
 

@@ -10,10 +10,12 @@ import pytest
 
 from koe.errors import BadRecord, ConfigError, StorageError
 from koe.schema import CLIP
-from stages.sources import parquet_file, speech_source, text_source
+from stages.sources import parquet_file
 from stages.sources.location import AudioLocation, ClipReader, read_clips
 from stages.sources.parquet import plan_rows
 from stages.sources.planning import Slice
+from stages.sources.readers import speech_source, text_source
+from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 from tests.stages.audio_files import clip
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -35,12 +37,10 @@ def write_speech(path, cells, kind=AUDIO, row_group_size=4, **columns):
 
 def source_of(path, unit_records=4, audio_root=None, **fields):
     return speech_source(
-        name="p",
-        kind="parquet",
-        paths=[str(path)],
-        audio_root=audio_root,
-        fields=fields,
-        unit_records=unit_records,
+        SpeechSourceConfig(
+            name="p", kind="parquet", paths=[str(path)], audio_root=audio_root, fields=fields
+        ),
+        unit_records,
     )
 
 
@@ -235,7 +235,9 @@ def test_instruction_rows(tmp_path):
 
     def source(size, **fields):
         paths = [f"{tmp_path}/*.parquet"]
-        return text_source(name="t", kind="parquet", paths=paths, fields=fields, unit_records=size)
+        return text_source(
+            TextSourceConfig(name="t", kind="parquet", paths=paths, fields=fields), size
+        )
 
     for size in (1, 2, 100):
         assert [r.fields for r in read_all(source(size))] == rows

@@ -6,8 +6,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from stages.sources import planning, speech_source, webdataset
+from stages.sources import planning, webdataset
 from stages.sources.files import Fault
+from stages.sources.readers import speech_source
+from stages.sources.settings import SpeechSourceConfig
 from tests.stages.audio_files import sample, write_tar
 
 STYLES = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -82,12 +84,7 @@ def test_files_scanned_by_several_processes_give_the_same_units(tmp_path, monkey
     (tmp_path / "5.tar").write_bytes((tmp_path / "5.tar").read_bytes()[:2000])
     suffix = "tar" if kind == "webdataset" else "jsonl"
     source = speech_source(
-        name="s",
-        kind=kind,
-        paths=[f"{tmp_path}/*.{suffix}"],
-        audio_root=None,
-        fields={},
-        unit_records=2,
+        SpeechSourceConfig(name="s", kind=kind, paths=[f"{tmp_path}/*.{suffix}"]), 2
     )
     alone = list(source.units())
     monkeypatch.setattr(planning, "_ALONE_SECONDS", 0.0)

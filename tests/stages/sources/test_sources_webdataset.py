@@ -8,7 +8,8 @@ import tarfile
 import pytest
 
 from koe.errors import BadRecord
-from stages.sources import speech_source
+from stages.sources.readers import speech_source
+from stages.sources.settings import SpeechSourceConfig
 from tests.stages.audio_files import clip, sample, write_tar
 
 MEMBERS = [member for n in range(7) for member in sample(f"{n:03d}", 0.2)]
@@ -16,12 +17,8 @@ MEMBERS = [member for n in range(7) for member in sample(f"{n:03d}", 0.2)]
 
 def source_of(path, unit_records=3, **fields):
     return speech_source(
-        name="wds",
-        kind="webdataset",
-        paths=[str(path)],
-        audio_root=None,
-        fields=fields,
-        unit_records=unit_records,
+        SpeechSourceConfig(name="wds", kind="webdataset", paths=[str(path)], fields=fields),
+        unit_records,
     )
 
 
