@@ -158,7 +158,7 @@ def part_receipts(root: Path, num_clips: int) -> None:
     from pipeline.stats import run_stats
 
     plan, ledger = planned(root, num_clips), Ledger(Storage(str(root)))
-    assert run_stats(plan, ledger)["accounting"]["clips_in"] == num_clips
+    assert run_stats(plan, ledger).clips.records_in == num_clips
     StatusReader(ledger).read()
     _check_quarantine(plan, ledger, 0.05)
 

@@ -175,9 +175,9 @@ def part_full(plan: Plan, ledger: Ledger) -> None:
     from pipeline.stats import full_stats
 
     stats = full_stats(plan, ledger)
-    assert all(source["closed"] for source in stats["sources"].values())
-    assert stats["distributions"]["all"]["seconds"]["count"] == stats["accounting"]["clips_in"]
-    assert all(slot["share"] == 1 for slot in stats["codebooks"])
+    assert all(source.adds_up for source in stats.sources.values())
+    assert stats.distributions["all"]["seconds"].count == stats.clips.records_in
+    assert all(slot.share == 1 for slot in stats.codebooks)
 
 
 def part_survey(plan: Plan, ledger: Ledger) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
 
-from koe.schema import EXCLUDED
+from koe.schema import EXCLUDED, SPEECH, TEXT
 from pipeline.config.load import load_config
 from pipeline.execution.selection import select_stages
 from pipeline.jobs.run import run_job
@@ -19,59 +20,68 @@ from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import full_stats
+from pipeline.stats.model import (
+    Account,
+    CodecUsed,
+    Distribution,
+    DuplicateStats,
+    Histogram,
+    MixPart,
+    RunStats,
+    ScoreStats,
+    ShardFile,
+    ShardStats,
+    SlotUse,
+    Thresholds,
+    WhatIf,
+)
 from tests.webpage import Page
 
 QUANTITIES = ("seconds", "characters", "characters_per_second", "tokens", "sig", "bak", "ovrl")
 
 
-def described() -> dict[str, Any]:
-    return {
-        "count": 3,
-        "mean": 2.0,
-        "quantiles": {"p5": 1.0, "p50": 2.0, "p95": 3.0},
-        "histogram": {"edges": [1, 2, 3], "counts": [1, 2]},
-    }
+def described() -> Distribution:
+    marks = {"p5": 1.0, "p50": 2.0, "p95": 3.0}
+    return Distribution(3, 2.0, marks, Histogram([1, 2, 3], [1, 2]))
 
 
-def written_stats(name: str = "clips") -> dict[str, Any]:
-    """Return what `koe stats --json` prints, written by hand; `name` is the speech source's."""
-    account = {"kept": 6, "rejected": {"below_threshold": 3}, "quarantined": {name: 1}}
-    account |= {"pending": 0, "closed": True}
-    return {
-        "accounting": {"clips_in": 10, **account},
-        "samples": {"samples_in": 10, **account},
-        "sources": {
-            name: {"modality": "speech", "clips_in": 10, "hours_in": 2.0, "hours_kept": 1.0, **account},
-            "text": {"modality": "text", "samples_in": 10, **account},
-        },
-        "distributions": {
+def written_stats(name: str = "clips") -> RunStats:
+    """Return statistics written by hand; `name` is the speech source's."""
+
+    def account(modality: str) -> Account:
+        return Account(
+            modality, records_in=10, kept=6, seconds_in=7200, seconds_kept=3600,
+            rejected=Counter(below_threshold=3), quarantined=Counter({name: 1}),
+        )  # fmt: skip
+
+    return RunStats(
+        schema_version=1,
+        clips=account(SPEECH),
+        samples=account(TEXT),
+        sources={name: account(SPEECH), "text": account(TEXT)},
+        scores=ScoreStats(9, 9, ["dnsmos"], {"ovrl": {"p50": 2.0}}),
+        thresholds=Thresholds(2.5, [WhatIf(2.0, 9, 1.9, 0.9, 2), WhatIf(3.0, 3, 0.5, 0.3, 0)]),
+        shards=ShardStats(
+            num_shards=1, rows=1, tokens=100, fill=0.98, row_capacity=102,
+            tokens_by_modality={SPEECH: 90, TEXT: 10},
+        ),
+        codec=CodecUsed(name, "ab" * 32, False, {"label": name, "trained": False}),
+        distributions={
             "all": {q: described() for q in (*QUANTITIES, "text_tokens")},
             name: {q: described() for q in QUANTITIES},
             "text": {},
         },
-        "thresholds": {
-            "configured": 2.5,
-            "what_if": [
-                {"threshold": 2.0, "clips": 9, "hours": 1.9, "share": 0.9, "uncertain": 2},
-                {"threshold": 3.0, "clips": 3, "hours": 0.5, "share": 0.3, "uncertain": 0},
-            ],
-        },
-        "codebooks": [
-            {"slot": slot, "codebook": 0, "used": 2, "share": 0.1, "perplexity": 1.5,
-             "ranks": [1, 2, 4096], "counts_sorted": [9, 1, 0]}
-            for slot in range(7)
-        ],
-        "duplicates": {"audio": {"groups": 1, "clips": 1, "hours": 0.1, "examples": [[name, "b"]]}},
-        "mix": [
-            {"progress": 0.5, "speech_tokens": 90, "text_tokens": 10, "rows": 1, "fill": 0.98,
-             "documents_per_row": 3.0}
-        ],
-        "shards": {"num_shards": 1, "rows": 1, "tokens": 100, "fill": 0.98, "row_capacity": 102,
-                   "tokens_by_modality": {"speech": 90, "text": 10}},
-        "shard_files": [{"path": name, "split": "train", "rows": 1, "tokens": 100, "bytes": 10,
-                         "sha256": "ab" * 32, "fill": 0.98}],
-        "codec": {"label": name, "trained": False},
-    }  # fmt: skip
+        codebooks=[SlotUse(slot, 0, 2, 0.1, 1.5, [1, 2, 4096], [9, 1, 0]) for slot in range(7)],
+        duplicates={"audio": DuplicateStats(1, 1, 0.1, [[name, "b"]])},
+        mix=[MixPart(0.5, 90, 10, 1, 0.98, 3.0)],
+        shard_files=[ShardFile(name, "train", 1, 100, 10, "ab" * 32, 0.98)],
+    )  # fmt: skip
+
+
+def empty_stats(**parts: Any) -> RunStats:
+    """Return the statistics of a run without records, but for some parts."""
+    none = {"clips": Account(SPEECH), "samples": Account(TEXT), "sources": {}}
+    return RunStats(**({"schema_version": 1} | none | parts))
 
 
 def excluded(number: int, reason: str = "below_threshold", **changes: str) -> pa.Table:
@@ -87,7 +97,7 @@ def left_out(*tables: pa.Table, most: int = 100) -> LeftOut:
     return found
 
 
-def content(stats: dict[str, Any], found: LeftOut | None = None, **changes: Any) -> Content:
+def content(stats: RunStats, found: LeftOut | None = None, **changes: Any) -> Content:
     made: dict[str, Any] = {"title": "run", "about": "", "stats": stats, "threshold": 2.5}
     made |= {"left_out": found or left_out(), "clips": [], "codec": "snac", "trained": True}
     return Content(**made | changes)

@@ -60,7 +60,7 @@ def stats(
 ) -> None:
     """Show where every clip went, and what clips and shards are like."""
     from pipeline.execution.progress import counting
-    from pipeline.stats import full_stats
+    from pipeline.stats import full_stats, stats_json
     from pipeline.terminal.stats import require_source, stats_view
 
     thresholds = numbers("--what-if", what_if)
@@ -82,7 +82,7 @@ def stats(
             page = write_data_report(settings, plan, ledger, found, page_folder, html_clips, report)
         err.print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
-        print_json(found)
+        print_json(stats_json(found))
     else:
         out.print(stats_view(found, source))
 

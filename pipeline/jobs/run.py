@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
@@ -38,6 +38,7 @@ from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.lock import run_lock
 from pipeline.run_dir.plan import Plan, make_plan
 from pipeline.run_dir.storage import Storage
+from pipeline.stats import RunStats
 from pipeline.stats.dataset_card import write_card
 
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
@@ -50,7 +51,7 @@ class JobReport:
     """What a run left undone, its statistics if it made shards, and how training went if it did."""
 
     failed: list[UnitResult]
-    stats: dict[str, Any] | None = None
+    stats: RunStats | None = None
     training: TrainResult | None = None
 
 
@@ -229,7 +230,7 @@ def _interleave(
     ledger: Ledger,
     selection: Selection,
     progress: RunProgress,
-) -> dict[str, Any] | None:
+) -> RunStats | None:
     force = INTERLEAVE in selection.force
     units = tuple(unit.unit for unit in plan.units)
     sources = tuple(unit.source for unit in plan.units)

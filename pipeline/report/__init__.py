@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from koe.errors import ConfigError, StorageError
 from koe.webpage import is_own_page, run_name, write_page
@@ -14,6 +13,7 @@ from pipeline.report.page import Content, page
 from pipeline.report.survey import survey
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan
+from pipeline.stats import RunStats
 
 PAGE = "index.html"
 NUM_CLIPS = 6  # of each kind by score, half as many of each kind of outlier
@@ -48,12 +48,12 @@ def write_data_report(
     config: PipelineConfig,
     plan: Plan,
     ledger: Ledger,
-    stats: dict[str, Any],
+    stats: RunStats,
     folder: Path,
     num_clips: int = NUM_CLIPS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Write `index.html` into `folder` from the statistics of `koe stats --json`.
+    """Write `index.html` into `folder` from the statistics of a run.
 
     The page holds all that it needs, plotly.js and audio too, and loads nothing. It shows
     `num_clips` clips of each kind by score and half as many of each kind of outlier; `progress` is
@@ -64,13 +64,13 @@ def write_data_report(
     if num_clips < 0:
         raise ConfigError(f"{num_clips} clips cannot be shown", remedy="Ask for 0 or more.")
     require_free(folder)
-    configured = stats.get("thresholds", {}).get("configured")
+    configured = stats.thresholds.configured
     threshold = config.encode.threshold_ovrl if configured is None else configured
     found = survey(plan, ledger, threshold, num_clips, MAX_LEFT_OUT)
     picked = found.extremes.pick()
     codec = Reconstruction.none()
     if any(picked.values()):
-        codec = Reconstruction.open(config.snac, stats.get("codec", {}))
+        codec = Reconstruction.open(config.snac, stats.codec)
     content = Content(
         title=run_name(Path(config.run_dir).absolute()),
         about=f"Data report of {_place(config.run_dir)}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.report.fates import Fate, Fates
 from pipeline.report.spectrogram import RANGE_DB, mp3, picture, power
 from pipeline.report.survey import ClipPlace
 from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.stats.model import CodecUsed
 from stages.clips import load_clips
 from stages.settings import SnacConfig
 from stages.snac.codec import Codec, clip_seed, resolve_codec
@@ -55,18 +56,18 @@ class Reconstruction:
     problem: str = ""
 
     @classmethod
-    def open(cls, snac: SnacConfig, used: Mapping[str, Any]) -> Reconstruction:
+    def open(cls, snac: SnacConfig, used: CodecUsed | None) -> Reconstruction:
         """Open the configured codec.
 
-        `used` describes the codec that made the run's codes, empty where there are none. Weights
+        `used` is the codec that made the run's codes, None where there are none. Weights
         that cannot be had, or that are not those, are said and not raised.
         """
         try:
             spec = resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device, snac.engine)
-            if used.get("sha256", spec.sha256) != spec.sha256:
+            if used is not None and used.sha256 != spec.sha256:
                 return cls(
                     None,
-                    problem=f"the run was encoded by {used.get('label', 'another codec')}, but "
+                    problem=f"the run was encoded by {used.label}, but "
                     f"snac.weights is {spec.label}. Set snac.weights and snac.seed to those of the "
                     "run, or run its encode stage again.",
                 )

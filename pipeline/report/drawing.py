@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -36,8 +35,3 @@ def mark_x(figure: go.Figure, x: float, label: str) -> None:
         yanchor="bottom",
         font={"size": 12},
     )
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return a list found in the statistics; empty where there is none."""
-    return value if isinstance(value, list) else []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import plotly.graph_objects as go
 
-from koe.schema import REJECTED
+from koe.schema import REJECTED, SPEECH, TEXT
 from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, RED, Chart, short_number
 from pipeline.report.drawing import new_figure
+from pipeline.stats.model import Account, RunStats, ShardStats
 
 Loss = tuple[str, str, str, int]  # stage, outcome, reason, records
 MAX_REASONS = 9  # of a waterfall; the rarer ones of an outcome share a bar
@@ -43,14 +43,13 @@ GAINS = ("in", "speech", "text", "padding")
 
 
 def waterfalls(
-    stats: dict[str, Any], clip_losses: Sequence[Loss], sample_losses: Sequence[Loss]
+    stats: RunStats, clip_losses: Sequence[Loss], sample_losses: Sequence[Loss]
 ) -> list[Chart]:
     """Draw the waterfalls from clips and samples in to tokens out."""
-    clips, samples = stats.get("accounting", {}), stats.get("samples", {})
     charts = [
-        _books("Clips", "clips", clips, "clips_in", clip_losses),
-        _books("Instruction samples", "samples", samples, "samples_in", sample_losses),
-        _tokens(stats.get("shards", {})),
+        _records("Clips", "clips", stats.clips, clip_losses),
+        _records("Instruction samples", "samples", stats.samples, sample_losses),
+        _tokens(stats.shards),
     ]
     return _placed([chart for chart in charts if chart is not None])
 
@@ -65,10 +64,8 @@ def _placed(charts: list[Chart]) -> list[Chart]:
     return [replace(chart, span=2) for chart in charts]
 
 
-def _books(
-    title: str, unit: str, account: dict[str, Any], key: str, losses: Sequence[Loss]
-) -> Chart | None:
-    total, kept, pending = (account.get(name, 0) for name in (key, "kept", "pending"))
+def _records(title: str, unit: str, account: Account, losses: Sequence[Loss]) -> Chart | None:
+    total, kept, pending = account.records_in, account.kept, account.pending
     if not total:
         return None
     steps = [Step(f"{unit} in", total, "in", whole=True), *_parts(losses)]
@@ -101,21 +98,19 @@ def _parts(losses: Sequence[Loss]) -> list[Step]:
     return steps
 
 
-def _tokens(shards: dict[str, Any]) -> Chart | None:
-    rows, tokens = shards.get("rows", 0), shards.get("tokens", 0)
-    if not tokens:
+def _tokens(shards: ShardStats) -> Chart | None:
+    if not shards.tokens:
         return None
-    by_modality = shards.get("tokens_by_modality", {})
     steps = [
-        Step(f"{name} tokens", by_modality[name], name)
-        for name in ("speech", "text")
-        if by_modality.get(name)
+        Step(f"{name} tokens", shards.tokens_by_modality[name], name)
+        for name in (SPEECH, TEXT)
+        if shards.tokens_by_modality.get(name)
     ]
-    steps.append(Step("tokens out", tokens, "tokens", whole=True))
-    capacity = rows * shards.get("row_capacity", 0)
+    steps.append(Step("tokens out", shards.tokens, "tokens", whole=True))
+    capacity = shards.rows * shards.row_capacity
     if capacity:
-        steps.append(Step("padding to full rows", capacity - tokens, "padding"))
-    note = f"{rows:,} rows of {shards.get('row_capacity', 0):,}, {100 * shards.get('fill', 0):.2f} % full"
+        steps.append(Step("padding to full rows", capacity - shards.tokens, "padding"))
+    note = f"{shards.rows:,} rows of {shards.row_capacity:,}, {100 * shards.fill:.2f} % full"
     return _chart("Tokens", note, steps, "tokens")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from koe.schema import SPEECH, TEXT
 from koe.webpage import (
@@ -25,8 +24,8 @@ from pipeline.report.flow import waterfalls
 from pipeline.report.script import SCRIPT
 from pipeline.report.style import STYLE
 from pipeline.report.survey import LeftOut
+from pipeline.stats.model import RunStats
 
-Stats = dict[str, Any]
 FLOW_LEAD = (
     'Every record is kept, <b class="rejected">rejected</b> by a rule, or '
     '<b class="quarantined">quarantined</b> as broken, each with its reason and stage.'
@@ -51,7 +50,7 @@ class Content:
 
     title: str
     about: str
-    stats: Stats
+    stats: RunStats
     threshold: float
     left_out: LeftOut
     clips: Sequence[ShownClip]
@@ -110,13 +109,12 @@ def _sections(content: Content, drawn: Figures, shown: Sequence[dict[str, str]])
     ]  # fmt: skip
 
 
-def _sources(stats: Stats, modality: str) -> set[str]:
-    found = stats.get("sources", {})
-    return {name for name, source in found.items() if source.get("modality") == modality}
+def _sources(stats: RunStats, modality: str) -> set[str]:
+    return {name for name, source in stats.sources.items() if source.modality == modality}
 
 
-def _choice(stats: Stats) -> str:
-    names = list(stats.get("distributions", {}))
+def _choice(stats: RunStats) -> str:
+    names = list(stats.distributions)
     if not names:
         return ""
     options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in names)
@@ -139,51 +137,48 @@ def _codec_warning(content: Content) -> str:
     return ""
 
 
-def _duplicates_lead(stats: Stats) -> str:
-    trained = stats.get("codec", {}).get("trained", True)
-    return f"Among the clips encoded{'' if trained else '; untrained codes agree by chance'}."
+def _duplicates_lead(stats: RunStats) -> str:
+    return f"Among the clips encoded{'' if stats.has_trained_codec else '; untrained codes agree by chance'}."
 
 
 def _badges(content: Content) -> str:
-    accounts = [content.stats.get(key, {}) for key in ("accounting", "samples")]
-    closed = all(account.get("closed", True) for account in accounts)
-    badges = [("good", "books closed") if closed else ("bad", "books do not close")]
-    label = content.stats.get("codec", {}).get("label")
-    if label:
-        trained = content.stats["codec"].get("trained", True)
-        badges.append(("" if trained else "bad", f"codec {label}"))
+    stats = content.stats
+    adds_up = stats.clips.adds_up and stats.samples.adds_up
+    badges = [
+        ("good", "record counts add up") if adds_up else ("bad", "record counts do not add up")
+    ]
+    if stats.codec:
+        badges.append(("" if stats.codec.trained else "bad", f"codec {stats.codec.label}"))
     return "".join(f'<span class="badge {kind}">{escape(text)}</span>' for kind, text in badges)
 
 
-def _tiles(stats: Stats) -> list[Tile]:
+def _tiles(stats: RunStats) -> list[Tile]:
     """Work out the headline figures; a modality without sources has none."""
-    clips, samples, shards = (stats.get(key, {}) for key in ("accounting", "samples", "shards"))
-    tokens, by_modality = shards.get("tokens", 0), shards.get("tokens_by_modality", {})
-    speech = f"{100 * by_modality.get('speech', 0) / tokens:.1f} % speech" if tokens else ""
-    hours = [
-        sum(stats["sources"][name].get(key, 0) for name in _sources(stats, SPEECH))
-        for key in ("hours_in", "hours_kept")
-    ]
-    lost = [
-        sum(sum(account.get(key, {}).values()) for account in (clips, samples))
-        for key in ("rejected", "quarantined")
-    ]
-    of_clips = [
-        Tile("Clips in", short_number(clips.get("clips_in", 0)), f"{hours[0]:,.2f} h"),
-        Tile("Clips kept", short_number(clips.get("kept", 0)), f"{hours[1]:,.2f} h"),
-    ]
-    if clips.get("pending"):
-        of_clips[1] = Tile("Clips kept", of_clips[1].value, f"{clips['pending']:,} not done yet")
-    of_samples = Tile(
-        "Samples kept", short_number(samples.get("kept", 0)), f"of {samples.get('samples_in', 0):,}"
+    clips, samples, shards = stats.clips, stats.samples, stats.shards
+    speech = ""
+    if shards.tokens:
+        speech = f"{100 * shards.tokens_by_modality[SPEECH] / shards.tokens:.1f} % speech"
+    rejected, quarantined = (
+        clips.rejected.total() + samples.rejected.total(),
+        clips.quarantined.total() + samples.quarantined.total(),
     )
+    kept = f"{clips.pending:,} not done yet" if clips.pending else f"{clips.hours_kept:,.2f} h"
+    of_clips = [
+        Tile("Clips in", short_number(clips.records_in), f"{clips.hours_in:,.2f} h"),
+        Tile("Clips kept", short_number(clips.kept), kept),
+    ]
+    of_samples = Tile("Samples kept", short_number(samples.kept), f"of {samples.records_in:,}")
     rest = [
-        Tile("Left out", short_number(sum(lost)), f"{lost[0]:,} rejected, {lost[1]:,} quarantined"),
-        Tile("Tokens out", short_number(tokens), speech),
+        Tile(
+            "Left out",
+            short_number(rejected + quarantined),
+            f"{rejected:,} rejected, {quarantined:,} quarantined",
+        ),
+        Tile("Tokens out", short_number(shards.tokens), speech),
         Tile(
             "Row fill",
-            f"{100 * shards.get('fill', 0):.2f} %",
-            f"{shards.get('rows', 0):,} rows in {shards.get('num_shards', 0):,} shards",
+            f"{100 * shards.fill:.2f} %",
+            f"{shards.rows:,} rows in {shards.num_shards:,} shards",
         ),
     ]
     has_text = bool(_sources(stats, TEXT))

@@ -6,62 +6,60 @@ import html
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from koe.schema import SPEECH
 from koe.webpage import NOTHING, escape, scroll, short_number, table
-from pipeline.report.drawing import as_list
 from pipeline.report.survey import LeftOut
+from pipeline.stats.model import RunStats
 
-Stats = dict[str, Any]
 COLUMNS = ("id", "source", "stage", "outcome", "reason", "detail", "location")
 MAX_SHARDS = 200
 MAX_GROUPS = 5  # of duplicates
 MAX_IDS = 3  # of such a group
 
 
-def sources(stats: Stats) -> str:
-    """List the books of every source."""
+def sources(stats: RunStats) -> str:
+    """List the record counts of every source."""
     rows = []
-    for name, found in stats.get("sources", {}).items():
-        total = found.get("clips_in", found.get("samples_in", 0))
-        kept, speech = found.get("kept", 0), found.get("modality") == "speech"
-        lost = [sum(found.get(key, {}).values()) for key in ("rejected", "quarantined")]
+    for name, found in stats.sources.items():
+        total, kept = found.records_in, found.kept
         share = 100 * kept / total if total else 0
         words = f"{share:.1f} %" if total else NOTHING
         meter = f'<div class="meter"><i style="width:{share:.1f}%"></i><span>{words}</span></div>'
-        hours = [
-            f"{found.get(key, 0):,.2f}" if speech else "" for key in ("hours_in", "hours_kept")
-        ]
-        counts = [f"{number:,}" for number in (total, kept, *lost, found.get("pending", 0))]
-        closed = "closed" if found.get("closed") else '<span class="quarantined">open</span>'
+        lost = (found.rejected.total(), found.quarantined.total(), found.pending)
+        hours = (found.hours_in, found.hours_kept)
         rows.append(
             [
                 escape(name),
-                escape(found.get("modality")),
-                *counts[:2],
+                escape(found.modality),
+                f"{total:,}",
+                f"{kept:,}",
                 meter,
-                *counts[2:],
-                *hours,
-                closed,
+                *(f"{number:,}" for number in lost),
+                *(f"{value:,.2f}" if found.modality == SPEECH else "" for value in hours),
+                "yes" if found.adds_up else '<span class="quarantined">no</span>',
             ]
         )
     heads = (
-        "Source,Modality,In,Kept,Share kept,Rejected,Quarantined,Not done,Hours in,Hours kept,Books"
+        "Source,Modality,In,Kept,Share kept,Rejected,Quarantined,Not done,Hours in,Hours kept,"
+        "Adds up"
     )
     listed = table("Sources", heads.split(","), rows, range(2, 10))
     return scroll("Sources", listed) if rows else ""
 
 
-def duplicates(stats: Stats) -> str:
+def duplicates(stats: RunStats) -> str:
     """Count clips that repeat another's codes or text, with examples."""
     rows = []
-    for kind, what in (("audio", "codes"), ("text", "text")):
-        found = stats.get("duplicates", {}).get(kind)
-        if not found:
-            continue
-        groups = as_list(found.get("examples"))[:MAX_GROUPS]
-        examples = [f"<code>{escape(_group(ids))}</code>" for ids in groups]
-        counts = [f"{found.get('groups', 0):,}", f"{found.get('clips', 0):,}"]
+    for kind, found in stats.duplicates.items():
+        examples = [f"<code>{escape(_group(ids))}</code>" for ids in found.examples[:MAX_GROUPS]]
         rows.append(
-            [what, *counts, f"{found.get('hours', 0):,.3f}", "<br>".join(examples) or "none"]
+            [
+                "codes" if kind == "audio" else kind,
+                f"{found.groups:,}",
+                f"{found.clips:,}",
+                f"{found.hours:,.3f}",
+                "<br>".join(examples) or "none",
+            ]
         )
     heads = (
         "Equal",
@@ -73,30 +71,28 @@ def duplicates(stats: Stats) -> str:
     return scroll("Duplicates", table("Duplicates", heads, rows, range(1, 4))) if rows else ""
 
 
-def _group(ids: Any) -> str:
-    names = [str(id) for id in as_list(ids)]
-    rest = len(names) - MAX_IDS
-    return ", ".join(names[:MAX_IDS]) + (f" and {rest} or more others" if rest > 0 else "")
+def _group(ids: Sequence[str]) -> str:
+    rest = len(ids) - MAX_IDS
+    return ", ".join(ids[:MAX_IDS]) + (f" and {rest} or more others" if rest > 0 else "")
 
 
-def shards(stats: Stats) -> str:
+def shards(stats: RunStats) -> str:
     """List the shard files."""
-    files = as_list(stats.get("shard_files"))
     rows = [
         [
-            f"<code>{escape(shard.get('path'))}</code>",
-            escape(shard.get("split")),
-            f"{shard.get('rows', 0):,}",
-            f"{shard.get('tokens', 0):,}",
-            f"{100 * shard.get('fill', 0):.2f} %",
-            f"{shard.get('bytes', 0) / 1e6:,.2f}",
-            f"<code>{escape(str(shard.get('sha256', ''))[:16])}</code>",
+            f"<code>{escape(shard.path)}</code>",
+            escape(shard.split),
+            f"{shard.rows:,}",
+            f"{shard.tokens:,}",
+            f"{100 * shard.fill:.2f} %",
+            f"{shard.bytes / 1e6:,.2f}",
+            f"<code>{escape(shard.sha256[:16])}</code>",
         ]
-        for shard in files[:MAX_SHARDS]
+        for shard in stats.shard_files[:MAX_SHARDS]
     ]
     if not rows:
         return ""
-    left = len(files) - len(rows)
+    left = len(stats.shard_files) - len(rows)
     rest = f'<p class="none">{left:,} more are in index.json.</p>' if left else ""
     heads = ("File", "Split", "Rows", "Tokens", "Fill", "MB", "SHA-256")
     return scroll("Shards", table("Shards", heads, rows, range(2, 6))) + rest

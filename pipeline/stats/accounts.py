@@ -1,69 +1,28 @@
-"""Where every record went: the closed books of each source, from plan and receipts."""
+"""Where every record went: the account of each source, from plan and receipts."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from koe.dataflow import INDEX, INTERLEAVE, ORDER_UNIT, last_stage_with, stage_chain, stage_making
 from koe.errors import ContractError
-from koe.schema import QUARANTINED, REJECTED, SPEECH, TEXT, Unit
+from koe.schema import QUARANTINED, REJECTED, Unit
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
+from pipeline.stats.model import Account
 
 Receipts = dict[str, Receipt]  # of one unit, by stage
-
-
-@dataclass
-class Account:
-    """Closed books of one source or modality; `pending` records await a later stage."""
-
-    records_in: int = 0
-    kept: int = 0
-    pending: int = 0
-    seconds_in: float = 0.0
-    seconds_kept: float = 0.0
-    rejected: Counter[str] = field(default_factory=Counter)
-    quarantined: Counter[str] = field(default_factory=Counter)
-
-    def closes(self) -> bool:
-        """Say whether in = kept + rejected + quarantined + pending."""
-        ended = self.kept + self.rejected.total() + self.quarantined.total()
-        return self.records_in == ended + self.pending
-
-    def add(self, other: Account) -> None:
-        self.records_in += other.records_in
-        self.kept += other.kept
-        self.pending += other.pending
-        self.seconds_in += other.seconds_in
-        self.seconds_kept += other.seconds_kept
-        self.rejected += other.rejected
-        self.quarantined += other.quarantined
-
-    def as_json(self, modality: str) -> dict[str, Any]:
-        """Return the books; hours kept are those of `kept` and, until the shards are made, of
-        the pending clips that were encoded."""
-        return {
-            "clips_in" if modality == SPEECH else "samples_in": self.records_in,
-            "kept": self.kept,
-            "rejected": dict(sorted(self.rejected.items())),
-            "quarantined": dict(sorted(self.quarantined.items())),
-            "pending": self.pending,
-            "closed": self.closes(),
-            "hours_in": round(self.seconds_in / 3600, 4),
-            "hours_kept": round(self.seconds_kept / 3600, 4),
-        }
 
 
 def read_index(ledger: Ledger) -> dict[str, Any] | None:
     """Return the shard index; None while the shards are not complete.
 
-    Raises: ContractError for a file that is no index.
+    Raises: ContractError for a file that is not an index.
     """
     if ledger.storage.size(INDEX) is None:
         return None
@@ -71,10 +30,10 @@ def read_index(ledger: Ledger) -> dict[str, Any] | None:
     try:
         index = json.loads(ledger.storage.read_bytes(INDEX))
     except ValueError as error:
-        raise ContractError(f"{INDEX} is no JSON", str(error), remedy) from error
+        raise ContractError(f"{INDEX} is not valid JSON", str(error), remedy) from error
     shards = index.get("shards") if isinstance(index, dict) else None
     if not isinstance(shards, list) or not all(isinstance(entry, dict) for entry in shards):
-        raise ContractError(f"{INDEX} is no index", "it lists no shards", remedy)
+        raise ContractError(f"{INDEX} is not an index of shards", "it lists no shards", remedy)
     return index
 
 
@@ -96,8 +55,8 @@ def unit_receipts(plan: Plan, ledger: Ledger) -> Iterator[tuple[Unit, Receipts]]
 
 
 def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[str, Account]:
-    """Close the books of every source up to the tokenize stage."""
-    accounts = {name: Account() for name in plan.modalities}
+    """Count where the records of every source went, up to the tokenize stage."""
+    accounts = {name: Account(modality) for name, modality in plan.modalities.items()}
     first, last_clips = stage_making("seconds"), last_stage_with("seconds")
     for unit, receipts in units:
         account = accounts[unit.source]
@@ -133,7 +92,7 @@ def encoded_seconds(ledger: Ledger, unit: str, ids: pa.ChunkedArray) -> float:
 
 
 def close_with_order(accounts: dict[str, Account], ledger: Ledger) -> None:
-    """Move what the interleave stage placed or left out from pending to its end."""
+    """Count what the interleave stage placed or left out, which was pending until then."""
     receipt = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     if receipt is None or read_index(ledger) is None:
         return
@@ -157,16 +116,10 @@ def close_with_order(accounts: dict[str, Account], ledger: Ledger) -> None:
             account.quarantined[reason] += number
 
 
-def accounting_json(plan: Plan, accounts: dict[str, Account]) -> dict[str, Any]:
-    """Return the books of all clips, of all samples, and of each source."""
-    totals = {SPEECH: Account(), TEXT: Account()}
-    for source, modality in plan.modalities.items():
-        totals[modality].add(accounts[source])
-    return {
-        "accounting": totals[SPEECH].as_json(SPEECH),
-        "samples": totals[TEXT].as_json(TEXT),
-        "sources": {
-            name: {"modality": plan.modalities[name], **account.as_json(plan.modalities[name])}
-            for name, account in accounts.items()
-        },
-    }
+def total_account(accounts: Mapping[str, Account], modality: str) -> Account:
+    """Add up the accounts of all sources of a modality."""
+    total = Account(modality)
+    for account in accounts.values():
+        if account.modality == modality:
+            total.add(account)
+    return total

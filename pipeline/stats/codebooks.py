@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
 from koe.vocabulary import CODEBOOK_SIZE, SLOTS, unflatten_codes
+from pipeline.stats.model import SlotUse
 
 _POINTS = 64
 
@@ -24,26 +23,22 @@ class CodebookUse:
         counts = np.bincount(frames.reshape(-1), minlength=SLOTS * CODEBOOK_SIZE)
         self._counts += counts.reshape(SLOTS, CODEBOOK_SIZE)
 
-    def as_json(self) -> list[dict[str, Any]]:
-        """Describe each slot; an empty list where nothing was encoded.
-
-        `perplexity` is e to the entropy: the number of entries that, used evenly, would be as hard
-        to guess. `counts_sorted` are the counts of the codes at `ranks`, the most frequent first.
-        """
+    def by_slot(self) -> list[SlotUse]:
+        """Describe each slot; an empty list where nothing was encoded."""
         if not self._counts.any():
             return []
         slots_of = unflatten_codes(np.arange(SLOTS))  # the slots that each codebook fills
         ranks = np.unique(np.geomspace(1, CODEBOOK_SIZE, _POINTS).round().astype(int))
         return [
-            {
-                "slot": slot,
-                "codebook": next(book for book, slots in enumerate(slots_of) if slot in slots),
-                "used": int((counts > 0).sum()),
-                "share": round(float((counts > 0).mean()), 6),
-                "perplexity": round(_perplexity(counts), 3),
-                "ranks": ranks.tolist(),
-                "counts_sorted": np.sort(counts)[::-1][ranks - 1].tolist(),
-            }
+            SlotUse(
+                slot=slot,
+                codebook=next(book for book, slots in enumerate(slots_of) if slot in slots),
+                used=int((counts > 0).sum()),
+                share=round(float((counts > 0).mean()), 6),
+                perplexity=round(_perplexity(counts), 3),
+                ranks=ranks.tolist(),
+                counts_sorted=np.sort(counts)[::-1][ranks - 1].tolist(),
+            )
             for slot, counts in enumerate(self._counts)
         ]
 

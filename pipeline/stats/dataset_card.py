@@ -6,16 +6,17 @@ The same run gives the same bytes: the card holds no date and no path of the mac
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from koe.dataflow import CARD, INTERLEAVE
 from koe.errors import StageError
-from koe.schema import ROW
+from koe.schema import QUARANTINED, REJECTED, ROW, SPEECH
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NAMES, NUM_EMBEDDINGS, SLOTS
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan
-from pipeline.stats import read_index, run_stats
+from pipeline.stats import Account, RunStats, read_index, run_stats
+from pipeline.stats.model import ShardStats
 
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"),
           (1e7, "1M<n<10M"), (1e8, "10M<n<100M"), (1e9, "100M<n<1B"))  # fmt: skip
@@ -30,27 +31,27 @@ _COLUMNS = {
 }
 
 
-def write_card(plan: Plan, ledger: Ledger) -> dict[str, Any]:
+def write_card(plan: Plan, ledger: Ledger) -> RunStats:
     """Write the card of the shards that the index describes; return the statistics it was made from.
 
     Raises: StageError when there is no index.
     """
     index, stats = read_index(ledger), run_stats(plan, ledger)
     if index is None:
-        raise StageError("the shards are not whole yet", remedy="Run `koe run`.")
+        raise StageError("the shards are not complete yet", remedy="Run `koe run`.")
     ledger.storage.write_bytes(CARD, dataset_card(index, stats).encode())
     return stats
 
 
-def dataset_card(index: dict[str, Any], stats: dict[str, Any]) -> str:
-    """Return the card's Markdown, from the index and the statistics of `koe stats`."""
+def dataset_card(index: dict[str, Any], stats: RunStats) -> str:
+    """Return the card's Markdown, from the index and the statistics of the run."""
     parts = [
-        _front_matter(stats["shards"]),
+        _front_matter(stats.shards),
         "# Packed speech and text tokens\n",
         "Training rows of an Orpheus-style speech LLM (Llama 3 and SNAC tokens), made by koe. "
         f"A row holds whole documents of at most {index['max_row_tokens']:,} tokens together.\n",
     ]
-    if not stats["codec"].get("trained", True):
+    if not stats.has_trained_codec:
         parts.append(
             "> **UNTRAINED codec.** The speech tokens are noise, good for trials of the pipeline "
             "only.\n"
@@ -60,10 +61,10 @@ def dataset_card(index: dict[str, Any], stats: dict[str, Any]) -> str:
         "```python\nfrom datasets import load_dataset\n\n"
         'rows = load_dataset("path/to/this/folder")\n```\n',
         "## Rows\n",
-        _splits(stats["shards"]),
-        _shards(stats["shards"]),
+        _splits(stats.shards),
+        _shards(stats.shards),
         "## Sources\n",
-        _sources(stats["sources"]),
+        _sources(stats.sources),
         "## How it was made\n",
         _making(index, stats),
         "## Row layout\n",
@@ -72,50 +73,47 @@ def dataset_card(index: dict[str, Any], stats: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _front_matter(shards: dict[str, Any]) -> str:
-    size = next((name for most, name in _SIZES if shards["rows"] < most), "n>1B")
+def _front_matter(shards: ShardStats) -> str:
+    size = next((name for most, name in _SIZES if shards.rows < most), "n>1B")
     # Whose the data are, and in which language, only the sources' owners know.
     lines = ["license: unknown", "tags: [koe, orpheus, snac, speech]"]
     lines += [f"size_categories: [{size}]", "configs:", "- config_name: default", "  data_files:"]
-    for split in shards["splits"]:
+    for split in shards.splits:
         lines += [f"  - split: {split}", f"    path: {split}-*.arrow"]
     return "\n".join(["---", *lines, "---", ""])
 
 
-def _splits(shards: dict[str, Any]) -> str:
-    rows = [
-        (split, f"{sums['rows']:,}", f"{sums['tokens']:,}")
-        for split, sums in shards["splits"].items()
-    ]
+def _splits(shards: ShardStats) -> str:
+    rows = [(split, f"{sums.rows:,}", f"{sums.tokens:,}") for split, sums in shards.splits.items()]
     return _table(("split", "rows", "tokens"), rows)
 
 
-def _shards(shards: dict[str, Any]) -> str:
+def _shards(shards: ShardStats) -> str:
     by_modality = ", ".join(
-        f"{name} {count:,}" for name, count in shards["tokens_by_modality"].items() if count
+        f"{name} {count:,}" for name, count in shards.tokens_by_modality.items() if count
     )
     return (
-        f"{shards['num_shards']:,} shards, {shards['documents']:,} documents, "
-        f"{shards['tokens']:,} tokens ({by_modality}). Rows are filled to {shards['fill']:.2%}; the "
-        f"longest holds {shards['max_row_tokens']:,} tokens of {shards['row_capacity']:,}.\n"
+        f"{shards.num_shards:,} shards, {shards.documents:,} documents, "
+        f"{shards.tokens:,} tokens ({by_modality}). Rows are filled to {shards.fill:.2%}; the "
+        f"longest holds {shards.max_row_tokens:,} tokens of {shards.row_capacity:,}.\n"
     )
 
 
-def _sources(sources: dict[str, Any]) -> str:
-    rows = []
-    for name, account in sources.items():
-        speech = "clips_in" in account
-        rows.append(
-            (
-                name,
-                account["modality"],
-                f"{account['clips_in' if speech else 'samples_in']:,}",
-                f"{account['kept']:,}",
-                _reasons(account["rejected"]),
-                _reasons(account["quarantined"]),
-                f"{account['hours_kept']:.3f} of {account['hours_in']:.3f}" if speech else "",
-            )
+def _sources(sources: Mapping[str, Account]) -> str:
+    rows = [
+        (
+            name,
+            account.modality,
+            f"{account.records_in:,}",
+            f"{account.kept:,}",
+            _reasons(account.reasons(REJECTED)),
+            _reasons(account.reasons(QUARANTINED)),
+            f"{account.hours_kept:.3f} of {account.hours_in:.3f}"
+            if account.modality == SPEECH
+            else "",
         )
+        for name, account in sources.items()
+    ]
     heads = ("source", "modality", "in", "kept", "rejected", "quarantined", "hours kept")
     return _table(heads, rows)
 
@@ -124,17 +122,17 @@ def _reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "0"
 
 
-def _making(index: dict[str, Any], stats: dict[str, Any]) -> str:
-    codec, scores, settings = stats["codec"], stats["scores"], index[INTERLEAVE]
+def _making(index: dict[str, Any], stats: RunStats) -> str:
+    codec, scores, settings = stats.codec, stats.scores, index[INTERLEAVE]
     lines = []
     if scores:
-        threshold = stats.get("thresholds", {}).get("configured")
+        threshold = stats.thresholds.configured
         lines.append(
-            f"scored by {', '.join(scores['scorers'])}: {scores['clips']:,} clips"
+            f"scored by {', '.join(scores.scorers)}: {scores.clips:,} clips"
             + ("" if threshold is None else f"; kept above overall quality {threshold:g}")
         )
     if codec:
-        lines.append(f"codec: {codec['label']}, weights SHA-256 `{codec['sha256']}`")
+        lines.append(f"codec: {codec.label}, weights SHA-256 `{codec.sha256}`")
     lines.append(
         f"tokenizer: {index['tokenizer']['name']}, SHA-256 `{index['tokenizer']['sha256']}`"
     )

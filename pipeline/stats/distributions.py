@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
+
+from pipeline.stats.model import Distribution, Histogram
 
 ALL = "all"  # the key under which the values of every source stand together
 SCORES = ("sig", "bak", "ovrl")
@@ -40,14 +41,14 @@ class Values:
 
 def distributions(
     of_clips: Mapping[str, Values], tokens_of_samples: Values, sources: Iterable[str]
-) -> dict[str, dict[str, Any]]:
-    """Describe every quantity in all and by source: count, mean, quantiles, histogram.
+) -> dict[str, dict[str, Distribution]]:
+    """Describe every quantity by source, and of all sources together under `all`.
 
-    Under `all` the tokens of instruction samples are `text_tokens`. The histograms of one quantity
+    There the tokens of instruction samples are `text_tokens`. The histograms of one quantity
     share their edges, so that sources can be compared.
     """
-    found: dict[str, dict[str, Any]] = {source: {} for source in sources}
-    total: dict[str, Any] = {}
+    found: dict[str, dict[str, Distribution]] = {source: {} for source in sources}
+    total: dict[str, Distribution] = {}
     quantities = [(name, name, values) for name, values in of_clips.items()]
     for name, name_in_all, values in [*quantities, ("tokens", "text_tokens", tokens_of_samples)]:
         whole = values.whole()
@@ -66,19 +67,19 @@ def quantiles_of(values: np.ndarray) -> dict[str, float]:
     return {f"p{q * 100:g}": round(float(v), 4) for q, v in zip(QUANTILES, marks, strict=True)}
 
 
-def _describe(values: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
+def _describe(values: np.ndarray, edges: np.ndarray) -> Distribution:
     """Describe values, whose order is not kept.
 
     The bins at either end hold what lies beyond them too: with even bins up to the last outlier
     all else would stand in one of them.
     """
     counts, _ = np.histogram(values, np.concatenate([[-np.inf], edges[1:-1], [np.inf]]))
-    return {
-        "count": len(values),
-        "mean": round(float(values.mean(dtype=np.float64)), 4),
-        "quantiles": quantiles_of(values),
-        "histogram": {"edges": edges.round(6).tolist(), "counts": counts.tolist()},
-    }
+    return Distribution(
+        count=len(values),
+        mean=round(float(values.mean(dtype=np.float64)), 4),
+        quantiles=quantiles_of(values),
+        histogram=Histogram(edges.round(6).tolist(), counts.tolist()),
+    )
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
 from koe.repeats import repeated
 from pipeline.run_dir.ledger import Ledger
+from pipeline.stats.model import DuplicateStats
 
 _MAX_EXAMPLES = 10
 _MAX_IDS = 10  # of one example
@@ -45,8 +44,8 @@ class Duplicates:
         self._hashes["text"] += np.fromiter(texts, np.int64, clips.num_rows).tobytes()
         self._seconds += clips["seconds"].to_numpy().astype(np.float32).tobytes()
 
-    def as_json(self) -> dict[str, Any]:
-        """Count groups of equal clips, and the copies after the first in plan order."""
+    def by_kind(self) -> dict[str, DuplicateStats]:
+        """Count clips of equal codes ("audio") and of equal text; empty where none was encoded."""
         if not self._paths:
             return {}
         return {
@@ -54,7 +53,7 @@ class Duplicates:
             for kind, hashes in self._hashes.items()
         }
 
-    def _describe(self, hashes: np.ndarray) -> dict[str, Any]:
+    def _describe(self, hashes: np.ndarray) -> DuplicateStats:
         places = repeated(hashes)
         _, first, group, sizes = np.unique(
             hashes[places], return_index=True, return_inverse=True, return_counts=True
@@ -63,15 +62,15 @@ class Duplicates:
         is_copy[first] = False
         seconds = np.frombuffer(self._seconds, np.float32)[places[is_copy]]
         largest = np.lexsort((first, -sizes))[:_MAX_EXAMPLES]
-        return {
-            "groups": len(first),
-            "clips": int(is_copy.sum()),
-            "hours": round(float(seconds.sum(dtype=np.float64)) / 3600, 4),
-            "examples": [
+        return DuplicateStats(
+            groups=len(first),
+            clips=int(is_copy.sum()),
+            hours=round(float(seconds.sum(dtype=np.float64)) / 3600, 4),
+            examples=[
                 [self._id(place) for place in places[group == number][:_MAX_IDS].tolist()]
                 for number in largest
             ],
-        }
+        )
 
     def _id(self, place: int) -> str:
         unit = int(np.searchsorted(self._bounds, place, side="right")) - 1

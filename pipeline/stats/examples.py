@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from operator import attrgetter
 
 from koe.dataflow import INTERLEAVE, ORDER_UNIT
 from koe.schema import EXCLUDED, QUARANTINED, REJECTED, Unit
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.stats.accounts import Receipts
+from pipeline.stats.model import ExcludedRecord
 
 _MOST = {QUARANTINED: 5, REJECTED: 2}
 
@@ -18,7 +19,7 @@ class Examples:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._found: list[dict[str, Any]] = []
+        self._found: list[ExcludedRecord] = []
         self._number: Counter[tuple[str, ...]] = Counter()
 
     def add(self, unit: Unit, receipts: Receipts) -> None:
@@ -32,13 +33,12 @@ class Examples:
             ):
                 self._read(receipt)
 
-    def as_json(self) -> list[dict[str, Any]]:
+    def sorted(self) -> list[ExcludedRecord]:
         """Return the examples, quarantined before rejected ones, by source, stage and reason."""
         order = self._ledger.receipt(INTERLEAVE, ORDER_UNIT)
         if order is not None:
             self._read(order)
-        keys = ("outcome", "source", "stage", "reason")
-        return sorted(self._found, key=lambda record: [record[key] for key in keys])
+        return sorted(self._found, key=attrgetter("outcome", "source", "stage", "reason"))
 
     def _wants(self, key: tuple[str, ...]) -> bool:
         return self._number[key] < _MOST[key[2]]
@@ -52,4 +52,5 @@ class Examples:
                 for row, key in enumerate(zip(*names, strict=True)):
                     if self._wants(key):
                         self._number[key] += 1
-                        self._found += batch.slice(row, 1).to_pylist()
+                        (values,) = batch.slice(row, 1).to_pylist()
+                        self._found.append(ExcludedRecord(**values))

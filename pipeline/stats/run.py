@@ -1,22 +1,22 @@
-"""The statistics of a run as one JSON object: a quick part, and all of it."""
+"""The statistics of a run: a quick part, and all of them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
 
 from koe.dataflow import last_stage_with, stage_making
-from koe.schema import SCHEMA_VERSION, SPEECH, Unit
+from koe.schema import SCHEMA_VERSION, SPEECH, TEXT, Unit
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan
 from pipeline.stats.accounts import (
     Receipts,
     account_sources,
-    accounting_json,
     close_with_order,
     encoded_seconds,
     read_index,
+    total_account,
     unit_receipts,
 )
 from pipeline.stats.codebooks import CodebookUse
@@ -24,19 +24,15 @@ from pipeline.stats.distributions import distributions
 from pipeline.stats.duplicates import Duplicates
 from pipeline.stats.examples import Examples
 from pipeline.stats.lengths import Lengths
+from pipeline.stats.model import CodecUsed, RunStats
 from pipeline.stats.scores import WHAT_IF_OVRL, ScoreTally
-from pipeline.stats.shards import shard_files, shard_mix, shards_json
+from pipeline.stats.shards import shard_files, shard_mix, shard_stats
 
 Watch = Callable[[Unit, Receipts], None]
 
 
-def run_stats(
-    plan: Plan, ledger: Ledger, thresholds: Sequence[float] = WHAT_IF_OVRL
-) -> dict[str, Any]:
-    """Return what receipts, scores and the index say: all that the end of a run shows.
-
-    Part of `full_stats`, in the layout of `koe stats --json`.
-    """
+def run_stats(plan: Plan, ledger: Ledger, thresholds: Sequence[float] = WHAT_IF_OVRL) -> RunStats:
+    """Return what receipts, scores and the index say: all that the end of a run shows."""
     return _collect(plan, ledger, ScoreTally(ledger, thresholds), [])
 
 
@@ -45,10 +41,10 @@ def full_stats(
     ledger: Ledger,
     thresholds: Sequence[float] = WHAT_IF_OVRL,
     on_unit: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Return the layout of `koe stats --json`, from one reading of every unit and shard.
+) -> RunStats:
+    """Return all statistics, from one reading of every unit and shard.
 
-    What is not done yet is absent or empty; `on_unit` is told of units (done, in all). A clip takes
+    `on_unit` is told of units (done, in all). A clip takes
     48 bytes of memory and an instruction sample 4, and half as much again while quantiles and
     duplicates are found: 1 GB for 15 M clips and 9 M samples.
     """
@@ -68,26 +64,23 @@ def full_stats(
     )
     index = read_index(ledger)
     of_clips = {**lengths.of_clips, **scores.values}
-    return {
-        **stats,
-        "distributions": distributions(of_clips, lengths.of_samples, plan.modalities),
-        "codebooks": codebooks.as_json(),
-        "duplicates": duplicates.as_json(),
-        "mix": shard_mix(index, ledger),
-        "shard_files": shard_files(index),
-        "quarantine_examples": examples.as_json(),
-    }
+    return replace(
+        stats,
+        distributions=distributions(of_clips, lengths.of_samples, plan.modalities),
+        codebooks=codebooks.by_slot(),
+        duplicates=duplicates.by_kind(),
+        mix=shard_mix(index, ledger),
+        shard_files=shard_files(index),
+        quarantine_examples=examples.sorted(),
+    )
 
 
-def _collect(
-    plan: Plan, ledger: Ledger, scores: ScoreTally, watches: Sequence[Watch]
-) -> dict[str, Any]:
-    """Close the books over all units, and show each unit to the scores and the `watches`."""
+def _collect(plan: Plan, ledger: Ledger, scores: ScoreTally, watches: Sequence[Watch]) -> RunStats:
+    """Account for the records of all units, and show each unit to the scores and the `watches`."""
     index = read_index(ledger)
     codec = {} if index is None else index["codec"]
-    lost: defaultdict[str, float] = defaultdict(
-        float
-    )  # seconds encoded that tokenize left out, by source
+    # seconds encoded that tokenize left out, by source
+    lost: defaultdict[str, float] = defaultdict(float)
 
     def seen() -> Iterator[tuple[Unit, Receipts]]:
         nonlocal codec
@@ -105,14 +98,16 @@ def _collect(
     close_with_order(accounts, ledger)
     for source, account in accounts.items():
         account.seconds_kept -= lost[source]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        **accounting_json(plan, accounts),
-        "scores": scores.scores_json(),
-        "thresholds": scores.thresholds_json(),
-        "shards": shards_json(index),
-        "codec": codec,
-    }
+    return RunStats(
+        schema_version=SCHEMA_VERSION,
+        clips=total_account(accounts, SPEECH),
+        samples=total_account(accounts, TEXT),
+        sources=accounts,
+        scores=scores.scores(),
+        thresholds=scores.thresholds(),
+        shards=shard_stats(index),
+        codec=CodecUsed.of(codec),
+    )
 
 
 def _seconds_left_out(ledger: Ledger, unit: Unit, receipts: Receipts) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from koe.schema import Unit
 from pipeline.run_dir.ledger import Ledger
 from pipeline.stats.accounts import Receipts
 from pipeline.stats.distributions import SCORES, Values, quantiles_of
+from pipeline.stats.model import ScoreStats, Thresholds, WhatIf
 
 WHAT_IF_OVRL = (2.0, 2.5, 3.0, 3.5)
 _COLUMNS = ["seconds", *SCORES, "windows", "ovrl_error", "scorer"]
@@ -58,39 +58,27 @@ class ScoreTally:
             near = (error > 0) & (np.abs(ovrl - threshold) <= error)
             self._uncertain[place] += int(near.sum())
 
-    def scores_json(self) -> dict[str, Any]:
+    def scores(self) -> ScoreStats | None:
+        """Describe the scores; None where no unit was scored. A score that no clip has is absent."""
         if not self._units:
-            return {}
-        found: dict[str, Any] = {
-            "clips": self._clips,
-            "windows": self._windows,
-            "scorers": sorted(self._scorers),
-        }
-        for name, values in self.values.items():
-            whole = values.whole()
-            if len(whole):
-                found[name] = quantiles_of(whole)
-        return found
+            return None
+        values = {name: found.whole() for name, found in self.values.items()}
+        quantiles = {name: quantiles_of(found) for name, found in values.items() if len(found)}
+        return ScoreStats(self._clips, self._windows, sorted(self._scorers), quantiles)
 
-    def thresholds_json(self) -> dict[str, Any]:
-        """Return the threshold that was applied, and what others would keep of the scored clips.
-
-        `uncertain` clips lie within the error of their score of the threshold: the encode stage
-        scores them again in FP32, and may then decide otherwise than counted here. `configured` is
-        None where nothing was encoded, or under several thresholds.
-        """
-        return {
-            "configured": self._configured.copy().pop() if len(self._configured) == 1 else None,
-            "what_if": [
-                {
-                    "threshold": threshold,
-                    "clips": clips,
-                    "hours": round(seconds / 3600, 4),
-                    "share": round(clips / self._clips, 6) if self._clips else 0.0,
-                    "uncertain": uncertain,
-                }
-                for threshold, clips, seconds, uncertain in zip(
-                    self._thresholds, self._above, self._seconds, self._uncertain, strict=True
-                )
-            ],
-        }
+    def thresholds(self) -> Thresholds:
+        """Return the threshold that was applied, and what others would keep of the scored clips."""
+        what_if = [
+            WhatIf(
+                threshold=threshold,
+                clips=clips,
+                hours=round(seconds / 3600, 4),
+                share=round(clips / self._clips, 6) if self._clips else 0.0,
+                uncertain=uncertain,
+            )
+            for threshold, clips, seconds, uncertain in zip(
+                self._thresholds, self._above, self._seconds, self._uncertain, strict=True
+            )
+        ]
+        configured = self._configured.copy().pop() if len(self._configured) == 1 else None
+        return Thresholds(configured, what_if)

@@ -1,4 +1,4 @@
-"""The shards: what they hold in all, file by file, and along the way through them."""
+"""The shards: what they hold in all, file by file, and in the order of training."""
 
 from __future__ import annotations
 
@@ -9,63 +9,60 @@ import pyarrow as pa
 
 from koe.schema import SPEECH, TEXT
 from pipeline.run_dir.ledger import Ledger
+from pipeline.stats.model import MixPart, ShardFile, ShardStats, SplitStats
 
 _BUCKETS = 50
 _TRAIN = "train"
 
 
-def shards_json(index: dict[str, Any] | None) -> dict[str, Any]:
+def shard_stats(index: dict[str, Any] | None) -> ShardStats:
     """Sum the index up; zeros while there is none."""
-    empty = {"num_shards": 0, "rows": 0, "tokens": 0, "fill": 0.0, "max_row_tokens": 0}
     if index is None:
-        return empty
+        return ShardStats()
     shards = index["shards"]
     rows, tokens = (sum(shard[key] for shard in shards) for key in ("rows", "tokens"))
-    return {
-        "num_shards": len(shards),
-        "rows": rows,
-        "tokens": tokens,
-        "fill": _fill(tokens, rows, index),
-        # the longest row there is; the bound that it may not pass stands beside it
-        "max_row_tokens": max((shard["longest_row_tokens"] for shard in shards), default=0),
-        "row_capacity": index["max_row_tokens"],
-        "documents": sum(shard["documents"] for shard in shards),
-        "tokens_by_modality": {
+    return ShardStats(
+        num_shards=len(shards),
+        rows=rows,
+        tokens=tokens,
+        fill=_fill(tokens, rows, index),
+        max_row_tokens=max((shard["longest_row_tokens"] for shard in shards), default=0),
+        row_capacity=index["max_row_tokens"],
+        documents=sum(shard["documents"] for shard in shards),
+        tokens_by_modality={
             modality: sum(shard["tokens_by_modality"].get(modality, 0) for shard in shards)
             for modality in (SPEECH, TEXT)
         },
-        "splits": {
-            split: {
-                key: sum(shard[key] for shard in shards if shard["split"] == split)
-                for key in ("rows", "tokens")
-            }
+        splits={
+            split: SplitStats(
+                *(
+                    sum(shard[key] for shard in shards if shard["split"] == split)
+                    for key in ("rows", "tokens")
+                )
+            )
             for split in sorted({shard["split"] for shard in shards})
         },
-    }
+    )
 
 
-def shard_files(index: dict[str, Any] | None) -> list[dict[str, Any]]:
+def shard_files(index: dict[str, Any] | None) -> list[ShardFile]:
     """List the shards with their sizes and hashes."""
     return [
-        {
-            "path": shard["path"],
-            "split": shard["split"],
-            "rows": shard["rows"],
-            "tokens": shard["tokens"],
-            "bytes": shard["num_bytes"],
-            "sha256": shard["sha256"],
-            "fill": _fill(shard["tokens"], shard["rows"], index),
-        }
+        ShardFile(
+            path=shard["path"],
+            split=shard["split"],
+            rows=shard["rows"],
+            tokens=shard["tokens"],
+            bytes=shard["num_bytes"],
+            sha256=shard["sha256"],
+            fill=_fill(shard["tokens"], shard["rows"], index),
+        )
         for shard in (index["shards"] if index else [])
     ]
 
 
-def shard_mix(index: dict[str, Any] | None, ledger: Ledger) -> list[dict[str, Any]]:
-    """Describe the training rows in stored order, cut into 50 parts (one a row if they are fewer).
-
-    `progress` is the middle of the part. Tokens of a speech document are all speech tokens, those
-    of its text too.
-    """
+def shard_mix(index: dict[str, Any] | None, ledger: Ledger) -> list[MixPart]:
+    """Describe the training rows in stored order, cut into 50 parts, or one for each row if they are fewer."""
     shards = [shard for shard in index["shards"] if shard["split"] == _TRAIN] if index else []
     num_rows = sum(shard["rows"] for shard in shards)
     if index is None or not num_rows:
@@ -82,14 +79,14 @@ def shard_mix(index: dict[str, Any] | None, ledger: Ledger) -> list[dict[str, An
                 _add_rows(sums, batch, rows * num_buckets // num_rows)
                 first_row += batch.num_rows
     return [
-        {
-            "progress": round((k + 0.5) / num_buckets, 6),
-            "speech_tokens": int(sums[SPEECH][k]),
-            "text_tokens": int(sums[TEXT][k]),
-            "rows": int(sums["rows"][k]),
-            "fill": _fill(sums[SPEECH][k] + sums[TEXT][k], sums["rows"][k], index),
-            "documents_per_row": round(float(sums["documents"][k] / sums["rows"][k]), 4),
-        }
+        MixPart(
+            progress=round((k + 0.5) / num_buckets, 6),
+            speech_tokens=int(sums[SPEECH][k]),
+            text_tokens=int(sums[TEXT][k]),
+            rows=int(sums["rows"][k]),
+            fill=_fill(sums[SPEECH][k] + sums[TEXT][k], sums["rows"][k], index),
+            documents_per_row=round(float(sums["documents"][k] / sums["rows"][k]), 4),
+        )
         for k in range(num_buckets)
     ]
 

@@ -2,75 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from koe.schema import SPEECH, TEXT
+from pipeline.stats.model import MixPart, ShardFile, ShardStats
 from pipeline.terminal.tables import grid
 
 _MAX_SHARDS = 12
 _TENTHS = 10
 
 
-def shards_table(shards: dict[str, Any]) -> RenderableType:
+def shards_table(shards: ShardStats) -> RenderableType:
     """Sum the shards up."""
-    if not shards["num_shards"]:
+    if not shards.num_shards:
         return Text("no shards yet", style="yellow")
-    tokens = shards["tokens_by_modality"]
-    longest = f"{shards['max_row_tokens']:,} of {shards['row_capacity']:,} tokens"
+    tokens = shards.tokens_by_modality
+    longest = f"{shards.max_row_tokens:,} of {shards.row_capacity:,} tokens"
     table = grid(
         f"Shards, the longest row of {longest}",
         "shards", "rows", "documents", "tokens", "speech", "text", "fill",
     )  # fmt: skip
     table.add_row(
-        *(f"{shards[key]:,}" for key in ("num_shards", "rows", "documents", "tokens")),
-        *(f"{tokens[modality] / max(shards['tokens'], 1):.1%}" for modality in ("speech", "text")),
-        f"{shards['fill']:.2%}",
+        f"{shards.num_shards:,}",
+        f"{shards.rows:,}",
+        f"{shards.documents:,}",
+        f"{shards.tokens:,}",
+        *(f"{tokens[modality] / max(shards.tokens, 1):.1%}" for modality in (SPEECH, TEXT)),
+        f"{shards.fill:.2%}",
     )
     return table
 
 
-def mix_table(parts: Sequence[dict[str, Any]]) -> Table:
+def mix_table(parts: Sequence[MixPart]) -> Table:
     """Show the way through the training rows in ten steps."""
     table = grid("On the way through the training rows")
     if not parts:
         return table
-    by_tenth: dict[int, list[dict[str, Any]]] = {}
+    by_tenth: dict[int, list[MixPart]] = {}
     for part in parts:
-        by_tenth.setdefault(int(part["progress"] * _TENTHS) + 1, []).append(part)
+        by_tenth.setdefault(int(part.progress * _TENTHS) + 1, []).append(part)
     steps = list(by_tenth.values())
     for name in ("up to", *(f"{tenth / _TENTHS:.0%}" for tenth in by_tenth)):
         table.add_column(name, justify="right" if table.columns else "left", no_wrap=True)
     table.add_row("speech tokens", *(f"{_speech_share(step):.0%}" for step in steps))
-    table.add_row("fill", *(f"{_row_mean(step, 'fill'):.0%}" for step in steps))
-    documents = (f"{_row_mean(step, 'documents_per_row'):.1f}" for step in steps)
+    table.add_row("fill", *(f"{_row_mean(step, attrgetter('fill')):.0%}" for step in steps))
+    documents = (f"{_row_mean(step, attrgetter('documents_per_row')):.1f}" for step in steps)
     table.add_row("documents/row", *documents)
     return table
 
 
-def _speech_share(parts: Sequence[dict[str, Any]]) -> float:
-    speech, text = (sum(part[key] for part in parts) for key in ("speech_tokens", "text_tokens"))
+def _speech_share(parts: Sequence[MixPart]) -> float:
+    speech, text = (
+        sum(part.speech_tokens for part in parts),
+        sum(part.text_tokens for part in parts),
+    )
     return speech / max(speech + text, 1)
 
 
-def _row_mean(parts: Sequence[dict[str, Any]], key: str) -> float:
-    return sum(part[key] * part["rows"] for part in parts) / sum(part["rows"] for part in parts)
+def _row_mean(parts: Sequence[MixPart], value: Callable[[MixPart], float]) -> float:
+    return sum(value(part) * part.rows for part in parts) / sum(part.rows for part in parts)
 
 
-def shard_files_table(files: Sequence[dict[str, Any]]) -> Table:
+def shard_files_table(files: Sequence[ShardFile]) -> Table:
     """List the first shards."""
     title = "Shard files" + (f", the first {_MAX_SHARDS}" if len(files) > _MAX_SHARDS else "")
     table = grid(title, "file", "rows", "tokens", "MB", "fill", "sha256")
     for file in files[:_MAX_SHARDS]:
         table.add_row(
-            file["path"],
-            f"{file['rows']:,}",
-            f"{file['tokens']:,}",
-            f"{file['bytes'] / 1e6:,.2f}",
-            f"{file['fill']:.2%}",
-            file["sha256"][:12],
+            file.path,
+            f"{file.rows:,}",
+            f"{file.tokens:,}",
+            f"{file.bytes / 1e6:,.2f}",
+            f"{file.fill:.2%}",
+            file.sha256[:12],
         )
     return table

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,6 +10,18 @@ from rich.text import Text
 
 from koe.errors import ConfigError
 from koe.printable import escape_control_characters, shorten_list
+from koe.schema import QUARANTINED, REJECTED, SPEECH
+from pipeline.stats.model import (
+    Account,
+    CodecUsed,
+    Distribution,
+    DuplicateStats,
+    ExcludedRecord,
+    RunStats,
+    ScoreStats,
+    SlotUse,
+    Thresholds,
+)
 from pipeline.terminal.shards import mix_table, shard_files_table, shards_table
 from pipeline.terminal.tables import grid, titled
 
@@ -20,26 +31,26 @@ _WHOLE = ("characters", "tokens", "text_tokens")  # quantities shown without dec
 _EXAMPLE = "example"
 
 
-def stats_view(stats: dict[str, Any], source: str | None = None) -> RenderableType:
+def stats_view(stats: RunStats, source: str | None = None) -> RenderableType:
     """Render the statistics of a run; parts that were not computed are left out.
 
-    With `source`, only that source's books and distributions are shown.
+    With `source`, only that source's record counts and distributions are shown.
     Raises: ConfigError for a source that the run does not have.
     """
     if source is None:
         parts = [
-            *_way(stats, stats["sources"]),
+            *_outcomes(stats, stats.sources),
             _closing_lines(stats),
             *_clips(stats),
             *_rows(stats),
         ]
     else:
-        require_source(stats["sources"], source)
+        require_source(stats.sources, source)
         parts = [
-            *_way(stats, {source: stats["sources"][source]}),
-            _distributions(source, stats.get("distributions", {}).get(source, {})),
+            *_outcomes(stats, {source: stats.sources[source]}),
+            _distributions(source, stats.distributions.get(source, {})),
         ]
-    return Group(*(line for part in parts for line in _spaced(part)), codec_line(stats["codec"]))
+    return Group(*(line for part in parts for line in _spaced(part)), codec_line(stats.codec))
 
 
 def require_source(sources: Iterable[str], source: str) -> None:
@@ -52,33 +63,35 @@ def require_source(sources: Iterable[str], source: str) -> None:
         )
 
 
-def _way(stats: dict[str, Any], sources: dict[str, Any]) -> list[RenderableType]:
+def _outcomes(stats: RunStats, sources: Mapping[str, Account]) -> list[RenderableType]:
     """Show where the records of the sources went."""
-    examples = stats.get("quarantine_examples", [])
-    left_out = (_left_out(outcome, sources, examples) for outcome in ("rejected", "quarantined"))
-    return [_books(sources), *left_out]
+    left_out = (
+        _left_out(outcome, sources, stats.quarantine_examples)
+        for outcome in (REJECTED, QUARANTINED)
+    )
+    return [_records(sources), *left_out]
 
 
-def _clips(stats: dict[str, Any]) -> list[RenderableType]:
+def _clips(stats: RunStats) -> list[RenderableType]:
     """Show what the clips are like, and what their scores would keep."""
     parts: list[RenderableType] = []
-    if "distributions" in stats:
-        parts += [_distributions("all", stats["distributions"]["all"]), _medians(stats)]
-    elif stats["scores"]:
-        parts.append(_scores(stats["scores"]))
-    if stats["scores"]:
-        parts.append(_thresholds(stats["thresholds"]))
+    if stats.distributions:
+        parts += [_distributions("all", stats.distributions["all"]), _medians(stats)]
+    elif stats.scores:
+        parts.append(_scores(stats.scores))
+    if stats.scores:
+        parts.append(_thresholds(stats.thresholds))
     return parts
 
 
-def _rows(stats: dict[str, Any]) -> list[RenderableType]:
+def _rows(stats: RunStats) -> list[RenderableType]:
     """Show codes, duplicates, and the shards."""
     return [
-        _codebooks(stats.get("codebooks", [])),
-        _duplicates(stats.get("duplicates", {}), stats["codec"]),
-        shards_table(stats["shards"]),
-        mix_table(stats.get("mix", [])),
-        shard_files_table(stats.get("shard_files", [])),
+        _codebooks(stats.codebooks),
+        _duplicates(stats.duplicates, stats.has_trained_codec),
+        shards_table(stats.shards),
+        mix_table(stats.mix),
+        shard_files_table(stats.shard_files),
     ]
 
 
@@ -89,19 +102,19 @@ def _spaced(part: RenderableType) -> list[RenderableType]:
     return [titled(part), Text("")] if part.row_count else []
 
 
-def codec_line(codec: dict[str, Any]) -> Text:
-    if not codec:
+def codec_line(codec: CodecUsed | None) -> Text:
+    if codec is None:
         return Text("")
-    if codec.get("trained", True):
-        return Text(f"codec: {codec.get('label')}  sha256 {codec.get('sha256', '')[:12]}")
+    if codec.trained:
+        return Text(f"codec: {codec.label}  sha256 {codec.sha256[:12]}")
     return Text(
-        f"codec: {codec.get('label')} - the speech tokens are noise, good for trials only",
+        f"codec: {codec.label} - the speech tokens are noise, good for trials only",
         style="bold red",
     )
 
 
-def _books(sources: dict[str, Any]) -> Table:
-    is_pending = any(account["pending"] for account in sources.values())
+def _records(sources: Mapping[str, Account]) -> Table:
+    is_pending = any(account.pending for account in sources.values())
     table = grid(
         "Records", "source", "in", "kept", "rejected", "quarantined",
         *(["pending"] if is_pending else []), "h in", "h kept",
@@ -109,32 +122,33 @@ def _books(sources: dict[str, Any]) -> Table:
     if is_pending:
         table.padding = (0, 1, 0, 0)  # so that eight columns of millions of records fit
     for name, account in sources.items():
-        is_speech = "clips_in" in account
-        cells = [
-            account["clips_in" if is_speech else "samples_in"],
-            account["kept"],
-            sum(account["rejected"].values()),
-            sum(account["quarantined"].values()),
-            *([account["pending"]] if is_pending else []),
+        counts = [
+            account.records_in,
+            account.kept,
+            account.rejected.total(),
+            account.quarantined.total(),
+            *([account.pending] if is_pending else []),
         ]
-        hours = [_hours(account[key]) if is_speech else "" for key in ("hours_in", "hours_kept")]
-        table.add_row(Text(name), *(f"{cell:,}" for cell in cells), *hours)
+        hours = (account.hours_in, account.hours_kept) if account.modality == SPEECH else ()
+        table.add_row(Text(name), *(f"{count:,}" for count in counts), *map(_hours, hours))
     return table
 
 
-def _left_out(outcome: str, sources: dict[str, Any], examples: Sequence[dict[str, Any]]) -> Table:
+def _left_out(
+    outcome: str, sources: Mapping[str, Account], examples: Sequence[ExcludedRecord]
+) -> Table:
     """List reasons by source; an example where there is one: its id and what was found."""
     first = {
-        (example["source"], example["reason"]): example
+        (example.source, example.reason): example
         for example in reversed(examples)
-        if example["outcome"] == outcome
+        if example.outcome == outcome
     }
     columns = ["source", "reason", "records", *([_EXAMPLE] if first else [])]
     table = grid(outcome.capitalize(), *columns, left=["reason", _EXAMPLE], cut=_EXAMPLE)
     for source, account in sources.items():
-        for reason, count in account[outcome].items():
+        for reason, count in account.reasons(outcome).items():
             example = first.get((source, reason))
-            shown = f"{example['id']}: {example['detail']}" if example else ""
+            shown = f"{example.id}: {example.detail}" if example else ""
             table.add_row(
                 Text(source),
                 reason,
@@ -144,59 +158,53 @@ def _left_out(outcome: str, sources: dict[str, Any], examples: Sequence[dict[str
     return table
 
 
-def _closing_lines(stats: dict[str, Any]) -> Text:
-    lines = []
-    for name, key, name_in in (
-        ("clips", "accounting", "clips_in"),
-        ("samples", "samples", "samples_in"),
-    ):
-        account = stats[key]
-        lines.append(
-            f"{name}: {account[name_in]:,} in = {account['kept']:,} kept "
-            f"+ {sum(account['rejected'].values()):,} rejected "
-            f"+ {sum(account['quarantined'].values()):,} quarantined"
-            + (f" + {account['pending']:,} pending" if account["pending"] else "")
-            + ("" if account["closed"] else "  THE BOOKS DO NOT CLOSE")
-        )
+def _closing_lines(stats: RunStats) -> Text:
+    lines = [
+        f"{name}: {account.records_in:,} in = {account.kept:,} kept "
+        f"+ {account.rejected.total():,} rejected "
+        f"+ {account.quarantined.total():,} quarantined"
+        + (f" + {account.pending:,} pending" if account.pending else "")
+        + ("" if account.adds_up else "  THE RECORD COUNTS DO NOT ADD UP")
+        for name, account in (("clips", stats.clips), ("samples", stats.samples))
+    ]
     return Text("\n".join(lines))
 
 
-def _scores(scores: dict[str, Any]) -> Table:
-    title = f"DNSMOS of {scores['clips']:,} clips, {scores['windows']:,} windows"
+def _scores(scores: ScoreStats) -> Table:
+    title = f"DNSMOS of {scores.clips:,} clips, {scores.windows:,} windows"
     table = grid(title, "score", *_MARKS)
-    for name in ("sig", "bak", "ovrl"):
-        if name in scores:
-            table.add_row(name, *(f"{scores[name][mark]:.2f}" for mark in _MARKS))
+    for name, marks in scores.quantiles.items():
+        table.add_row(name, *(f"{marks[mark]:.2f}" for mark in _MARKS))
     return table
 
 
-def _distributions(source: str, found: dict[str, Any]) -> Table:
+def _distributions(source: str, found: Mapping[str, Distribution]) -> Table:
     table = grid("Distributions", f"of {source}", "number", "mean", *_MARKS)
     for name, values in found.items():
-        marks = (values["mean"], *(values["quantiles"][mark] for mark in _MARKS))
+        marks = (values.mean, *(values.quantiles[mark] for mark in _MARKS))
         cells = (_number(name, mark) for mark in marks)
-        table.add_row(_NAMES.get(name, name), f"{values['count']:,}", *cells)
+        table.add_row(_NAMES.get(name, name), f"{values.count:,}", *cells)
     return table
 
 
-def _medians(stats: dict[str, Any]) -> Table:
+def _medians(stats: RunStats) -> Table:
     names = ("seconds", "characters", "characters_per_second", "tokens", "sig", "bak", "ovrl")
-    found = {source: stats["distributions"].get(source, {}) for source in stats["sources"]}
+    found = {source: stats.distributions.get(source, {}) for source in stats.sources}
     present = [name for name in names if any(name in values for values in found.values())]
     table = grid("Medians", "source", *(_NAMES.get(name, name) for name in present))
     for source, values in found.items():
         if values:
             cells = (
-                _number(name, values[name]["quantiles"]["p50"]) if name in values else ""
+                _number(name, values[name].quantiles["p50"]) if name in values else ""
                 for name in present
             )
             table.add_row(Text(source), *cells)
     return table
 
 
-def _thresholds(thresholds: dict[str, Any]) -> Table:
-    rows, configured = thresholds["what_if"], thresholds["configured"]
-    is_uncertain = any(row["uncertain"] for row in rows)
+def _thresholds(thresholds: Thresholds) -> Table:
+    rows, configured = thresholds.what_if, thresholds.configured
+    is_uncertain = any(row.uncertain for row in rows)
     applied = f", {configured:g} is applied" if configured is not None else ""
     table = grid(
         f"What a threshold keeps of the scored clips{applied}",
@@ -204,41 +212,41 @@ def _thresholds(thresholds: dict[str, Any]) -> Table:
     )  # fmt: skip
     for row in rows:
         table.add_row(
-            str(row["threshold"]),
-            f"{row['clips']:,}",
-            f"{row['share']:.1%}",
-            _hours(row["hours"]),
-            *([f"{row['uncertain']:,}"] if is_uncertain else []),
+            str(row.threshold),
+            f"{row.clips:,}",
+            f"{row.share:.1%}",
+            _hours(row.hours),
+            *([f"{row.uncertain:,}"] if is_uncertain else []),
         )
     return table
 
 
-def _codebooks(slots: Sequence[dict[str, Any]]) -> Table:
+def _codebooks(slots: Sequence[SlotUse]) -> Table:
     table = grid("Codes used, of 4,096", "slot", "codebook", "used", "share", "perplexity")
     for slot in slots:
         table.add_row(
-            str(slot["slot"]),
-            str(slot["codebook"]),
-            f"{slot['used']:,}",
-            f"{slot['share']:.1%}",
-            f"{slot['perplexity']:,.1f}",
+            str(slot.slot),
+            str(slot.codebook),
+            f"{slot.used:,}",
+            f"{slot.share:.1%}",
+            f"{slot.perplexity:,.1f}",
         )
     return table
 
 
-def _duplicates(kinds: dict[str, Any], codec: dict[str, Any]) -> Table:
-    chance = "" if codec.get("trained", True) else ", untrained codes agree by chance"
+def _duplicates(kinds: Mapping[str, DuplicateStats], has_trained_codec: bool) -> Table:
+    chance = "" if has_trained_codec else ", untrained codes agree by chance"
     table = grid(
         f"Duplicates among encoded clips{chance}",
         "equal", "groups", "extra clips", "hours", _EXAMPLE, left=[_EXAMPLE], cut=_EXAMPLE,
     )  # fmt: skip
     for kind, found in kinds.items():
-        example = " = ".join(found["examples"][0][:2]) if found["examples"] else ""
+        example = " = ".join(found.examples[0][:2]) if found.examples else ""
         table.add_row(
             "codes" if kind == "audio" else kind,
-            f"{found['groups']:,}",
-            f"{found['clips']:,}",
-            _hours(found["hours"]),
+            f"{found.groups:,}",
+            f"{found.clips:,}",
+            _hours(found.hours),
             Text(escape_control_characters(example)),
         )
     return table

@@ -20,7 +20,7 @@ from pipeline.jobs.run import run_job
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import load_plan
 from pipeline.run_dir.storage import Storage
-from pipeline.stats import run_stats
+from pipeline.stats import run_stats, stats_json
 from pipeline.trace.document import read_documents
 from pipeline.verify import verify_run
 from tests.corpus import run_bytes, write_corpus
@@ -62,22 +62,23 @@ def receipt_times(path: Path, stage: str) -> dict[str, int]:
 @pytest.mark.law
 def test_accounting_closes(done):
     stats = run_stats(*opened(done))
-    clips, samples = stats["accounting"], stats["samples"]
-    assert clips["clips_in"] == 12
-    assert clips["quarantined"] == {
+    clips, samples = stats.clips, stats.samples
+    assert clips.records_in == 12
+    assert clips.quarantined == {
         "all_zero_audio": 1, "broken_json": 1, "empty_audio": 1, "missing_transcript": 1,
     }  # fmt: skip
-    assert clips["rejected"]["below_threshold"] >= 1
-    assert samples["samples_in"] == 40
-    assert samples["quarantined"] == {"missing_answer": 1}
-    for account in (clips, samples, *stats["sources"].values()):
-        assert account["closed"]
-        assert account["pending"] == 0
-    assert 0 < clips["kept"] < 8
-    assert stats["shards"]["max_row_tokens"] <= 1024
-    assert stats["shards"]["num_shards"] > 2
-    assert stats["codec"]["label"].startswith("UNTRAINED")
-    json.dumps(stats)
+    assert clips.rejected["below_threshold"] >= 1
+    assert samples.records_in == 40
+    assert samples.quarantined == {"missing_answer": 1}
+    for account in (clips, samples, *stats.sources.values()):
+        assert account.adds_up
+        assert account.pending == 0
+    assert 0 < clips.kept < 8
+    assert stats.shards.max_row_tokens <= 1024
+    assert stats.shards.num_shards > 2
+    assert stats.codec is not None
+    assert stats.codec.label.startswith("UNTRAINED")
+    json.dumps(stats_json(stats))
 
 
 def test_verify_names_a_flipped_byte(done, corpus):

@@ -48,11 +48,12 @@ def test_a_corpus_that_was_measured_whole_is_estimated_as_it_is(measured):
     stats = run_stats(plan, Ledger(Storage(config.run_dir)))
     found = _by_stage(estimates)
 
-    assert found["ingest"].records == stats["accounting"]["clips_in"]
-    assert found["score"].totals == {"windows": stats["scores"]["windows"]}
-    assert found["tokenize (text)"].records == stats["samples"]["samples_in"]
-    shards = stats["shards"]
-    assert found["interleave"].totals == {"rows": shards["rows"], "tokens": shards["tokens"]}
+    assert found["ingest"].records == stats.clips.records_in
+    assert stats.scores is not None
+    assert found["score"].totals == {"windows": stats.scores.windows}
+    assert found["tokenize (text)"].records == stats.samples.records_in
+    shards = stats.shards
+    assert found["interleave"].totals == {"rows": shards.rows, "tokens": shards.tokens}
     assert all(item.worker_hours for item in estimates if item.stage != "train")
     assert all(item.error in (None, 0) for item in estimates)
     for stage in ("ingest", "score", "encode"):
@@ -60,7 +61,7 @@ def test_a_corpus_that_was_measured_whole_is_estimated_as_it_is(measured):
         assert found[stage].disk_bytes == pytest.approx(stored, rel=0.1), stage
     stored = _stored(run_dir, "shards/*.arrow") + _stored(run_dir, "interleave/order.arrow")
     assert found["interleave"].disk_bytes == pytest.approx(stored, rel=0.1)
-    left_out = stats["accounting"]["rejected"].get("ratio_exhausted", 0)
+    left_out = stats.clips.rejected["ratio_exhausted"]
     assert ("the ratio leaves out" in found["interleave"].note) == (left_out > 0)
 
 

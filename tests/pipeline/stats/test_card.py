@@ -1,6 +1,7 @@
 """The shards' folder is a dataset that `datasets` loads by its card, offline, and koe accepts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,16 +64,17 @@ def test_the_card_says_what_the_statistics_say(run):
     plan = load_plan(run.storage)
     assert plan is not None
     stats = run_stats(plan, run)
-    shards, clips = stats["shards"], stats["sources"]["clips"]
-    assert f"| clips | speech | {clips['clips_in']} | {clips['kept']} | below_threshold " in body
+    shards, clips = stats.shards, stats.sources["clips"]
+    assert f"| clips | speech | {clips.records_in} | {clips.kept} | below_threshold " in body
     assert "broken_json 1" in body
-    assert f"{shards['tokens']:,} tokens" in body
-    assert f"{shards['fill']:.2%}" in body
+    assert f"{shards.tokens:,} tokens" in body
+    assert f"{shards.fill:.2%}" in body
     assert "kept above overall quality 1.3" in body
     assert "**UNTRAINED codec.**" in body
-    assert stats["codec"]["sha256"] in body
-    for split, sums in shards["splits"].items():
-        assert f"| {split} | {sums['rows']:,} | {sums['tokens']:,} |" in body
+    assert stats.codec is not None
+    assert stats.codec.sha256 in body
+    for split, sums in shards.splits.items():
+        assert f"| {split} | {sums.rows:,} | {sums.tokens:,} |" in body
     assert str(Path(run.storage.root)) not in body
 
 
@@ -82,7 +84,8 @@ def test_the_same_figures_give_the_same_bytes_and_a_trained_codec_no_warning(run
     index, stats = json.loads(run.storage.read_bytes("shards/index.json")), run_stats(plan, run)
     text = dataset_card(index, stats)
     assert text.encode() == run.storage.read_bytes(CARD)
-    trained = {**stats, "codec": {**stats["codec"], "label": "snac", "trained": True}}
+    assert stats.codec is not None
+    trained = replace(stats, codec=replace(stats.codec, label="snac", trained=True))
     assert "UNTRAINED" not in dataset_card(index, trained)
-    whole = {**stats["shards"], "splits": {"train": stats["shards"]["splits"]["train"]}}
-    assert "validation-*" not in dataset_card(index, {**stats, "shards": whole})
+    whole = replace(stats.shards, splits={"train": stats.shards.splits["train"]})
+    assert "validation-*" not in dataset_card(index, replace(stats, shards=whole))

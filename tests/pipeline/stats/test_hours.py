@@ -64,11 +64,11 @@ def test_what_interleave_leaves_out_is_not_kept(run):
         placed |= {id for ids in rows.to_pylist() for id in ids}
     in_shards = [s for id, s in encoded.items() if id in placed]
     assert 0 < len(in_shards) < len(encoded)
-    assert after["accounting"]["kept"] == len(in_shards)
-    assert after["accounting"]["rejected"]["ratio_exhausted"]
-    for account in (after["accounting"], after["sources"]["clips"]):
-        assert account["hours_kept"] == pytest.approx(sum(in_shards) / 3600, abs=6e-5)
-    assert after["accounting"]["hours_kept"] < before["accounting"]["hours_kept"]
+    assert after.clips.kept == len(in_shards)
+    assert after.clips.rejected["ratio_exhausted"]
+    for account in (after.clips, after.sources["clips"]):
+        assert account.hours_kept == pytest.approx(sum(in_shards) / 3600, abs=6e-5)
+    assert after.clips.hours_kept < before.clips.hours_kept
 
 
 def test_what_tokenize_leaves_out_is_not_kept(run):
@@ -81,4 +81,4 @@ def test_what_tokenize_leaves_out_is_not_kept(run):
     lost = encoded.keys() - tokenized
     assert len(lost) == 1
     kept = sum(s for id, s in encoded.items() if id in tokenized)
-    assert before["accounting"]["hours_kept"] == pytest.approx(kept / 3600, abs=6e-5)
+    assert before.clips.hours_kept == pytest.approx(kept / 3600, abs=6e-5)

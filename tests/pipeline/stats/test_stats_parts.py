@@ -18,6 +18,7 @@ from pipeline.stats.codebooks import CodebookUse
 from pipeline.stats.distributions import Values, distributions
 from pipeline.stats.duplicates import Duplicates
 from pipeline.stats.examples import Examples
+from pipeline.stats.model import DuplicateStats, WhatIf
 from pipeline.stats.scores import ScoreTally
 from pipeline.stats.shards import shard_mix
 
@@ -78,17 +79,19 @@ def test_clips_within_the_error_of_a_threshold_are_uncertain(ledger):
         "encode": commit(ledger, "encode", "a", clips(ENCODED, []), threshold_ovrl=2.5),
     }
     tally.add(unit("a"), receipts)
-    found = tally.thresholds_json()
-    assert found["configured"] == 2.5
+    found = tally.thresholds()
+    assert found.configured == 2.5
     # 2.4, 2.5 and 2.625 lie at most 0.125 from it; at 3.0 the only score near it is exact
-    assert found["what_if"] == [
-        {"threshold": 2.5, "clips": 3, "hours": 3.0, "share": 0.5, "uncertain": 3},
-        {"threshold": 3.0, "clips": 0, "hours": 0.0, "share": 0.0, "uncertain": 0},
+    assert found.what_if == [
+        WhatIf(threshold=2.5, clips=3, hours=3.0, share=0.5, uncertain=3),
+        WhatIf(threshold=3.0, clips=0, hours=0.0, share=0.0, uncertain=0),
     ]
-    assert "sig" not in tally.scores_json()  # null in every clip, as of a source's own score
+    scores = tally.scores()
+    assert scores is not None
+    assert "sig" not in scores.quantiles  # null in every clip, as of a source's own score
     other = {"encode": commit(ledger, "encode", "b", clips(ENCODED, []), threshold_ovrl=2.8)}
     tally.add(unit("b"), other)
-    assert tally.thresholds_json()["configured"] is None
+    assert tally.thresholds().configured is None
 
 
 def test_a_score_table_of_another_version_is_named(ledger):
@@ -104,28 +107,28 @@ def lists(rows) -> pa.ListArray:
 
 def test_perplexity_counts_codes_that_are_used_evenly():
     use = CodebookUse()
-    assert use.as_json() == []
+    assert use.by_slot() == []
     use.add(lists([]))
-    assert use.as_json() == []
+    assert use.by_slot() == []
     # slot k uses 2^k codes evenly; the frames come in clips of several lengths
     frames = np.array([[frame % 2**slot for slot in range(7)] for frame in range(128)])
     use.add(lists([frames[:1].reshape(-1), frames[1:50].reshape(-1)]))
     use.add(lists([frames[50:].reshape(-1)]))
-    found = use.as_json()
-    assert [slot["perplexity"] for slot in found] == [1, 2, 4, 8, 16, 32, 64]
-    assert [slot["used"] for slot in found] == [1, 2, 4, 8, 16, 32, 64]
-    assert found[3]["counts_sorted"][:4] == [16] * 4
-    assert found[0]["counts_sorted"][0] == 128
-    assert found[6]["share"] == 64 / 4096
+    found = use.by_slot()
+    assert [slot.perplexity for slot in found] == [1, 2, 4, 8, 16, 32, 64]
+    assert [slot.used for slot in found] == [1, 2, 4, 8, 16, 32, 64]
+    assert found[3].counts_sorted[:4] == [16] * 4
+    assert found[0].counts_sorted[0] == 128
+    assert found[6].share == 64 / 4096
 
 
 def test_a_code_of_the_last_entry_counts_in_its_own_slot():
     use = CodebookUse()
     use.add(lists([[4095, 0, 0, 0, 0, 0, 4095]]))
-    assert [slot["used"] for slot in use.as_json()] == [1] * 7
+    assert [slot.used for slot in use.by_slot()] == [1] * 7
 
 
-def duplicates_of(ledger: Ledger, units: list[list[dict[str, Any]]]) -> dict[str, Any]:
+def duplicates_of(ledger: Ledger, units: list[list[dict[str, Any]]]) -> dict[str, DuplicateStats]:
     found = Duplicates(ledger)
     for number, rows in enumerate(units):
         table = clips(ENCODED, rows)
@@ -133,7 +136,7 @@ def duplicates_of(ledger: Ledger, units: list[list[dict[str, Any]]]) -> dict[str
         found.open_unit(path)
         for batch in table.to_batches(max_chunksize=2):  # lists that do not begin at offset 0
             found.add(batch)
-    return found.as_json()
+    return found.by_kind()
 
 
 def test_copies_are_found_within_and_across_units_and_the_first_is_none(ledger):
@@ -150,8 +153,8 @@ def test_copies_are_found_within_and_across_units_and_the_first_is_none(ledger):
         ],
     )
     assert found == {
-        "audio": {"groups": 2, "clips": 3, "hours": 3.0, "examples": [["a", "c", "e"], ["b", "h"]]},
-        "text": {"groups": 2, "clips": 3, "hours": 3.0, "examples": [["b", "e", "i"], ["a", "c"]]},
+        "audio": DuplicateStats(2, 3, 3.0, [["a", "c", "e"], ["b", "h"]]),
+        "text": DuplicateStats(2, 3, 3.0, [["b", "e", "i"], ["a", "c"]]),
     }
 
 
@@ -162,8 +165,8 @@ def test_only_ten_groups_and_ten_ids_of_each_are_named(ledger):
         for group in range(11)
     ]
     text = duplicates_of(ledger, [rows[:70], rows[70:]])["text"]
-    assert (text["groups"], text["clips"]) == (11, 121)
-    assert text["examples"] == [[f"{n}-{group}" for n in range(10)] for group in range(10)]
+    assert (text.groups, text.clips) == (11, 121)
+    assert text.examples == [[f"{n}-{group}" for n in range(10)] for group in range(10)]
     assert duplicates_of(ledger, []) == {}
 
 
@@ -189,7 +192,7 @@ def test_five_of_a_reason_are_examples_and_two_of_a_rejection(ledger, monkeypatc
         examples.add(unit("u2", "a"), {"ingest": full})
     order = excluded("a", "rejected", "left", 4, "interleave")
     commit(ledger, "interleave", "order", none, order)
-    found = [(row["source"], row["reason"], row["id"]) for row in examples.as_json()]
+    found = [(row.source, row.reason, row.id) for row in examples.sorted()]
     assert found == [
         *(("a", "bad", f"bad-{k}") for k in range(5)),
         ("b", "bad", "bad-0"),
@@ -204,13 +207,13 @@ def test_a_few_outliers_do_not_squeeze_a_histogram():
     of_clips["seconds"].add("a", values[:5000])
     of_clips["seconds"].add("b", values[5000:])
     found = distributions(of_clips, Values(), ["a", "b"])
-    histograms = {source: found[source]["seconds"]["histogram"] for source in ("all", "a", "b")}
-    assert len({tuple(histogram["edges"]) for histogram in histograms.values()}) == 1
-    assert histograms["all"]["edges"][-1] < 11
-    assert sum(histograms["all"]["counts"]) == 10_001
-    assert max(histograms["all"]["counts"]) < 1000
-    both = np.add(histograms["a"]["counts"], histograms["b"]["counts"])
-    assert both.tolist() == histograms["all"]["counts"]
+    histograms = {source: found[source]["seconds"].histogram for source in ("all", "a", "b")}
+    assert len({tuple(histogram.edges) for histogram in histograms.values()}) == 1
+    assert histograms["all"].edges[-1] < 11
+    assert sum(histograms["all"].counts) == 10_001
+    assert max(histograms["all"].counts) < 1000
+    both = np.add(histograms["a"].counts, histograms["b"].counts)
+    assert both.tolist() == histograms["all"].counts
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 123_456.0])
@@ -218,10 +221,10 @@ def test_one_value_makes_a_histogram_of_its_own(value):
     tokens = Values()
     tokens.add("t", np.array([value] * 3))
     found = distributions({}, tokens, ["t"])
-    histogram = found["t"]["tokens"]["histogram"]
-    assert histogram["edges"][0] <= value <= histogram["edges"][-1]
-    assert sum(histogram["counts"]) == 3
-    assert found["all"]["text_tokens"]["quantiles"]["p99"] == value
+    histogram = found["t"]["tokens"].histogram
+    assert histogram.edges[0] <= value <= histogram.edges[-1]
+    assert sum(histogram.counts) == 3
+    assert found["all"]["text_tokens"].quantiles["p99"] == value
 
 
 def rows_of(documents: list[list[tuple[str, int]]]) -> pa.Table:
@@ -253,15 +256,17 @@ def test_a_way_of_many_rows_is_cut_into_fifty_parts_across_shards(ledger):
         index["shards"].append({"path": f"{name}.arrow", "split": split, "rows": len(part)})
     mix = shard_mix(index, ledger)
     assert len(mix) == 50
-    assert {part["rows"] for part in mix} == {2, 3}
+    assert {part.rows for part in mix} == {2, 3}
     place = 0
     for part in mix:
-        mine = [document for row in rows[place : place + part["rows"]] for document in row]
-        place += part["rows"]
+        mine = [document for row in rows[place : place + part.rows] for document in row]
+        place += part.rows
         for name in (SPEECH, "text"):
-            assert part[f"{name}_tokens"] == sum(n for modality, n in mine if modality == name)
-        assert part["documents_per_row"] == pytest.approx(len(mine) / part["rows"], abs=1e-4)
+            assert getattr(part, f"{name}_tokens") == sum(
+                n for modality, n in mine if modality == name
+            )
+        assert part.documents_per_row == pytest.approx(len(mine) / part.rows, abs=1e-4)
         tokens = sum(length for _, length in mine)
-        assert part["fill"] == pytest.approx(tokens / (150 * part["rows"]), abs=1e-6)
+        assert part.fill == pytest.approx(tokens / (150 * part.rows), abs=1e-6)
     assert place == 123
     assert shard_mix({**index, "shards": index["shards"][2:]}, ledger) == []

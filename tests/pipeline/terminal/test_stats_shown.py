@@ -6,13 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from pipeline.stats import full_stats
+from pipeline.stats import RunStats, full_stats, stats_json
 from pipeline.terminal.stats import stats_view
 from tests.statistics_run import KEYS, THRESHOLDS, opened, run_corpus
 
@@ -23,7 +23,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stats(corpus) -> dict[str, Any]:
+def stats(corpus) -> RunStats:
     return full_stats(*opened(corpus.parent / "run"), thresholds=THRESHOLDS)
 
 
@@ -43,19 +43,19 @@ def test_what_is_not_done_yet_is_empty(corpus, tmp_path):
         shutil.rmtree(run_dir / stage)
         gone += parts
         stats = full_stats(*opened(run_dir))
-        assert stats.keys() == KEYS
-        assert [key for key in gone if stats[key]] == []
-        assert stats["accounting"]["closed"]
+        assert stats_json(stats).keys() == KEYS
+        assert [part for part in gone if getattr(stats, part)] == []
+        assert stats.clips.adds_up
         assert width_of(stats) <= 80
-    assert stats["distributions"] == {"all": {}, "clips": {}, "second": {}, "text": {}}
-    assert stats["thresholds"]["configured"] is None
+    assert stats.distributions == {"all": {}, "clips": {}, "second": {}, "text": {}}
+    assert stats.thresholds.configured is None
 
 
-def width_of(stats: dict[str, Any]) -> int:
+def width_of(stats: RunStats) -> int:
     return max(len(line.rstrip()) for line in shown(stats).splitlines())
 
 
-def shown(stats: dict[str, Any]) -> str:
+def shown(stats: RunStats) -> str:
     console = Console(width=80, color_system=None, no_color=True)
     with console.capture() as capture:
         console.print(stats_view(stats))
@@ -70,9 +70,9 @@ def test_the_terminal_shows_all_of_it_in_80_columns(stats):
         assert title in text
     for reason in ("all_zero_audio", "broken_json", "empty_audio", "missing_transcript"):
         assert reason in text
-    row = stats["thresholds"]["what_if"][1]
-    assert ["1.9", str(row["clips"])] in [line.split()[:2] for line in text.splitlines()]
-    quick = {key: stats[key] for key in stats if key not in ("distributions", "mix", "codebooks")}
+    row = stats.thresholds.what_if[1]
+    assert ["1.9", str(row.clips)] in [line.split()[:2] for line in text.splitlines()]
+    quick = replace(stats, distributions={}, mix=(), codebooks=())
     assert "DNSMOS of" in shown(quick)
 
 
@@ -92,20 +92,20 @@ def test_the_command_line_asks_what_if(corpus):
     assert "--what-if high" in wrong.stderr
 
 
-def test_one_source_shows_its_books_and_distributions_only(corpus, stats):
+def test_one_source_shows_its_record_counts_and_distributions_only(corpus, stats):
     done = koe("stats", "-c", str(corpus), "--source", "second")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     lines = [line.split() for line in done.stdout.splitlines()]
-    books = next(line for line in lines if line[:1] == ["second"])
-    assert books[1] == "1"
+    counts = next(line for line in lines if line[:1] == ["second"])
+    assert counts[1] == "1"
     seconds = next(line for line in lines if line[:1] == ["seconds"])
-    values = stats["distributions"]["second"]["seconds"]
-    assert seconds[1:3] == ["1", f"{values['mean']:.2f}"]
+    values = stats.distributions["second"]["seconds"]
+    assert seconds[1:3] == ["1", f"{values.mean:.2f}"]
     for words in ("Medians", "Shards", "missing_transcript", "of all"):
         assert words not in done.stdout
     whole = koe("stats", "-c", str(corpus), "--source", "second", "--json")
-    assert set(json.loads(whole.stdout)["sources"]) == set(stats["sources"])
+    assert set(json.loads(whole.stdout)["sources"]) == set(stats.sources)
     wrong = koe("stats", "-c", str(corpus), "--source", "third")
     assert wrong.returncode == 2
     assert "clips, second, text" in wrong.stderr
