@@ -30,8 +30,7 @@ class Page(HTMLParser):
         self.tiles: dict[str, str] = {}  # value by name
         self._open: list[str] = []
         self._data: dict[str, str] = {}
-        self._plots: dict[str, int] = {}
-        self._id = self._heading = self._tile = ""
+        self._id = self._tile = ""
         self.feed(text)
         assert not self._open, f"{self._open} are not closed"
         self.data = {id: json.loads(found) for id, found in self._data.items()}
@@ -41,8 +40,6 @@ class Page(HTMLParser):
         self.elements.append(Element(tag, named, tuple(self._open)))
         self._open += [tag] if tag not in VOID else []
         self._id = named.get("id", "")
-        if named.get("class") == "plot":
-            self._plots[self._heading] = int(named["data-figure"])
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag, f"</{tag}> closes another element"
@@ -53,9 +50,7 @@ class Page(HTMLParser):
             self._data[self._id] = self._data.get(self._id, "") + data
         elif within not in ("script", "style"):
             self.texts.append(data)
-        if within == "h3":
-            self._heading = data
-        elif within == "dt":
+        if within == "dt":
             self._tile = data
         elif within == "b" and "dd" in self._open:
             self.tiles[self._tile] = data
@@ -74,14 +69,14 @@ class Page(HTMLParser):
         return [e.named[key] for e in self.elements for key in ("src", "href") if key in e.named]
 
     @property
-    def figures(self) -> list[dict[str, Any]]:
+    def figures(self) -> dict[str, dict[str, Any]]:
         return self.data["figures"]
 
     def layout(self, heading: str) -> dict[str, Any]:
-        return self.figures[self._plots[heading]]["layout"]
+        return self.figures[heading]["layout"]
 
     def traces(self, heading: str) -> list[dict[str, Any]]:
-        return self.figures[self._plots[heading]]["data"]
+        return self.figures[heading]["data"]
 
     def trace(self, heading: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return x and y of the first trace of that name, the faint one where there are two."""

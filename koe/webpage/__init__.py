@@ -20,6 +20,7 @@ from koe.webpage.frame import (
     is_own_page,
     write_page,
 )
+from koe.webpage.page import MAX_TEXT, cut, render
 from koe.webpage.text import NOTHING, card, escape, run_name, scroll, short_number, table
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "BLUE",
     "GREEN",
     "GREY",
+    "MAX_TEXT",
     "NOTHING",
     "ORANGE",
     "RED",
@@ -37,10 +39,12 @@ __all__ = [
     "Section",
     "Tile",
     "card",
+    "cut",
     "document",
     "escape",
     "is_own_page",
     "new_figure",
+    "render",
     "run_name",
     "scroll",
     "short_number",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,9 @@ MAX_DESCRIBED = 12  # traces of a figure that are put into words
 class Chart:
     """A figure with its heading and what it shows; `figure` is None where there is no data.
 
-    `height` is in pixels; `span` is how many of the page's six columns it takes, and a `tall` one
-    stands beside two others. `tools` (HTML) stand in the heading, `above` (HTML) over the plot.
+    The `title` is the only one of its name on the page. `height` is in pixels; `span` is how many
+    of the page's six columns it takes, and a `tall` one stands beside two others. A `scalable` one
+    has a button for its scale; one `by_source` shows the trace of one source and its summary.
     `words` are read out in place of the picture; without them the figure's axes and ranges are.
     """
 
@@ -41,9 +43,16 @@ class Chart:
     height: int = 260
     span: int = 3
     tall: bool = False
+    scalable: bool = False
+    by_source: bool = False
     tools: str = ""
     above: str = ""
     words: str = ""
+
+    def description(self) -> str:
+        """Say what the picture shows, for those who hear the page. Needs a figure."""
+        assert self.figure is not None
+        return f"{self.title}. {self.words or described(self.figure)}"
 
 
 class Figures:
@@ -52,7 +61,7 @@ class Figures:
     def __init__(self, empty: str) -> None:
         """`empty` is what a chart without data says."""
         self._empty = empty
-        self._figures: list[str] = []
+        self._figures: dict[str, str] = {}
 
     def cards(self, charts: Sequence[Chart]) -> str:
         """Write the cards of a section's charts in one grid."""
@@ -65,9 +74,9 @@ class Figures:
             words = f"{chart.title}. {chart.words or described(chart.figure)}"
             body = (
                 f'{chart.above}<div class="plot" role="img" aria-label="{escape(words, 1000)}" '
-                f'style="height:{chart.height}px" data-figure="{len(self._figures)}"></div>'
+                f'style="height:{chart.height}px" data-figure="{escape(chart.title)}"></div>'
             )
-            self._figures.append(str(chart.figure.to_json()))
+            self._figures[chart.title] = str(chart.figure.to_json())
         kind = f"card span{chart.span}{' tall' if chart.tall else ''}"
         return (
             f'<article class="{kind}"><h3>{escape(chart.title)}{tools}</h3>'
@@ -76,7 +85,7 @@ class Figures:
 
     def as_json(self) -> str:
         """Return all figures as one JSON array, which `data-figure` counts through."""
-        return f"[{','.join(self._figures)}]"
+        return f"{{{','.join(f'{json.dumps(k)}:{v}' for k, v in self._figures.items())}}}"
 
 
 def new_figure(x: str, y: str, **layout: Any) -> go.Figure:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
-from koe.webpage import run_name, write_page
-from training.report.charts import charts
-from training.report.data import read_run
-from training.report.page import page
+from koe.webpage import render, run_name, write_page
+from training.report.charts import draw_charts
+from training.report.content import about, event_of, recordings, tiles
+from training.report.data import Run, hardest, read_run
 
 REPORT_FILE = "report.html"
+MAX_EVENTS = 400  # rows of the table
+SECTIONS = {
+    "loss": "Loss and gradient",
+    "weights": "Weights and updates",
+    "speed": "Speed",
+    "evaluation": "Evaluation",
+    "events": "Events",
+    "speech": "Listen to generated speech",
+}
 
 __all__ = ["REPORT_FILE", "write_report"]
 
@@ -22,6 +32,25 @@ def write_report(out_dir: Path, path: Path | None = None) -> Path:
     Raises: ConfigError when the folder holds no logs, ContractError when one cannot be read,
     StorageError when the page cannot be written.
     """
-    run = read_run(out_dir)
-    text = page(run_name(out_dir.resolve()), run, charts(run))
+    text = page(run_name(out_dir.resolve()), read_run(out_dir))
     return write_page(path or out_dir / REPORT_FILE, text)
+
+
+def page(name: str, run: Run) -> str:
+    """Render the page of a run of this name."""
+    shown = hardest(run.events, MAX_EVENTS)
+    return render(
+        __name__,
+        "report.html.j2",
+        name=name,
+        kind="training report",
+        about=about(run),
+        tiles=tiles(run),
+        sections=SECTIONS,
+        charts=draw_charts(run),
+        events=[event_of(event) for event in shown],
+        event_kinds=Counter(str(event.get("event")) for event in run.events),
+        events_left_out=len(run.events) - len(shown),
+        samples=run.samples,
+        recordings=recordings(run.samples),
+    )

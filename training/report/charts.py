@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,87 +19,89 @@ from training.report.drawing import (
     draw_line,
     draw_noisy,
     new_figure,
-    scale_by_logarithm,
+    use_log_scale,
 )
 from training.report.events import draw_with_events
 
 HEIGHT, WIDE_HEIGHT = 330, 420  # pixels
+LOSS = "loss, nats per token"
 
 Names = Sequence[tuple[str, str]]  # (label, column)
 
 
-def charts(run: Run) -> dict[str, list[Chart]]:
-    """Draw all charts of a run, by the heading under which they stand."""
+def draw_charts(run: Run) -> dict[str, list[Chart]]:
+    """Draw all charts of a run, by the id of their section."""
+    lines = partial(_lines, run)
+    sources = _under(run.metrics, "loss_by_source")
+    sums = [(f"all {label}", name) for label, name in _under(run.metrics, "loss_by_modality")]
+    slots = [
+        (f"slot {slot} \u00b7 c{codebook}", f"loss_by_slot/{slot}")
+        for slot, codebook in enumerate(SLOT_CODEBOOKS)
+    ]
+    groups = _under(run.metrics, "update_ratio")
     return {
-        "Loss and gradient": [_loss(run), _gradient_norm(run), _by_source(run), _by_slot(run)],
-        "Weights and updates": [_learning_rate(run), *_weights(run)],
-        "Speed": [_throughput(run), _data_wait(run)],
-        "Evaluation": [_evaluation(run), _speech(run)],
+        "loss": [
+            _loss(run),
+            _gradient_norm(run),
+            lines(
+                "Loss by source",
+                "The curves of all speech and all text are hidden until you click their names.",
+                sources + sums,
+                LOSS,
+                hidden=sums if sources else (),
+            ),
+            lines(
+                "Loss by codebook slot",
+                "The seven tokens of a SNAC frame in order, with their codebooks. "
+                "Chance is log 4096 = 8.32.",
+                slots,
+                LOSS,
+                colours=SLOT_COLOURS,
+            ),
+        ],
+        "weights": [
+            _learning_rate(run),
+            lines(
+                "Update norm / weight norm",
+                "By group of weights. A rise here comes before one of the loss and the gradient norm.",
+                [(label.replace("_", " "), name) for label, name in groups],
+                "update norm / weight norm",
+                log=True,
+            ),
+            lines(
+                "Norm of embedding rows",
+                "Old rows come from the base model; new rows are control ids and audio codes.",
+                _under(run.metrics, "row_norms"),
+                "mean L2 norm of a row",
+            ),
+            lines(
+                "Largest logit",
+                "Over the step's supervised tokens. If it climbs steadily, set train.z_loss.",
+                [("largest logit", "largest_logit")],
+                "logit",
+            ),
+        ],
+        "speed": [
+            lines(
+                "Throughput",
+                "Tokens without padding, over all ranks.",
+                [("tokens/s", "tokens_per_second")],
+                "tokens/s",
+            ),
+            _data_wait(run),
+        ],
+        "evaluation": [_evaluation(run), _generated(run)],
     }
 
 
-def _by_slot(run: Run) -> Chart:
-    return _lines(
-        run,
-        "Loss by codebook slot",
-        "The seven tokens of a SNAC frame in their order, and their codebook. Chance is log 4096 = 8.32.",
-        [
-            (f"slot {slot} \u00b7 c{SLOT_CODEBOOKS[slot]}", f"loss_by_slot/{slot}")
-            for slot in range(len(SLOT_CODEBOOKS))
-        ],
-        "loss, nats a token",
-        colours=SLOT_COLOURS,
-    )
-
-
-def _weights(run: Run) -> list[Chart]:
-    groups = [
-        (name.replace("_", " "), column) for name, column in _under(run.metrics, "update_ratio")
-    ]
-    return [
-        _lines(
-            run,
-            "Update norm / weight norm",
-            "By group of weights. A rise here comes before one of loss and gradient norm.",
-            groups,
-            "update norm / weight norm",
-            log=True,
-        ),
-        _lines(
-            run,
-            "Norm of embedding rows",
-            "Old: the base model's; new: control ids and audio codes.",
-            _under(run.metrics, "row_norms"),
-            "mean L2 norm of a row",
-        ),
-        _lines(
-            run,
-            "Largest logit",
-            "Over the step's supervised tokens; a steady climb calls for z-loss.",
-            [("largest logit", "largest_logit")],
-            "logit",
-        ),
-    ]
-
-
-def _throughput(run: Run) -> Chart:
-    return _lines(
-        run,
-        "Throughput",
-        "Tokens without padding, over all ranks.",
-        [("tokens/s", "tokens_per_second")],
-        "tokens/s",
-    )
-
-
 def _loss(run: Run) -> Chart:
-    figure = draw_with_events(run, "loss", "loss", "loss, nats a token")
+    figure = draw_with_events(run, "loss", "loss", LOSS)
     draw_limit(figure, _main(run, "limits/loss"), "guard skips above", RED)
     _fit(figure, run.metrics.column("loss"))
     return _chart(
         "Loss",
-        "Mean cross-entropy of the step's supervised tokens; the strong line is its median over "
-        "neighbouring steps. Grey: pieces that a rollback undid.",
+        "Mean cross-entropy of the step's supervised tokens. The strong line is the median of "
+        "neighbouring steps; grey lines are steps that a rollback undid.",
         figure,
         "loss" in run.metrics.columns,
         wide=True,
@@ -109,26 +112,13 @@ def _gradient_norm(run: Run) -> Chart:
     figure = draw_with_events(run, "gradient_norm", "gradient norm", "L2 norm")
     draw_limit(figure, _main(run, "limits/clip"), "guard clips above", AMBER)
     draw_limit(figure, _main(run, "limits/gradient_norm"), "guard skips above", RED)
-    scale_by_logarithm(figure, "L2 norm")
+    use_log_scale(figure, "L2 norm")
     return _chart(
         "Gradient norm",
-        "Of the gradient over all parameters and ranks, before clipping.",
+        "Over all parameters and ranks, before clipping.",
         figure,
         "gradient_norm" in run.metrics.columns,
         wide=True,
-    )
-
-
-def _by_source(run: Run) -> Chart:
-    sources = _under(run.metrics, "loss_by_source")
-    modalities = [(f"all {label}", name) for label, name in _under(run.metrics, "loss_by_modality")]
-    return _lines(
-        run,
-        "Loss by source",
-        "The sums over all text and all speech start hidden.",
-        sources + modalities,
-        "loss, nats a token",
-        hidden=modalities if sources else (),
     )
 
 
@@ -138,26 +128,13 @@ def _learning_rate(run: Run) -> Chart:
     draw_line(figure, thin(rate, BUCKETS), "learning rate", COLOURS[0], width=2)
     figure.update_yaxes(rangemode="tozero", exponentformat="e")
     if len(factor):
-        draw_line(
-            figure,
-            thin(factor, BUCKETS),
-            "guard's factor",
-            COLOURS[1],
-            width=1.5,
-            line={"shape": "hv"},
-            yaxis="y2",
-        )
+        style = {"width": 1.5, "line": {"shape": "hv"}, "yaxis": "y2"}
+        draw_line(figure, thin(factor, BUCKETS), "guard's factor", COLOURS[1], **style)
         right = {"title": {"text": "guard's factor"}, "overlaying": "y", "side": "right"}
-        figure.update_layout(
-            yaxis2={**right, "range": [0, 1.05], "dtick": 0.25, "showgrid": False},
-            margin={"r": 60},
-        )
-    return _chart(
-        "Learning rate",
-        "As used: warm-up and cosine, times the guard's factor.",
-        figure,
-        len(rate) > 0,
-    )
+        right |= {"range": [0, 1.05], "dtick": 0.25, "showgrid": False}
+        figure.update_layout(yaxis2=right, margin={"r": 60})
+    note = "As applied: warm-up and cosine decay, times the guard's factor."
+    return _chart("Learning rate", note, figure, len(rate) > 0)
 
 
 def _data_wait(run: Run) -> Chart:
@@ -169,35 +146,29 @@ def _data_wait(run: Run) -> Chart:
     draw_noisy(figure, curve, "waiting for data", COLOURS[0])
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(showlegend=False)
-    return _chart(
-        "Waiting for data", "Time that rank 0 has no batch to work on.", figure, len(curve) > 0
-    )
+    note = "Time in which rank 0 has no batch to work on."
+    return _chart("Waiting for data", note, figure, len(curve) > 0)
 
 
 def _evaluation(run: Run) -> Chart:
     names = [("all", "loss"), *_under(run.evaluations, "loss_by_source")]
-    return _chart(
-        "Evaluation loss",
-        "On the validation shards.",
-        _measured(run.evaluations, names, "loss, nats a token"),
-        _any(run.evaluations, "loss"),
-    )
+    figure = _measured(run.evaluations, names, LOSS)
+    has_data = _any(run.evaluations, "loss")
+    return _chart("Evaluation loss", "On the validation shards.", figure, has_data)
 
 
-def _speech(run: Run) -> Chart:
+def _generated(run: Run) -> Chart:
     table = run.evaluations
-    shares = {"frames that are valid": "valid_share", "samples that end": "ended_share"}
+    shares = {"valid frames": "valid_share", "samples that end": "ended_share"}
     percent = {label: 100 * table.column(f"samples/{name}") for label, name in shares.items()}
     columns = Table(table.num_rows, {"step": table.column("step"), **percent})
     names = [(label, label) for label, values in percent.items() if np.isfinite(values).any()]
     figure = _measured(columns, names, "share, %")
     figure.update_yaxes(range=[-3, 103])
-    return _chart(
-        "Generated speech",
-        "Of the prompts spoken: frames whose seven tokens lie in their slots, samples that end.",
-        figure,
-        bool(names),
+    note = (
+        "Frames whose seven tokens lie in their slots, and samples that end within the token limit."
     )
+    return _chart("Generated speech", note, figure, bool(names))
 
 
 def _lines(
@@ -223,7 +194,7 @@ def _lines(
             draw_noisy(figure, curve, html.escape(label), colours[place % len(colours)], **style)
     figure.update_layout(showlegend=len(names) > 1)
     if log:
-        scale_by_logarithm(figure, axis, "~e")
+        use_log_scale(figure, axis, "~e")
     return _chart(title, note, figure, any(len(curve) for _, curve in curves))
 
 
@@ -237,7 +208,7 @@ def _measured(table: Table, names: Names, axis: str) -> go.Figure:
         draw_line(figure, curve, html.escape(label), colour, **style)
     steps = table.column("step")
     if len(steps) and np.nanmin(steps) == np.nanmax(steps):
-        figure.update_xaxes(dtick=1)  # about a single step plotly would repeat rounded ones
+        figure.update_xaxes(dtick=1)  # around a single step plotly would repeat rounded ones
     return figure
 
 
@@ -248,21 +219,15 @@ def _fit(figure: go.Figure, values: np.ndarray) -> None:
         return
     low, high = values.min(), values.max()
     if low > 0 and high > 4 * np.quantile(values, 0.99):
-        scale_by_logarithm(figure, "loss, nats a token")
+        use_log_scale(figure, LOSS)
         return
     space = 0.05 * (high - low) or 0.5
     figure.update_yaxes(range=[low - space, high + space])
 
 
 def _chart(title: str, note: str, figure: go.Figure, has_data: bool, wide: bool = False) -> Chart:
-    return Chart(
-        title,
-        note,
-        figure if has_data else None,
-        height=WIDE_HEIGHT if wide else HEIGHT,
-        span=6 if wide else 3,
-        tools='<button class="scale"></button>',
-    )
+    height, span = (WIDE_HEIGHT, 6) if wide else (HEIGHT, 3)
+    return Chart(title, note, figure if has_data else None, height, span, scalable=True)
 
 
 def _any(table: Table, column: str) -> bool:
@@ -281,7 +246,7 @@ def _under(table: Table, prefix: str) -> list[tuple[str, str]]:
 
 
 def _last_of_each_step(curve: Curve) -> Curve:
-    """Keep what was measured last where a rollback made the run pass a step again."""
+    """Keep the last measurement of a step that a rollback made the run pass again."""
     _, places = np.unique(curve.steps[::-1], return_index=True)
     kept = len(curve) - 1 - places
     return Curve(curve.steps[kept], curve.values[kept])

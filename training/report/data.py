@@ -19,9 +19,8 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 SAMPLES_FOLDER = "samples"
 SAMPLES_FILE = "samples.json"  # in a folder of its own for each step
 APPLIED = ("accept", "clip")
-LONGEST_TEXT = 240  # characters of a reason or an id that are shown
 
-# The guard's ladder, hardest first: where events are too many to show, the hardest stay.
+# The guard's actions, hardest first: where events are too many to show, the hardest stay.
 _SEVERITY = ("stop", "roll_back", "rolled_back", "lower_rate", "climbing", "restore_rate", "skip")
 _MILDEST = "clip"
 
@@ -66,7 +65,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class SpokenSamples:
+class GeneratedSamples:
     """Generated speech; `codec` is the decoder's label, which says so where it is UNTRAINED."""
 
     folder: Path
@@ -76,9 +75,9 @@ class SpokenSamples:
 
 @dataclass(frozen=True)
 class Run:
-    """What a training folder tells. Row numbers are those of `metrics`, in the order written.
+    """What the logs of a run hold. Row numbers are those of `metrics`, in the order written.
 
-    `main`: applied steps that led to the last weights; `abandoned`: pieces that a rollback undid;
+    `main`: applied steps that led to the last weights; `abandoned`: steps that rollbacks undid;
     `skipped`: steps whose gradient was not used, which do not raise the step number.
     """
 
@@ -88,7 +87,7 @@ class Run:
     skipped: np.ndarray
     evaluations: Table
     events: list[dict[str, Any]]
-    samples: SpokenSamples
+    samples: GeneratedSamples
 
 
 def read_run(out_dir: Path) -> Run:
@@ -111,13 +110,24 @@ def read_run(out_dir: Path) -> Run:
 def read_table(path: Path) -> Table:
     """Read the numbers of a JSON-lines file without keeping its objects.
 
-    Raises: ContractError naming a line that is no JSON object.
+    Raises: ContractError naming a line that is not a JSON object.
     """
     if not path.is_file():
         return Table(0)
     with open(path, "rb") as file:
-        num_rows = sum(line.endswith(b"\n") for line in file)
-    return _table(_read_lines(path), num_rows)
+        table = Table(sum(line.endswith(b"\n") for line in file))
+    # the file may have grown in between
+    for place, row in zip(range(table.num_rows), _read_lines(path), strict=False):
+        table.actions.append(str(row.get("action", APPLIED[0])))
+        for name, value in _flatten("", row):
+            if name not in table.columns:
+                table.columns[name] = np.full(table.num_rows, np.nan)
+            found = number(value)
+            if math.isfinite(found):
+                table.columns[name][place] = found
+            else:
+                table.not_finite.append((name, place, str(value)))
+    return table
 
 
 def follow(
@@ -125,8 +135,8 @@ def follow(
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """Split the rows into (main, abandoned pieces, skipped).
 
-    Where an applied step does not come after the one before, the run went back to before it: all
-    from that step on is abandoned. A rollback after which no step was taken shows in its event.
+    Where an applied step does not come after the one before it, the run was rolled back: all from
+    that step on is abandoned. A rollback that no step has followed yet shows in its event.
     """
     main: list[int] = []
     abandoned: list[np.ndarray] = []
@@ -156,9 +166,9 @@ def follow(
 
 
 def thin(curve: Curve, buckets: int) -> Curve:
-    """Keep the first, last, smallest and largest point of each of so many buckets.
+    """Keep the first, last, smallest and largest point of each of `buckets` pieces.
 
-    At most 4 points a bucket remain, each as it was measured: no spike is averaged away.
+    At most 4 points per bucket remain, each as it was measured: no spike is averaged away.
     """
     if len(curve) <= 4 * buckets:
         return curve
@@ -171,7 +181,7 @@ def thin(curve: Curve, buckets: int) -> Curve:
 
 
 def medians(curve: Curve, buckets: int) -> Curve:
-    """Take the median of each of so many buckets of neighbouring points, at its middle step."""
+    """Take the median of each of `buckets` groups of neighbouring points, at its middle step."""
     parts = np.array_split(np.arange(len(curve)), min(buckets, len(curve)))
     return Curve(
         np.array([curve.steps[part[len(part) // 2]] for part in parts], np.int64),
@@ -179,14 +189,14 @@ def medians(curve: Curve, buckets: int) -> Curve:
     )
 
 
-def hardest(events: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Choose at most so many events, the hardest of the guard's, in the order written."""
+def hardest(events: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """Choose at most `limit` events, those of the hardest kinds, in the order written."""
     ranked = sorted(range(len(events)), key=lambda place: (severity(events[place]), place))
-    return [events[place] for place in sorted(ranked[:most])]
+    return [events[place] for place in sorted(ranked[:limit])]
 
 
 def severity(event: dict[str, Any]) -> int:
-    """Rank an event: 0 is the hardest of the guard's ladder; what is no rung of it comes late."""
+    """Rank an event: 0 is the guard's hardest; kinds that are not the guard's come late."""
     kind = str(event.get("event"))
     if kind in _SEVERITY:
         return _SEVERITY.index(kind)
@@ -194,7 +204,7 @@ def severity(event: dict[str, Any]) -> int:
 
 
 def number(value: Any) -> float:
-    """Read a number of the logs, where NaN and infinities are strings; NaN for none at all."""
+    """Read a number of the logs, where NaN and infinities are strings; NaN for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return math.nan
     try:
@@ -204,10 +214,10 @@ def number(value: Any) -> float:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file; a torn last line is left out."""
+    """Yield the objects of a JSON-lines file; an incomplete last line is left out."""
     if not path.is_file():
         return
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for place, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 return
@@ -226,23 +236,6 @@ def _unreadable(path: Path, place: int, why: str) -> ContractError:
     )
 
 
-def _table(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], num_rows: int = -1) -> Table:
-    rows = list(rows) if num_rows < 0 else rows
-    table = Table(len(rows) if isinstance(rows, list) else num_rows)
-    for place, row in zip(range(table.num_rows), rows, strict=False):  # the file may be growing
-        table.actions.append(str(row.get("action", APPLIED[0])))
-        for name, value in _flatten("", row):
-            column = table.columns.get(name)
-            if column is None:
-                column = table.columns[name] = np.full(table.num_rows, np.nan)
-            found = number(value)
-            if math.isfinite(found):
-                column[place] = found
-            else:
-                table.not_finite.append((name, place, str(value)))
-    return table
-
-
 def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield (column, value) of all numbers in a row, those spelled as strings too."""
     if isinstance(value, dict):
@@ -258,8 +251,8 @@ def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _flatten(f"{prefix}/{key}" if prefix else str(key), item)
 
 
-def _newest(out_dir: Path) -> SpokenSamples:
-    """Read the newest folder of generated speech that says what it holds."""
+def _newest(out_dir: Path) -> GeneratedSamples:
+    """Read the newest folder of generated speech that has a list of its samples."""
     for path in sorted((out_dir / SAMPLES_FOLDER).glob(f"step-*/{SAMPLES_FILE}"), reverse=True):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -268,5 +261,5 @@ def _newest(out_dir: Path) -> SpokenSamples:
             raise ContractError(
                 f"{path} cannot be read", repr(error), "Delete its folder and report again."
             ) from error
-        return SpokenSamples(path.parent, str(found.get("codec") or ""), samples)
-    return SpokenSamples(out_dir, "", [])
+        return GeneratedSamples(path.parent, str(found.get("codec") or ""), samples)
+    return GeneratedSamples(out_dir, "", [])

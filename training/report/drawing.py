@@ -1,4 +1,4 @@
-"""How the report draws: figures without a background of their own, curves, limits and marks."""
+"""Draws curves, limits and marks over the steps of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from koe import webpage
 from koe.webpage import BLUE, GREEN, ORANGE, RED
 from training.report.data import Curve, medians, thin
 
-BUCKETS = 400  # of a thinned curve, up to 4 points each
+BUCKETS = 400  # of a thinned curve, at most 4 points each
 MEDIANS = 250  # points of the line drawn through a noisy curve
 
 COLOURS = (BLUE, ORANGE, GREEN, "#b07aa1", RED, "#3b9a8f", "#9c755f", "#d36a8a")
@@ -38,7 +38,7 @@ def draw_noisy(figure: go.Figure, curve: Curve, label: str, colour: str, **style
 def draw_line(
     figure: go.Figure, curve: Curve, label: str, colour: str, *, width: float, **style: Any
 ) -> None:
-    """Draw every point of a curve; `style` holds further attributes of plotly's scatter."""
+    """Draw every point of a curve; `style` holds more attributes of plotly's scatter."""
     line = {"color": colour, "width": width, **style.pop("line", {})}
     figure.add_scatter(
         x=curve.steps.astype(np.int32),
@@ -48,9 +48,9 @@ def draw_line(
     )
 
 
-def scale_by_logarithm(figure: go.Figure, axis: str, ticks: str = "~g") -> None:
-    """Make the axis of values, named `axis`, logarithmic; `ticks` is d3's format of its ticks."""
-    # more ticks and plotly would name all of 1 to 9 in each decade, one name over another
+def use_log_scale(figure: go.Figure, axis: str, ticks: str = "~g") -> None:
+    """Make the value axis, named `axis`, logarithmic; `ticks` is d3's format of its ticks."""
+    # with more ticks, plotly would label 1 to 9 in each decade, one label over another
     figure.update_yaxes(type="log", nticks=4, tickformat=ticks, title={"text": f"{axis} (log)"})
 
 

@@ -1,4 +1,4 @@
-"""A curve with all that happened to it: abandoned pieces, steps not applied, the guard's events."""
+"""A curve and its events: abandoned pieces, steps that were not applied, the guard's actions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from koe.webpage import AMBER, GREY, RED, escape
-from training.report.data import LONGEST_TEXT, Curve, Run, hardest, number, thin
+from koe.webpage import AMBER, GREY, RED, cut
+from training.report.data import Curve, Run, hardest, number, thin
 from training.report.drawing import (
     BUCKETS,
     COLOURS,
@@ -22,9 +22,10 @@ from training.report.drawing import (
 )
 
 MAX_MARKS = 500  # events marked on a curve, the hardest
+MAX_HOVER = 240  # characters of a reason under the pointer, which does not wrap
 MAX_LINES = 50  # events with a vertical line
 
-# kind of event: (symbol, colour); other kinds are no marks on a curve.
+# kind of event: (symbol, colour); other kinds are not marked.
 EVENT_MARKS = {
     "clip": ("circle-open", AMBER),
     "skip": ("x", RED),
@@ -39,7 +40,7 @@ _REJECTING = ("skip", "lower_rate", "roll_back", "stop")
 
 
 def draw_with_events(run: Run, column: str, label: str, axis: str) -> go.Figure:
-    """Draw one column with all that happened to it: abandoned pieces, skips, events."""
+    """Draw one column with its abandoned pieces, skipped steps and events."""
     figure = new_figure(axis)
     for place, piece in enumerate(run.abandoned):
         curve = thin(run.metrics.curve(column, piece), BUCKETS // 4)
@@ -64,7 +65,7 @@ def draw_with_events(run: Run, column: str, label: str, axis: str) -> go.Figure:
 
 
 def _mark_events(figure: go.Figure, run: Run, column: str, top: float) -> None:
-    """Mark the guard's events at their value, else at the step's, else at `top`."""
+    """Mark the guard's events at their own value, or else at the step's, or else at `top`."""
     main = run.metrics.curve(column, run.main)
     of_step = dict(zip(main.steps.tolist(), main.values.tolist(), strict=True))
     shown = [event for event in run.events if event.get("event") in EVENT_MARKS]
@@ -89,7 +90,7 @@ def _mark_events(figure: go.Figure, run: Run, column: str, top: float) -> None:
 def _hover(event: dict[str, Any]) -> str:
     kind = str(event["event"]).replace("_", " ")
     title = f"{event.get('id', '')} {kind}, step {event['step']}".strip()
-    reason = escape(event.get("reason") or "", LONGEST_TEXT)
+    reason = html.escape(cut(event.get("reason") or "", MAX_HOVER))
     return f"<b>{html.escape(title)}</b><br>{reason}"
 
 

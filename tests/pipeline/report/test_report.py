@@ -45,7 +45,9 @@ def test_a_run_is_shown_with_its_sound_and_what_it_left_out(whole: Page):
     ]  # fmt: skip
     assert "UNTRAINED: its reconstructions are noise" in whole.text
     assert "record counts add up" in whole.text
-    shapes = [f["layout"]["shapes"][0]["x0"] for f in whole.figures if f["layout"].get("shapes")]
+    shapes = [
+        f["layout"]["shapes"][0]["x0"] for f in whole.figures.values() if f["layout"].get("shapes")
+    ]
     assert 1.3 in shapes  # the threshold
 
 

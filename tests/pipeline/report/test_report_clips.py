@@ -134,7 +134,7 @@ def test_what_became_of_a_clip_is_told_at_every_stage_of_a_run(corpus: Path, tmp
 
     page = report(corpus, tmp_path, *SPARSE)
     assert page.text.count("rejected ratio_exhausted: ") == len(left_out)
-    waterfall = page.figures[0]["layout"]["yaxis"]["ticktext"]
+    waterfall = page.layout("Clips")["yaxis"]["ticktext"]
     assert "ratio exhausted · interleave" in waterfall
     assert page.tiles["Clips kept"] == str(len(kept))
 

@@ -1,0 +1,164 @@
+"""What the report shows beside its charts: headline figures, events, generated speech."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from koe.webpage import NOTHING, Tile, cut, short_number
+from training.report.data import GeneratedSamples, Run, number
+
+MAX_DOCUMENTS = 3  # of an event, those of the highest loss
+MAX_SOUND_BYTES = 2_000_000  # of audio inside the page
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of an event, and its loss; `place` is where the document stands."""
+
+    loss: str
+    id: Any
+    place: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """A row of the table of events; `documents` are those of the highest loss."""
+
+    kind: str
+    id: Any
+    step: Any
+    data_step: Any
+    reason: str
+    documents: list[Document]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Speech generated for a prompt; without `wav`, `note` says why there is nothing to hear."""
+
+    prompt: str
+    wav: bytes = b""
+    note: str = ""
+
+
+def tiles(run: Run) -> list[Tile]:
+    """Work out the headline figures; "–" where the logs do not tell."""
+    column, main = run.metrics.column, run.main
+    tokens, norms = _last(column("total_tokens")[main]), column("gradient_norm")
+    largest, at_step = np.nan, ""
+    if _any(norms):
+        largest = np.nanmax(norms)
+        at_step = f"at step {_write(column('step')[np.nanargmax(norms)])}"
+    odd = sum(name == "gradient_norm" for name, _, _ in run.metrics.not_finite)
+    kinds = Counter(str(event.get("event")) for event in run.events)
+    undone = sum(len(piece) for piece in run.abandoned)
+    waits, seconds = column("data_wait_seconds"), column("seconds")
+    known = np.isfinite(waits) & np.isfinite(seconds)
+    share = 100 * waits[known].sum() / seconds[known].sum() if seconds[known].sum() > 0 else np.nan
+    mfu, full = (100 * _median(column(f"mfu_{kind}")) for kind in ("causal", "full"))
+    return [
+        Tile(
+            "Steps",
+            _write(_last(column("step")[main])),
+            f"and {undone:,} undone" if undone else "applied",
+        ),
+        Tile("Tokens", short_number(tokens), _write(tokens)),
+        Tile("Last loss", _write(_last(column("loss")[main]), 4), "nats per token"),
+        Tile(
+            "Largest gradient norm",
+            _write(largest, 3),
+            at_step + (f", {odd} not finite" if odd else ""),
+        ),
+        Tile("Steps clipped", _write(run.metrics.actions.count("clip")), "by the guard"),
+        Tile("Steps skipped", _write(len(run.skipped)), "gradient not used"),
+        Tile(
+            "Rollbacks",
+            _write(kinds["roll_back"]),
+            f"learning rate lowered: {kinds['lower_rate'] + kinds['climbing']}",
+        ),
+        Tile("Throughput", short_number(_median(column("tokens_per_second"))), "tokens/s, median"),
+        Tile(
+            "MFU",
+            _write(mfu, 1, " %"),
+            f"causal; full {_write(full, 1, ' %')}" if np.isfinite(full) else "device not known",
+        ),
+        Tile("Waiting for data", _write(share, 2, " %"), "of the time"),
+    ]
+
+
+def about(run: Run) -> str:
+    """Say from when to when the run went, as far as its events tell."""
+    times = [str(event["time"]) for event in run.events if event.get("time")]
+    clocks = [time.replace("T", " ").replace("+00:00", " UTC") for time in times]
+    starts = sum(event.get("event") == "started" for event in run.events)
+    parts = [f"first event {clocks[0]}"] if clocks else []
+    parts += [f"last event {clocks[-1]}"] if len(clocks) > 1 else []
+    parts += [f"started {starts} times"] if starts > 1 else []
+    return ", ".join(["Training report", *parts])
+
+
+def event_of(found: dict[str, Any]) -> Event:
+    """Take a row of the table from an event of the log."""
+    return Event(
+        str(found.get("event")),
+        found.get("id"),
+        found.get("step"),
+        found.get("data_step"),
+        found.get("reason") or "",
+        _worst(found.get("documents")),
+    )
+
+
+def _worst(documents: Any) -> list[Document]:
+    """Choose the documents of the highest loss; one that is not finite counts as the highest."""
+    if not isinstance(documents, list):
+        return []
+    known = [d for d in documents if isinstance(d, dict) and d.get("loss")]
+    losses = [number(d["loss"]) for d in known]
+    order = np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")[:MAX_DOCUMENTS]
+    return [
+        Document(
+            f"{d['loss']:.3f}" if np.isfinite(number(d["loss"])) else str(d["loss"]),
+            d.get("id"),
+            f"row {cut(d.get('row'))}, {cut(d.get('source'))}",
+        )
+        for d in (known[place] for place in order)
+    ]
+
+
+def recordings(found: GeneratedSamples) -> list[Recording]:
+    """Read the recordings of the samples, as many as the page may hold."""
+    made, bytes_left = [], MAX_SOUND_BYTES
+    for sample in found.samples:
+        prompt = sample.get("prompt")
+        name = cut(prompt.get("name") if isinstance(prompt, dict) else prompt)
+        path = found.folder / str(sample.get("wav"))
+        if not sample.get("wav") or path.parent != found.folder or not path.is_file():
+            made.append(Recording(name, note="There is no recording."))
+        elif path.stat().st_size > bytes_left:
+            made.append(Recording(name, note=f"Too large for this page: {path.name}"))
+        else:
+            made.append(Recording(name, path.read_bytes()))
+            bytes_left -= len(made[-1].wav)
+    return made
+
+
+def _any(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).any())
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.nanmedian(values)) if _any(values) else np.nan
+
+
+def _last(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known[-1]) if len(known) else np.nan
+
+
+def _write(value: float, digits: int = 0, unit: str = "") -> str:
+    return f"{value:,.{digits}f}{unit}" if np.isfinite(value) else NOTHING
