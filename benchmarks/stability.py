@@ -41,7 +41,8 @@ from benchmarks.stability_arms import (
 )
 from benchmarks.stability_spikes import read_figures
 from koe.errors import KoeError
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
+from training.checkpoint.reader import load_weights
 from training.config import EvaluationConfig, GuardConfig, TinyModelConfig, TrainConfig
 from training.loop import Exploded, train
 from training.model.distributed import single
@@ -221,7 +222,7 @@ def prepare_base(scale: Scale, records_path: Path, work: Path, base: Path | None
     train(config, shards, work / "base-run", single("cpu"))
     model = build_model(config)
     folder = checkpoints.step_folder(work / "base-run" / "checkpoints", config.max_steps)
-    checkpoints.load_weights(folder, model)
+    load_weights(folder, model)
     model.save_pretrained(out)
     return out
 

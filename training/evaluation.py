@@ -14,13 +14,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from training.config import TrainConfig
-from training.data.batches import IGNORED, Batch, collate
+from training.data.batches import IGNORED, collate
 from training.data.loader import split_rows
 from training.data.shard_rows import ShardRows
 from training.model.distributed import Ranks
 from training.model.llama import PackedLlama
 from training.monitor import loss_sums, split_by_modality, split_losses
-from training.step import compute_precision
+from training.step import forward
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def evaluate(model: nn.Module, rows: ShardRows, ranks: Ranks, config: TrainConfi
     share = split_rows(numbers, ranks.rank, ranks.world, config.micro_batch_rows)
     num_passes = math.ceil(len(numbers) / (config.micro_batch_rows * ranks.world))
     sums: torch.Tensor | None = None
-    with lent(model, ranks.device) as plain, _precision(plain, ranks, config):
+    with eval_mode(model, ranks.device) as plain:
         for turn in range(num_passes):
             # A rank without rows of its own in the last turn goes along and counts nothing.
             part = share[turn] if turn < len(share) else numbers[:1]
@@ -61,7 +61,9 @@ def evaluate(model: nn.Module, rows: ShardRows, ranks: Ranks, config: TrainConfi
             )
             if turn >= len(share):
                 batch = replace(batch, labels=torch.full_like(batch.labels, IGNORED))
-            of_batch = _sums(plain, batch.to(ranks.device), len(rows.sources))
+            batch = batch.to(ranks.device)
+            losses = forward(plain, batch, config.precision).token_losses
+            of_batch = loss_sums(losses, batch.labels, batch.source, len(rows.sources))
             sums = of_batch if sums is None else sums + of_batch
     assert sums is not None
     total = torch.tensor(ranks.sums(sums.flatten().tolist()), dtype=torch.float64).view(sums.shape)
@@ -75,12 +77,12 @@ def chosen_rows(num_rows: int, max_rows: int) -> list[int]:
 
 
 @contextmanager
-def lent(model: nn.Module, device: torch.device) -> Iterator[PackedLlama]:
-    """Lend the model below DDP for passes without gradients, and leave no trace of them.
+def eval_mode(model: nn.Module, device: torch.device) -> Iterator[PackedLlama]:
+    """Give the model below DDP for passes without gradients, and leave no trace of them.
 
-    Random states and the mode come back. FSDP leaves its root gathered after a forward pass that
-    no backward pass follows, and whoever then reads or loads weights would meet a copy: all of it
-    is sharded again.
+    Random states and the training mode are restored. FSDP leaves its root gathered after a forward
+    pass that no backward pass follows, and whoever then reads or loads weights would meet a copy:
+    the model is sharded again.
     """
     plain = model.module if isinstance(model, DistributedDataParallel) else model
     assert isinstance(plain, PackedLlama)
@@ -97,20 +99,6 @@ def lent(model: nn.Module, device: torch.device) -> Iterator[PackedLlama]:
         for module in plain.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-
-
-def _precision(plain: PackedLlama, ranks: Ranks, config: TrainConfig):
-    return compute_precision(plain, ranks.device.type, config.precision)
-
-
-def _sums(plain: PackedLlama, batch: Batch, num_sources: int) -> torch.Tensor:
-    losses = plain(
-        input_ids=batch.input_ids,
-        labels=batch.labels,
-        position_ids=batch.position_ids,
-        document_index=batch.document_index,
-    )
-    return loss_sums(losses.token_losses, batch.labels, batch.source, num_sources)
 
 
 def _evaluation(sums: torch.Tensor, rows: ShardRows, num_rows: int) -> Evaluation:

@@ -15,8 +15,9 @@ from transformers.initialization import no_init_weights
 
 from koe.errors import ConfigError, ContractError, StorageError
 from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
 from training.checkpoint.folder import sync
+from training.checkpoint.reader import load_weights
 from training.config import TrainConfig
 from training.generation import REPETITION_PENALTY
 
@@ -126,7 +127,7 @@ def _load(checkpoint_dir: Path, model_config: LlamaConfig, dtype: torch.dtype) -
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    checkpoints.load_weights(checkpoint_dir, model)
+    load_weights(checkpoint_dir, model)
     return model
 
 

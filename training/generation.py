@@ -34,7 +34,7 @@ from koe.vocabulary import (
 )
 from training.config import EvaluationConfig, TrainConfig
 from training.data.shard_rows import MODALITY_BIT, ShardRows
-from training.evaluation import lent
+from training.evaluation import eval_mode
 from training.model.distributed import Ranks
 from training.model.llama import PackedLlama
 from training.step import compute_precision
@@ -115,7 +115,7 @@ def speak(
     rows: ShardRows,
     ranks: Ranks,
     config: TrainConfig,
-    speaking: SampleGenerator | None,
+    generator: SampleGenerator | None,
     out_dir: Path,
     steps: int,
     board: SummaryWriter | None,
@@ -124,13 +124,13 @@ def speak(
 
     Returns the summary on rank 0 (see `write_samples`); None elsewhere and without any prompt.
     """
-    speaking = speaking or SampleGenerator()
-    prompts = [*validation_prompts(rows, config.evaluation.prompts), *speaking.prompts]
+    generator = generator or SampleGenerator()
+    prompts = [*validation_prompts(rows, config.evaluation.prompts), *generator.prompts]
     precision = compute_precision(model, ranks.device.type, config.precision)
     speeches = generate(model, prompts, config.evaluation, config.seed, ranks, precision)
     if not speeches or not ranks.is_main:
         return None
-    return write_samples(out_dir, steps, speeches, speaking.decoder, board)
+    return write_samples(out_dir, steps, speeches, generator.decoder, board)
 
 
 def generate(
@@ -154,7 +154,7 @@ def generate(
     for row, prompt in enumerate(prompts):
         input_ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
         attention_mask[row, longest - len(prompt.ids) :] = 1
-    with lent(model, ranks.device) as plain, _speaking(plain), precision or nullcontext():
+    with eval_mode(model, ranks.device) as plain, _speaking(plain), precision or nullcontext():
         if plain.num_embeddings < NUM_EMBEDDINGS:
             raise ConfigError(
                 f"a model of {plain.num_embeddings} embeddings cannot speak",
@@ -193,7 +193,7 @@ def _speaking(plain: PackedLlama) -> Iterator[None]:
     """Make a model in training fit for token after token, and take that back.
 
     Compiled layers would be compiled again for the cache's growing lengths. A sharded model would
-    gather all weights for every token: here they stay gathered until `lent` ends.
+    gather all weights for every token: here they stay gathered until `eval_mode` ends.
     """
     sharded = [
         module

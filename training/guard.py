@@ -34,6 +34,11 @@ class Action(IntEnum):
     STOP = 5
 
     @property
+    def label(self) -> str:
+        """The name of the action in metrics and events."""
+        return self.name.lower()
+
+    @property
     def applies(self) -> bool:
         """Whether the step's gradient is used."""
         return self <= Action.CLIP
@@ -84,10 +89,6 @@ class Guard:
         """What the learning rate is multiplied by."""
         return self.config.rate_factor**self._state.lowerings
 
-    @property
-    def rollbacks(self) -> int:
-        return self._state.rollbacks
-
     def judge(self, data_step: int, loss: float, gradient_norm: float) -> Verdict:
         """Decide about the step that consumed batch `data_step`, and remember the decision.
 
@@ -126,8 +127,8 @@ class Guard:
             norm + c.clip_sigmas * norm_deviation,
         )
 
-    def climbing(self) -> str:
-        """Lower the rate when the gradient norm has climbed, and say so; "" when it has not.
+    def lower_rate_if_norm_climbed(self) -> str:
+        """Lower the rate when the gradient norm has climbed, and return why; "" when it has not.
 
         The window follows a slow climb, so its median is held against the lowest that it has been
         since the window first filled.
@@ -148,8 +149,8 @@ class Guard:
         self._lower()
         return why
 
-    def restored(self) -> bool:
-        """Take one lowering of the rate back after enough accepted steps; say whether it was."""
+    def restore_rate_if_stable(self) -> bool:
+        """Take one lowering of the rate back after enough accepted steps; return whether it was."""
         s = self._state
         if not s.lowerings or s.accepted_in_a_row < self.config.restore_rate_after_steps:
             return False

@@ -69,11 +69,11 @@ def launch(
     ray_address: str | None = None,
     num_cpus: int | None = None,
     last_rows: int = 20,
-    speaking: SampleGenerator | None = None,
+    sample_generator: SampleGenerator | None = None,
 ) -> TrainResult:
     """Train on the folder `shards` and keep checkpoints and logs in `out_dir`.
 
-    `speaking`, which must be picklable, is what evaluations generate and how it is decoded.
+    `sample_generator`, which must be picklable, is what evaluations generate and how it is decoded.
     With `resume` it goes on from the newest checkpoint there; without, there must be none. A Ray
     that is already running is used as it is, otherwise one is started at `ray_address`, or here
     with `num_cpus`, for the time of the call. All workers must see both folders at these paths.
@@ -88,10 +88,10 @@ def launch(
             remedy="Resume, train into another folder, or delete that one.",
         )
     if config.launcher == "inline":
-        steps = loop.train(config, shards, out_dir, single(config.device), speaking)
+        steps = loop.train(config, shards, out_dir, single(config.device), sample_generator)
     else:
         with _ray(ray_address, num_cpus):
-            steps = _train_on_ray(config, shards, out_dir, speaking)
+            steps = _train_on_ray(config, shards, out_dir, sample_generator)
     return TrainResult(
         steps,
         read_metrics(out_dir, last_rows),
@@ -168,7 +168,7 @@ def _ray(address: str | None, num_cpus: int | None) -> Iterator[None]:
 
 
 def _train_on_ray(
-    config: TrainConfig, shards: Path, out_dir: Path, speaking: SampleGenerator | None
+    config: TrainConfig, shards: Path, out_dir: Path, sample_generator: SampleGenerator | None
 ) -> int:
     import ray
     from ray.exceptions import RayActorError
@@ -193,7 +193,7 @@ def _train_on_ray(
             "shards": str(shards),
             "out_dir": str(out_dir),
             "threads": threads,
-            "speaking": speaking,
+            "sample_generator": sample_generator,
         },
         torch_config=TorchConfig(backend=BACKENDS[config.device]),
         scaling_config=ScalingConfig(
@@ -249,7 +249,7 @@ def _ray_worker(settings: dict[str, Any]) -> int | KoeError:
             Path(settings["shards"]),
             Path(settings["out_dir"]),
             ranks,
-            settings["speaking"],
+            settings["sample_generator"],
         )
     except KoeError as error:
         shared = isinstance(error, ConfigError | loop.Exploded)

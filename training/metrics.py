@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from koe.errors import ConfigError
-from training.checkpoint.writer import Progress
+from training.checkpoint.folder import Progress
 from training.config import TrainConfig
 
 METRICS_FILE = "metrics.jsonl"

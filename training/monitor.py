@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +14,8 @@ from transformers import LlamaConfig
 
 from koe.errors import ContractError
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NUM_BASE, SLOTS
-from training.data.batches import IGNORED
-from training.data.shard_rows import MODALITIES
+from training.data.batches import IGNORED, Batch
+from training.data.shard_rows import MODALITIES, Row
 from training.model.distributed import Ranks
 from training.model.optim import adam_direction, local, local_new_rows
 
@@ -227,3 +229,43 @@ def document_losses(
         [(total / count if count else None, int(count)) for total, count in row[:num]]
         for row, num in zip(sums.tolist(), documents, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class DocumentLoss:
+    """Mean loss over the supervised tokens of a document, None where it has none."""
+
+    row: int
+    id: str
+    source: str
+    modality: str
+    tokens: int  # supervised
+    loss: float | None
+
+
+def describe_documents(
+    rows: Sequence[Row], batch: Batch, token_losses: torch.Tensor
+) -> list[DocumentLoss]:
+    """Return the loss of every document of a batch that was made of `rows`.
+
+    `token_losses`: [rows, tokens].
+    """
+    per_row = document_losses(token_losses.cpu(), batch.labels, batch.document_index)
+    return [
+        DocumentLoss(row.index, id, source, modality, tokens, loss)
+        for row, losses in zip(rows, per_row, strict=True)
+        for id, source, modality, (loss, tokens) in zip(
+            row.document_ids, row.document_sources, row.document_modalities, losses, strict=True
+        )
+    ]
+
+
+def worst_first(documents: Sequence[DocumentLoss]) -> list[DocumentLoss]:
+    """Sort by loss, the highest first: after those that are not finite, before those without."""
+
+    def badness(document: DocumentLoss) -> float:
+        if document.loss is None:
+            return -math.inf
+        return document.loss if math.isfinite(document.loss) else math.inf
+
+    return sorted(documents, key=badness, reverse=True)

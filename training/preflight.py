@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from koe.errors import ConfigError
+from training.config import MAX_ROW_TOKENS, MIN_SEQUENCES, REFUSALS, TrainConfig
 
-if TYPE_CHECKING:
-    from training.config import TrainConfig
-
-MIN_SEQUENCES = 64
-MAX_ROW_TOKENS = 2048
-# Where one source runs out before the other, the last steps have one modality whatever the mix.
+# Where one source runs out before the other, the last steps see one modality whatever the mix.
 MAX_SINGLE_MODALITY_SHARE = 0.05
-
-# name: (the reason, the remedy). Source of the case: canopyai/Orpheus-TTS issue 78.
-REFUSALS: dict[str, tuple[str, str]] = {
-    "no_warmup": (
-        "at the full rate from the first step, Adam's moments of the new audio rows are still "
-        "noise: the published run diverged after some hundred steps",
-        "Set train.warmup_steps (10,000 in the cure).",
-    ),
-    "few_sequences": (
-        f"a step of fewer than {MIN_SEQUENCES} sequences has a gradient too noisy for this rate: "
-        "the published run had 2 and its gradient norm climbed",
-        "Raise train.workers, micro_batch_rows or accumulation_steps: their product counts.",
-    ),
-    "long_rows": (
-        f"rows of more than {MAX_ROW_TOKENS} tokens were part of the run that exploded; bounding "
-        "them was part of the cure",
-        f"Set interleave.max_row_tokens to {MAX_ROW_TOKENS} and write the shards again.",
-    ),
-    "fp16": (
-        "its largest number is 65,504, and gradients and attention scores of this mix of text and "
-        "speech pass it; no loss scaling is done here",
-        "Set train.precision: bf16, which has the range of FP32, or fp32.",
-    ),
-    "bf16_master_weights": (
-        "at a learning rate of 5e-5 an update is often smaller than half a BF16 step and is lost",
-        "Set train.master_weights: fp32.",
-    ),
-    "single_modality_steps": (
-        "a step of text alone or of speech alone pulls the shared weights one way and the next "
-        "the other, as in the recipe that mixes whole batches",
-        "Set interleave.ratio so that each step holds both, or raise the sequences a step.",
-    ),
-}
 
 
 def refused_settings(config: TrainConfig) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,40 +9,29 @@ from typing import Any
 import torch
 
 from koe.errors import ConfigError
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
+from training.checkpoint.reader import load_weights
 from training.config import TrainConfig
 from training.data.batches import collate
-from training.data.shard_rows import ShardRows
+from training.data.shard_rows import Row, ShardRows
 from training.metrics import read_events, say
-from training.model.distributed import single, total_gradient_norm
-from training.model.llama import build_model
-from training.monitor import document_losses
+from training.model.distributed import Ranks, single, total_gradient_norm
+from training.model.llama import PackedLlama, build_model
+from training.monitor import DocumentLoss, describe_documents, worst_first
 from training.run import CHECKPOINT_FOLDER
-from training.step import accumulate_gradients
-
-
-@dataclass(frozen=True)
-class ReplayedDocument:
-    """`loss` is the mean over the document's supervised tokens, None where it has none."""
-
-    row: int
-    id: str
-    source: str
-    modality: str
-    tokens: int
-    loss: float | None
+from training.step import StepResult, accumulate_gradients
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A logged step, run again. `weights_step` is the step of the weights that were at hand."""
+    """A logged step, run again. `weights_step` is the step of the weights that it was run with."""
 
     event: dict[str, Any]
     weights_step: int
     loss: float
     gradient_norm: float
     row_gradient_norms: dict[int, float]  # of each row alone, as its part of the step's mean
-    documents: list[ReplayedDocument]  # the highest loss first
+    documents: list[DocumentLoss]  # the highest loss first
 
 
 def replay(config: TrainConfig, shards: Path, out_dir: Path, event_id: str) -> Replay:
@@ -51,70 +39,58 @@ def replay(config: TrainConfig, shards: Path, out_dir: Path, event_id: str) -> R
 
     The weights are those of that checkpoint, so the numbers equal the logged ones only where the
     event came right after it. Nothing is updated or written.
-    Raises: ConfigError for an event that is not there or has no rows, or without a checkpoint.
+    Raises: ConfigError when there is no such event, it has no rows, or no checkpoint precedes it.
     """
     event = _find_event(out_dir, event_id)
     rows = ShardRows(shards, "train")
-    before = event["step"] - (event["event"] == "clip")  # a clipped step has been applied
-    found = checkpoints.latest_before(out_dir / CHECKPOINT_FOLDER, before, say)
-    if found is None:
-        raise ConfigError(
-            f"there is no whole checkpoint at or before step {before}",
-            f"{out_dir / CHECKPOINT_FOLDER} holds none",
-            "Only events after a kept checkpoint can be run again; train.keep_checkpoints says how "
-            "many are kept.",
-        )
-    checkpoints.require_same_data(found, rows.fingerprint, config.rows_per_step, False)
+    checkpoint = _checkpoint_before(out_dir / CHECKPOINT_FOLDER, event)
+    checkpoints.require_same_data(checkpoint, rows.fingerprint, config.rows_per_step, False)
     ranks = single(config.device)
     model = build_model(config)
-    checkpoints.load_weights(found.path, model)
+    load_weights(checkpoint.path, model)
     model = model.to(ranks.device).train()  # pyright: ignore[reportArgumentType]
 
-    documents: list[ReplayedDocument] = []
-    norms: dict[int, float] = {}
-    total, supervised = 0.0, 0
-    gradients: list[torch.Tensor] | None = None
     parameters = list(model.parameters())
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
+    norms: dict[int, float] = {}
+    documents: list[DocumentLoss] = []
+    loss, supervised = 0.0, 0
     for number in event["rows"]:
-        row = rows[number]
-        batch = collate([row], model.num_embeddings, rows.sources, config.loss_on)
-        if not batch.num_supervised:
+        result, of_row = _run_row(model, rows[number], rows.sources, config, ranks)
+        if result is None:
             continue
-        result = accumulate_gradients(model, [batch], ranks, config.precision, len(rows.sources))
-        # The step's gradient is the mean over all its tokens: undo the row's own mean.
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(result.supervised)
         norms[number] = float(total_gradient_norm(parameters))
-        gradients = _add(gradients, parameters)
+        for gradient, parameter in zip(gradients, parameters, strict=True):
+            if parameter.grad is not None:
+                gradient.add_(parameter.grad)
         model.zero_grad(set_to_none=True)
-        total += result.loss * result.supervised
+        loss += result.loss * result.supervised
         supervised += result.supervised
-        per_document = document_losses(
-            result.token_losses[0].cpu(), batch.labels, batch.document_index
-        )[0]
-        for place, (loss, tokens) in enumerate(per_document):
-            documents.append(
-                ReplayedDocument(
-                    number,
-                    row.document_ids[place],
-                    row.document_sources[place],
-                    row.document_modalities[place],
-                    int(row.document_lengths[place]),
-                    loss if tokens else None,
-                )
-            )
+        documents += of_row
     supervised = max(supervised, 1)
-    gradient_norm = float(torch.nn.utils.get_total_norm(gradients or [])) / supervised
-    documents.sort(key=lambda d: -math.inf if d.loss != d.loss else -(d.loss or 0.0))
     return Replay(
         event,
-        found.progress.steps,
-        total / supervised,
-        gradient_norm,
+        checkpoint.progress.steps,
+        loss / supervised,
+        float(torch.nn.utils.get_total_norm(gradients)) / supervised,
         {number: norm / supervised for number, norm in norms.items()},
-        documents,
+        worst_first(documents),
     )
+
+
+def _run_row(
+    model: PackedLlama, row: Row, sources: list[str], config: TrainConfig, ranks: Ranks
+) -> tuple[StepResult | None, list[DocumentLoss]]:
+    """Compute one row's losses, and the gradients of their sum; None without a supervised token."""
+    batch = collate([row], model.num_embeddings, sources, config.loss_on)
+    if not batch.num_supervised:
+        return None, []
+    result = accumulate_gradients(model, [batch], ranks, config.precision, len(sources))
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            # The step took the mean over all of its tokens, so the row's own mean is undone.
+            parameter.grad.mul_(result.supervised)
+    return result, describe_documents([row], batch, result.token_losses[0])
 
 
 def _find_event(out_dir: Path, event_id: str) -> dict[str, Any]:
@@ -133,12 +109,15 @@ def _find_event(out_dir: Path, event_id: str) -> dict[str, Any]:
     return found[-1]
 
 
-def _add(
-    total: list[torch.Tensor] | None, parameters: list[torch.nn.Parameter]
-) -> list[torch.Tensor]:
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters]
-    if total is None:
-        return parts
-    for left, right in zip(total, parts, strict=True):
-        left.add_(right)
-    return total
+def _checkpoint_before(folder: Path, event: dict[str, Any]) -> checkpoints.Checkpoint:
+    """Find the newest checkpoint whose weights the event's step could have started from."""
+    before = event["step"] - (event["event"] == "clip")  # a clipped step has been applied
+    found = checkpoints.latest_before(folder, before, say)
+    if found is None:
+        raise ConfigError(
+            f"there is no complete checkpoint at or before step {before}",
+            f"{folder} holds none",
+            "Only events after a kept checkpoint can be run again; train.keep_checkpoints says how "
+            "many are kept.",
+        )
+    return found

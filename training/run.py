@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from koe.errors import ConfigError
 from training import preflight
+from training.checkpoint import folder as checkpoints
 from training.checkpoint import rollback
-from training.checkpoint import writer as checkpoints
+from training.checkpoint.reader import load_checkpoint
+from training.checkpoint.writer import CheckpointWriter
 from training.config import TrainConfig
 from training.data.loader import RowOrder, StepLoader
 from training.data.shard_rows import ShardRows
@@ -23,7 +26,6 @@ from training.metrics import RunLog, say
 from training.model.distributed import Ranks, choose_compile, parallelise
 from training.model.llama import PackedLlama, build_model
 from training.model.optim import NewRowsRate, build_optimizer
-from training.observe import Observer
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"  # the model's config.json, from which export builds it
@@ -44,14 +46,13 @@ class Run:
     guard: Guard
     progress: checkpoints.Progress
     loader: StepLoader
-    writer: checkpoints.CheckpointWriter
-    observer: Observer
-    log: RunLog | None
-    speaking: SampleGenerator | None
-    step_ended_at: float | None = None  # on time.perf_counter(); None if the next has a fresh start
+    writer: CheckpointWriter
+    log: RunLog | None  # of rank 0
+    sample_generator: SampleGenerator | None
+    step_ended_at: float | None = None  # on time.perf_counter(); None: the next starts afresh
 
     @property
-    def folder(self) -> Path:
+    def checkpoint_folder(self) -> Path:
         return self.out_dir / CHECKPOINT_FOLDER
 
     @property
@@ -67,6 +68,11 @@ class Run:
         if self.log:
             self.log.close()
 
+    def event(self, kind: str, **details: Any) -> None:
+        """Write down an event that belongs to no batch."""
+        if self.log:
+            self.log.event(kind, self.progress, **details)
+
     def save(self) -> None:
         """Begin to write a checkpoint of this moment."""
         if self.log:
@@ -81,7 +87,7 @@ class Run:
         rows = ShardRows(self.rows.folder, "validation")
         found = evaluate(self.model, rows, self.ranks, self.config)
         samples = speak(
-            self.model, rows, self.ranks, self.config, self.speaking, self.out_dir,
+            self.model, rows, self.ranks, self.config, self.sample_generator, self.out_dir,
             self.progress.steps, self.log.board if self.log else None,
         )  # fmt: skip
         if self.log:
@@ -89,57 +95,22 @@ class Run:
 
 
 def open_run(
-    config: TrainConfig, shards: Path, out_dir: Path, ranks: Ranks, speaking: SampleGenerator | None
+    config: TrainConfig,
+    shards: Path,
+    out_dir: Path,
+    ranks: Ranks,
+    sample_generator: SampleGenerator | None,
 ) -> Run:
     """Refuse what cannot go well, build model and optimizer, and resume.
 
     Raises: ConfigError, ContractError.
     """
-    preflight.require(preflight.refused_settings(config), config)
-    require_world(config, ranks)
-    rows = ShardRows(shards, "train")
-    refused = preflight.refused_shards(
-        rows.max_row_tokens, rows.modality, config.rows_per_step, config.max_steps
-    )
-    preflight.require(refused, config)
-
-    plain_model = build_model(config).to(ranks.device)  # pyright: ignore[reportArgumentType]
-    if ranks.is_main:
-        plain_model.config.save_pretrained(out_dir / MODEL_FOLDER)
-    compiled = choose_compile(config.compile, config.device)
-    model = parallelise(
-        plain_model,
-        ranks,
-        config.parallel,
-        config.precision,
-        compile=compiled,
-        activation_checkpointing=config.activation_checkpointing,
-    ).train()
+    rows = _open_rows(config, shards, ranks)
+    plain_model, model = _build_models(config, out_dir, ranks)
     optimizer = build_optimizer(plain_model, config)
     guard = Guard(config.guard)
     progress = _resume(config, rows, out_dir, plain_model, optimizer, guard, ranks)
-    log = RunLog(out_dir, progress.data_steps, config) if ranks.is_main else None
-    if log:
-        log.event("started", progress, workers=ranks.world, process=os.getpid())
-    loader = StepLoader(
-        rows,
-        RowOrder(rows.modality, config.rows_per_step, config.seed),
-        micro_batch_rows=config.micro_batch_rows,
-        rank=ranks.rank,
-        world=ranks.world,
-        num_embeddings=plain_model.num_embeddings,
-        loss_on=config.loss_on,
-        least_width=rows.max_row_tokens if compiled else 0,
-        pin_memory=ranks.device.type == "cuda",
-    )
-    writer = checkpoints.CheckpointWriter(
-        out_dir / CHECKPOINT_FOLDER,
-        ranks,
-        keep=config.keep_checkpoints,
-        keep_back_steps=config.guard.roll_back_steps,
-        asynchronous=config.async_checkpoints,
-    )
-    return Run(
+    run = Run(
         config=config,
         out_dir=out_dir,
         ranks=ranks,
@@ -150,11 +121,63 @@ def open_run(
         new_rows_rate=NewRowsRate(optimizer, plain_model.model.embed_tokens.weight),
         guard=guard,
         progress=progress,
-        loader=loader,
-        writer=writer,
-        observer=Observer(config, plain_model, optimizer, rows, loader, guard, ranks, log),
-        log=log,
-        speaking=speaking,
+        loader=_open_loader(config, rows, ranks, plain_model.num_embeddings),
+        writer=CheckpointWriter(
+            out_dir / CHECKPOINT_FOLDER,
+            ranks,
+            keep=config.keep_checkpoints,
+            keep_back_steps=config.guard.roll_back_steps,
+            asynchronous=config.async_checkpoints,
+        ),
+        log=RunLog(out_dir, progress.data_steps, config) if ranks.is_main else None,
+        sample_generator=sample_generator,
+    )
+    run.event("started", workers=ranks.world, process=os.getpid())
+    return run
+
+
+def _open_rows(config: TrainConfig, shards: Path, ranks: Ranks) -> ShardRows:
+    """Open the training split, and refuse settings and shards that would explode."""
+    preflight.require(preflight.refused_settings(config), config)
+    require_world(config, ranks)
+    rows = ShardRows(shards, "train")
+    refused = preflight.refused_shards(
+        rows.max_row_tokens, rows.modality, config.rows_per_step, config.max_steps
+    )
+    preflight.require(refused, config)
+    return rows
+
+
+def _build_models(
+    config: TrainConfig, out_dir: Path, ranks: Ranks
+) -> tuple[PackedLlama, nn.Module]:
+    """Build the model, and wrap it for the ranks; its shape is saved for the export."""
+    plain_model = build_model(config).to(ranks.device)  # pyright: ignore[reportArgumentType]
+    if ranks.is_main:
+        plain_model.config.save_pretrained(out_dir / MODEL_FOLDER)
+    model = parallelise(
+        plain_model,
+        ranks,
+        config.parallel,
+        config.precision,
+        compile=choose_compile(config.compile, config.device),
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    return plain_model, model.train()
+
+
+def _open_loader(
+    config: TrainConfig, rows: ShardRows, ranks: Ranks, num_embeddings: int
+) -> StepLoader:
+    compiled = choose_compile(config.compile, config.device)
+    return StepLoader(
+        rows,
+        RowOrder(rows.modality, config.rows_per_step, config.seed),
+        ranks,
+        micro_batch_rows=config.micro_batch_rows,
+        num_embeddings=num_embeddings,
+        loss_on=config.loss_on,
+        min_width=rows.max_row_tokens if compiled else 0,
     )
 
 
@@ -180,7 +203,7 @@ def _resume(
     guard: Guard,
     ranks: Ranks,
 ) -> checkpoints.Progress:
-    """Load the newest whole checkpoint, the one that rank 0 finds, on every rank."""
+    """Load the newest complete checkpoint, the one that rank 0 finds, on every rank."""
     folder = out_dir / CHECKPOINT_FOLDER
     found = rollback.resume_point(folder, say) if ranks.is_main else None
     steps = ranks.from_main(found[0].progress.steps if found else -1)
@@ -190,7 +213,7 @@ def _resume(
     checkpoints.require_same_data(
         checkpoint, rows.fingerprint, config.rows_per_step, config.resume_on_other_shards
     )
-    state, found_random_state = checkpoints.load(checkpoint.path, model, optimizer, ranks)
+    state, found_random_state = load_checkpoint(checkpoint.path, model, optimizer, ranks)
     guard.load_state_dict(guard_state or state["guard"])
     if ranks.is_main:
         if not found_random_state:

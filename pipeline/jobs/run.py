@@ -274,7 +274,7 @@ def _train(config: PipelineConfig, console: Console, resume: bool) -> TrainResul
         resume=resume,
         ray_address=config.ray.address,
         num_cpus=config.ray.num_cpus,
-        speaking=sample_generator(config),
+        sample_generator=sample_generator(config),
     )
 
 

@@ -16,7 +16,7 @@ from pipeline.config.models import PipelineConfig
 from pipeline.run_dir.storage import Storage
 from stages.snac.codec import UNTRAINED, Codec, CodecSpec, resolve_codec
 from stages.text.tokenizer import load_tokenizer, orpheus_tokenizer, text_tokenizer
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
 from training.data.shard_rows import read_index
 from training.export import DTYPES, export
 from training.generation import Prompt, SampleGenerator

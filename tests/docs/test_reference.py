@@ -22,8 +22,7 @@ from pipeline.config.reference import (
 )
 from tests.corpus import write_corpus
 from tests.docs.blocks import ROOT, blocks
-from training.config import GuardConfig
-from training.preflight import REFUSALS
+from training.config import REFUSALS, GuardConfig
 
 STALE = f"is not what the models say; write it again: .venv/bin/{COMMAND}"
 EXAMPLE = {

@@ -23,6 +23,7 @@ from training import loop
 from training.config import GuardConfig, TrainConfig
 from training.metrics import read_events, read_metrics
 from training.model.distributed import Ranks, single
+from training.observe import Observer
 from training.run import open_run
 from training.step import accumulate_gradients
 
@@ -77,7 +78,8 @@ def bad_step(kind: str, parallel: str, shards: Path, folder: Path, ranks: Ranks)
     """Spoil the third step on the last rank only; return what every rank did and held."""
     config = config_for(ranks.world, parallel=parallel, guard=GuardConfig(max_gradient_norm=50))
     with open_run(config, shards, folder / kind, ranks, None) as run:
-        loop.take_step(run)
+        observer = Observer(run)
+        observer.record_step(loop.take_step(run))
         before = held(run)
         norm = run.plain_model.model.norm
 
@@ -93,10 +95,16 @@ def bad_step(kind: str, parallel: str, shards: Path, folder: Path, ranks: Ranks)
 
         hook = norm.register_forward_hook(spoil)
         bad = loop.take_step(run)
+        observer.record_step(bad)
         same = all(torch.equal(value, before[name]) for name, value in held(run).items())
         hook.remove()
         good = loop.take_step(run)
-    return {"bad": bad.action.name, "reason": bad.reason, "same": same, "good": good.action.name}
+    return {
+        "bad": bad.verdict.action.name,
+        "reason": bad.verdict.reason,
+        "same": same,
+        "good": good.verdict.action.name,
+    }
 
 
 def held(run) -> dict[str, torch.Tensor]:
@@ -189,5 +197,3 @@ def test_a_world_of_one_needs_no_process_group():
     assert ranks.from_main(7) == 7
     assert ranks.maximum(2.5) == 2.5
     assert ranks.gather_objects("a") == ["a"]
-    assert ranks.all(True)
-    assert not ranks.all(False)

@@ -10,7 +10,8 @@ import torch
 
 from tests.training.shards import write_shards
 from training import loop
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
+from training.checkpoint.reader import load_checkpoint
 from training.checkpoint.tensor_files import checkpoint_tensors
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
 from training.data.batches import Batch, collate
@@ -77,7 +78,7 @@ def saved_tensors(out_dir: Path, steps: int, config: TrainConfig) -> dict[str, t
     model = build_model(config)
     optimizer = build_optimizer(model, config)
     before = torch.get_rng_state()
-    checkpoints.load(
+    load_checkpoint(
         checkpoints.step_folder(out_dir / "checkpoints", steps), model, optimizer, single("cpu")
     )
     torch.set_rng_state(before)

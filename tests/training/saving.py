@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.training.llamas import adamw, loss_of, tiny_llama, whole
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
+from training.checkpoint.reader import load_checkpoint
 from training.checkpoint.tensor_files import checkpoint_tensors
-from training.checkpoint.writer import CheckpointWriter, Progress
+from training.checkpoint.writer import CheckpointWriter
 from training.model.distributed import single
 
 RANKS = single("cpu")
@@ -31,7 +32,7 @@ def writer_in(folder, ranks=RANKS, **changes):
 
 
 def progress_of(steps):
-    return Progress(steps, steps + 1, steps * 10, "f" * 64, 4)
+    return checkpoints.Progress(steps, steps + 1, steps * 10, "f" * 64, 4)
 
 
 def save(folder, model, optimizer, steps, **changes) -> Path:
@@ -50,7 +51,7 @@ def loaded(path, ranks=RANKS):
     """Load into another model and return all its tensors."""
     model = tiny_llama(seed=1)
     optimizer = adamw(model)
-    state, _ = checkpoints.load(path, model, optimizer, ranks)
+    state, _ = load_checkpoint(path, model, optimizer, ranks)
     assert state == STATE
     return tensors_of(model, optimizer)
 

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 
 from koe.errors import ConfigError, ContractError, StorageError
 from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
-from training.checkpoint.writer import CheckpointWriter, Progress, step_folder
+from training.checkpoint.folder import Progress, step_folder
+from training.checkpoint.writer import CheckpointWriter
 from training.config import TinyModelConfig, TrainConfig
 from training.export import export, require_finite
 from training.model.distributed import single

@@ -103,7 +103,7 @@ def test_the_ladder_lowers_rolls_back_and_stops():
     assert found == wanted
     assert one.rate_factor == 0.25
     one.roll_back_to(saved)
-    assert one.rollbacks == 1
+    assert one.state_dict()["rollbacks"] == 1
     assert one.rate_factor == 0.25, "what was lowered stays so"
     step += 500
     assert one.judge(step, math.nan, 1.0).action is Action.SKIP, "the count begins anew"
@@ -127,11 +127,11 @@ def test_a_lowered_rate_is_restored_after_enough_accepted_steps():
     assert one.judge(step, math.nan, 1.0).action is Action.LOWER_RATE
     assert one.rate_factor == 0.5
     step = calm(one, 4, step + 1)
-    assert not one.restored()
+    assert not one.restore_rate_if_stable()
     calm(one, 1, step)
-    assert one.restored()
+    assert one.restore_rate_if_stable()
     assert one.rate_factor == 1.0
-    assert not one.restored()
+    assert not one.restore_rate_if_stable()
 
 
 def test_a_slow_climb_of_the_gradient_norm_lowers_the_rate():
@@ -141,7 +141,7 @@ def test_a_slow_climb_of_the_gradient_norm_lowers_the_rate():
     while norm < 12 and step < 2000:
         verdict = one.judge(step, 4.0, norm * math.exp(0.1 * rng.normal()))
         assert verdict.action.applies, "each step is near the ones before it"
-        if why := one.climbing():
+        if why := one.lower_rate_if_norm_climbed():
             told.append((norm, why))
         norm *= 1.005
         step += 1
@@ -166,7 +166,7 @@ def test_a_guard_that_is_off_stops_only_at_what_is_not_finite():
     one = guard(enabled=False)
     for step in range(40):
         assert one.judge(step, 10.0**step, 10.0**step).action is Action.ACCEPT
-    assert not one.climbing()
+    assert not one.lower_rate_if_norm_climbed()
     assert one.judge(41, math.nan, 1.0).action is Action.STOP
 
 
@@ -179,7 +179,7 @@ def test_an_ordinary_run_is_left_alone():
         level = 3.5 + 8.5 * math.exp(-step / 150)
         norm = (0.4 + 4 * math.exp(-step / 100)) * math.exp(0.25 * rng.normal())
         actions.append(one.judge(step, level + 0.08 * rng.normal(), norm).action)
-        assert not one.climbing()
+        assert not one.lower_rate_if_norm_climbed()
     assert actions.count(Action.SKIP) == 0
     assert max(actions) <= Action.CLIP
     assert actions.count(Action.CLIP) < 20

@@ -25,6 +25,7 @@ from training.data.shard_rows import ShardRows
 from training.metrics import EVALUATIONS_FILE, RunLog, read_events, read_metrics
 from training.model.distributed import single
 from training.model.optim import learning_rate
+from training.observe import Observer
 from training.run import Run, open_run
 from training.step import accumulate_gradients
 
@@ -109,15 +110,21 @@ def test_micro_batches_of_any_size_give_the_same_step(tmp_path):
 def test_a_bad_step_is_skipped_and_leaves_weights_and_moments_untouched(tmp_path, value):
     shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
     with open_run(small_config(max_steps=9), shards, out, RANKS, None) as run:
-        loop.take_step(run)
+        observer = Observer(run)
+
+        def take_step():
+            step = loop.take_step(run)
+            observer.record_step(step)
+            return step.verdict.action
+
+        take_step()
         before = {n: t.clone() for n, t in checkpoint_tensors(run.model, run.optimizer).items()}
         hook = poison(run, value)
-        verdict = loop.take_step(run)
+        assert take_step().name == "SKIP"
         hook.remove()
-        assert verdict.action.name == "SKIP"
         assert_same_weights(checkpoint_tensors(run.model, run.optimizer), before)
         assert (run.progress.steps, run.progress.data_steps) == (1, 2)
-        assert loop.take_step(run).action.applies
+        assert take_step().applies
         assert (run.progress.steps, run.progress.data_steps) == (2, 3)
     skipped = read_metrics(out)[1]
     assert (skipped["action"], skipped["step"], skipped["data_step"]) == ("skip", 1, 2)
@@ -138,11 +145,14 @@ def test_a_high_norm_is_clipped_to_the_median_and_logged(tmp_path):
     guard = GuardConfig(window_steps=8, clip_sigmas=3, skip_sigmas=1000)
     config = small_config(max_steps=20, learning_rate=1e-5, guard=guard)
     with open_run(config, shards, out, RANKS, None) as run:
+        observer = Observer(run)
         for _ in range(8):
-            loop.take_step(run)
+            observer.record_step(loop.take_step(run))
         hook = poison(run, 20.0)
-        assert loop.take_step(run).action.name == "CLIP"
+        clipped = loop.take_step(run)
         hook.remove()
+        assert clipped.verdict.action.name == "CLIP"
+        observer.record_step(clipped)
     row = read_metrics(out)[-1]
     norms = sorted(r["gradient_norm"] for r in read_metrics(out)[:8])
     assert row["gradient_norm"] > norms[-1]
@@ -227,7 +237,7 @@ def test_torn_last_lines_and_what_came_after_the_checkpoint_are_dropped(tmp_path
 
 def test_numbers_that_are_none_are_spelled(tmp_path):
     with open_run(small_config(), small_shards(tmp_path / "s"), tmp_path / "o", RANKS, None) as run:
-        run.observer.event("test", run.progress, value=[math.nan, math.inf, 1.0])
+        run.event("test", value=[math.nan, math.inf, 1.0])
     assert read_events(tmp_path / "o")[-1]["value"] == ["nan", "inf", 1.0]
 
 

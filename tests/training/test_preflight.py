@@ -4,10 +4,10 @@ import pytest
 from koe.errors import ConfigError
 from tests.training.helpers import small_config, small_shards
 from training import preflight
-from training.config import TrainConfig
+from training.config import REFUSALS, TrainConfig
 from training.loop import train
 from training.model.distributed import single
-from training.preflight import REFUSALS, refused_settings, refused_shards, single_modality_share
+from training.preflight import refused_settings, refused_shards, single_modality_share
 
 
 def test_the_defaults_pass_and_are_the_cure():

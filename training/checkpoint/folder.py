@@ -16,6 +16,8 @@ from koe.errors import ConfigError, ContractError, StorageError
 
 FORMAT = 2
 MANIFEST = "manifest.json"  # the commit marker: written last, names all files and their hashes
+STATE = "state.json"  # what the trainer adds to tensors and random states
+RANDOM_STATES = "rng-"  # begins the name of each rank's
 _PREFIX = "step-"
 _HASHING_THREADS = 8  # one hashes at 1 to 2 GB/s, and a 3B checkpoint has 46 GB
 
@@ -65,6 +67,11 @@ class Manifest(NamedTuple):
 def step_folder(folder: Path, steps: int) -> Path:
     """Name the checkpoint after `steps` steps."""
     return folder / f"{_PREFIX}{steps:08d}"
+
+
+def random_state_file(rank: int) -> str:
+    """Name the file of a rank's random state."""
+    return f"{RANDOM_STATES}{rank:05d}.pt"
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:

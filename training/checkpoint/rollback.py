@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from koe.errors import ContractError, StorageError
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
 from training.checkpoint.folder import discard, sweep, sync, write_synced
 
 RECORD = "rollback.json"

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,51 +21,23 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from koe.errors import ContractError, KoeError, StorageError
+from koe.errors import KoeError, StorageError
 from training.checkpoint.folder import (
-    MANIFEST,
-    Checkpoint,
+    STATE,
     Manifest,
     Progress,
     commit,
     delete_old,
     draft_of,
     empty_draft,
-    latest,
-    latest_before,
     mark,
-    read,
-    read_manifest,
-    require_same_data,
+    random_state_file,
     step_folder,
     write_synced,
 )
-from training.checkpoint.tensor_files import (
-    INDEX,
-    MODEL,
-    StagedTensors,
-    checkpoint_tensors,
-    model_tensors,
-    read_tensors,
-)
+from training.checkpoint.tensor_files import INDEX, StagedTensors, checkpoint_tensors
 from training.model.distributed import Ranks
 
-__all__ = [
-    "MANIFEST",
-    "Checkpoint",
-    "CheckpointWriter",
-    "Progress",
-    "latest",
-    "latest_before",
-    "load",
-    "load_weights",
-    "read",
-    "require_same_data",
-    "step_folder",
-]
-
-STATE = "state.json"
-_RANDOM = "rng-"
 _SECONDS_TO_HEAR_WHY = 5.0  # another rank failed: this one's thread learns of it a moment later
 
 T = TypeVar("T")
@@ -125,10 +95,7 @@ class CheckpointWriter:
         state_json = json.dumps(state).encode()
         self._complete()
         final = step_folder(self._folder, progress.steps)
-        if self._ranks.is_main:
-            self._exchange(lambda: empty_draft(self._folder, final))
-        else:
-            self._exchange(lambda: None)
+        self._exchange(lambda: empty_draft(self._folder, final) if self._ranks.is_main else None)
         tensors = StagedTensors(
             checkpoint_tensors(model, optimizer),
             draft_of(final),
@@ -175,7 +142,7 @@ class CheckpointWriter:
             return
         done = self._pending.done()
         error = self._pending.exception() if done else None
-        code = self._ranks.decide(2 if error else 0 if done else 1)
+        code = self._ranks.maximum(2 if error else 0 if done else 1)
         if code == 1:
             return
         pending, self._pending = self._pending, None
@@ -211,7 +178,7 @@ class CheckpointWriter:
 
         def write_own():
             results = staged.tensors.write()
-            name = f"{_RANDOM}{self._ranks.rank:05d}.pt"
+            name = random_state_file(self._ranks.rank)
             write_synced(draft / name, staged.random_state)
             names = {name, *(result.storage_data.relative_path for result in results)}
             return results, {name: mark(draft / name) for name in sorted(names)}
@@ -230,49 +197,6 @@ class CheckpointWriter:
         return staged.final
 
 
-def load(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
-) -> tuple[dict[str, Any], bool]:
-    """Load weights, moments and this rank's random state into place, whatever world wrote them.
-
-    Returns the caller's state, and whether random states were loaded (they are not after a change
-    of world size). Raises: ConfigError when the model has another shape; ContractError when a
-    file holds more than tensors; StorageError.
-    """
-    random_states = [name for name in read_manifest(path).files if name.startswith(_RANDOM)]
-    same_world = len(random_states) == ranks.world
-    with _reading(path):
-        read_tensors(checkpoint_tensors(model, optimizer), path)
-        state = json.loads((path / STATE).read_bytes())
-        if same_world:
-            random_state = path / f"{_RANDOM}{ranks.rank:05d}.pt"
-            _set_random_state(torch.load(random_state, weights_only=True), ranks.device)
-    return state, same_world
-
-
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load the weights alone, in the model's dtype, without any process group.
-
-    Raises: as `load`.
-    """
-    with _reading(path):
-        read_tensors(model_tensors(model), path, MODEL, cast=True)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        raise ContractError(f"checkpoint {path} holds more than tensors", str(error)) from error
-    except OSError as error:
-        raise StorageError(
-            f"checkpoint {path} cannot be read",
-            str(error),
-            "Mount the disk on all nodes and start again.",
-        ) from error
-
-
 def _random_state(device: torch.device) -> bytes:
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -280,12 +204,6 @@ def _random_state(device: torch.device) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
-
-
-def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _cannot_write(folder: Path, reason: str) -> StorageError:

@@ -56,16 +56,16 @@ def collate(
     num_embeddings: int,
     sources: Sequence[str],
     loss_on: str = "all",
-    least_width: int = 0,
+    min_width: int = 0,
 ) -> Batch:
-    """Pad rows to their longest, or to `least_width` tokens, and mark their documents.
+    """Pad rows to their longest, or to `min_width` tokens, and mark their documents.
 
     `loss_on`: "all", or "response" for labels of what follows start_of_ai only. With the capacity
-    of a row as `least_width` compiled layers see one shape; 0.1 % of the tokens are padding then.
+    of a row as `min_width` compiled layers see one shape; 0.1 % of the tokens are padding then.
     Raises: ContractError for a token id that the model has no embedding for.
     """
     num_tokens = [len(row.input_ids) for row in rows]
-    shape = (len(rows), max(*num_tokens, least_width))
+    shape = (len(rows), max(*num_tokens, min_width))
     input_ids = np.empty(shape, np.int64)
     # Padding is neither attended to nor predicted, so any id the model knows serves.
     padding = PAD if num_embeddings > PAD else 0

@@ -9,6 +9,7 @@ import numpy as np
 
 from training.data.batches import Batch, collate
 from training.data.shard_rows import ShardRows
+from training.model.distributed import Ranks
 
 
 class RowOrder:
@@ -20,13 +21,13 @@ class RowOrder:
     """
 
     def __init__(self, row_modality: np.ndarray, rows_per_step: int, seed: int) -> None:
-        self._modality, self._rows_a_step, self._seed = row_modality, rows_per_step, seed
+        self._modality, self._rows_per_step, self._seed = row_modality, rows_per_step, seed
         self._shuffled: dict[int, np.ndarray] = {}
 
     def rows(self, data_step: int) -> list[int]:
         """Number the rows of a step, counted from 0 over all epochs."""
         num_rows = len(self._modality)
-        places = range(data_step * self._rows_a_step, (data_step + 1) * self._rows_a_step)
+        places = range(data_step * self._rows_per_step, (data_step + 1) * self._rows_per_step)
         return [self._row(*divmod(place, num_rows)) for place in places]
 
     def _row(self, epoch: int, place: int) -> int:
@@ -67,19 +68,16 @@ class StepLoader:
         self,
         rows: ShardRows,
         order: RowOrder,
+        ranks: Ranks,
         *,
         micro_batch_rows: int,
-        rank: int,
-        world: int,
         num_embeddings: int,
         loss_on: str,
-        least_width: int = 0,
-        pin_memory: bool,
+        min_width: int = 0,
     ) -> None:
-        self._rows, self._order, self._sources = rows, order, rows.sources
-        self._micro_batch_rows, self._rank, self._world = micro_batch_rows, rank, world
-        self._num_embeddings, self._loss_on, self._pin = num_embeddings, loss_on, pin_memory
-        self._least_width = least_width
+        self._rows, self._order, self._ranks = rows, order, ranks
+        self._micro_batch_rows, self._num_embeddings = micro_batch_rows, num_embeddings
+        self._loss_on, self._min_width = loss_on, min_width
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="step-loader")
         self._ahead: dict[int, Future[list[Batch]]] = {}
 
@@ -100,17 +98,18 @@ class StepLoader:
     def numbers(self, data_step: int) -> list[list[int]]:
         """Number the rows of this rank's micro-batches of a step."""
         numbers = self._order.rows(data_step)
-        return split_rows(numbers, self._rank, self._world, self._micro_batch_rows)
+        return split_rows(numbers, self._ranks.rank, self._ranks.world, self._micro_batch_rows)
 
     def _build(self, data_step: int) -> list[Batch]:
         batches = [
             collate(
                 [self._rows[number] for number in part],
                 self._num_embeddings,
-                self._sources,
+                self._rows.sources,
                 self._loss_on,
-                self._least_width,
+                self._min_width,
             )
             for part in self.numbers(data_step)
         ]
-        return [batch.pin_memory() for batch in batches] if self._pin else batches
+        on_gpu = self._ranks.device.type == "cuda"
+        return [batch.pin_memory() for batch in batches] if on_gpu else batches

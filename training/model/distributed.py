@@ -49,10 +49,6 @@ class Ranks:
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total.tolist()
 
-    def all(self, flag: bool) -> bool:
-        """Tell whether `flag` is true on every rank."""
-        return self.sums([0.0 if flag else 1.0]) == [0.0]
-
     def maximum(self, value: float) -> float:
         """Return the largest value of all ranks."""
         if self.world == 1:
@@ -60,10 +56,6 @@ class Ranks:
         largest = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return float(largest)
-
-    def decide(self, code: int) -> int:
-        """Return the largest `code` of all ranks, so that one of them can make all act alike."""
-        return int(self.maximum(code))
 
     def from_main(self, value: int) -> int:
         """Return rank 0's `value` on every rank."""

@@ -53,11 +53,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * _warmup(step, config.warmup_steps) * _cosine(step, config)
 
 
-def learning_rate_of_new_rows(step: int, config: TrainConfig) -> float:
-    """Return the rate of the new embedding rows: their own peak and warm-up, the same cosine."""
-    return learning_rate(step, config) * new_rows_factor(step, config)
-
-
 def new_rows_factor(step: int, config: TrainConfig) -> float:
     """Return the rate of the new rows over that of the rest; the cosine of both cancels out."""
     new = config.new_rows

@@ -21,7 +21,8 @@ from tests.training.saving import (
     trained,
     writer_in,
 )
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
+from training.checkpoint.reader import load_checkpoint
 from training.checkpoint.tensor_files import checkpoint_tensors
 
 
@@ -44,7 +45,7 @@ def test_what_is_saved_is_loaded(tmp_path, asynchronous):
     wanted = torch.rand(3)
     assert newest(tmp_path) == checkpoints.Checkpoint(path, progress_of(5))
     fresh, other = trained(seed=1)
-    assert checkpoints.load(path, fresh, other, RANKS) == (STATE, True)
+    assert load_checkpoint(path, fresh, other, RANKS) == (STATE, True)
     assert torch.equal(torch.rand(3), wanted)
     assert fresh.lm_head.weight is fresh.model.embed_tokens.weight
     assert_same_weights(tensors_of(fresh, other), tensors_of(model, optimizer))

@@ -20,7 +20,7 @@ from tests.training.saving import (
     trained,
     writer_in,
 )
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
 from training.checkpoint.tensor_files import INDEX
 
 

@@ -18,7 +18,8 @@ from tests.training.saving import (
     tensors_of,
     writer_in,
 )
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
+from training.checkpoint.reader import load_checkpoint, load_weights
 from training.checkpoint.tensor_files import model_tensors
 from training.model.distributed import Ranks, gradient_sync, parallelise
 
@@ -58,7 +59,7 @@ def in_ranks(ranks: Ranks, folder: Path) -> None:
         assert [p for p in polled if p] == [path]
         for other in ("fsdp", "ddp"):
             plain, _, optimizer = open_sharded(ranks, other, seed=1)
-            assert checkpoints.load(path, plain, optimizer, ranks) == (STATE, True)
+            assert load_checkpoint(path, plain, optimizer, ranks) == (STATE, True)
             assert torch.equal(torch.rand(2), random)
             found[f"{parallel} as {other}"] = tensors_of(plain, optimizer)
     found["failure"] = one_rank_cannot_write(ranks, folder / "failing")
@@ -102,11 +103,11 @@ def test_what_two_ranks_save_is_loaded_by_any_number(two_ranks, written):
     model = tiny_llama(seed=1)
     optimizer = adamw(model)
     before = torch.get_rng_state()
-    assert checkpoints.load(path, model, optimizer, RANKS) == (STATE, False)
+    assert load_checkpoint(path, model, optimizer, RANKS) == (STATE, False)
     assert torch.equal(torch.get_rng_state(), before)
     assert_same_weights(tensors_of(model, optimizer), ranks[0][written])
     alone = tiny_llama(seed=1)
-    checkpoints.load_weights(path, alone)
+    load_weights(path, alone)
     assert_same_weights(model_tensors(alone), model_tensors(model))
 
 

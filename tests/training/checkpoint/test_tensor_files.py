@@ -20,8 +20,9 @@ from tests.training.saving import (
     tensors_of,
     trained,
 )
-from training.checkpoint import writer as checkpoints
+from training.checkpoint import folder as checkpoints
 from training.checkpoint.folder import mark
+from training.checkpoint.reader import load_checkpoint, load_weights
 from training.checkpoint.tensor_files import INDEX, model_tensors
 
 
@@ -66,7 +67,7 @@ def test_another_model_is_refused_and_left_as_it_was(tmp_path, changes, differen
     optimizer = adamw(other)
     before = tensors_of(other, optimizer)
     with pytest.raises(ConfigError, match=rf"does not fit the model.*{difference}"):
-        checkpoints.load(path, other, optimizer, RANKS)
+        load_checkpoint(path, other, optimizer, RANKS)
     assert_same_weights(tensors_of(other, optimizer), before)
 
 
@@ -74,11 +75,11 @@ def test_weights_alone_are_loaded_in_the_models_dtype(tmp_path):
     model, optimizer = trained()
     path = save(tmp_path, model, optimizer, 1)
     half = tiny_llama(seed=1).bfloat16()
-    checkpoints.load_weights(path, half)
+    load_weights(path, half)
     expected = {name: whole(p).bfloat16() for name, p in model_tensors(model).items()}
     assert_same_weights(model_tensors(half), expected)
     with pytest.raises(ConfigError, match="does not fit"):
-        checkpoints.load_weights(path, tiny_llama(num_hidden_layers=1))
+        load_weights(path, tiny_llama(num_hidden_layers=1))
 
 
 class Harmful:

@@ -56,8 +56,8 @@ def test_collate_marks_documents():
 
 def test_rows_are_padded_to_a_width_that_is_asked_for():
     rows = [row_of(0, [5, 6, 7], [1, 2], ["b", "a"]), row_of(1, [3, 4], [2], ["b"])]
-    wide = collate(rows, NUM_EMBEDDINGS, ["a", "b"], least_width=5)
-    narrow = collate(rows, NUM_EMBEDDINGS, ["a", "b"], least_width=2)
+    wide = collate(rows, NUM_EMBEDDINGS, ["a", "b"], min_width=5)
+    narrow = collate(rows, NUM_EMBEDDINGS, ["a", "b"], min_width=2)
     assert wide.input_ids.tolist() == [[5, 6, 7, PAD, PAD], [3, 4, PAD, PAD, PAD]]
     assert wide.document_index.tolist() == [[0, 1, 1, -1, -1], [0, 0, -1, -1, -1]]
     assert narrow.input_ids.shape == (2, 3)

@@ -4,6 +4,7 @@ import pytest
 from tests.training.helpers import VOCABULARY, small_shards
 from training.data.loader import RowOrder, StepLoader, split_rows
 from training.data.shard_rows import ShardRows
+from training.model.distributed import single
 
 MODALITY = np.array([1, 1, 2, 1, 1, 2, 1, 2, 2, 3, 1], np.uint8)
 
@@ -43,9 +44,13 @@ def test_the_loader_gives_the_rows_of_any_step_in_any_order(tmp_path):
     rows = ShardRows(small_shards(tmp_path, num_rows=10), "train")
     order = RowOrder(rows.modality, 4, seed=3)
     loader = StepLoader(
-        rows, order, micro_batch_rows=2, rank=0, world=1, num_embeddings=VOCABULARY,
-        loss_on="all", pin_memory=False,
-    )  # fmt: skip
+        rows,
+        order,
+        single("cpu"),
+        micro_batch_rows=2,
+        num_embeddings=VOCABULARY,
+        loss_on="all",
+    )
     for step in (0, 1, 7, 2, 2, 3):
         batches = loader.batches(step)
         ids = [row[row_index >= 0].tolist() for batch in batches

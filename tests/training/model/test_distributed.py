@@ -56,12 +56,12 @@ def first_micro_batch_stays_here(plain, model, ranks: Ranks) -> bool:
         same = all(p.grad is None for p in found.values())
     else:
         same = all(torch.equal(found[n].grad, p.grad) for n, p in alone.named_parameters())
-    return ranks.all(same)
+    return ranks.sums([same]) == [ranks.world]
 
 
 def in_ranks(ranks: Ranks, folder) -> None:
     found: dict = {
-        "decided": [ranks.decide(ranks.rank), ranks.decide(-ranks.rank)],
+        "largest": [ranks.maximum(ranks.rank), ranks.maximum(-ranks.rank)],
         "gathered": ranks.gather_objects({"rank": ranks.rank}),
     }
     for variant, (parallel, precision, recompute) in VARIANTS.items():
@@ -138,8 +138,8 @@ def test_only_the_last_micro_batch_reduces(two_ranks, parallel):
     assert [found[f"{parallel} waits"] for found in two_ranks] == [True, True]
 
 
-def test_ranks_decide_on_the_largest_and_gather_in_order(two_ranks):
-    assert [found["decided"] for found in two_ranks] == [[1, 0], [1, 0]]
+def test_ranks_find_the_largest_value_and_gather_in_order(two_ranks):
+    assert [found["largest"] for found in two_ranks] == [[1, 0], [1, 0]]
     assert [found["gathered"] for found in two_ranks] == [[{"rank": 0}, {"rank": 1}], None]
 
 
@@ -147,7 +147,7 @@ def test_a_world_of_one_is_not_wrapped():
     ranks, plain = single("cpu"), tiny_llama()
     for parallel in WRAPPERS:
         assert spread(plain, ranks, parallel) is plain
-    assert ranks.decide(3) == 3
+    assert ranks.maximum(3) == 3
     assert ranks.gather_objects("a") == ["a"]
     for last in (False, True):
         with gradient_sync(plain, last):

@@ -15,7 +15,6 @@ from training.model.optim import (
     NewRowsRate,
     build_optimizer,
     learning_rate,
-    learning_rate_of_new_rows,
     local_new_rows,
     new_rows_factor,
     set_learning_rate,
@@ -117,20 +116,17 @@ def test_every_warmup_gives_positive_rates(warmup):
 def test_new_rows_without_settings_have_the_rate_of_the_rest():
     config = config_of(warmup_steps=4, max_steps=20)
     assert [new_rows_factor(step, config) for step in range(30)] == [1.0] * 30
-    for step in range(30):
-        assert learning_rate_of_new_rows(step, config) == learning_rate(step, config)
 
 
 @pytest.mark.parametrize("own_warmup", [0, 2, 4, 12])
 def test_new_rows_have_their_own_peak_and_warmup_and_the_same_cosine(own_warmup):
     new_rows = NewRowsConfig(learning_rate_factor=3.0, warmup_steps=own_warmup)
     config = config_of(warmup_steps=4, max_steps=24, new_rows=new_rows, min_learning_rate_share=0.2)
-    rates = [learning_rate_of_new_rows(step, config) for step in range(24)]
-    for step, rate in enumerate(rates):
+    for step in range(24):
+        rate = learning_rate(step, config) * new_rows_factor(step, config)
         ramp = min(1.0, (step + 1) / own_warmup) if own_warmup else 1.0
         cosine = 1.0 if step < 4 else 0.2 + 0.4 * (1 + math.cos(math.pi * (step - 4) / 19))
         assert rate == pytest.approx(3e-2 * ramp * cosine)
-        assert rate == pytest.approx(new_rows_factor(step, config) * learning_rate(step, config))
 
 
 def test_a_rate_of_zero_at_the_end_leaves_the_factor_as_it_is():
