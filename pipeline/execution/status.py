@@ -10,8 +10,9 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from koe.dataflow import INTERLEAVE, ORDER_UNIT, PLAN, rates_of, stage_chain
+from koe.numbers import clock_time
 from koe.schema import SPEECH
-from pipeline.execution.status_table import StageRow, StageTable, duration, flowing
+from pipeline.execution.status_table import StageRow, StageTable, flowing
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan
 
@@ -202,7 +203,7 @@ def status_rows(rows: list[dict[str, Any]]) -> tuple[list[StageRow], str]:
     ]  # fmt: skip
     if not ages:
         return found, "no unit is done yet"
-    newest = f"newest unit done {duration(min(ages))} ago"
+    newest = f"newest unit done {clock_time(min(ages))} ago"
     if running:
         return flowing(found), f"rates and ETA of all workers, over their last units; {newest}"
     if finished(rows):

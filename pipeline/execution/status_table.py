@@ -11,16 +11,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from koe.numbers import clock_time, short
+
 # How a rate of what the stages are counted in is called.
 _RATE_NAMES = {"windows": "windows/s", "seconds": "audio-s/s", "tokens": "tokens/s"}
 _HEADS = ("win/s", "aud/s", "tok/s")
 _BAR_WIDTH = 7
-_SIZES = (  # from where on a number has this unit: what rounds to 1000 has the next
-    (999.5e9, 1e12, "T"),
-    (999.5e6, 1e9, "G"),
-    (999.5e3, 1e6, "M"),
-    (9999.5, 1e3, "k"),
-)
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def stage_line(row: StageRow, note: str = "") -> str:
         *(f"{short(value)} {_RATE_NAMES[name]}" for name, value in row.rates.items()),
     ]
     if not row.complete and row.eta_seconds is not None:
-        parts.append(f"ETA {duration(row.eta_seconds)}")
+        parts.append(f"ETA {clock_time(row.eta_seconds)}")
     return "  ".join([*parts, note] if note else parts)
 
 
@@ -114,29 +110,7 @@ def flowing(rows: Sequence[StageRow]) -> list[StageRow]:
     return found
 
 
-def short(value: float) -> str:
-    """Write a number in at most five characters: 999, 12.3k, 1.5M."""
-    for least, size, unit in _SIZES:
-        if value >= least:
-            scaled = value / size
-            return f"{scaled:.1f}{unit}" if scaled < 99.95 else f"{scaled:.0f}{unit}"
-    return f"{value:.0f}" if value == int(value) or value >= 99.95 else f"{value:.1f}"
-
-
-def duration(seconds: float) -> str:
-    """Write a time in at most six characters: 45s, 12m05s, 7h20m, 3d04h."""
-    whole = round(seconds)
-    for size, name, part, part_name in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if whole >= size:
-            return f"{whole // size}{name}{whole % size // part:02}{part_name}"
-    return f"{whole}s"
-
-
 def _eta(row: StageRow) -> Text:
     if row.complete:
         return Text("done", style="green")
-    return Text("-" if row.eta_seconds is None else duration(row.eta_seconds))
+    return Text("-" if row.eta_seconds is None else clock_time(row.eta_seconds))

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from koe.numbers import duration, file_size, short
 from pipeline.estimate import StageEstimate
-from pipeline.execution.status_table import short
 from pipeline.run_dir.plan import Plan
 from pipeline.terminal.tables import grid, titled
 
@@ -56,9 +56,9 @@ def estimate_view(estimates: Sequence[StageEstimate], cpus: int) -> RenderableTy
             item.stage,
             f"{short(total)} {name}",
             f"{short(rate)}/s" if rate else "",
-            f"{duration(item.cpu_hours)}{error}",
-            duration(item.gpu_hours),
-            _size(item.disk_bytes),
+            f"{_work_time(item.cpu_hours)}{error}",
+            _work_time(item.gpu_hours),
+            file_size(item.disk_bytes),
         )
     data = [item for item in estimates if item.measured]
     cpu, gpu = (
@@ -66,39 +66,18 @@ def estimate_view(estimates: Sequence[StageEstimate], cpus: int) -> RenderableTy
         sum(item.gpu_hours or 0.0 for item in data),
     )
     sampled = ", ".join(
-        f"{item.stage} {item.measured:,} of {item.records:,.0f} in {duration(item.seconds / 3600)}"
+        f"{item.stage} {item.measured:,} of {item.records:,.0f} in {duration(item.seconds)}"
         for item in data
     )
     lines = [
         f"Records sampled by one worker: {sampled}.",
-        f"Up to the shards {duration(cpu)} of a CPU, {duration(gpu)} of a GPU and "
-        f"{_size(sum(item.disk_bytes for item in data))}: "
-        f"{duration(cpu / cpus)} on {cpus} CPUs that do nothing else.",
+        f"Up to the shards {_work_time(cpu)} of a CPU, {_work_time(gpu)} of a GPU and "
+        f"{file_size(sum(item.disk_bytes for item in data))}: "
+        f"{_work_time(cpu / cpus)} on {cpus} CPUs that do nothing else.",
         *(f"{item.stage.capitalize()}: {item.note}." for item in estimates if item.note),
     ]
     return Group(titled(table), Text(""), Text("\n".join(lines)))
 
 
-def duration(hours: float | None) -> str:
-    """Write a time in the unit that suits it: 0.4 s, 32 s, 4.1 min, 2.5 h, 1,740 h; "" if unknown."""
-    if hours is None:
-        return ""
-    seconds = hours * 3600
-    if 0 < seconds < 0.05:
-        return "< 0.1 s"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s" if seconds else "0 s"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if seconds < 59.95 * 60:
-        return f"{seconds / 60:.1f} min"
-    return f"{hours:.1f} h" if hours < 99.95 else f"{hours:,.0f} h"
-
-
-def _size(num_bytes: float) -> str:
-    if not num_bytes:
-        return ""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:,.1f} {unit}"
-    return f"{num_bytes / 1e3:,.1f} kB"
+def _work_time(hours: float | None) -> str:
+    return duration(None if hours is None else 3600 * hours)

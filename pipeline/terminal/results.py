@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from koe.numbers import decimal
 from pipeline.terminal.tables import grid, titled
 
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
@@ -68,9 +69,9 @@ def training_view(metrics: Sequence[dict[str, Any]]) -> RenderableType:
         by_modality = row["loss_by_modality"]
         table.add_row(
             str(row["step"]),
-            _number(row["loss"], ".4f"),
-            *(_number(by_modality.get(name), ".4f") for name in ("text", "speech")),
-            _number(row["gradient_norm"], ".3f"),
+            _logged(row["loss"], 4),
+            *(_logged(by_modality.get(name), 4) for name in ("text", "speech")),
+            _logged(row["gradient_norm"], 3),
             f"{row['learning_rate']:.2e}",
             f"{row['tokens_per_second']:,.0f}",
             "" if row["action"] == "accept" else row["action"],
@@ -84,8 +85,8 @@ def replay_view(replay: Replay, most: int = 30) -> RenderableType:
     steps = event["step"] - replay.weights_step
     head = Text(
         f"{event['id']} {event['event']} at step {event['step']}: {event['reason']}\n"
-        f"logged  loss {_number(event['loss'], '.4f')}  gradient norm "
-        f"{_number(event['gradient_norm'], '.4f')}\n"
+        f"logged  loss {_logged(event['loss'], 4)}  gradient norm "
+        f"{_logged(event['gradient_norm'], 4)}\n"
         f"again   loss {replay.loss:.4f}  gradient norm {replay.gradient_norm:.4f}, with the "
         f"weights of step {replay.weights_step}" + (f" ({steps} before)" if steps else "")
     )
@@ -101,14 +102,12 @@ def replay_view(replay: Replay, most: int = 30) -> RenderableType:
             str(document.row),
             f"{replay.row_gradient_norms[document.row]:.4f}",
             f"{document.tokens:,}",
-            _number(document.loss, ".4f"),
+            _logged(document.loss, 4),
         )
     left = len(replay.documents) - most
     return Group(head, titled(table), *([Text(f"and {left} more")] if left > 0 else []))
 
 
-def _number(value: Any, form: str) -> str:
-    """Format a number of a log, in which NaN and infinities are words and None is nothing."""
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else format(value, form)
+def _logged(value: float | str | None, digits: int) -> str:
+    """Write a number of a log, in which NaN and infinities are words."""
+    return value if isinstance(value, str) else decimal(value, digits)

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from koe.numbers import percent
 from koe.schema import SPEECH, TEXT
 from pipeline.stats.model import MixPart, ShardFile, ShardStats
 from pipeline.terminal.tables import grid
@@ -32,8 +33,8 @@ def shards_table(shards: ShardStats) -> RenderableType:
         f"{shards.rows:,}",
         f"{shards.documents:,}",
         f"{shards.tokens:,}",
-        *(f"{tokens[modality] / max(shards.tokens, 1):.1%}" for modality in (SPEECH, TEXT)),
-        f"{shards.fill:.2%}",
+        *(percent(tokens[modality] / max(shards.tokens, 1)) for modality in (SPEECH, TEXT)),
+        percent(shards.fill, 2),
     )
     return table
 
@@ -78,7 +79,7 @@ def shard_files_table(files: Sequence[ShardFile]) -> Table:
             f"{file.rows:,}",
             f"{file.tokens:,}",
             f"{file.bytes / 1e6:,.2f}",
-            f"{file.fill:.2%}",
+            percent(file.fill, 2),
             file.sha256[:12],
         )
     return table

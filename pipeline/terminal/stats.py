@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from koe.errors import ConfigError
+from koe.numbers import audio_hours, decimal, percent
 from koe.printable import escape_control_characters, shorten_list
 from koe.schema import QUARANTINED, REJECTED, SPEECH
 from pipeline.stats.model import (
@@ -130,7 +131,7 @@ def _records(sources: Mapping[str, Account]) -> Table:
             *([account.pending] if is_pending else []),
         ]
         hours = (account.hours_in, account.hours_kept) if account.modality == SPEECH else ()
-        table.add_row(Text(name), *(f"{count:,}" for count in counts), *map(_hours, hours))
+        table.add_row(Text(name), *(f"{count:,}" for count in counts), *map(audio_hours, hours))
     return table
 
 
@@ -214,8 +215,8 @@ def _thresholds(thresholds: Thresholds) -> Table:
         table.add_row(
             str(row.threshold),
             f"{row.clips:,}",
-            f"{row.share:.1%}",
-            _hours(row.hours),
+            percent(row.share),
+            audio_hours(row.hours),
             *([f"{row.uncertain:,}"] if is_uncertain else []),
         )
     return table
@@ -228,7 +229,7 @@ def _codebooks(slots: Sequence[SlotUse]) -> Table:
             str(slot.slot),
             str(slot.codebook),
             f"{slot.used:,}",
-            f"{slot.share:.1%}",
+            percent(slot.share),
             f"{slot.perplexity:,.1f}",
         )
     return table
@@ -246,15 +247,11 @@ def _duplicates(kinds: Mapping[str, DuplicateStats], has_trained_codec: bool) ->
             "codes" if kind == "audio" else kind,
             f"{found.groups:,}",
             f"{found.clips:,}",
-            _hours(found.hours),
+            audio_hours(found.hours),
             Text(escape_control_characters(example)),
         )
     return table
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 1000 else f"{hours:,.3f}"
-
-
 def _number(quantity: str, value: float) -> str:
-    return f"{value:,.0f}" if quantity in _WHOLE else f"{value:,.2f}"
+    return decimal(value, 0 if quantity in _WHOLE else 2)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipeline.execution.progress import RunProgress
 from pipeline.execution.runner import DONE, FAILED, SKIPPED, UnitResult
-from pipeline.execution.status_table import StageRow, StageTable, duration, flowing, short
+from pipeline.execution.status_table import StageRow, StageTable, flowing
 
 
 @dataclass
@@ -143,20 +143,3 @@ def test_stages_come_in_the_order_of_the_data_and_none_ends_before_the_one_that_
     assert lines[2].split()[-1] == lines[4].split()[-1] == "5m00s"
     assert lines[1].split()[-1] == "-"
     assert flowing([]) == []
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (12.34, "12.3"), (9999, "9999"), (10_000, "10.0k"), (99_960, "100k"),
-     (999_999, "1.0M"), (15_000_000, "15.0M"), (2.5e9, "2.5G"), (99.96, "100")],
-)  # fmt: skip
-def test_numbers_take_five_characters(value, text):
-    assert short(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0s"), (59.6, "1m00s"), (725, "12m05s"), (26_400, "7h20m"), (273_600, "3d04h")],
-)
-def test_times_take_six_characters(seconds, text):
-    assert duration(seconds) == text

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 
-import pytest
 from rich.console import Console
 
 from koe.schema import SPEECH, TEXT, Unit
 from pipeline.estimate import StageEstimate
 from pipeline.run_dir.plan import Plan
-from pipeline.terminal.plan import duration, estimate_view, plan_rows, plan_view
+from pipeline.terminal.plan import estimate_view, plan_rows, plan_view
 
 FAULT = "the file should end at byte 2736275, it ends at 2643017"
 LONG_PATH = "/data/" + "corpus/" * 8 + "speech-002.tar"
@@ -83,15 +82,3 @@ def test_each_note_is_a_line_of_its_stage():
         "Interleave: the ratio leaves out 4% of the speech samples.",
         "Train: 20 steps are 0.22 epochs.",
     ]
-
-
-@pytest.mark.parametrize(
-    ("hours", "text"),
-    [
-        (None, ""), (0, "0 s"), (0.00001, "< 0.1 s"), (0.4 / 3600, "0.4 s"), (32 / 3600, "32 s"),
-        (59.6 / 3600, "1.0 min"), (4.1 / 60, "4.1 min"), (0.9999, "1.0 h"), (2.5, "2.5 h"),
-        (1740, "1,740 h"),
-    ],
-)  # fmt: skip
-def test_a_duration_has_the_unit_that_suits_it(hours, text):
-    assert duration(hours) == text
