@@ -35,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 
 from koe.schema import CLIP, ENCODED, EXCLUDED, SAMPLE, SCORED, SPEECH, TEXT, Unit
-from koe.stage import Outcome, Resources
+from koe.stage import Outcome
 from pipeline.execution.runner import FAILED, StageWork
 from pipeline.jobs.interleave import OrderStage, OrderWork
 from pipeline.run_dir.ledger import Ledger
@@ -169,10 +169,11 @@ def part_run(root: Path, num_clips: int) -> None:
     from pipeline.execution.on_ray import ray_session, run_ray
     from pipeline.execution.progress import RunProgress
     from stages.score import ScoreStage
+    from stages.settings import ScoreConfig
 
     plan = planned(root, num_clips)
     units = plan.of(SPEECH)
-    stage = ScoreStage(scorer="source", resources=Resources(cpus=1.0))
+    stage = ScoreStage(ScoreConfig(scorer="source"))
     descriptors = {unit: plan.descriptors[unit] for unit in units}
     work = StageWork(stage, "ingest", str(root), descriptors, force=True)
     with (

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from koe.stage import Resources
 from pipeline.execution.runner import StageWork, run_plain
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
@@ -41,10 +40,7 @@ def score_work(root: Path, units: dict[str, dict[str, Any]]) -> StageWork:
     from stages.dnsmos.scorer import find_model
     from stages.score import ScoreStage
 
-    model = find_model()
-    stage = ScoreStage(
-        model_path=model.path, model_sha256=model.sha256, resources=Resources(cpus=1.0)
-    )
+    stage = ScoreStage(model=find_model())
     return StageWork(stage, "ingest", str(root), units)
 
 

@@ -11,11 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from koe.errors import BadRecord, ContractError
-from koe.schema import CLIP, ENCODED, SCORED
+from koe.schema import CLIP, ENCODED
 from koe.stage import Exclusions, Outcome, Resources, Stage, Transform
 from koe.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
 from stages.clips import codes_column, load_clips, load_file, location
+from stages.settings import EncodeConfig
 from stages.snac.codec import Codec, CodecSpec, padded_samples
+
+_CUDA_BATCH_SECONDS = 60.0
 
 # Clips wait for others of about their length; no more audio than this many batches is held.
 _WAITING_BATCHES = 16
@@ -23,31 +26,42 @@ _WAITING_BATCHES = 16
 
 @dataclass(frozen=True)
 class EncodeStage:
-    """Reject clips that do not score above `threshold_ovrl`, encode the others.
+    """Reject clips that do not score above the threshold, and encode the others.
 
-    `batch_seconds` bounds the audio of one batch; 0 encodes clip by clip, which is faster on a
-    CPU (eager batches of 8 are slower than single clips there). `exact_scores` is the score stage
-    in FP32: it scores those clips again whose `ovrl_error` reaches across the threshold, so that
-    no decision differs from FP32 and moving the threshold scores only clips near the new one.
+    `exact_scores` is the score stage in FP32: it scores those clips again whose `ovrl_error`
+    reaches across the threshold, so that no decision differs from FP32, and moving the threshold
+    scores only the clips near the new one.
     """
 
     codec: CodecSpec
-    threshold_ovrl: float = 2.5
-    batch_seconds: float = 0.0
+    settings: EncodeConfig = field(default_factory=EncodeConfig)
     exact_scores: Stage | None = None
-    resources: Resources = field(default_factory=Resources)
 
     name: str = field(default="encode", init=False, repr=False)
     version: int = field(default=2, init=False, repr=False)
-    input_schema: pa.Schema = field(default=SCORED, init=False, repr=False)
     output_schema: pa.Schema = field(default=ENCODED, init=False, repr=False)
 
     @property
     def content(self) -> dict[str, Any]:
-        content = {"threshold_ovrl": self.threshold_ovrl, "codec": self.codec.describe()}
+        threshold = self.settings.threshold_ovrl
+        content = {"threshold_ovrl": threshold, "codec": self.codec.describe()}
         if self.exact_scores is not None:
             content["exact_scores"] = self.exact_scores.content
         return content
+
+    @property
+    def resources(self) -> Resources:
+        return self.settings.resources
+
+    @property
+    def batch_seconds(self) -> float:
+        """Return how much audio is encoded at once; 0: clip by clip.
+
+        On a CPU eager batches of 8 are slower than single clips.
+        """
+        if self.settings.batch_seconds is not None:
+            return self.settings.batch_seconds
+        return _CUDA_BATCH_SECONDS if self.codec.device == "cuda" else 0.0
 
     def open(self) -> Transform:
         """Load the codec.
@@ -59,7 +73,7 @@ class EncodeStage:
             _encode,
             codec=codec,
             rescore=_opened_late(self.exact_scores),
-            threshold_ovrl=self.threshold_ovrl,
+            threshold_ovrl=self.settings.threshold_ovrl,
             batch_samples=int(self.batch_seconds * CODEC_HZ),
             num_threads=max(1, int(self.resources.cpus)),
         )

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from koe.errors import BadRecord, ContractError
-from koe.schema import CLIP, UNIT, Unit
+from koe.schema import CLIP, Unit
 from koe.stage import Exclusions, Outcome, Resources, Transform, table_of
 from stages.audio.decode import AudioHeader, segment_frames
 from stages.settings import IngestConfig
@@ -27,13 +27,9 @@ class IngestStage:
     """
 
     sources: tuple[SpeechFiles, ...]
-    settings: IngestConfig
+    settings: IngestConfig = field(default_factory=IngestConfig)
     name: str = field(default="ingest", init=False)
     version: int = field(default=1, init=False)
-
-    @property
-    def input_schema(self) -> pa.Schema:
-        return UNIT
 
     @property
     def output_schema(self) -> pa.Schema:

@@ -6,21 +6,21 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from koe.errors import BadRecord, ConfigError
-from koe.schema import CLIP, SCORED
+from koe.schema import SCORED
 from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import CODEC_HZ
 from stages.audio.decode import resample
 from stages.clips import codes_column, load_clips, load_file, location
 from stages.dnsmos.engines import ovrl_error
 from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer, Scores
-from stages.settings import Precision, Provider, ScorerEngine, Windows
+from stages.settings import ScoreConfig, Windows
 from stages.snac.codec import Codec, CodecSpec, clip_seed
 
 
@@ -28,52 +28,39 @@ from stages.snac.codec import Codec, CodecSpec, clip_seed
 class ScoreStage:
     """Give every clip its scores.
 
-    `scorer` source takes `source_ovrl` and decodes nothing. `signal` reconstruction scores what
-    the codec makes of the clip and keeps its codes, so that the encode stage need not repeat it.
-    `engine` is no content: the scores of all engines agree to some 1e-6.
+    The scorer `source` takes `source_ovrl` and decodes nothing; any other needs `model`. The signal
+    `reconstruction` scores what `codec` makes of the clip and keeps its codes, so that the encode
+    stage need not repeat it. `p808` adds the score of that model. The engine is not part of the
+    content: the scores of all engines agree to about 1e-6.
     """
 
-    scorer: Literal["dnsmos", "source"] = "dnsmos"
-    signal: Literal["original", "reconstruction"] = "original"
-    windows: Windows = "reference"
-    provider: Provider = "cpu"
-    precision: Precision = "fp32"
-    engine: ScorerEngine = "auto"
-    model_path: str = ""
-    model_sha256: str = ""
+    settings: ScoreConfig = field(default_factory=ScoreConfig)
+    model: DnsmosModel | None = None
     p808: DnsmosModel | None = None
     codec: CodecSpec | None = None
-    resources: Resources = field(default_factory=Resources)
 
     name: str = field(default="score", init=False, repr=False)
     version: int = field(default=2, init=False, repr=False)
-    input_schema: pa.Schema = field(default=CLIP, init=False, repr=False)
     output_schema: pa.Schema = field(default=SCORED, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.scorer == "source":
+        if self.settings.scorer == "source":
             return
-        if not (self.model_path and self.model_sha256):
+        if self.model is None:
             raise ConfigError(
                 "the score stage has no DNSMOS model", remedy="Use stages.dnsmos.scorer.find_model."
             )
-        if self.signal == "reconstruction" and self.codec is None:
+        if self.settings.signal == "reconstruction" and self.codec is None:
             raise ConfigError(
                 "score.signal reconstruction needs a codec", remedy="Set snac.weights."
             )
 
     @property
     def content(self) -> dict[str, Any]:
-        if self.scorer == "source":
+        if self.model is None:
             return {"scorer": "source"}
-        content: dict[str, Any] = {
-            "scorer": self.scorer,
-            "signal": self.signal,
-            "windows": self.windows,
-            "provider": self.provider,
-            "precision": self.precision,
-            "model_sha256": self.model_sha256,
-        }
+        decisive = {"scorer", "signal", "windows", "provider", "precision"}
+        content = self.settings.model_dump(include=decisive) | {"model_sha256": self.model.sha256}
         if self.p808 is not None:
             content["p808_sha256"] = self.p808.sha256
         if self._reconstructs is not None:
@@ -84,50 +71,63 @@ class ScoreStage:
     @property
     def label(self) -> str:
         """Return the `scorer` column: all that one must know to compare two scores."""
-        if self.scorer == "source":
+        if self.model is None:
             return "source"
-        signal = self.signal
+        settings = self.settings
+        signal: str = settings.signal
         if self._reconstructs is not None:
             signal = f"{signal} of {self._reconstructs.label}"
         return (
-            f"dnsmos-p835 sha256:{self.model_sha256[:8]} windows={self.windows} "
-            f"signal={signal} {self.precision} provider={self.provider} "
-            f"engine={self.engine}"
+            f"dnsmos-p835 sha256:{self.model.sha256[:8]} windows={settings.windows} "
+            f"signal={signal} {settings.precision} provider={settings.provider} "
+            f"engine={settings.engine}"
         )
+
+    @property
+    def resources(self) -> Resources:
+        return self.settings.resources
 
     @property
     def ovrl_error(self) -> float:
         """Return how far a score may lie from FP32, which near the threshold decides."""
-        return 0.0 if self.scorer == "source" else ovrl_error(self.precision, self.provider)
+        if self.model is None:
+            return 0.0
+        return ovrl_error(self.settings.precision, self.settings.provider)
 
     def exact(self) -> ScoreStage:
         """Return the stage that gives the same scores in FP32."""
-        provider = "cuda" if self.provider == "tensorrt" else self.provider
-        return replace(self, precision="fp32", provider=provider, engine="auto")
+        provider = self.settings.provider
+        changes = {
+            "precision": "fp32",
+            "provider": "cuda" if provider == "tensorrt" else provider,
+            "engine": "auto",
+        }
+        return replace(self, settings=self.settings.model_copy(update=changes))
 
     @property
     def _reconstructs(self) -> CodecSpec | None:
-        return self.codec if self.signal == "reconstruction" else None
+        return self.codec if self.settings.signal == "reconstruction" else None
 
     def open(self) -> Transform:
         """Load the models.
 
         Raises: ConfigError when a model or provider is absent or not the planned one.
         """
-        if self.scorer == "source":
+        if self.model is None:
             return partial(_outcome, stage=self, score=_source_scores)
+        settings = self.settings
         num_threads = max(1, int(self.resources.cpus))
         torch.set_num_threads(1)  # resampling is torch's, and must not slow the model down
         scorer = DnsmosScorer(
-            self.model_path,
-            self.provider,
+            self.model.path,
+            settings.provider,
             num_threads,
-            self.model_sha256,
-            self.precision,
+            self.model.sha256,
+            settings.precision,
             self.p808,
-            self.engine,
+            settings.engine,
         )
-        bound = {"scorer": scorer, "windows": self.windows, "num_threads": num_threads}
+        bound = {"scorer": scorer, "windows": settings.windows, "num_threads": num_threads}
         if self._reconstructs is None:
             score = partial(_original_scores, **bound)
         else:

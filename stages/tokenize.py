@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from koe.errors import BadRecord, ConfigError, ContractError, StageError
-from koe.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, require_schema
+from koe.errors import BadRecord, ContractError, StageError
+from koe.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, Unit, require_schema
 from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import (
     CODEBOOK_SIZE,
@@ -22,8 +21,9 @@ from koe.vocabulary import (
     speech_ids,
 )
 from stages.clips import location
-from stages.sources.base import Record, Source, Unit
-from stages.text.conversation import ConversationLayout, TextNames, turns
+from stages.settings import TokenizeConfig
+from stages.sources.base import Record, TextFiles
+from stages.text.conversation import turns
 from stages.text.tokenizer import TextEncoder, TextTokenizer
 
 NAME = "tokenize"
@@ -33,31 +33,28 @@ NAME = "tokenize"
 class TokenizeSpeech:
     """ENCODED clips to SAMPLE: SOH BOS prompt EOT EOH SOA SOS codes EOS EOA.
 
-    `prompt` is a template of {text} and, if wanted, {speaker}; a clip without a speaker is then
-    quarantined. Raises: ConfigError for any other template.
+    Where the prompt names {speaker}, a clip without a speaker is quarantined.
     """
 
     tokenizer: TextTokenizer
-    prompt: str = "{text}"
-    drop_repeated_frames: bool = False
-    resources: Resources = field(default_factory=Resources)
+    settings: TokenizeConfig = field(default_factory=TokenizeConfig)
 
     name: str = field(default=NAME, init=False)
     version: int = field(default=1, init=False)
-    input_schema: pa.Schema = field(default=ENCODED, init=False, repr=False)
     output_schema: pa.Schema = field(default=SAMPLE, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        _require_prompt(self.prompt)
 
     @property
     def content(self) -> dict[str, Any]:
         return {
             "modality": SPEECH,
             "tokenizer_sha256": self.tokenizer.sha256,
-            "prompt": self.prompt,
-            "drop_repeated_frames": self.drop_repeated_frames,
+            "prompt": self.settings.speech_prompt,
+            "drop_repeated_frames": self.settings.drop_repeated_frames,
         }
+
+    @property
+    def resources(self) -> Resources:
+        return self.settings.resources
 
     def open(self) -> Transform:
         encoder = self.tokenizer.open()
@@ -83,18 +80,19 @@ class TokenizeSpeech:
                 )
         for row, text_ids in zip(rows, encoder.encode(prompts), strict=True):
             codes = _require_codes(all_codes[row], columns["id"][row])
-            if self.drop_repeated_frames:
+            if self.settings.drop_repeated_frames:
                 codes = drop_repeated_frames(codes)
             ids = speech_ids(text_ids, codes)
             samples.add(columns["id"][row], columns["source"][row], len(codes) // SLOTS, ids)
         return excluded.outcome(samples.table())
 
     def _prompt(self, text: str, speaker: str | None) -> str:
+        prompt = self.settings.speech_prompt
         if speaker is None or not speaker.strip():
-            if "{speaker}" in self.prompt:
-                raise BadRecord("missing_speaker", f"the prompt is {self.prompt!r}")
+            if "{speaker}" in prompt:
+                raise BadRecord("missing_speaker", f"the prompt is {prompt!r}")
             speaker = ""
-        return self.prompt.format(text=text, speaker=speaker)
+        return prompt.format(text=text, speaker=speaker)
 
 
 @dataclass(frozen=True)
@@ -107,14 +105,11 @@ class TokenizeText:
     """
 
     tokenizer: TextTokenizer
-    source: Source
-    layout: ConversationLayout = "instruction"
-    names: TextNames = field(default_factory=TextNames)
-    resources: Resources = field(default_factory=Resources)
+    source: TextFiles
+    settings: TokenizeConfig = field(default_factory=TokenizeConfig)
 
     name: str = field(default=NAME, init=False)
     version: int = field(default=1, init=False)
-    input_schema: pa.Schema = field(default=UNIT, init=False, repr=False)
     output_schema: pa.Schema = field(default=SAMPLE, init=False, repr=False)
 
     @property
@@ -123,9 +118,13 @@ class TokenizeText:
             "modality": TEXT,
             "tokenizer_sha256": self.tokenizer.sha256,
             "source": self.source.name,
-            "layout": self.layout,
-            "names": asdict(self.names),
+            "layout": self.source.settings.layout,
+            "names": self.source.settings.fields.model_dump(exclude={"id"}),
         }
+
+    @property
+    def resources(self) -> Resources:
+        return self.settings.resources
 
     def open(self) -> Transform:
         encoder = self.tokenizer.open()
@@ -180,7 +179,8 @@ class TokenizeText:
     def _turns(self, record: Record) -> list[tuple[str, str]]:
         if record.reason:
             raise BadRecord(record.reason, record.detail)
-        return turns(record.fields, self.layout, self.names)
+        settings = self.source.settings
+        return turns(record.fields, settings.layout, settings.fields)
 
 
 class _Samples:
@@ -210,20 +210,6 @@ class _Samples:
                 input_ids,
             ],
             schema=SAMPLE,
-        )
-
-
-def _require_prompt(prompt: str) -> None:
-    try:
-        parts = [part[1:] for part in string.Formatter().parse(prompt) if part[1] is not None]
-    except ValueError as error:
-        raise ConfigError(f"tokenize.speech_prompt {prompt!r} is malformed", str(error)) from error
-    names = [name for name, _, _ in parts]
-    plain = all(not spec and not conversion for _, spec, conversion in parts)
-    if not plain or "text" not in names or not set(names) <= {"text", "speaker"}:
-        raise ConfigError(
-            f"tokenize.speech_prompt {prompt!r} cannot be used",
-            "it must name {text}, and may name {speaker}",
         )
 
 

@@ -18,12 +18,17 @@ from pipeline.cli.common import (
     print_json,
 )
 from pipeline.config.load import load_config
+from stages.settings import EncodeConfig, ScoreConfig, Windows
+
+_SCORE, _ENCODE = ScoreConfig(), EncodeConfig()
 
 
 def score(
     files: Annotated[list[Path], typer.Argument(help="Audio files.")],
-    windows: Annotated[str, typer.Option(help="reference | all")] = "reference",
-    threshold: Annotated[float, typer.Option(help="keep: ovrl above it.")] = 2.5,
+    windows: Annotated[Windows, typer.Option(help="Windows to score.")] = _SCORE.windows,
+    threshold: Annotated[
+        float, typer.Option(help="Clips are kept whose ovrl is above it.")
+    ] = _ENCODE.threshold_ovrl,
     as_json: JsonOption = False,
 ) -> None:
     """Score audio files with DNSMOS."""

@@ -20,9 +20,7 @@ from stages.snac.codec import CodecSpec, resolve_codec
 from stages.sources.base import SpeechFiles, TextFiles
 from stages.sources.readers import speech_source, text_source
 from stages.text.tokenizer import TextTokenizer, load_tokenizer, text_tokenizer
-from stages.tokenize import TextNames, TokenizeSpeech, TokenizeText
-
-_CUDA_BATCH_SECONDS = 60.0
+from stages.tokenize import TokenizeSpeech, TokenizeText
 
 
 @dataclass(frozen=True)
@@ -81,60 +79,28 @@ class Assembly:
 
     def score(self) -> ScoreStage:
         settings = self.config.score
-        dnsmos = self.scorer if settings.scorer == "dnsmos" else None
+        if settings.scorer == "source":
+            return ScoreStage(settings)
+        engine = resolve_engine(settings.engine, settings.provider, settings.precision)
         return ScoreStage(
-            scorer=settings.scorer,
-            signal=settings.signal,
-            windows=settings.windows,
-            provider=settings.provider,
-            precision=settings.precision,
-            engine=resolve_engine(settings.engine, settings.provider, settings.precision)
-            if dnsmos
-            else "auto",
-            p808=find_model(None, P808_FILE) if dnsmos and settings.p808 else None,
-            model_path=dnsmos.path if dnsmos else "",
-            model_sha256=dnsmos.sha256 if dnsmos else "",
-            codec=self.codec if dnsmos and settings.signal == "reconstruction" else None,
-            resources=settings.resources,
+            settings.model_copy(update={"engine": engine}),
+            model=self.scorer,
+            p808=find_model(None, P808_FILE) if settings.p808 else None,
+            codec=self.codec if settings.signal == "reconstruction" else None,
         )
 
     def encode(self) -> Stage:
         # Made only where scores are inexact: encoding alone must not ask for the DNSMOS model.
         inexact = ovrl_error(self.config.score.precision, self.config.score.provider) > 0
         rescores = inexact and self.config.score.scorer == "dnsmos"
-        return EncodeStage(
-            exact_scores=self.score().exact() if rescores else None,
-            codec=self.codec,
-            threshold_ovrl=self.config.encode.threshold_ovrl,
-            batch_seconds=self._batch_seconds,
-            resources=self.config.encode.resources,
-        )
-
-    @property
-    def _batch_seconds(self) -> float:
-        seconds = self.config.encode.batch_seconds
-        if seconds is None:
-            return _CUDA_BATCH_SECONDS if self.config.snac.device == "cuda" else 0.0
-        return seconds
+        exact_scores = self.score().exact() if rescores else None
+        return EncodeStage(self.codec, self.config.encode, exact_scores)
 
     def tokenize_speech(self) -> Stage:
-        settings = self.config.tokenize
-        return TokenizeSpeech(
-            tokenizer=self.tokenizer,
-            prompt=settings.speech_prompt,
-            drop_repeated_frames=settings.drop_repeated_frames,
-            resources=settings.resources,
-        )
+        return TokenizeSpeech(self.tokenizer, self.config.tokenize)
 
     def tokenize_text(self, source: str) -> Stage:
-        item = next(item for item in self.config.sources.text if item.name == source)
-        return TokenizeText(
-            tokenizer=self.tokenizer,
-            source=self.text_sources[source],
-            layout=item.layout,
-            names=TextNames(**item.fields.model_dump(exclude={"id"}, exclude_none=True)),
-            resources=self.config.tokenize.resources,
-        )
+        return TokenizeText(self.tokenizer, self.text_sources[source], self.config.tokenize)
 
     def order(self) -> OrderStage:
         settings = self.config.interleave

@@ -12,7 +12,7 @@ import pyarrow as pa
 import soundfile
 
 from koe.atomic import atomically
-from koe.errors import BadRecord, ConfigError, StorageError
+from koe.errors import BadRecord, StorageError
 from koe.schema import CLIP
 from koe.vocabulary import CODEC_HZ
 from pipeline.config.models import PipelineConfig
@@ -21,14 +21,13 @@ from stages.clips import load_clips
 from stages.dnsmos.scorer import DnsmosScorer, find_model
 from stages.encode import encode_files
 from stages.score import score_files
+from stages.settings import Windows
 from stages.snac.codec import Codec, clip_seed, resolve_codec
 from stages.text.tokenizer import load_tokenizer
 
 
-def score_paths(files: Sequence[Path], windows: str, threshold: float) -> list[dict[str, Any]]:
+def score_paths(files: Sequence[Path], windows: Windows, threshold: float) -> list[dict[str, Any]]:
     """Score files; one row each, with `error` where a file cannot be scored."""
-    if windows not in ("reference", "all"):
-        raise ConfigError(f"--windows {windows} is neither reference nor all")
     scorer = DnsmosScorer(find_model().path, "cpu", num_threads=1)
     return score_files([str(file) for file in files], scorer, windows, threshold)
 

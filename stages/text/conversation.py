@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from koe.errors import BadRecord
-
-ConversationLayout = Literal["instruction", "messages", "sharegpt"]
+from stages.sources.settings import ConversationLayout, TextFields
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 _ROLES = {
@@ -16,26 +14,15 @@ _ROLES = {
     **dict.fromkeys(("assistant", "gpt", "agent", "bot", "model"), ASSISTANT),
     "system": SYSTEM,
 }
+_USUAL_NAMES = TextFields()
 _CHAT_NAMES = {
     "messages": ("messages", "role", "content"),
     "sharegpt": ("conversations", "from", "value"),
 }
 
 
-@dataclass(frozen=True)
-class TextNames:
-    """Which field of a record holds what; None: the usual name in the layout."""
-
-    instruction: str = "instruction"
-    input: str = "input"
-    output: str = "output"
-    messages: str | None = None
-    role: str | None = None
-    content: str | None = None
-
-
 def turns(
-    fields: Mapping[str, Any], layout: ConversationLayout, names: TextNames | None = None
+    fields: Mapping[str, Any], layout: ConversationLayout, names: TextFields = _USUAL_NAMES
 ) -> list[tuple[str, str]]:
     """Read a record as (user, answer) turns, at least one.
 
@@ -45,7 +32,6 @@ def turns(
     Raises: BadRecord missing_instruction, missing_answer, or bad_conversation (wrong types,
     unknown role, assistant first).
     """
-    names = names or TextNames()
     if layout == "instruction":
         pairs = [_instruction(fields, names)]
     else:
@@ -61,7 +47,7 @@ def turns(
     return pairs
 
 
-def _instruction(fields: Mapping[str, Any], names: TextNames) -> tuple[str, str]:
+def _instruction(fields: Mapping[str, Any], names: TextFields) -> tuple[str, str]:
     instruction = _text_or_blank(fields, names.instruction)
     extra = _text_or_blank(fields, names.input)
     user = "\n".join(part for part in (instruction, extra) if part.strip())
@@ -78,7 +64,7 @@ def _text_or_blank(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _messages(
-    fields: Mapping[str, Any], layout: ConversationLayout, names: TextNames
+    fields: Mapping[str, Any], layout: ConversationLayout, names: TextFields
 ) -> Iterator[tuple[str, str]]:
     """Yield (user | assistant | system, text)."""
     usual = _CHAT_NAMES[layout]

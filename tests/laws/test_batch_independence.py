@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from koe.stage import Resources
 from stages.clips import in_threads, prefetch
 from stages.dnsmos.scorer import find_model
 from stages.encode import EncodeStage
 from stages.score import ScoreStage
+from stages.settings import EncodeConfig, ScoreConfig
 from stages.snac.codec import resolve_codec
 from tests.stages.speech import clip_table, synthetic_speech, write_snac_weights
 
@@ -29,8 +29,7 @@ def clips(tmp_path_factory) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def score() -> ScoreStage:
-    model = find_model()
-    return ScoreStage(model_path=model.path, model_sha256=model.sha256)
+    return ScoreStage(model=find_model())
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +47,7 @@ def test_batch_of_one_equals_batch_of_n_scores(score, clips, scored):
 
 @pytest.mark.law
 def test_scores_ignore_worker_cpus(score, clips, scored):
-    wide = ScoreStage(
-        model_path=score.model_path,
-        model_sha256=score.model_sha256,
-        resources=Resources(cpus=2),
-    )
+    wide = ScoreStage(ScoreConfig(cpus_per_worker=2), score.model)
     assert wide.content == score.content
     assert wide.open()(clips).kept.equals(scored)
 
@@ -60,9 +55,10 @@ def test_scores_ignore_worker_cpus(score, clips, scored):
 @pytest.mark.law
 def test_batch_of_one_equals_batch_of_n_codes(scored, tmp_path):
     spec = resolve_codec(str(write_snac_weights(tmp_path)))
-    stage = EncodeStage(spec, threshold_ovrl=0)
+    stage = EncodeStage(spec, EncodeConfig(threshold_ovrl=0))
     one_by_one = stage.open()(scored).kept
-    batched = EncodeStage(spec, 0, batch_seconds=20, resources=Resources(cpus=2)).open()
+    settings = EncodeConfig(threshold_ovrl=0, batch_seconds=20, cpus_per_worker=2)
+    batched = EncodeStage(spec, settings).open()
     assert one_by_one.num_rows == len(LENGTHS)
     assert batched(scored).kept.equals(one_by_one)
     turned = pa.array(range(len(LENGTHS) - 1, -1, -1))

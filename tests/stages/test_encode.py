@@ -18,6 +18,7 @@ from koe.schema import CLIP, SCORED
 from koe.stage import Exclusions, Resources, check_outcome
 from koe.vocabulary import FRAME_SAMPLES, flatten_codes
 from stages.encode import EncodeStage, encode_files, similar_length_batches
+from stages.settings import EncodeConfig
 from stages.snac.codec import Codec, CodecSpec, padded_samples, resolve_codec
 from tests.stages.speech import DATA, clip_row, clip_table, synthetic_speech, write_snac_weights
 
@@ -73,7 +74,9 @@ def _reference_codes(referee: SNAC, path: str) -> list[int]:
 @pytest.mark.parametrize("batch_seconds", [0.0, 20.0])
 def test_codes_equal_the_package_on_each_clip_alone(tmp_path, spec, referee, batch_seconds):
     clips = clip_table(tmp_path, {f"c{n}": synthetic_speech(n, 24_000, n) for n in LENGTHS})
-    kept = _run(EncodeStage(spec, batch_seconds=batch_seconds), _scored(clips)).kept.to_pylist()
+    kept = _run(
+        EncodeStage(spec, EncodeConfig(batch_seconds=batch_seconds)), _scored(clips)
+    ).kept.to_pylist()
     assert [row["id"] for row in kept] == clips["id"].to_pylist()
     for row, length in zip(kept, LENGTHS, strict=True):
         assert row["codes"] == _reference_codes(referee, row["audio_path"])
@@ -95,7 +98,7 @@ def test_real_speech_equals_the_package(tmp_path, spec, referee):
 def test_only_clips_strictly_above_the_threshold_are_encoded(tmp_path, spec):
     clips = clip_table(tmp_path, {name: synthetic_speech(500, 24_000) for name in "abcd"})
     table = _scored(clips, [2.5, np.nextafter(2.5, 3), 1.0712, 4.0])
-    outcome = _run(EncodeStage(spec, threshold_ovrl=2.5), table)
+    outcome = _run(EncodeStage(spec, EncodeConfig(threshold_ovrl=2.5)), table)
     assert outcome.kept["id"].to_pylist() == ["b", "d"]
     rejected = outcome.rejected.to_pylist()
     assert [(row["id"], row["reason"], row["detail"]) for row in rejected] == [
@@ -122,7 +125,7 @@ def test_broken_clips_are_quarantined_and_the_others_kept(tmp_path, spec):
     (tmp_path / "b.flac").write_bytes(b"")
     absent = clip_row("d", tmp_path / "d.flac", 1.0)
     clips = pa.Table.from_pylist([absent, *clips.to_pylist()], schema=CLIP)
-    outcome = _run(EncodeStage(spec, batch_seconds=20), _scored(clips))
+    outcome = _run(EncodeStage(spec, EncodeConfig(batch_seconds=20)), _scored(clips))
     assert outcome.kept["id"].to_pylist() == ["a", "c"]
     quarantined = [(row["id"], row["reason"]) for row in outcome.quarantined.to_pylist()]
     assert quarantined == [("d", "missing_audio"), ("b", "empty_audio")]
@@ -182,12 +185,20 @@ def test_a_clip_longer_than_a_batch_is_encoded_alone():
 def test_content_holds_the_codec_and_threshold_but_no_resources(spec):
     stage = EncodeStage(spec)
     assert pickle.loads(pickle.dumps(stage)) == stage
-    same = EncodeStage(spec, batch_seconds=20, resources=Resources(cpus=8, workers=2))
+    same = EncodeStage(spec, EncodeConfig(batch_seconds=20, cpus_per_worker=8, workers=2))
     assert same.content == stage.content
-    assert replace(stage, threshold_ovrl=2.6).content != stage.content
+    assert same.resources == Resources(cpus=8, workers=2)
+    assert EncodeStage(spec, EncodeConfig(threshold_ovrl=2.6)).content != stage.content
     untrained = EncodeStage(resolve_codec("untrained"))
     assert untrained.content != stage.content
     assert "UNTRAINED" in untrained.content["codec"]["label"]
+
+
+def test_batches_are_for_gpus_unless_the_settings_say_otherwise(spec):
+    on_gpu = replace(spec, device="cuda")
+    assert [EncodeStage(codec).batch_seconds for codec in (spec, on_gpu)] == [0, 60]
+    chosen = EncodeConfig(batch_seconds=5)
+    assert [EncodeStage(codec, chosen).batch_seconds for codec in (spec, on_gpu)] == [5, 5]
 
 
 def test_files_are_encoded_for_the_command_line(tmp_path, spec, referee):

@@ -13,19 +13,20 @@ import soundfile
 
 from koe.errors import ConfigError, StageError
 from koe.schema import CLIP
-from koe.stage import Resources, Stage, check_outcome
+from koe.stage import Stage, check_outcome
 from stages.audio.decode import decode, resample
 from stages.dnsmos.engines import BF16_OVRL_ERROR
-from stages.dnsmos.scorer import P808_FILE, DnsmosScorer, find_model
+from stages.dnsmos.scorer import P808_FILE, DnsmosModel, DnsmosScorer, find_model
 from stages.score import ScoreStage, score_files
+from stages.settings import ScoreConfig
 from stages.snac.codec import Codec, clip_seed, resolve_codec
 from tests.stages.speech import clip_row, clip_table, synthetic_speech, write_snac_weights
 
 MODEL = find_model()
 
 
-def _stage(**changes) -> ScoreStage:
-    return ScoreStage(model_path=MODEL.path, model_sha256=MODEL.sha256, **changes)
+def _stage(p808=None, codec=None, **settings) -> ScoreStage:
+    return ScoreStage(ScoreConfig(**settings), MODEL, p808, codec)
 
 
 def _run(stage: Stage, clips: pa.Table):
@@ -109,7 +110,9 @@ def test_source_scores_are_taken_without_touching_the_audio():
         {**clip_row(f"clip{i}", Path("/nowhere.wav"), 1.0), "source_ovrl": ovrl}
         for i, ovrl in enumerate([3.1, None, float("nan"), 1.2, float("inf")])
     ]
-    outcome = _run(ScoreStage(scorer="source"), pa.Table.from_pylist(rows, schema=CLIP))
+    outcome = _run(
+        ScoreStage(ScoreConfig(scorer="source")), pa.Table.from_pylist(rows, schema=CLIP)
+    )
     kept = outcome.kept.to_pylist()
     assert [(row["id"], row["ovrl"], row["windows"]) for row in kept] == [
         ("clip0", 3.1, 0),
@@ -159,19 +162,21 @@ def test_the_label_and_content_say_what_decides_the_scores():
         _stage(provider="cuda"),
         _stage(precision="bf16"),
         _stage(p808=find_model(None, P808_FILE)),
-        replace(stage, model_sha256="0" * 64),
-        ScoreStage(scorer="source"),
+        replace(stage, model=DnsmosModel(MODEL.path, "0" * 64)),
+        ScoreStage(ScoreConfig(scorer="source")),
     ]
     contents = [variant.content for variant in variants]
     assert all(contents.count(content) == 1 for content in contents)
-    assert _stage(resources=Resources(cpus=4, workers=3)).content == stage.content
+    assert _stage(cpus_per_worker=4, workers=3).content == stage.content
     assert _stage(codec=untrained).content == stage.content  # it plays no part
     assert _stage(engine="native").content == stage.content  # the scores agree
-    assert replace(stage, model_path="/elsewhere.onnx").content == stage.content
+    assert (
+        replace(stage, model=DnsmosModel("/elsewhere.onnx", MODEL.sha256)).content == stage.content
+    )
 
 
 def test_an_inexact_score_says_so_and_knows_its_exact_stage():
-    assert _stage().ovrl_error == ScoreStage(scorer="source").ovrl_error == 0
+    assert _stage().ovrl_error == ScoreStage(ScoreConfig(scorer="source")).ovrl_error == 0
     for stage in (_stage(precision="bf16"), _stage(provider="tensorrt")):
         assert stage.ovrl_error == BF16_OVRL_ERROR
         assert stage.exact().ovrl_error == 0
@@ -188,7 +193,7 @@ def test_the_stage_is_picklable_and_refuses_what_it_cannot_run():
     with pytest.raises(ConfigError, match="needs a codec"):
         _stage(signal="reconstruction")
     with pytest.raises(ConfigError, match="not the one that the run was planned with"):
-        replace(stage, model_sha256="0" * 64).open()
+        replace(stage, model=DnsmosModel(MODEL.path, "0" * 64)).open()
 
 
 def test_a_failing_scorer_stops_the_unit_instead_of_blaming_the_clip(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from pipeline.jobs.speech_samples import (
     spoken_text,
     text_prompts,
 )
+from stages.settings import TokenizeConfig
 from stages.snac.codec import Codec, resolve_codec
 from stages.text.tokenizer import load_tokenizer, text_tokenizer
 from stages.tokenize import TokenizeSpeech
@@ -122,7 +123,7 @@ def tokenized(tokenizer, prompt, text, speaker):
         "source_ovrl": None, "sig": 3.0, "bak": 3.0, "ovrl": 3.0, "windows": 1,
         "ovrl_error": 0.0, "scorer": "test", "frames": 2, "codes": CODES.tolist(),
     }  # fmt: skip
-    stage = TokenizeSpeech(tokenizer, prompt=prompt)
+    stage = TokenizeSpeech(tokenizer, TokenizeConfig(speech_prompt=prompt))
     ids = stage.open()(pa.Table.from_pylist([row], schema=ENCODED)).kept["input_ids"][0].as_py()
     return tuple(ids[: ids.index(START_OF_SPEECH) + 1])
 

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 
 from koe.errors import ContractError, StageError
-from koe.schema import UNIT
 from koe.stage import Exclusions, Resources, check_outcome, table_of
 from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
 from pipeline.run_dir.ledger import Ledger
@@ -26,7 +25,6 @@ class Numbers:
     name: str = "numbers"
     version: int = 1
     resources: Resources = field(default_factory=Resources)
-    input_schema: ClassVar[pa.Schema] = UNIT
     output_schema: ClassVar[pa.Schema] = OUT
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -53,7 +51,6 @@ class Numbers:
 @dataclass(frozen=True)
 class Doubled(Numbers):
     name: str = "doubled"
-    input_schema: ClassVar[pa.Schema] = OUT
     boom: str = ""
 
     def _run(self, table):

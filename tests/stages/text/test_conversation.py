@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from koe.errors import BadRecord
-from stages.text.conversation import TextNames, turns
+from stages.sources.settings import TextFields
+from stages.text.conversation import turns
 
 DATA = Path(__file__).resolve().parents[3] / "../shared/data/ja_instruct"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="../shared/data is absent")
@@ -14,9 +15,9 @@ def chat(*messages):
     return {"messages": [{"role": role, "content": content} for role, content in messages]}
 
 
-def reason_of(fields, layout, names=None):
+def reason_of(fields, layout):
     with pytest.raises(BadRecord) as caught:
-        turns(fields, layout, names)
+        turns(fields, layout)
     return caught.value.reason
 
 
@@ -35,7 +36,7 @@ def test_instruction_joins_the_input(fields, user):
 
 
 def test_instruction_takes_other_field_names():
-    names = TextNames(instruction="q", input="ctx", output="a")
+    names = TextFields(instruction="q", input="ctx", output="a")
     assert turns({"q": "1+1", "ctx": "x", "a": "2"}, "instruction", names) == [("1+1\nx", "2")]
 
 
@@ -105,7 +106,7 @@ def records(name):
 
 @needs_data
 def test_three_layouts_of_the_same_corpus_agree():
-    utterances = TextNames(messages="utterances", role="name", content="text")
+    utterances = TextFields(messages="utterances", role="name", content="text")
     from_chat = [turns(r, "messages") for r in records("instruction_ja.messages.jsonl")]
     from_sharegpt = [turns(r, "sharegpt") for r in records("instruction_ja.sharegpt.jsonl")]
     raw = records("instruction_ja.data.jsonl")
