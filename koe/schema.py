@@ -103,6 +103,23 @@ SAMPLE = pa.schema(
     ]
 )
 
+
+def sample_location(unit: str, row: int) -> str:
+    """Say where a sample lies: row `row` of the SAMPLE table of a unit."""
+    return f"{unit}#{row}"
+
+
+def split_location(location: str) -> tuple[str, int]:
+    """Invert `sample_location`.
+
+    Raises: ContractError for a text that names no unit and row.
+    """
+    unit, _, row = location.rpartition("#")
+    if not unit or not row.isdecimal():
+        raise ContractError(f"{location!r} is not the location of a sample", "it is not UNIT#ROW")
+    return unit, int(row)
+
+
 # One piece of one sample, placed in one row of one shard; the plan of the interleave stage.
 ORDER = pa.schema(
     [

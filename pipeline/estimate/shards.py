@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from koe.dataflow import INTERLEAVE, stage_making
 from koe.errors import ConfigError
-from koe.schema import REJECTED
+from koe.schema import REJECTED, split_location
 from pipeline.estimate.result import StageEstimate
 from pipeline.estimate.track import Track, stored_bytes
 from pipeline.jobs.assembly import Assembly
@@ -143,7 +143,7 @@ def _left_out(order: Order, units: list[UnitSamples], tracks: list[Track]) -> It
     for unit in units:
         total[modalities[unit.name]] += len(unit.lengths)
     for table in order.excluded(REJECTED):
-        modality = modalities[table["location"][0].as_py().rsplit("#", 1)[0]]
+        modality = modalities[split_location(table["location"][0].as_py())[0]]
         without.update((reason, modality) for reason in table["reason"].to_pylist())
     for (reason, modality), number in sorted(without.items()):
         if number / total[modality] > 0.005:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from koe.dataflow import INTERLEAVE, ORDER_UNIT, PLAN, rates_of, stage_chain
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, PLAN, rates_of, stage_chain, stage_names
 from koe.numbers import clock_time
-from koe.schema import SPEECH
+from koe.schema import SPEECH, TEXT
 from pipeline.execution.status_table import StageRow, StageTable, flowing
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan
+from pipeline.run_dir.reading import trace_history
 
 _RECENT_SECONDS = 600.0  # what the rates of the whole run are taken over, at least
 _RECENT_UNITS = 4.0  # and as many times the duration of a unit, where that is longer
@@ -60,26 +62,29 @@ class StatusReader:
         workers together, from when recent receipts were written; None when none was.
         """
         plan = self.plan()
-        upstream: dict[str, _Done] = {}
-        rows = []
-        for stage in stage_chain(SPEECH):
-            units = [u.unit for u in plan.units if stage in stage_chain(u.modality)] if plan else []
-            done = self._done(stage, units)
-            # What was made from an input that has been replaced since is not done.
-            done = {
-                unit: receipt
-                for unit, receipt in done.items()
-                if unit not in upstream or receipt.input_sha256 == upstream[unit].output_sha256
-            }
-            rows.append(self._row(stage, done.values(), len(units)))
-            upstream = done
-        rows.append(self._shards_row())
-        return rows
+        chains = {modality: stage_chain(modality) for modality in (SPEECH, TEXT)}
+        stages = [stage for stage in stage_names() if any(stage in c for c in chains.values())]
+        units = plan.units if plan else ()
+        numbers: Counter[str] = Counter()
+        receipts = {
+            stage: self._receipts(stage, [u.unit for u in units if stage in chains[u.modality]])
+            for stage in stages
+        }
+        done: dict[str, list[_Done]] = {stage: [] for stage in stages}
+        for unit in units:
+            numbers.update(chains[unit.modality])
+            history = trace_history(
+                chains[unit.modality], lambda stage, name=unit.unit: receipts[stage].get(name)
+            )
+            for stage, receipt in history.receipts.items():
+                done[stage].append(receipt)
+        rows = [self._row(stage, done[stage], numbers[stage]) for stage in stages]
+        return [*rows, self._shards_row()]
 
     def _shards_row(self) -> dict[str, Any]:
         stamps = self._ledger.storage.stamps(INTERLEAVE, ".json")
         names = [name[:-5] for name in stamps]
-        done = self._done(INTERLEAVE, names, stamps)
+        done = self._receipts(INTERLEAVE, names, stamps)
         order = done.pop(ORDER_UNIT, None)
         if order is None:
             return self._row(INTERLEAVE, (), 1)
@@ -87,7 +92,7 @@ class StatusReader:
         row = self._row(INTERLEAVE, whole, order.shards)
         return {**row, "done": row["done"] + 1}
 
-    def _done(
+    def _receipts(
         self,
         stage: str,
         units: Iterable[str],

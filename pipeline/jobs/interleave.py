@@ -22,7 +22,7 @@ import pyarrow as pa
 from koe.dataflow import CARD, INDEX, INTERLEAVE, ORDER_UNIT, SHARDS, output_path, stage_making
 from koe.errors import StageError
 from koe.fingerprint import sha256_json
-from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SCHEMA_VERSION
+from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SCHEMA_VERSION, split_location
 from koe.stage import Outcome, Resources
 from pipeline.execution.runner import DONE, SKIPPED, UnitFunction, UnitResult, guarded, result_of
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
@@ -134,7 +134,7 @@ class OrderWork:
         seconds: defaultdict[str, float] = defaultdict(float)
         for table in chain(order.excluded(REJECTED), order.excluded(QUARANTINED)):
             location, source = (table[name][0].as_py() for name in ("location", "source"))
-            unit = location.rsplit("#", 1)[0]  # of all rows of the table
+            unit, _ = split_location(location)  # of all rows of the table
             seconds[source] += encoded_seconds(ledger, unit, table["id"])
         return {f"seconds_left_out.{name}": round(value, 3) for name, value in seconds.items()}
 

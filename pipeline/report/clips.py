@@ -13,11 +13,11 @@ from koe.dataflow import stage_making
 from koe.errors import BadRecord, ConfigError, StorageError
 from koe.schema import CLIP
 from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, SLOTS
-from pipeline.report.fates import Fate, Fates
 from pipeline.report.spectrogram import RANGE_DB, mp3, picture, power
 from pipeline.report.survey import ClipPlace
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.stats.model import CodecUsed
+from pipeline.trace.outcomes import ClipOutcome, ClipOutcomes
 from stages.clips import load_clips
 from stages.settings import SnacConfig
 from stages.snac.codec import Codec, clip_seed, resolve_codec
@@ -40,7 +40,7 @@ class ShownClip:
 
     kind: str
     clip: dict[str, Any]
-    fate: Fate
+    outcome: ClipOutcome
     original: Sound
     reconstruction: Sound
 
@@ -109,11 +109,11 @@ def shown_clips(
 ) -> list[ShownClip]:
     """Read, decode and draw the clips picked, by kind. `progress` is told (done, total)."""
     scored = [_scored(ledger, kind, place) for kind, places in picked.items() for place in places]
-    fates = Fates(ledger, {(found.receipt.unit, found.clip["id"]) for found in scored})
+    outcomes = ClipOutcomes(ledger, {(found.receipt.unit, found.clip["id"]) for found in scored})
     shown = []
     for found in scored:
-        fate = fates.of(found.receipt, found.clip["id"])
-        shown.append(_show(found, fate, reconstruct))
+        outcome = outcomes.of(found.receipt.unit, found.clip["id"])
+        shown.append(_show(found, outcome, reconstruct))
         progress(len(shown), len(scored))
     return shown
 
@@ -126,12 +126,12 @@ def _scored(ledger: Ledger, kind: str, place: ClipPlace) -> _Scored:
     return _Scored(kind, receipt, row, codes)
 
 
-def _show(scored: _Scored, fate: Fate, reconstruct: Reconstruction) -> ShownClip:
+def _show(scored: _Scored, outcome: ClipOutcome, reconstruct: Reconstruction) -> ShownClip:
     clip, codes = dict(scored.clip), scored.codes
-    if fate.encoded is not None:
-        codes = fate.encoded["codes"]
+    if outcome.encoded is not None:
+        codes = outcome.encoded["codes"]
         # scored again in FP32 where the score was near the threshold
-        clip |= {name: value for name, value in fate.encoded.items() if name != "codes"}
+        clip |= {name: value for name, value in outcome.encoded.items() if name != "codes"}
     audio, missing = _audio(clip)
     flat = None if codes is None else np.array(codes, np.uint16)
     decoded = reconstruct.of(clip["id"], audio, flat)
@@ -140,7 +140,7 @@ def _show(scored: _Scored, fate: Fate, reconstruct: Reconstruction) -> ShownClip
     return ShownClip(
         scored.kind,
         clip,
-        fate,
+        outcome,
         Sound(missing) if audio is None else _sound(audio, clip["seconds"], top),
         Sound(absent) if decoded is None else _sound(decoded, clip["seconds"], top),
     )

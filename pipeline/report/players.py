@@ -78,8 +78,8 @@ def _facts(clip: ShownClip) -> str:
     number, unit = _headline(clip.kind, row, rate)
     return (
         f'<div class="score">{number} <small>{unit} \u00b7 {NAMES[clip.kind]}</small></div>'
-        f'<div class="outcome {clip.fate.outcome}">{escape(clip.fate.outcome)}</div>'
-        f'<div class="facts">{escape(clip.fate.why)}</div><div class="transcript" dir="auto" '
+        f'<div class="outcome {clip.outcome.outcome}">{escape(clip.outcome.outcome)}</div>'
+        f'<div class="facts">{escape(clip.outcome.why)}</div><div class="transcript" dir="auto" '
         f'title="{escape(row["text"])}">{escape(row["text"])}</div><div class="facts">{scores}<br>'
         f"{about}<br><code>{escape(row['id'])}</code></div>"
     )

@@ -17,7 +17,7 @@ from koe.dataflow import INTERLEAVE, ORDER_UNIT, stage_making, stage_names
 from koe.schema import EXCLUDED
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
-from pipeline.stats import read_index, unit_receipts
+from pipeline.run_dir.reading import read_index, unit_receipts
 
 BORDERLINE, WORST, BEST = "borderline", "worst", "best"
 FASTEST, SLOWEST, LONGEST = "fastest", "slowest", "longest"

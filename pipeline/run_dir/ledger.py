@@ -52,6 +52,10 @@ class Receipt(BaseModel):
     measures: dict[str, float]
     seconds: float
 
+    @property
+    def output_sha256(self) -> str:
+        return self.output.sha256
+
 
 @dataclass(frozen=True)
 class Check:

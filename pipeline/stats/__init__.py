@@ -1,11 +1,8 @@
 """Statistics of a run, computed from its tables, receipts and the shard index."""
 
 from pipeline.stats.accounts import (
-    Receipts,
     account_sources,
     encoded_seconds,
-    read_index,
-    unit_receipts,
 )
 from pipeline.stats.json_contract import stats_json
 from pipeline.stats.model import Account, RunStats
@@ -15,13 +12,10 @@ from pipeline.stats.scores import WHAT_IF_OVRL
 __all__ = [
     "WHAT_IF_OVRL",
     "Account",
-    "Receipts",
     "RunStats",
     "account_sources",
     "encoded_seconds",
     "full_stats",
-    "read_index",
     "run_stats",
     "stats_json",
-    "unit_receipts",
 ]

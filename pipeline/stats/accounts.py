@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
-from koe.dataflow import INDEX, INTERLEAVE, ORDER_UNIT, last_stage_with, stage_chain, stage_making
-from koe.errors import ContractError
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, last_stage_with, stage_chain, stage_making
 from koe.schema import QUARANTINED, REJECTED, Unit
-from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan
+from pipeline.run_dir.reading import Receipts, read_index
 from pipeline.stats.model import Account
-
-Receipts = dict[str, Receipt]  # of one unit, by stage
-
-
-def read_index(ledger: Ledger) -> dict[str, Any] | None:
-    """Return the shard index; None while the shards are not complete.
-
-    Raises: ContractError for a file that is not an index.
-    """
-    if ledger.storage.size(INDEX) is None:
-        return None
-    remedy = f"Remove {INDEX} and run `koe run`: it is written again."
-    try:
-        index = json.loads(ledger.storage.read_bytes(INDEX))
-    except ValueError as error:
-        raise ContractError(f"{INDEX} is not valid JSON", str(error), remedy) from error
-    shards = index.get("shards") if isinstance(index, dict) else None
-    if not isinstance(shards, list) or not all(isinstance(entry, dict) for entry in shards):
-        raise ContractError(f"{INDEX} is not an index of shards", "it lists no shards", remedy)
-    return index
-
-
-def unit_receipts(plan: Plan, ledger: Ledger) -> Iterator[tuple[Unit, Receipts]]:
-    """Yield each unit with its receipts by stage, up to the first stage that is not done.
-
-    One unit's are held at a time: those of 15 M clips would take half a gigabyte.
-    """
-    for unit in plan.units:
-        done: Receipts = {}
-        previous = None
-        for stage in stage_chain(unit.modality):
-            receipt = ledger.receipt(stage, unit.unit)
-            stale = previous and receipt and receipt.input_sha256 != previous.output.sha256
-            if receipt is None or stale:
-                break
-            done[stage] = previous = receipt
-        yield unit, done
 
 
 def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[str, Account]:

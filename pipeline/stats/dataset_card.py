@@ -15,7 +15,8 @@ from koe.schema import QUARANTINED, REJECTED, ROW, SPEECH
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NAMES, NUM_EMBEDDINGS, SLOTS
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan
-from pipeline.stats import Account, RunStats, read_index, run_stats
+from pipeline.run_dir.reading import read_index
+from pipeline.stats import Account, RunStats, run_stats
 from pipeline.stats.model import ShardStats
 
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"),

@@ -8,7 +8,7 @@ from operator import attrgetter
 from koe.dataflow import INTERLEAVE, ORDER_UNIT
 from koe.schema import EXCLUDED, QUARANTINED, REJECTED, Unit
 from pipeline.run_dir.ledger import Ledger, Receipt
-from pipeline.stats.accounts import Receipts
+from pipeline.run_dir.reading import Receipts
 from pipeline.stats.model import ExcludedRecord
 
 _MOST = {QUARANTINED: 5, REJECTED: 2}

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from koe.dataflow import stage_making
 from koe.schema import SPEECH, Unit
 from pipeline.run_dir.ledger import Ledger
-from pipeline.stats.accounts import Receipts
+from pipeline.run_dir.reading import Receipts
 from pipeline.stats.distributions import Values
 
 

@@ -10,14 +10,12 @@ from koe.dataflow import last_stage_with, stage_making
 from koe.schema import SCHEMA_VERSION, SPEECH, TEXT, Unit
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan
+from pipeline.run_dir.reading import Receipts, read_index, unit_receipts
 from pipeline.stats.accounts import (
-    Receipts,
     account_sources,
     close_with_order,
     encoded_seconds,
-    read_index,
     total_account,
-    unit_receipts,
 )
 from pipeline.stats.codebooks import CodebookUse
 from pipeline.stats.distributions import distributions

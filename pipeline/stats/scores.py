@@ -9,7 +9,7 @@ import numpy as np
 from koe.dataflow import stage_making
 from koe.schema import Unit
 from pipeline.run_dir.ledger import Ledger
-from pipeline.stats.accounts import Receipts
+from pipeline.run_dir.reading import Receipts
 from pipeline.stats.distributions import SCORES, Values, quantiles_of
 from pipeline.stats.model import ScoreStats, Thresholds, WhatIf
 

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 from koe.dataflow import INTERLEAVE, ORDER_UNIT, stage_chain
 from koe.errors import ConfigError
 from koe.printable import shorten_list
-from koe.schema import EXCLUDED, SPEECH, Unit
+from koe.schema import EXCLUDED, SPEECH, Unit, sample_location
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
+from pipeline.run_dir.reading import unit_history
 from pipeline.run_dir.storage import Storage
 from pipeline.trace.document import Document, document_json, num_frames
 
@@ -121,18 +122,15 @@ def _of_unit(
 def _followed(ledger: Ledger, index: int, unit: Unit, id: str) -> RecordTrace:
     """Follow a record from stage to stage as far as it went."""
     record = RecordTrace(id, unit.source, unit.modality, unit.unit, ())
-    row, previous, before = None, None, ""
-    for stage in stage_chain(unit.modality):
-        receipt = ledger.receipt(stage, unit.unit)
-        if receipt is None:
-            return _after(record, StageOutcome(stage, PENDING))
-        if previous is not None and receipt.input_sha256 != previous.output.sha256:
-            return _after(record, StageOutcome(stage, PENDING, detail=f"since {before} ran again"))
+    history, row = unit_history(ledger, unit.modality, unit.unit), None
+    for stage, receipt in history.receipts.items():
         row = _row_of(ledger.storage, receipt.output.path, id)
         if row is None:
             return _after(record, *_left_out(ledger.storage, receipt, id))
-        previous, before = receipt, stage
         record = _after(_filled(ledger.storage, receipt, row, record), StageOutcome(stage, KEPT))
+    if history.pending:
+        why = f"since {history.replaced_by} ran again" if history.replaced_by else ""
+        return _after(record, StageOutcome(history.pending, PENDING, detail=why))
     assert row is not None
     return _placed(ledger, index, row, record)
 
@@ -159,7 +157,7 @@ def _placed(ledger: Ledger, index: int, row: int, record: RecordTrace) -> Record
     order = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     if order is None:
         return _after(record, StageOutcome(INTERLEAVE, PENDING))
-    left_out = _left_out(ledger.storage, order, record.id, f"{record.unit}#{row}")
+    left_out = _left_out(ledger.storage, order, record.id, sample_location(record.unit, row))
     if left_out:
         return _after(record, *left_out)
     places = tuple(_places(ledger.storage, order.output.path, index, row))

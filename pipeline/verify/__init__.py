@@ -11,7 +11,7 @@ from koe.errors import ContractError
 from koe.schema import SPEECH, TEXT
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
-from pipeline.stats import read_index
+from pipeline.run_dir.reading import read_index
 from pipeline.verify.card import prove_card
 from pipeline.verify.documents import prove_pieces
 from pipeline.verify.index import prove_folder, prove_identity, prove_index

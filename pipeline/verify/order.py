@@ -16,7 +16,7 @@ from koe.dataflow import INTERLEAVE, ORDER_UNIT, excluded_path, output_path, rec
 from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.repeats import repeated
-from koe.schema import EXCLUDED, ORDER
+from koe.schema import EXCLUDED, ORDER, split_location
 from pipeline.run_dir.ledger import Ledger, Output, Receipt
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import encoded_seconds
@@ -99,19 +99,23 @@ def prove_left_out(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> di
 
 def _by_location(locations: pa.Array, first: int) -> Iterator[tuple[str, int, list[int]]]:
     """Group the rows of a batch by unit: its name, the first row, and the rows of its samples."""
-    split = [location.rpartition("#") for location in locations.to_pylist()]
+    places = [_place(location, row) for row, location in enumerate(locations.to_pylist(), first)]
     begin = 0
-    for unit, group in groupby(split, key=lambda parts: parts[0]):
-        rows = [row for _, _, row in group]
-        for place, row in enumerate(rows, first + begin):
-            if not row.isdecimal():
-                raise ContractError(
-                    f"{_EXCLUDED}:{place} does not say where its sample lies",
-                    f"the location is {unit}#{row}, not UNIT#ROW",
-                    REMEDY,
-                )
-        yield unit, begin, [int(row) for row in rows]
+    for unit, group in groupby(places, key=lambda place: place[0]):
+        rows = [row for _, row in group]
+        yield unit, begin, rows
         begin += len(rows)
+
+
+def _place(location: str, row: int) -> tuple[str, int]:
+    try:
+        return split_location(location)
+    except ContractError as error:
+        raise ContractError(
+            f"{_EXCLUDED}:{row} does not say where its sample lies",
+            f"the location is {location}, not UNIT#ROW",
+            REMEDY,
+        ) from error
 
 
 def _leave_out(

@@ -12,7 +12,16 @@ import numpy as np
 import pyarrow as pa
 
 from koe.errors import ContractError
-from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, SAMPLE, TEXT, require_schema
+from koe.schema import (
+    EXCLUDED,
+    ORDER,
+    QUARANTINED,
+    REJECTED,
+    SAMPLE,
+    TEXT,
+    require_schema,
+    sample_location,
+)
 from stages.packing.ids import first_of_its_id, hash_ids
 from stages.packing.layout import lay_rows
 from stages.packing.pack import require_frames
@@ -227,7 +236,7 @@ def _excluded(
             detail.format(length)
             for (_, _, detail), length in zip(reasons, lengths.tolist(), strict=True)
         ],
-        "location": [f"{unit.name}#{row}" for row in rows.tolist()],
+        "location": [sample_location(unit.name, row) for row in rows.tolist()],
     }
     return pa.table(columns, schema=EXCLUDED)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.report.clips import ShownClip, Sound
-from pipeline.report.fates import Fate, Fates
 from pipeline.report.players import clips
 from pipeline.report.survey import BEST, BORDERLINE, FASTEST, LONGEST, SLOWEST, WORST, Extremes
-from pipeline.stats import read_index
+from pipeline.run_dir.reading import read_index
+from pipeline.trace.outcomes import ClipOutcome, ClipOutcomes
 from tests.corpus import write_corpus
 from tests.reports import opened, report, run_to
 from tests.webpage import Page
@@ -87,7 +87,9 @@ def test_a_clip_is_headed_by_what_it_was_chosen_for(kind: str, number: str):
     row = {"id": "a/b", "text": "十文字の文章である。", "seconds": 0.8, "audio_hz": 44100}
     row |= {"source": "s", "ovrl": 2.512, "sig": 3.0, "bak": 3.5, "p808": None}
     nothing = Sound("gone")
-    shown = ShownClip(kind, row, Fate("rejected", "below_threshold: ovrl 2"), nothing, nothing)
+    shown = ShownClip(
+        kind, row, ClipOutcome("rejected", "below_threshold: ovrl 2"), nothing, nothing
+    )
     page = Page(clips([shown], 2.5, "codec"))
     assert number in page.text
     assert "ovrl 2.512 · sig 3.000 · bak 3.500" in page.text
@@ -97,12 +99,12 @@ def test_a_clip_is_headed_by_what_it_was_chosen_for(kind: str, number: str):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("fates"), num_samples=12)
+    return write_corpus(tmp_path_factory.mktemp("outcomes"), num_samples=12)
 
 
 def test_what_became_of_a_clip_is_told_at_every_stage_of_a_run(corpus: Path, tmp_path: Path):
     """The run goes on from stage to stage; the page at its end shows the same."""
-    told: dict[str, dict[str, Fate]] = {}
+    told: dict[str, dict[str, ClipOutcome]] = {}
     for stage in ("score", "encode", "tokenize", "interleave"):
         plan, ledger = run_to(corpus, stage, *SPARSE)
         scored = {
@@ -111,22 +113,22 @@ def test_what_became_of_a_clip_is_told_at_every_stage_of_a_run(corpus: Path, tmp
             if (receipt := ledger.receipt("score", unit.unit)) is not None
             for id in ledger.read(receipt)["id"].to_pylist()
         }
-        fates = Fates(ledger, scored)
-        told[stage] = {id: fates.of(receipt, id) for (_, id), receipt in scored.items()}
-    assert {fate.why for fate in told["score"].values()} == {"not encoded yet"}
-    noise = next(id for id, fate in told["encode"].items() if fate.outcome == "rejected")
+        outcomes = ClipOutcomes(ledger, scored)
+        told[stage] = {id: outcomes.of(receipt.unit, id) for (_, id), receipt in scored.items()}
+    assert {outcome.why for outcome in told["score"].values()} == {"waits for encode"}
+    noise = next(id for id, outcome in told["encode"].items() if outcome.outcome == "rejected")
     assert told["encode"][noise].why.startswith("below_threshold: ovrl ")
     assert told["encode"][noise].encoded is None
     for stage, why in (
-        ("encode", "encoded, not tokenized yet"),
-        ("tokenize", "tokenized, in no shard yet"),
+        ("encode", "waits for tokenize"),
+        ("tokenize", "waits for interleave"),
     ):
-        others = [fate for id, fate in told[stage].items() if id != noise]
-        assert {(fate.outcome, fate.why) for fate in others} == {("pending", why)}
-        assert all(fate.encoded and fate.encoded["codes"] for fate in others)
+        others = [outcome for id, outcome in told[stage].items() if id != noise]
+        assert {(outcome.outcome, outcome.why) for outcome in others} == {("pending", why)}
+        assert all(outcome.encoded and outcome.encoded["codes"] for outcome in others)
 
     placed = _ids_in_shards(corpus)
-    kept = {id for id, fate in told["interleave"].items() if fate.outcome == "kept"}
+    kept = {id for id, outcome in told["interleave"].items() if outcome.outcome == "kept"}
     assert kept == placed & set(told["interleave"])
     left_out = [f for id, f in told["interleave"].items() if id not in {*kept, noise}]
     assert left_out

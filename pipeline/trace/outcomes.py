@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import dropwhile, islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from koe.dataflow import INTERLEAVE, ORDER_UNIT, stage_making
-from pipeline.run_dir.ledger import Ledger, Receipt
-from pipeline.stats import read_index
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, output_schema, stage_making
+from koe.schema import ENCODED, SPEECH, split_location
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.reading import read_index, unit_history
 
 PENDING, KEPT = "pending", "kept"
 ClipKey = tuple[str, str]  # unit, id: an id is in a unit once, but may come again in another
 
 
 @dataclass(frozen=True)
-class Fate:
+class ClipOutcome:
     """`outcome` is kept, rejected, quarantined or pending; `why` is empty where it is kept.
 
     `encoded` is the clip's row of ENCODED, if it has one.
@@ -29,7 +31,7 @@ class Fate:
     encoded: dict[str, Any] | None = None
 
 
-class Fates:
+class ClipOutcomes:
     """Answers for the clips named; what interleave left out of the shards is read once, for all."""
 
     def __init__(self, ledger: Ledger, wanted: Collection[ClipKey]) -> None:
@@ -37,26 +39,24 @@ class Fates:
         self._placed = read_index(ledger) is not None
         self._left_out = _left_out_of_shards(ledger, wanted) if self._placed else {}
 
-    def of(self, score: Receipt, id: str) -> Fate:
-        """Say what became of a clip of the unit that `score` vouches for."""
-        encode = self._ledger.receipt(stage_making("frames"), score.unit)
-        if encode is None or encode.input_sha256 != score.output.sha256:
-            return Fate(PENDING, "not encoded yet")
-        rows = _rows_of(self._ledger.read_excluded(encode), id)
-        if rows:
-            return _ended(rows[0])
-        kept = _rows_of(self._ledger.read(encode), id)
-        encoded = kept[0] if kept else None
-        tokenize = self._ledger.receipt(stage_making("input_ids"), score.unit)
-        if tokenize is None or tokenize.input_sha256 != encode.output.sha256:
-            return Fate(PENDING, "encoded, not tokenized yet", encoded)
-        rows = _rows_of(self._ledger.read_excluded(tokenize), id)
-        rows += [self._left_out[key] for key in [(score.unit, id)] if key in self._left_out]
-        if rows:
-            return _ended(rows[0], encoded)
+    def of(self, unit: str, id: str) -> ClipOutcome:
+        """Say what became of a scored clip of a unit."""
+        history = unit_history(self._ledger, SPEECH, unit)
+        encoded = None
+        after_scoring = dropwhile(lambda stage: stage != stage_making("ovrl"), history.receipts)
+        for stage in islice(after_scoring, 1, None):
+            receipt = history.receipts[stage]
+            if rows := _rows_of(self._ledger.read_excluded(receipt), id):
+                return _ended(rows[0], encoded)
+            if set(ENCODED.names) <= set(output_schema(stage).names):
+                encoded = next(iter(_rows_of(self._ledger.read(receipt), id)), None)
+        if history.pending:
+            return ClipOutcome(PENDING, f"waits for {history.pending}", encoded)
+        if left_out := self._left_out.get((unit, id)):
+            return _ended(left_out, encoded)
         if not self._placed:
-            return Fate(PENDING, "tokenized, in no shard yet", encoded)
-        return Fate(KEPT, "", encoded)
+            return ClipOutcome(PENDING, f"waits for {INTERLEAVE}", encoded)
+        return ClipOutcome(KEPT, "", encoded)
 
 
 def _left_out_of_shards(ledger: Ledger, wanted: Collection[ClipKey]) -> dict[ClipKey, Any]:
@@ -71,13 +71,12 @@ def _left_out_of_shards(ledger: Ledger, wanted: Collection[ClipKey]) -> dict[Cli
         for batch in batches:
             hits = batch.filter(pc.field("id").isin(ids))
             for row in hits.to_pylist():
-                unit = row["location"].rpartition("#")[0]  # location is unit#row
-                found[unit, row["id"]] = row
+                found[split_location(row["location"])[0], row["id"]] = row
     return {key: found[key] for key in wanted if key in found}
 
 
-def _ended(row: dict[str, Any], encoded: dict[str, Any] | None = None) -> Fate:
-    return Fate(row["outcome"], f"{row['reason']}: {row['detail']}", encoded)
+def _ended(row: dict[str, Any], encoded: dict[str, Any] | None = None) -> ClipOutcome:
+    return ClipOutcome(row["outcome"], f"{row['reason']}: {row['detail']}", encoded)
 
 
 def _rows_of(table: pa.Table | None, id: str) -> list[dict[str, Any]]:

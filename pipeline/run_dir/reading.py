@@ -1,0 +1,88 @@
+"""Reads what a run directory holds so far: how far each unit came, and the index of the shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from koe.dataflow import INDEX, stage_chain
+from koe.errors import ContractError
+from koe.schema import Unit
+from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.plan import Plan
+
+Receipts = dict[str, Receipt]  # of one unit, by stage
+
+
+class Made(Protocol):
+    """What tells whether an output was made from the output before it as that is now."""
+
+    @property
+    def input_sha256(self) -> str: ...
+    @property
+    def output_sha256(self) -> str: ...
+
+
+R = TypeVar("R", bound=Made)
+
+
+@dataclass(frozen=True)
+class UnitHistory(Generic[R]):
+    """How far a unit came: its receipts by stage, up to the first stage that is not done.
+
+    `pending` is that stage, empty where all are done. A stage is not done either where it was made
+    from an input that has been replaced since: `replaced_by` then names the stage that ran again.
+    """
+
+    receipts: dict[str, R]
+    pending: str = ""
+    replaced_by: str = ""
+
+
+def trace_history(stages: Iterable[str], receipt_of: Callable[[str], R | None]) -> UnitHistory[R]:
+    """Follow a unit from stage to stage. `receipt_of` gives a stage's receipt, None without one."""
+    done: dict[str, R] = {}
+    before, previous = "", None
+    for stage in stages:
+        receipt = receipt_of(stage)
+        if receipt is None:
+            return UnitHistory(done, stage)
+        if previous is not None and receipt.input_sha256 != previous.output_sha256:
+            return UnitHistory(done, stage, before)
+        done[stage] = previous = receipt
+        before = stage
+    return UnitHistory(done)
+
+
+def unit_history(ledger: Ledger, modality: str, unit: str) -> UnitHistory[Receipt]:
+    """Read how far a unit came."""
+    return trace_history(stage_chain(modality), lambda stage: ledger.receipt(stage, unit))
+
+
+def unit_receipts(plan: Plan, ledger: Ledger) -> Iterator[tuple[Unit, Receipts]]:
+    """Yield each unit with its receipts by stage, up to the first stage that is not done.
+
+    One unit's are held at a time: those of 15 M clips would take half a gigabyte.
+    """
+    for unit in plan.units:
+        yield unit, unit_history(ledger, unit.modality, unit.unit).receipts
+
+
+def read_index(ledger: Ledger) -> dict[str, Any] | None:
+    """Return the shard index; None while the shards are not complete.
+
+    Raises: ContractError for a file that is no index.
+    """
+    if ledger.storage.size(INDEX) is None:
+        return None
+    remedy = f"Remove {INDEX} and run `koe run`: it is written again."
+    try:
+        index = json.loads(ledger.storage.read_bytes(INDEX))
+    except ValueError as error:
+        raise ContractError(f"{INDEX} is not valid JSON", str(error), remedy) from error
+    shards = index.get("shards") if isinstance(index, dict) else None
+    if not isinstance(shards, list) or not all(isinstance(entry, dict) for entry in shards):
+        raise ContractError(f"{INDEX} is not a shard index", "it lists no shards", remedy)
+    return index
