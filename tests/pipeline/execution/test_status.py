@@ -53,13 +53,18 @@ def commit(ledger: Ledger, stage: str, unit: str, ago: float, before: str = "", 
     return receipt.output.sha256
 
 
+def commit_scored(ledger: Ledger, unit: str, ago: float):
+    """Store a unit that was scored `ago` seconds ago, long after it was ingested."""
+    commit(ledger, "score", unit, ago, before=commit(ledger, "ingest", unit, ago=100_000))
+
+
 def reader(ledger: Ledger) -> StatusReader:
     return StatusReader(ledger, clock=lambda: NOW)
 
 
 def test_counts_and_the_rates_of_one_worker_and_of_all(ledger):
     for k in range(4):  # two workers, the last two units 30 s ago
-        commit(ledger, "score", f"u{k}", ago=30 + 20 * (k // 2))
+        commit_scored(ledger, f"u{k}", ago=30 + 20 * (k // 2))
     row = reader(ledger).read()[1]
     counts = {name: row[name] for name in ("stage", "done", "left", "records", "kept", "rejected")}
     assert counts == {
@@ -73,14 +78,14 @@ def test_counts_and_the_rates_of_one_worker_and_of_all(ledger):
 
 
 def test_a_pause_before_the_recent_units_is_not_in_the_rates(ledger):
-    commit(ledger, "score", "u0", ago=50_000)
-    commit(ledger, "score", "u1", ago=0)
+    commit_scored(ledger, "u0", ago=50_000)
+    commit_scored(ledger, "u1", ago=0)
     assert reader(ledger).read()[1]["run_units_per_second"] == pytest.approx(1 / 20)
 
 
 def test_only_changed_receipts_are_read_again(ledger, monkeypatch):
     for k in range(3):
-        commit(ledger, "score", f"u{k}", ago=30)
+        commit(ledger, "ingest", f"u{k}", ago=30)
     read = []
     original = Ledger.receipt
     monkeypatch.setattr(
@@ -91,10 +96,10 @@ def test_only_changed_receipts_are_read_again(ledger, monkeypatch):
     assert len(read) == 3
     followed.read()
     assert len(read) == 3
-    commit(ledger, "score", "u1", ago=10)
-    commit(ledger, "score", "u3", ago=10)
-    assert followed.read()[1]["done"] == 4
-    assert sorted(read[3:]) == [("score", "u1"), ("score", "u3")]
+    commit(ledger, "ingest", "u1", ago=10)
+    commit(ledger, "ingest", "u3", ago=10)
+    assert followed.read()[0]["done"] == 4
+    assert sorted(read[3:]) == [("ingest", "u1"), ("ingest", "u3")]
 
 
 def test_a_unit_whose_input_was_replaced_is_not_done(ledger):
@@ -102,18 +107,21 @@ def test_a_unit_whose_input_was_replaced_is_not_done(ledger):
     commit(ledger, "score", "u0", ago=20, before=before)
     followed = reader(ledger)
     assert [row["done"] for row in followed.read()[:2]] == [1, 1]
+    commit(ledger, "encode", "u0", ago=20, before=ledger.receipt("score", "u0").output_sha256)
+    assert [row["done"] for row in followed.read()[:3]] == [1, 1, 1]
     commit(ledger, "ingest", "u0", ago=10, mark="new")
-    assert [row["done"] for row in followed.read()[:2]] == [1, 0]
+    # what was made from a stale output is no more done than the stale output itself
+    assert [row["done"] for row in followed.read()[:3]] == [1, 0, 0]
 
 
 def test_a_run_on_an_object_store_is_read_the_same_way():
     ledger = Ledger(Storage("memory://status-of-a-run"))
     make_plan([(Source(), {})], ledger.storage)
     none = EXCLUDED.empty_table()
-    stage = replace(Numbers(), name="score")
+    stage = replace(Numbers(), name="ingest")
     ledger.commit(stage, "u0", "", Outcome(none, none, none), records_in=0, seconds=1.0)
-    assert ledger.storage.stamps("score", ".json").keys() == {"u0.json"}
-    row = StatusReader(ledger).read()[1]
+    assert ledger.storage.stamps("ingest", ".json").keys() == {"u0.json"}
+    row = StatusReader(ledger).read()[0]
     assert (row["done"], row["left"]) == (1, NUM_UNITS - 1)
     assert row["newest_seconds_ago"] < 60
 
@@ -122,11 +130,11 @@ def test_rates_are_named_for_what_they_are(ledger):
     rows, note = status_rows(reader(ledger).read())
     assert note == "no unit is done yet"
     assert rows[0].rates == {}
-    commit(ledger, "score", "u0", ago=50_000)
+    commit_scored(ledger, "u0", ago=50_000)
     rows, note = status_rows(reader(ledger).read())
     assert note.startswith("rates and ETA of one worker, nothing was done lately; ")
     assert rows[1].rates["windows"] == 27 / 20
-    commit(ledger, "score", "u1", ago=10)
+    commit_scored(ledger, "u1", ago=10)
     rows, note = status_rows(reader(ledger).read())
     assert note == "rates and ETA of all workers, over their last units; newest unit done 10s ago"
     assert rows[1].rates["windows"] == pytest.approx(27 / 30)

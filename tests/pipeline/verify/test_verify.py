@@ -114,7 +114,7 @@ def test_what_is_not_made_is_named(forged):
 
 def test_an_index_of_nothing_is_refused(forged):
     forged.ledger.storage.write_bytes("shards/index.json", b"null")
-    refused(forged, "index.json is no index")
+    refused(forged, "index.json is not a shard index")
 
 
 def test_work_without_its_input_is_refused(forged):

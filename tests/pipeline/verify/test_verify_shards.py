@@ -197,8 +197,8 @@ DAMAGE = {
     "another tokenizer in a unit": (lambda f: content_of(f, "tokenize", f.units(SPEECH)[:1], tokenizer_sha256="0" * 64), "tokenize/clips-.*-00000.json names another tokenizer than interleave/order.json"),
     "another codec in a unit": (lambda f: content_of(f, "encode", f.units(SPEECH)[1:2], codec={"label": "x"}), "encode/clips-.*-00001.json names another codec than interleave/order.json"),
     "no order": (lambda f: f.storage.remove("interleave/order.json"), "index.json describes shards of no order"),
-    "a torn index": (lambda f: f.storage.write_bytes("shards/index.json", b'{"shards": ['), "shards/index.json is no JSON"),
-    "no index": (lambda f: f.storage.write_bytes("shards/index.json", b"[]"), "shards/index.json is no index"),
+    "a torn index": (lambda f: f.storage.write_bytes("shards/index.json", b'{"shards": ['), "shards/index.json is not valid JSON"),
+    "no index": (lambda f: f.storage.write_bytes("shards/index.json", b"[]"), "shards/index.json is not a shard index"),
     "a shard that nobody names": (lambda f: f.storage.write_bytes("shards/train-00009.arrow", b""), "shards/train-00009.arrow is no shard of this run"),
 }  # fmt: skip
 
