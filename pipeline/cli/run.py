@@ -28,18 +28,18 @@ from pipeline.execution.selection import select_stages
 
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to write the corpus.")],
-    clips: Annotated[int, typer.Option(min=24, help="Speech clips.")] = 300,
-    samples: Annotated[int, typer.Option(min=20, help="Instruction samples.")] = 2000,
-    seed: Annotated[int, typer.Option()] = 0,
+    clips: Annotated[
+        int | None, typer.Option(min=24, help="Speech clips. Default: all 150 of the package.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=20, help="Instruction samples. Default: all of the package.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides how strongly clips are degraded.")] = 0,
 ) -> None:
-    """Write a small corpus of Japanese speech and text, and a config."""
+    """Write a small corpus of real Japanese speech and text, and a config."""
     from pipeline.demo.corpus import write_demo
-    from pipeline.execution.progress import counting
 
-    with counting(err, "synthesising speech") as report:
-        written = write_demo(
-            folder, num_clips=clips, num_instructions=samples, seed=seed, progress=report
-        )
+    written = write_demo(folder, num_clips=clips, num_samples=samples, seed=seed)
     err.print(written.describe(), markup=False)
     command = shlex.join(["koe", "run", "-c", str(folder / "pipeline.yaml")])
     err.print(f"Next: {command}", markup=False, highlight=False, soft_wrap=True)

@@ -1,56 +1,32 @@
-"""Writes the demo corpus: synthesised Japanese speech, instructions and their pipeline.yaml."""
+"""Writes the demo corpus: real Japanese speech and instructions, and their pipeline.yaml."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import multiprocessing
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from koe.errors import ConfigError, StorageError
+from pipeline.demo import layouts
+from pipeline.demo.clips import DATA, Clip, make_clips, read_json_lines, recordings
+from pipeline.demo.layouts import BROKEN, to_json
 
-from koe.errors import ConfigError, StageError, StorageError
-from pipeline.demo import containers
-from pipeline.demo.broken import BROKEN, to_json
-from pipeline.demo.clips import Clip, plan_clips, render
-from pipeline.demo.instructions import conversations, instruction_rows
-from pipeline.demo.speech import (
-    SYNTHESIS_HZ,
-    cast,
-    read_sentences,
-    require_synthesiser,
-    synthesise,
-)
-
-Progress = Callable[[int, int], None]
-
-CORPUS_VERSION = 2  # raise it when the same parameters give another corpus
+CORPUS_VERSION = 3  # raise it when the same parameters give another corpus
 MARKER = "demo.json"
 CONFIG = "pipeline.yaml"
 TRUTH = "truth.jsonl"
-MIN_CLIPS = 24  # fewer would leave a source without a clip or a degradation without an example
-NUM_CONVERSATIONS = 20
-_OURS = ("speech", "text", TRUTH)
-# Independent random streams of one seed.
-_CAST, _PLAN, _TEXT, _AUDIO = range(4)
+MIN_CLIPS = 24  # fewer would leave a degradation without an example
 
 
 @dataclass(frozen=True)
 class DemoReport:
     """What the corpus holds; `reused` tells whether it was there already.
 
-    `clips` counts good clips, `degraded` those of them that noise or worse has hit, by kind;
-    `broken` counts records that must be quarantined, by reason; `seconds` is of good clips.
+    `clips` counts good clips, `degraded` those of them that were degraded, by kind; `broken` counts
+    records that must be quarantined, by reason; `seconds` is the length of the good clips.
     """
 
     folder: Path
@@ -59,10 +35,8 @@ class DemoReport:
     seconds: float
     instructions: int
     conversations: int
-    clips_by_source: dict[str, int] = field(default_factory=dict)
-    degraded: dict[str, int] = field(default_factory=dict)
-    unusual: dict[str, int] = field(default_factory=dict)
-    broken: dict[str, int] = field(default_factory=dict)
+    degraded: dict[str, int]
+    broken: dict[str, int]
 
     @property
     def config_path(self) -> Path:
@@ -70,10 +44,10 @@ class DemoReport:
 
     def describe(self) -> str:
         """Say in a few lines what there is."""
-        verb = "holds the demo already" if self.reused else "now holds the demo"
+        verb = "already holds" if self.reused else "now holds"
         broken = ", ".join(f"{reason} {num}" for reason, num in self.broken.items())
         return (
-            f"{self.folder} {verb}: {self.clips} clips ({self.seconds:.0f} s, "
+            f"{self.folder} {verb} the demo: {self.clips} clips ({self.seconds:.0f} s, "
             f"{sum(self.degraded.values())} of them degraded), {self.instructions} instructions, "
             f"{self.conversations} conversations\n"
             f"broken on purpose: {sum(self.broken.values())} records ({broken})"
@@ -81,198 +55,126 @@ class DemoReport:
 
 
 def write_demo(
-    folder: Path,
-    num_clips: int = 300,
-    num_instructions: int = 2000,
-    seed: int = 0,
-    progress: Progress | None = None,
-    workers: int = 2,
+    folder: Path, num_clips: int | None = None, num_samples: int | None = None, seed: int = 0
 ) -> DemoReport:
     """Write the demo corpus into `folder`, or find it there.
 
-    The same parameters give the same bytes whatever `workers` is. `progress` is called with the
-    steps done and their number. A demo whose writing was interrupted is written anew.
+    The same parameters give the same bytes. None takes all packaged clips, or all samples. Files
+    that are missing or differ are written; a configuration may have been edited and stays.
 
-    Raises: ConfigError for a folder with other content, or without the synthesiser; StorageError
-    when the folder cannot be written; StageError when a worker dies.
+    Raises: ConfigError for a folder with other content, or for more than there is; StorageError
+    when the folder cannot be written.
     """
-    if num_clips < MIN_CLIPS or num_instructions < 1 or workers < 1:
-        raise ConfigError(
-            f"a demo of {num_clips} clips and {num_instructions} instructions by {workers} "
-            "workers cannot be written",
-            f"it needs at least {MIN_CLIPS} clips, one instruction and one worker",
-        )
+    rows = list(read_json_lines(DATA / "text" / "dolly_ja.jsonl"))
+    num_clips = _checked("clips", num_clips, MIN_CLIPS, len(recordings()))
+    num_samples = _checked("instructions", num_samples, 1, len(rows))
     parameters = {
         "version": CORPUS_VERSION,
         "num_clips": num_clips,
-        "num_instructions": num_instructions,
+        "num_samples": num_samples,
         "seed": seed,
     }
-    with _storage_errors(folder):
-        if (found := _existing(folder, parameters)) is not None:
-            return found
-    require_synthesiser()
-    clips = make_clips(num_clips, seed, workers, progress or (lambda done, total: None))
-    rng = np.random.default_rng([seed, _TEXT])
-    rows = instruction_rows(num_instructions, rng)
-    dialogues = conversations(NUM_CONVERSATIONS, rng)
-    files = _files(clips) | containers.text_files(rows, dialogues)
-    report = _report(folder, clips, len(rows), len(dialogues))
-    with _storage_errors(folder):
-        _write(folder, files, parameters, report)
-    return report
-
-
-def make_clips(num_clips: int, seed: int, workers: int, progress: Progress) -> list[Clip]:
-    """Synthesise and render the good clips, in order, on `workers` processes.
-
-    Raises: StageError when a worker dies.
-    """
-    utterances = cast(min(num_clips, len(read_sentences())), np.random.default_rng([seed, _CAST]))
-    total = len(utterances) + num_clips
-
-    def counted(results: Iterator[Any], done: int) -> Iterator[Any]:
-        for count, result in enumerate(results, done + 1):
-            progress(count, total)
-            yield result
-
-    # spawn: forking a process that has started torch's threads may hang
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
+    conversations = list(read_json_lines(DATA / "text" / "instruction_ja.jsonl"))
     try:
-        spoken = list(counted(pool.map(synthesise, utterances), 0))
-        seconds = [len(audio) / SYNTHESIS_HZ for audio in spoken]
-        rng = np.random.default_rng([seed, _PLAN])
-        plans = plan_clips(utterances, seconds, num_clips, rng)
-        parts = [[spoken[place] for place in plan.utterances] for plan in plans]
-        results = pool.map(render, plans, parts, [seed] * num_clips)
-        return list(counted(results, len(utterances)))
-    except BrokenProcessPool as error:
-        raise StageError(
-            "a worker that synthesises the demo's speech died",
-            "the machine may have run out of memory",
-            "Run the command again, with fewer workers.",
-            stage="demo",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _files(clips: list[Clip]) -> containers.Files:
-    """Lay the clips out in their four sources, and note what was done to each."""
-    by_source = {
-        source: [clip for clip in clips if clip.plan.source == source]
-        for source in ("manifest", "tar", "parquet", "folder")
-    }
-    truth = [
-        {"id": clip.plan.id, "seconds": round(clip.seconds, 3)}
-        | {key: getattr(clip.plan, key) for key in ("source", "codec", "speaker", "degradation")}
-        | {"audio_hz": clip.plan.audio_hz, "channels": clip.plan.channels}
-        for clip in clips
-    ]
-    return {
-        **containers.manifest_files(by_source["manifest"]),
-        **containers.tar_files(by_source["tar"]),
-        **containers.parquet_files(by_source["parquet"]),
-        **containers.folder_files(by_source["folder"]),
-        TRUTH: "".join(to_json(line) + "\n" for line in [*truth, *map(asdict, BROKEN)]).encode(),
-    }
-
-
-def _report(folder: Path, clips: list[Clip], num_rows: int, num_dialogues: int) -> DemoReport:
-    plans = [clip.plan for clip in clips]
-    return DemoReport(
-        folder=folder,
-        reused=False,
-        clips=len(clips),
-        seconds=round(sum(clip.seconds for clip in clips), 3),
-        instructions=num_rows,
-        conversations=num_dialogues,
-        clips_by_source=dict(Counter(plan.source for plan in plans)),
-        degraded=dict(Counter(plan.degradation for plan in plans if plan.degradation)),
-        unusual={
-            "stereo": sum(plan.channels == 2 for plan in plans),
-            "8 kHz": sum(plan.audio_hz == 8000 for plan in plans),
-        },
-        broken=dict(Counter(item.reason for item in BROKEN)),
-    )
-
-
-def _existing(folder: Path, parameters: dict[str, Any]) -> DemoReport | None:
-    """Return the report of the demo in `folder`, or None where one can be written.
-
-    Raises: ConfigError when something else is there; OSError.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    remedy = "Name another folder, or delete this one."
-    marker = folder / MARKER
-    if not marker.is_file():
-        raise ConfigError(f"the demo cannot be written into {folder}", "it is not empty", remedy)
-    try:
-        found = json.loads(marker.read_text("utf-8"))
-        complete, same = found["complete"], found["parameters"] == parameters
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{marker} is not a demo's marker", str(error), remedy) from error
-    if not same:
-        raise ConfigError(
-            f"{folder} holds another demo", f"it was written with {found['parameters']}", remedy
-        )
-    if not complete or any(
-        not (folder / name).is_file() or (folder / name).stat().st_size != item["bytes"]
-        for name, item in found["files"].items()
-    ):
-        return None
-    return DemoReport(folder=folder, reused=True, **found["report"])
-
-
-def _write(
-    folder: Path, files: containers.Files, parameters: dict[str, Any], report: DemoReport
-) -> None:
-    """Write the marker, the files, the configuration, and the marker again, now complete.
-
-    A configuration that is there already may have been edited and stays.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    marker = {"complete": False, "parameters": parameters}
-    _write_marker(folder, marker)
-    for name in _OURS:
-        old = folder / name
-        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    config = folder / CONFIG
-    if not config.exists():
-        config.write_bytes(resources.files("pipeline.demo").joinpath(CONFIG).read_bytes())
-    contents = {
-        key: value for key, value in asdict(report).items() if key not in ("folder", "reused")
-    }
-    digests = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in files.items()
-    }
-    _write_marker(folder, marker | {"complete": True, "report": contents, "files": digests})
-
-
-def _write_marker(folder: Path, marker: dict[str, Any]) -> None:
-    temporary = folder / f"{MARKER}.part"
-    temporary.write_text(json.dumps(marker, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    temporary.replace(folder / MARKER)
-
-
-@contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
+        _require_own(folder, parameters)
+        clips = make_clips(num_clips, seed)
+        files = _files(clips) | layouts.text_files(rows[:num_samples], conversations)
+        files |= _licences()
+        written = _write(folder, files, parameters)
     except OSError as error:
         raise StorageError(
             f"the demo cannot be written into {folder}",
             str(error),
             "Make room or name another folder, then run the command again.",
         ) from error
+    return DemoReport(
+        folder=folder,
+        reused=not written,
+        clips=num_clips,
+        seconds=sum(clip.seconds for clip in clips),
+        instructions=num_samples,
+        conversations=len(conversations),
+        degraded=dict(Counter(clip.degradation for clip in clips if clip.degradation)),
+        broken=dict(Counter(item.reason for item in BROKEN)),
+    )
+
+
+def _checked(what: str, wanted: int | None, least: int, most: int) -> int:
+    if wanted is None:
+        return most
+    if not least <= wanted <= most:
+        raise ConfigError(
+            f"a demo of {wanted} {what} cannot be written",
+            f"the package holds {most} {what}, and the demo needs at least {least}",
+            f"Ask for {least} to {most}, or leave the option out for all of them.",
+        )
+    return wanted
+
+
+def _files(clips: list[Clip]) -> layouts.Files:
+    """Lay the clips out in their four sources, and note what was done to each."""
+    by_source = {
+        source: [clip for clip in clips if clip.source == source]
+        for source in ("manifest", "tar", "parquet", "folder")
+    }
+    truth = [
+        {"id": clip.id, "seconds": round(clip.seconds, 3), "source": clip.source}
+        | {"codec": clip.codec, "audio_hz": clip.audio_hz, "channels": clip.channels}
+        | {"degradation": clip.degradation}
+        for clip in clips
+    ]
+    return {
+        **layouts.manifest_files(by_source["manifest"]),
+        **layouts.tar_files(by_source["tar"]),
+        **layouts.parquet_files(by_source["parquet"]),
+        **layouts.folder_files(by_source["folder"]),
+        TRUTH: "".join(to_json(line) + "\n" for line in [*truth, *map(asdict, BROKEN)]).encode(),
+    }
+
+
+def _licences() -> layouts.Files:
+    """Return the licences and attributions, which must go along with the data."""
+    return {
+        f"{room}/{file.name}": file.read_bytes()
+        for room in ("speech", "text")
+        for file in (DATA / room).iterdir()
+        if file.name.startswith(("LICENSE", "README"))
+    }
+
+
+def _require_own(folder: Path, parameters: dict[str, Any]) -> None:
+    """Check that `folder` is free, or holds the demo of the same parameters.
+
+    Raises: ConfigError when something else is there; OSError.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    remedy = "Name another folder, or delete this one."
+    marker = folder / MARKER
+    if not marker.is_file():
+        raise ConfigError(f"the demo cannot be written into {folder}", "it is not empty", remedy)
+    try:
+        found = json.loads(marker.read_text("utf-8"))["parameters"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{marker} is not a demo's marker", str(error), remedy) from error
+    if found != parameters:
+        raise ConfigError(f"{folder} holds another demo", f"it was written with {found}", remedy)
+
+
+def _write(folder: Path, files: layouts.Files, parameters: dict[str, Any]) -> bool:
+    """Write the marker, then what is missing or differs; say whether anything was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = {MARKER: (json.dumps({"parameters": parameters}, indent=1) + "\n").encode()}
+    config = folder / CONFIG
+    if not config.exists():
+        files = files | {CONFIG: (resources.files("pipeline.demo") / CONFIG).read_bytes()}
+    written = False
+    for name, data in (marker | files).items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != data:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.part")
+            temporary.write_bytes(data)
+            temporary.replace(path)
+            written = True
+    return written

@@ -1,4 +1,4 @@
-"""Clips for the tests of the speech stages: real speech where there is some, or voiced noise."""
+"""Clips for the tests of the speech stages: real speech, or voiced noise."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from snac import SNAC
 
 from koe.schema import CLIP
 from stages.snac.codec import ARCHITECTURE
-
-DATA = Path(__file__).resolve().parents[2] / "../shared/data"
+from tests.real_data import UTTERANCES
 
 
 def synthetic_speech(num_samples: int, audio_hz: int, seed: int = 0) -> np.ndarray:
@@ -31,13 +30,10 @@ def synthetic_speech(num_samples: int, audio_hz: int, seed: int = 0) -> np.ndarr
 
 
 def speech_16k(seconds: float) -> np.ndarray:
-    """Return real Japanese speech, cut to `seconds`; synthetic where the data is absent."""
+    """Return real Japanese speech, cut or repeated to `seconds`: float32 [samples]."""
     num_samples = round(seconds * 16_000)
-    files = sorted((DATA / "ja_speech/utterances").glob("*.flac"))[:10]
-    if not files:
-        return synthetic_speech(num_samples, 16_000)
     pieces, length = [], 0
-    for path in files:
+    for path in sorted(UTTERANCES.glob("*.flac")):
         if length >= num_samples:
             break
         audio, audio_hz = soundfile.read(path, dtype="float32")

@@ -20,7 +20,8 @@ from koe.vocabulary import FRAME_SAMPLES, flatten_codes
 from stages.encode import EncodeStage, encode_files, similar_length_batches
 from stages.settings import EncodeConfig
 from stages.snac.codec import Codec, CodecSpec, padded_samples, resolve_codec
-from tests.stages.speech import DATA, clip_row, clip_table, synthetic_speech, write_snac_weights
+from tests.real_data import WORDS
+from tests.stages.speech import clip_row, clip_table, synthetic_speech, write_snac_weights
 
 LENGTHS = (300, 2047, 2048, 2049, 9000, 4096, 1, 8193, 2000)
 
@@ -83,10 +84,9 @@ def test_codes_equal_the_package_on_each_clip_alone(tmp_path, spec, referee, bat
         assert row["frames"] == padded_samples(length) // FRAME_SAMPLES == len(row["codes"]) // 7
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 def test_real_speech_equals_the_package(tmp_path, spec, referee):
     audios = {}
-    for path in sorted((DATA / "ja_speech/words").glob("*.mp3"))[:2]:
+    for path in sorted(WORDS.glob("*.mp3"))[:2]:
         audio, audio_hz = soundfile.read(path, dtype="float32", always_2d=True)
         audios[path.stem] = audio.mean(axis=1)[: audio_hz // 2]
     kept = _run(EncodeStage(spec), _scored(clip_table(tmp_path, audios))).kept.to_pylist()

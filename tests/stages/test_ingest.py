@@ -4,7 +4,6 @@ import json
 import pickle
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +19,8 @@ from stages.settings import IngestConfig
 from stages.sources.location import read_clips
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
+from tests.real_data import UTTERANCES, WORDS
 from tests.stages.audio_files import clip, encoded, sample, tone, write_lines, write_tar
-
-DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 
 
 def source_of(kind, path, unit_records=3, **fields):
@@ -276,14 +274,13 @@ def test_failures_of_the_machine_are_no_bad_clips(tmp_path):
         transform(table_of([{**asdict(unit), "source": "other"}], UNIT))
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 def test_real_clips():
-    manifest = DATA / "ja_speech/utterances/metadata.jsonl"
-    kept, quarantined = ingest(source_of("manifest", manifest, 64))
-    assert (kept.num_rows, quarantined) == (200, [])
+    manifest = UTTERANCES / "metadata.jsonl"
+    kept, quarantined = ingest(source_of("manifest", manifest, 5))
+    assert (kept.num_rows, quarantined) == (12, [])
     durations = [json.loads(line)["duration"] for line in manifest.read_text().splitlines()]
     assert np.abs(np.array(durations) - kept["seconds"].to_numpy()).max() < 0.01
-    kept, quarantined = ingest(source_of("folder", DATA / "ja_speech/words", 300))
-    assert (kept.num_rows, quarantined) == (800, [])
+    kept, quarantined = ingest(source_of("folder", WORDS, 4))
+    assert (kept.num_rows, quarantined) == (9, [])
     assert set(kept["channels"].to_pylist()) == {1, 2}
     assert kept["seconds"].to_numpy().min() > 0.2

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +9,9 @@ from koe.errors import ConfigError
 from stages.sources import json_array
 from stages.sources.readers import text_source
 from stages.sources.settings import TextSourceConfig
+from tests.real_data import TEXT
 from tests.stages.audio_files import write_lines
 
-DATA = Path(__file__).resolve().parents[3] / "../shared/data"
 SAMPLES = [
     {
         "index": str(n),
@@ -182,8 +181,7 @@ def test_random_arrays_survive_every_chunk_size(tmp_path, monkeypatch):
         assert [r.fields for r in read_all(source_of("json", path))] == samples
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 def test_real_samples():
-    path = DATA / "ja_instruct/dolly_ja_5k.jsonl"
-    records = read_all(source_of("jsonl", path, 700, id="index"))
-    assert len(records) == len({record.key for record in records}) == 5000
+    path = TEXT / "dolly_ja.jsonl"
+    records = read_all(source_of("jsonl", path, 14, id="index"))
+    assert len(records) == len({record.key for record in records}) == 100

@@ -11,9 +11,8 @@ import pytest
 from koe.errors import ConfigError
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
+from tests.real_data import WORDS
 from tests.stages.audio_files import write_lines
-
-DATA = Path(__file__).resolve().parents[3] / "../shared/data"
 
 
 def source_of(kind, path, unit_records=2, audio_root=None, **fields):
@@ -192,8 +191,7 @@ def test_several_folders_by_glob(tmp_path):
     assert [record.key for record in records] == ["a/1.wav", "b/1.wav"]
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 def test_real_folder_with_jsonl():
-    records = read_all(source_of("folder", DATA / "ja_speech/words", 100))
-    assert len(records) == len({record.key for record in records}) == 800
+    records = read_all(source_of("folder", WORDS, 2))
+    assert len(records) == len({record.key for record in records}) == 9
     assert all(Path(record.audio_path).exists() for record in records)

@@ -1,14 +1,11 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from koe.errors import BadRecord
 from stages.sources.settings import TextFields
 from stages.text.conversation import turns
-
-DATA = Path(__file__).resolve().parents[3] / "../shared/data/ja_instruct"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="../shared/data is absent")
+from tests.real_data import TEXT
 
 
 def chat(*messages):
@@ -100,28 +97,26 @@ def test_bad_conversations_say_why(fields, reason):
 
 
 def records(name):
-    with (DATA / name).open(encoding="utf-8") as lines:
+    with (TEXT / name).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
-@needs_data
 def test_three_layouts_of_the_same_corpus_agree():
     utterances = TextFields(messages="utterances", role="name", content="text")
     from_chat = [turns(r, "messages") for r in records("instruction_ja.messages.jsonl")]
     from_sharegpt = [turns(r, "sharegpt") for r in records("instruction_ja.sharegpt.jsonl")]
     raw = records("instruction_ja.data.jsonl")
     from_utterances = [turns(r, "messages", utterances) for r in raw]
-    assert len(from_chat) == 669
+    assert len(from_chat) == 33
     assert from_chat == from_sharegpt == from_utterances
     assert from_chat[0] == [tuple(u["text"] for u in raw[0]["utterances"])]
 
 
-@needs_data
 def test_every_dolly_row_is_one_turn():
-    rows = records("dolly_ja_5k.jsonl")
+    rows = records("dolly_ja.jsonl")
     pairs = [turns(row, "instruction") for row in rows]
     assert all(len(pair) == 1 for pair in pairs)
     assert [pair[0][1] for pair in pairs] == [row["output"] for row in rows]
     with_input = [(r, p) for r, p in zip(rows, pairs, strict=True) if r["input"].strip()]
-    assert len(with_input) == 1519
+    assert len(with_input) == 30
     assert all(p[0][0] == f"{r['instruction']}\n{r['input']}" for r, p in with_input)

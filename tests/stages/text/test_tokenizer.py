@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import tiktoken
@@ -21,9 +20,8 @@ from stages.text.tokenizer import (
     text_tokenizer,
     tokenizer_sha256,
 )
+from tests.real_data import TEXT
 from tests.stages.texts import TEXTS
-
-DATA = Path(__file__).resolve().parents[3] / "../shared/data"
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +46,8 @@ def reference():
 
 
 def corpus():
-    path = DATA / "ja_instruct/dolly_ja_5k.jsonl"
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line)["output"] for line, _ in zip(lines, range(400), strict=False)]
+    with (TEXT / "dolly_ja.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line)["output"] for line in lines]
 
 
 def test_ids_equal_tiktokens(encoder, reference):
