@@ -1,17 +1,46 @@
-"""Real clips of a log-normal mix of lengths, the same for every benchmark of a stage."""
+"""Real clips for the benchmarks: the demo's recordings, or those of the folder that `--data` names."""
 
 from __future__ import annotations
 
+import argparse
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from stages.audio.decode import resample
+from koe.errors import ConfigError
+from stages.clips import load_file
 
-DATA = Path(__file__).resolve().parents[1] / "../shared/data"
+PACKAGED = Path(str(resources.files("pipeline.demo"))) / "data" / "speech"
+_EXTENSIONS = {".flac", ".mp3", ".ogg", ".opus", ".wav"}
 # Of the lengths in seconds: a mean of 5 s, as in corpora of read and spontaneous Japanese.
 _LOG_MEAN, _LOG_DEVIATION = np.log(5.0) - 0.55**2 / 2, 0.55
+
+
+def add_data_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--data`, the folder of the recordings."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=PACKAGED,
+        help="folder of recordings, searched with its subfolders; default: those of the demo",
+    )
+
+
+def recordings(data: Path) -> list[Path]:
+    """Return the audio files below a folder, sorted.
+
+    Raises: ConfigError when there are none.
+    """
+    found = sorted(path for path in data.rglob("*") if path.suffix.lower() in _EXTENSIONS)
+    if not found:
+        why = "it holds no flac, mp3, ogg, opus or wav" if data.is_dir() else "it is no folder"
+        raise ConfigError(
+            f"there are no recordings in {data}",
+            why,
+            "Name a folder of recordings with --data, or leave it out for the demo's.",
+        )
+    return found
 
 
 def clip_lengths(num_clips: int, seed: int = 0) -> np.ndarray:
@@ -20,17 +49,15 @@ def clip_lengths(num_clips: int, seed: int = 0) -> np.ndarray:
     return drawn.clip(0.5, 30.0)
 
 
-def real_clips(num_clips: int, audio_hz: int, data: Path = DATA, seed: int = 0) -> list[np.ndarray]:
-    """Cut clips out of the recordings under `data`: float32 [samples] each, mono, within 1.
+def real_clips(num_clips: int, audio_hz: int, data: Path, seed: int = 0) -> list[np.ndarray]:
+    """Cut clips out of the recordings in `data`: float32 [samples] each, mono, within 1.
 
     Every third clip gets noise, so that scores lie on both sides of a threshold.
-    Raises: FileNotFoundError when there are no recordings.
+    Raises: ConfigError when there are no recordings.
     """
-    files = sorted((data / "ja_speech/utterances").glob("*.flac"))
-    if not files:
-        raise FileNotFoundError(f"no recordings under {data}; name their folder with --data")
     rng = np.random.default_rng(seed)
-    stream = np.concatenate([_read(path, audio_hz) for path in files[: 4 * num_clips]])
+    files = recordings(data)[: 4 * num_clips]
+    stream = np.concatenate([load_file(str(path), audio_hz)[0] for path in files])
     clips = []
     for number, seconds in enumerate(clip_lengths(num_clips, seed)):
         length = int(seconds * audio_hz)
@@ -40,8 +67,3 @@ def real_clips(num_clips: int, audio_hz: int, data: Path = DATA, seed: int = 0) 
             clip = clip + rng.normal(0, 10 ** rng.uniform(-3, -1.3), length).astype(np.float32)
         clips.append(np.clip(clip, -1, 1))
     return clips
-
-
-def _read(path: Path, audio_hz: int) -> np.ndarray:
-    audio, from_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    return resample(np.ascontiguousarray(audio.mean(axis=1)), from_hz, audio_hz)

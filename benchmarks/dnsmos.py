@@ -1,13 +1,14 @@
-"""DNSMOS P.835: koe against speechmos, windows a second on one core.
+"""DNSMOS P.835: koe against speechmos, windows per second on one core.
 
     taskset -c 1 python -m benchmarks.dnsmos [--clips 40] [--repeats 3]
     python -m benchmarks.dnsmos --provider cuda      a GPU; speechmos stays on all CPU cores
+    python -m benchmarks.dnsmos --data FOLDER        recordings of your own
 
 Every side scores the same real clips (16 kHz, a log-normal mix of lengths) in a process of its own,
 by turns; loading and a first clip do not count. The peer is `speechmos.dnsmos.run`, once as it is
-and once less its P.808 score, which koe leaves out too: the ratio is to the latter. koe scores as
-configured by default (FP32, compiled where there is a compiler), in onnxruntime alone, and, where
-this CPU has BF16, in that, including scoring again in FP32 what lies near the threshold.
+and once without its P.808 score, which koe leaves out too: the ratio is to the latter. koe scores
+as configured by default (FP32, compiled where there is a compiler), in onnxruntime alone, and, where
+this CPU has BF16, in BF16; clips near the threshold are then scored again in FP32.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.clips import DATA, real_clips
-from benchmarks.results import write_result
+from benchmarks.clips import add_data_option, real_clips
+from benchmarks.results import run_command, write_result
 from koe.errors import ConfigError
 from stages.dnsmos.engines import BF16_OVRL_ERROR, require_precision, resolve_engine
 from stages.dnsmos.scorer import DnsmosScorer, find_model, window_starts
 
 THRESHOLD = 2.5
 _GPU_ROUNDS = 20  # through the clips, which are a matter of milliseconds there
-PEER, WHOLE_PEER = "speechmos less P.808", "speechmos"
+PEER, FULL_PEER = "speechmos without P.808", "speechmos"
 FP32, PLAIN, BF16 = "koe", "koe, onnxruntime", "koe, bf16"
 
 
@@ -46,7 +47,7 @@ def main() -> int:
         _score_side(options)
         return 0
     plain = [PLAIN] if options.provider == "cpu" else []
-    sides = [PEER, WHOLE_PEER, FP32, *plain, *([BF16] if _has_bf16(options.provider) else [])]
+    sides = [PEER, FULL_PEER, FP32, *plain, *([BF16] if _has_bf16(options.provider) else [])]
     with tempfile.TemporaryDirectory() as folder:
         clips = Path(folder) / "clips.npz"
         audios = real_clips(options.clips, 16_000, options.data)
@@ -65,17 +66,17 @@ def _report(runs: dict[str, list[dict[str, Any]]], num_windows: int, seconds: fl
     speeds = {side: [num_windows / run["seconds"] for run in of] for side, of in runs.items()}
     scores = {side: np.array(of[0]["scores"]) for side, of in runs.items()}
     decided = {side: scores[side][:, 2] > THRESHOLD for side in runs}
-    ours = [side for side in runs if side not in (PEER, WHOLE_PEER)]
+    ours = [side for side in runs if side not in (PEER, FULL_PEER)]
     found = {
         "engine": resolve_engine("auto", options.provider, "fp32"),
         "speeds": {side: round(median(of), 4) for side, of in speeds.items()},
         "largest_difference": {
-            side: float(np.abs(scores[side] - scores[WHOLE_PEER]).max()) for side in ours
+            side: float(np.abs(scores[side] - scores[FULL_PEER]).max()) for side in ours
         },
         "flipped_decisions": {
-            side: int((decided[side] != decided[WHOLE_PEER]).sum()) for side in ours
+            side: int((decided[side] != decided[FULL_PEER]).sum()) for side in ours
         },
-        "kept": int(decided[WHOLE_PEER].sum()),
+        "kept": int(decided[FULL_PEER].sum()),
         "scored_again": {side: runs[side][0]["scored_again"] for side in ours},
         "clips": options.clips,
         "windows": num_windows,
@@ -85,7 +86,7 @@ def _report(runs: dict[str, list[dict[str, Any]]], num_windows: int, seconds: fl
     name = "dnsmos_cpu" if options.provider == "cpu" else "dnsmos_gpu"
     unit = "windows per second" + (" per core" if options.provider == "cpu" else "")
     path = write_result(name, PEER, unit, speeds[FP32], speeds[PEER], **found)
-    table = Table("", "windows / s", f"times {PEER}", "peak MB")
+    table = Table("", "windows / s", f"ratio to {PEER}", "peak MB")
     for side, of in speeds.items():
         ratio = median(a / b for a, b in zip(of, speeds[PEER], strict=True))
         peak = str(found["peak_mb"][side])
@@ -111,7 +112,7 @@ def _score_side(options: argparse.Namespace) -> None:
     score = _side(options.side, options.provider)
     score(audios[0][: 16_000 * 2])
     rounds = 1
-    if options.provider == "cuda" and options.side not in (PEER, WHOLE_PEER):
+    if options.provider == "cuda" and options.side not in (PEER, FULL_PEER):
         rounds = _GPU_ROUNDS
         for audio in audios:  # each length once: kernels are chosen and memory is taken
             score(audio)
@@ -133,8 +134,8 @@ def _score_side(options: argparse.Namespace) -> None:
 
 
 def _side(side: str, provider: Any) -> Callable[[np.ndarray], tuple[list[float], bool]]:
-    if side in (PEER, WHOLE_PEER):
-        return _peer(with_p808=side == WHOLE_PEER)
+    if side in (PEER, FULL_PEER):
+        return _peer(with_p808=side == FULL_PEER)
     engine = "onnxruntime" if side == PLAIN else "auto"
     exact = DnsmosScorer(find_model().path, provider, engine=engine)
     rough = DnsmosScorer(find_model().path, provider, precision="bf16") if side == BF16 else exact
@@ -183,11 +184,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--provider", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--data", type=Path, default=DATA)
+    add_data_option(parser)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--clip-file", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,17 +1,17 @@
-"""Memory of the processes that see all of a run, by its size: plan, engine, statistics, order.
+"""Memory of the processes that see an entire run, by its size: plan, engine, statistics, order.
 
     python -m benchmarks.driver_memory                     10 k, 100 k and 1 M clips
     python -m benchmarks.driver_memory --clips 10000 100000
     python -m benchmarks.driver_memory --full              the order of 15 M clips and 9 M samples
 
-Each figure is the peak resident memory (VmHWM, mapped files included) of a process of its own:
+Each figure is the peak resident memory (VmHWM, mapped files included) of a separate process:
 
     plan      units of every file planned, saved and loaded again
     run       the process that runs Ray: its workers score every clip with its source's score
-    receipts  status, quarantine check and `koe stats` over the receipts of every stage
+    receipts  status, quarantine check and `koe stats` on the receipts of every stage
     order     the worker that reads all samples and writes the order (no part of the driver)
 
-Clips are metadata, in units of 1,000; there are 0.6 instruction samples a clip, in units of 5,000.
+Clips are metadata, in units of 1,000; there are 0.6 instruction samples per clip, in units of 5,000.
 The slope is that between the smallest and the largest run, per clip with its 0.6 samples.
 """
 
@@ -86,7 +86,7 @@ def planned(root: Path, num_clips: int) -> Plan:
 
 
 def lengths_of(modality: str, number: int, seed: int) -> np.ndarray:
-    """Draw token counts: clips of 5 s in the mean at 82 tokens a second, and instructions."""
+    """Draw token counts: clips of 5 s on average at 82 tokens per second, and instructions."""
     rng = np.random.default_rng(seed)
     if modality == TEXT:
         return np.clip(rng.lognormal(np.log(250), 0.9, number), 30, 4000).astype(np.int32)
@@ -110,7 +110,7 @@ def samples(unit: Unit, number: int) -> pa.Table:
 
 
 def clips(unit: Unit, schema: pa.Schema) -> pa.Table:
-    """Make the clips of a unit as some stage would have them, all fields filled."""
+    """Make the clips of a unit as a stage would leave them, with all fields filled."""
     rows: dict[str, Any] = {}
     for field in schema:
         if pa.types.is_string(field.type):
@@ -199,7 +199,7 @@ def part_order(root: Path, num_clips: int) -> None:
 
 
 def full_order(root: Path) -> None:
-    """Make and write the order of the whole run from samples that are never stored."""
+    """Make and write the order of the full run from samples that are never stored."""
     from koe.schema import ORDER
     from stages.interleave import InterleaveSettings, plan_order
     from stages.packing.order import unit_samples
@@ -217,12 +217,12 @@ def full_order(root: Path) -> None:
     print(
         f"{order.num_samples:,} samples: order in {middle - begin:.0f} s (most of it making them), "
         f"written in {end - middle:.0f} s, {written.num_bytes / 1e9:.2f} GB; "
-        f"peak {peak / 1e6:.0f} MB, {peak / order.num_samples:.1f} bytes a sample"
+        f"peak {peak / 1e6:.0f} MB, {peak / order.num_samples:.1f} bytes per sample"
     )
 
 
 def peak_bytes() -> int:
-    """Return VmHWM: unlike ru_maxrss it starts anew with the program."""
+    """Return VmHWM: unlike ru_maxrss, it starts again with each program."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
@@ -237,7 +237,7 @@ def measure(part: str, root: Path, num_clips: int) -> tuple[float, float]:
 
 
 def compare(sizes: list[int]) -> None:
-    """Print the peak of each part by size, and what the slope says of 15 M clips."""
+    """Print the peak of each part by size, and what the slope predicts for 15 M clips."""
     peaks: dict[str, list[float]] = {part: [] for part in PARTS}
     for num_clips in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -251,7 +251,7 @@ def compare(sizes: list[int]) -> None:
         slope = (found[-1] - found[0]) / max(sizes[-1] - sizes[0], 1)
         full = found[-1] + slope * (FULL_CLIPS - sizes[-1])
         print(
-            f"{part:<9}{slope * 1e6:6.1f} bytes a clip: {full:6.0f} MB at 15 M clips + 9 M samples"
+            f"{part:<9}{slope * 1e6:6.1f} bytes per clip: {full:6.0f} MB at 15 M clips + 9 M samples"
         )
 
 

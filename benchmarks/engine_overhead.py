@@ -1,15 +1,15 @@
 """What the engine costs: `koe run`'s Ray engine beside the same transforms in a bare loop.
 
-    python -m benchmarks.engine_overhead                       synthetic clips, 3 repetitions
-    python -m benchmarks.engine_overhead --manifest FILE       real clips of a JSONL manifest
+    python -m benchmarks.engine_overhead                       the demo's recordings, 3 repetitions
+    python -m benchmarks.engine_overhead --data FOLDER         recordings of your own
     python -m benchmarks.engine_overhead --units 20 --repeat 1 --no-result
 
 Both sides take the same units through the score stage (DNSMOS on the CPU). Bare: one plain process
-a core, each with its share of the units, reading the input tables and calling the transform; no
-Ray, no ledger, nothing stored. Ours: `ray_session` and `run_ray` with receipts, hashes, fsync and
-checks, in a process of its own. Wall time runs from the start of the interpreter to its end, so
-that both pay for their imports and for loading the model once a core; the engine's fixed cost (import
-of Ray, its start and its end) is part of it and is also told apart. Sides alternate.
+per core, each with its share of the units, reads the input tables and calls the transform; no Ray,
+no ledger, nothing stored. Ours: `ray_session` and `run_ray` with receipts, hashes, fsync and checks,
+in a process of its own. Wall time runs from the start of the interpreter to its end, so that both
+pay for their imports and for loading the model once per core; the engine's fixed cost (import of
+Ray, its start and its end) is included and is also reported separately. The sides alternate.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from benchmarks.clips import add_data_option, recordings
+from benchmarks.results import run_command, write_result
 from pipeline.execution.runner import StageWork, run_plain
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
@@ -44,8 +45,8 @@ def score_work(root: Path, units: dict[str, dict[str, Any]]) -> StageWork:
     return StageWork(stage, "ingest", str(root), units)
 
 
-def prepare(root: Path, manifest: Path | None, num_units: int, unit_clips: int) -> None:
-    """Ingest `num_units` units and remember their descriptors in `units.json`."""
+def prepare(root: Path, data: Path, num_units: int, unit_clips: int) -> None:
+    """Ingest `num_units` units of the recordings and remember their descriptors in `units.json`."""
     from dataclasses import asdict
 
     from stages.ingest import IngestStage
@@ -53,13 +54,11 @@ def prepare(root: Path, manifest: Path | None, num_units: int, unit_clips: int) 
     from stages.sources.readers import speech_source
     from stages.sources.settings import SpeechSourceConfig
 
-    manifest = manifest or _synthetic(root / "audio", unit_clips)
-    records = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    lines = []
-    for number in range(num_units * unit_clips):
-        record = records[number % len(records)]
-        audio = str(manifest.parent.absolute() / record["audio_filepath"])
-        lines.append(json.dumps({"audio_filepath": audio, "text": record["text"]}))
+    files = recordings(data)
+    lines = [
+        json.dumps({"audio_filepath": str(files[number % len(files)].absolute()), "text": "a clip"})
+        for number in range(num_units * unit_clips)
+    ]
     (root / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
     source = speech_source(
         SpeechSourceConfig(name=SOURCE, kind="manifest", paths=[str(root / "manifest.jsonl")]),
@@ -69,22 +68,6 @@ def prepare(root: Path, manifest: Path | None, num_units: int, unit_clips: int) 
     work = StageWork(IngestStage((source,), IngestConfig()), None, str(root), units)
     assert run_plain([work], list(units), lambda result: None)
     (root / "units.json").write_text(json.dumps(units), encoding="utf-8")
-
-
-def _synthetic(folder: Path, number: int) -> Path:
-    """Write noisy tones of 2.3 to 10.8 s; what a clip sounds like does not change its cost."""
-    import soundfile
-
-    folder.mkdir(parents=True)
-    rng, lines = np.random.default_rng(0), []
-    for index, seconds in enumerate(np.linspace(2.3, 10.8, number)):
-        at = np.arange(round(seconds * 44_100)) / 44_100
-        wave = 0.3 * np.sin(2 * np.pi * 220 * at) * (1 + np.sin(6 * at)) / 2
-        audio = (wave + 0.02 * rng.standard_normal(len(at))).astype(np.float32)
-        soundfile.write(folder / f"{index}.flac", audio, 44_100)
-        lines.append(json.dumps({"audio_filepath": f"{index}.flac", "text": "tone"}))
-    (folder / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return folder / "manifest.jsonl"
 
 
 def run_bare(root: Path, part: int, parts: int) -> None:
@@ -99,7 +82,7 @@ def run_bare(root: Path, part: int, parts: int) -> None:
 
 
 def run_ours(root: Path, parts: int) -> None:
-    """Run the engine over all units; print what its fixed parts took."""
+    """Run the engine over all units; print how long each part took."""
     begin = time.perf_counter()
     from pipeline.execution.on_ray import ray_session, run_ray
 
@@ -151,7 +134,7 @@ def compare(options: argparse.Namespace) -> None:
     os.sched_setaffinity(0, cores)  # inherited by every process of either side
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        prepare(root, options.manifest, options.units, options.clips)
+        prepare(root, options.data, options.units, options.clips)
         bare, ours, marks = [], [], []
         for repetition in range(options.repeat):
             seconds, mark = timed(root, "ours", len(cores))
@@ -169,8 +152,6 @@ def compare(options: argparse.Namespace) -> None:
     )
     if options.no_result:
         return
-    from benchmarks.results import write_result
-
     num_clips = options.units * options.clips
     path = write_result(
         "engine_overhead",
@@ -192,9 +173,9 @@ def compare(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--manifest", type=Path, help="JSONL of audio_filepath and text")
+    add_data_option(parser)
     parser.add_argument("--units", type=int, default=60)
-    parser.add_argument("--clips", type=int, default=4, help="of a unit")
+    parser.add_argument("--clips", type=int, default=4, help="per unit")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--no-result", action="store_true")
@@ -212,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,4 +1,4 @@
-"""Tokens/s of the trainer's loader on one core, beside other loaders of the same rows.
+"""Tokens/s of the trainer's loader on one core, compared with other loaders of the same rows.
 
     python -m benchmarks.loader
 
@@ -6,10 +6,10 @@ Rows of 2,048 tokens are read in the shuffled order of a second epoch, as the tr
 warm page cache, in this process alone. koe is measured three times: `tokens` makes input_ids only,
 which is all that the peers do; `batch` is what a micro-batch of the trainer takes (checked rows,
 labels, positions, documents and sources); `response` is the same with loss_on: response. The peers
-get the same numbers, made outside their time. All take turns.
+get the same row numbers, which are made outside the timed part. All take turns.
 
-A peer that is not installed is named and left out. litdata and mosaicml-streaming go beside the
-environment, as the latter's pins (numpy<2.2, transformers<5) are not koe's:
+A peer that is not installed is named and left out. Install litdata and mosaicml-streaming into a
+folder of their own, because the latter pins numpy<2.2 and transformers<5:
 
     pip install --no-deps --target build/peers litdata==0.2.76 mosaicml-streaming==0.13.0 \
         torchvision==0.26.0 lightning-utilities boto3==1.44.8 botocore==1.44.8 s3transfer==0.19.3 \
@@ -106,7 +106,7 @@ def compare(epochs: dict[str, Epoch], repeats: int) -> None:
 
 
 def tokens_per_second(epoch: Epoch, rows: int) -> float:
-    """Measure in seconds of the process on its core: nothing waits, and nobody else counts."""
+    """Measure in CPU seconds of this process, so that other processes do not count."""
     batches = epoch(rows)
     began = time.process_time()
     tokens = sum(batch.numel() for batch in batches)
@@ -146,7 +146,7 @@ def stacked(rows: list[np.ndarray]) -> torch.Tensor:
 
 
 def second_epoch(modality: np.ndarray, size: int) -> Iterable[list[int]]:
-    """Number the rows of each micro-batch; an epoch's shuffle is drawn at its first step."""
+    """Yield the row numbers of each micro-batch; an epoch's shuffle is drawn at its first step."""
     order = RowOrder(modality, size, seed=0)
     steps = len(modality) // size
     return (order.rows(step) for step in range(steps, 2 * steps))
@@ -173,7 +173,7 @@ def asked(rows: ShardRows, read: Callable[[list[int]], torch.Tensor]) -> Epoch:
 
 
 def huggingface(folder: Path) -> dict[str, Epoch]:
-    """`datasets`: an Arrow table of input_ids alone; a list of numbers is its fastest question."""
+    """`datasets`: an Arrow table of input_ids alone; asking for a list of numbers is its fastest way."""
     from datasets import Dataset, Features, List, Value, disable_progress_bars, load_from_disk
 
     disable_progress_bars()
@@ -191,7 +191,7 @@ def huggingface(folder: Path) -> dict[str, Epoch]:
 
 
 def mosaic(folder: Path) -> dict[str, Epoch]:
-    """`mosaicml-streaming`: MDS without compression, by number, which spares it its threads."""
+    """`mosaicml-streaming`: MDS without compression, read by number, which needs no threads."""
     from streaming import LocalDataset, MDSWriter, StreamingDataset
 
     rows, local = opened(folder / "shards"), str(folder / "mds")
@@ -210,7 +210,7 @@ def mosaic(folder: Path) -> dict[str, Epoch]:
 
 
 def litdata(folder: Path) -> dict[str, Epoch]:
-    """`litdata`: chunks of 64 MB, for its TokensLoader and of plain items; its own loader too."""
+    """`litdata`: chunks of 64 MB, with its TokensLoader and as plain items; its own loader too."""
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader, optimize
 
     shards = folder / "shards"
@@ -242,7 +242,7 @@ def opened(shards: Path) -> ShardRows:
 
 
 def one_tensor(shards: Path, number: int) -> torch.Tensor:
-    """Read a row in litdata's own process of writing."""
+    """Read a row in the process in which litdata writes."""
     return torch.from_numpy(np.array(opened(shards)[number].input_ids))
 
 

@@ -1,13 +1,13 @@
-"""Packing, the order of the shards and their writing, beside best-fit packing sample by sample.
+"""Packing, ordering and writing of shards, compared with best-fit packing sample by sample.
 
     python -m benchmarks.packing                 1 M and 10 M samples, 3 repetitions
     python -m benchmarks.packing --samples 100000 --no-result
 
-Lengths are those of clips (5 s in the mean at 82 tokens a second) and instructions, 5 to 3, those over
-a row left out. `pack` lays rows out on the histogram of lengths. The peer is best-fit decreasing as
-trainers have it: samples sorted by length go one by one to the fullest row with room, found in a
-segment tree of the rooms left (as in trl's `data_utils`). Both give the same rows. One core; the
-peer packs the smaller number only, in turn with ours.
+Lengths are those of clips (5 s on average at 82 tokens per second) and instructions, 5 to 3; samples
+longer than a row are left out. `pack` lays rows out on the histogram of lengths. The peer is best-fit
+decreasing as trainers have it: samples sorted by length go one by one into the fullest row that has
+room, found in a segment tree of the room left (as in trl's `data_utils`). Both give the same rows.
+One core; the peer packs the smaller number only, in turn with koe.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def mixed_lengths(number: int) -> np.ndarray:
 
 
 class SegmentTree:
-    """The rooms that open rows have, to find the least that is large enough."""
+    """The room that open rows have left, to find the smallest that is large enough."""
 
-    def __init__(self, most: int) -> None:
-        self.size = 1 << (most - 1).bit_length()
+    def __init__(self, largest: int) -> None:
+        self.size = 1 << (largest - 1).bit_length()
         self.tree = [0] * (2 * self.size)
 
     def put(self, room: int, value: int) -> None:
@@ -75,7 +75,7 @@ class SegmentTree:
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Pack sample by sample, longest first; rows of indexes."""
+    """Pack sample by sample, longest first; return rows of indexes."""
     tree = SegmentTree(capacity)
     tree.put(capacity, capacity)
     by_room: dict[int, deque[list[int]]] = defaultdict(deque)
@@ -99,7 +99,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def pack_speed(lengths: np.ndarray) -> float:
-    """Return tokens a second."""
+    """Return tokens per second."""
     begin = time.perf_counter()
     pack(lengths, CAPACITY)
     return int(lengths.sum()) / (time.perf_counter() - begin)
@@ -115,12 +115,12 @@ def peer_speed(lengths: np.ndarray) -> float:
 
 
 def order_once(number: int) -> dict[str, float]:
-    """Make the order of `number` samples whose ids are hashed already; nothing is written."""
-    half = {SPEECH: number * 5 // 8, TEXT: number - number * 5 // 8}
+    """Make the order of `number` samples whose ids are already hashed; nothing is written."""
+    counts = {SPEECH: number * 5 // 8, TEXT: number - number * 5 // 8}
     units, tokens = [], 0
-    for modality, of_it in half.items():
-        for first in range(0, of_it, UNIT_CLIPS):
-            size = min(UNIT_CLIPS, of_it - first)
+    for modality, total in counts.items():
+        for first in range(0, total, UNIT_CLIPS):
+            size = min(UNIT_CLIPS, total - first)
             lengths = lengths_of(modality, size, first)
             frames = np.maximum(lengths - 40, 0) // 7 * (modality == SPEECH)
             ids = np.arange(len(units) * UNIT_CLIPS, len(units) * UNIT_CLIPS + size)
@@ -147,7 +147,7 @@ def order_apart(number: int) -> dict[str, float]:
 
 
 def write_shards(folder: Path, repeat: int) -> list[float]:
-    """Store tokenized samples, and return tokens a second of writing their shards."""
+    """Store tokenized samples, and return the tokens per second of writing their shards."""
     ledger, none = Ledger(Storage(str(folder))), EXCLUDED.empty_table()
     plan = planned(folder, SHARD_CLIPS)
     for number, unit in enumerate(plan.units):
@@ -200,12 +200,14 @@ def main() -> None:
         print(f"{number:>10,} samples: {sizes[number]}")
     with tempfile.TemporaryDirectory() as folder:
         shards = write_shards(Path(folder), options.repeat)
-    print(f"shards written: {median(shards) / 1e6:.1f} M tokens/s with reading, hashes and fsync")
+    print(
+        f"shards written: {median(shards) / 1e6:.1f} M tokens/s, including reading, hashes and fsync"
+    )
     if not options.no_result:
         from benchmarks.results import write_result
 
         peer = "best-fit decreasing with a segment tree, sample by sample"
-        more = {"sizes": sizes, "shard_tokens_a_second": shards}
+        more = {"sizes": sizes, "shard_tokens_per_second": shards}
         print(write_result("packing", peer, "tokens/s", ours, theirs, **more))
 
 

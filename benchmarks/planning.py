@@ -1,11 +1,11 @@
-"""How fast tars of clips are planned, beside reading their headers with `tarfile`.
+"""How fast tars of clips are planned, compared with reading their headers by `tarfile`.
 
     python -m benchmarks.planning [--clips 20000] [--repeat 3]
 
-Two sets of tars: members of 1 kB, which lie near each other, and of 60 kB, as compressed clips of
-some seconds are (written with holes, so that they take no space). Each sample is a `.json` and a
-`.flac`. The peer lists the members of the same files with `tarfile` in one process. Then the whole
-plan: `plan.json` of 15,000 units, saved and loaded.
+Two sets of tars: members of 1 kB, which lie close together, and of 60 kB, the size of a compressed
+clip of some seconds (written with holes, so that they take no space). Each sample is a `.json` and a
+`.flac`. The peer lists the members of the same files with `tarfile` in one process. Then a complete
+`plan.json` of 15,000 units is saved and loaded.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def list_tars(folder: Path, num_clips: int) -> None:
 
 
 class _Planned:
-    """A source whose units are known, to weigh the plan alone."""
+    """A source whose units are known, to measure the plan alone."""
 
     name, modality = "clips", "speech"
 

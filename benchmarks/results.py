@@ -1,4 +1,4 @@
-"""The result files of the benchmarks: one JSON each, with commit, hardware and date."""
+"""What the benchmarks share: their result files, and how a command ends."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from koe.errors import ConfigError, KoeError
+
 RESULTS = Path(__file__).parent / "results"
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a benchmark and exit; an error of koe's is a message on stderr, not a traceback."""
+    try:
+        sys.exit(main())
+    except KoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
 def hardware() -> str:
@@ -44,9 +56,9 @@ def write_result(
     theirs: Sequence[float],
     **more: Any,
 ) -> Path:
-    """Write a comparison of alternating repetitions; return the file.
+    """Write the comparison of repetitions that alternated; return the file.
 
-    `ours` and `theirs` are in `unit`, more being better; the ratio is over 1 when we are faster.
+    `ours` and `theirs` are in `unit`, where more is better; the ratio is over 1 when koe is faster.
     """
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     date = datetime.now(UTC).date().isoformat()

@@ -1,13 +1,14 @@
-"""What `koe stats`, the page's survey and `koe status` take on a large run: seconds, memory.
+"""Seconds and memory that `koe stats`, the report's survey and `koe status` need on a large run.
 
     python -m benchmarks.run_statistics --clips 15000000 --frames 8      some 20 GB of disk
     python -m benchmarks.run_statistics --clips 1500000                  codes of a usual length
 
 The run is made of tables as the stages would leave them, in units of 1,000 clips, with 0.6
-instruction samples a clip; a fifth of the clips lies below the threshold. Scores, lengths, codes and
-ids differ from clip to clip. Its sizes are real but for the codes of a clip (`--frames`) and the
-tokens of an instruction sample (20): neither decides the memory. `--root` keeps the run for another
-measurement. Every figure is of a process of its own: CPU seconds, seconds, peak resident memory.
+instruction samples per clip; a fifth of the clips lies below the threshold. Scores, lengths, codes
+and ids differ from clip to clip. Its sizes are realistic except for the codes of a clip (`--frames`)
+and the tokens of an instruction sample (20), neither of which decides the memory. `--root` keeps the
+run for another measurement. Every figure is that of a separate process: CPU seconds, seconds, peak
+resident memory.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def part_survey(plan: Plan, ledger: Ledger) -> None:
 
 
 def run_part(part: str, root: Path) -> None:
-    """Take one part's figures in this process, and print them as JSON."""
+    """Measure one part in this process, and print the figures as JSON."""
     run: dict[str, Callable[[Plan, Ledger], None]] = {
         "status": part_status,
         "quick": part_quick,
@@ -225,8 +226,10 @@ def measure(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=1_500_000)
-    parser.add_argument("--frames", type=int, default=58, help="of a clip; 58 are 5 s")
-    parser.add_argument("--root", type=Path, help="a folder for the run, made if it is empty")
+    parser.add_argument("--frames", type=int, default=58, help="per clip; 58 are 5 s")
+    parser.add_argument(
+        "--root", type=Path, help="a folder for the run, which is made there if it is empty"
+    )
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:

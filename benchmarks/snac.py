@@ -1,12 +1,13 @@
-"""SNAC encoding: koe against the snac package, audio-seconds a second on one core.
+"""SNAC encoding: koe against the snac package, audio-seconds per second on one core.
 
     taskset -c 1 python -m benchmarks.snac                      untrained weights
     taskset -c 1 python -m benchmarks.snac --weights DIR        the published ones
     python -m benchmarks.snac --device cuda --clips 600         a GPU, a log-normal mix of lengths
+    python -m benchmarks.snac --data FOLDER                     recordings of your own
 
-Both encode the same real clips, each in a process of its own, by turns. The peer is the package as
-its README uses it: `SNAC(...).eval()`, weight norm in place, a clip at a time; torch has one thread
-in either. Loading and the first clip do not count. The codes of both are compared.
+Both sides encode the same real clips, each in a process of its own, by turns. The peer is the package as
+its README uses it: `SNAC(...).eval()`, weight norm in place, one clip at a time; torch has one
+thread in either. Loading and the first clip do not count. The codes of both are compared.
 """
 
 from __future__ import annotations
@@ -29,15 +30,14 @@ from rich.console import Console
 from rich.table import Table
 from snac import SNAC
 
-from benchmarks.clips import real_clips
-from benchmarks.results import write_result
+from benchmarks.clips import add_data_option, real_clips, recordings
+from benchmarks.results import run_command, write_result
+from koe.errors import ConfigError
 from koe.vocabulary import CODEC_HZ, flatten_codes
 from stages.clips import load_file
 from stages.encode import similar_length_batches
 from stages.snac.codec import ARCHITECTURE, UNTRAINED, Codec, resolve_codec
 
-DATA = Path(__file__).resolve().parents[1] / "../shared/data"
-UTTERANCES = "ja_speech/utterances"
 SIDES = ("ours", "peer")
 
 
@@ -62,7 +62,7 @@ def main() -> int:
     engine = runs["ours"][0]["engine"]
     path = write_result(
         "snac_cpu" if options.device == "cpu" else "snac_gpu",
-        "snac 1.2.1, eager, a clip at a time",
+        "snac 1.2.1, eager, one clip at a time",
         "audio-seconds per second" + (" per core" if options.device == "cpu" else ""),
         speeds["ours"],
         speeds["peer"],
@@ -91,7 +91,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--weights", default=UNTRAINED, help="a folder with the published weights")
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the real clips")
+    add_data_option(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--batch-seconds", type=float, default=60, help="ours, on CUDA")
@@ -102,9 +102,13 @@ def _options() -> argparse.Namespace:
 
 def _write_clips(data: Path, count: int, path: Path) -> float:
     """Write clips spread evenly over the folder, float32 at 24 kHz; return their seconds."""
-    files = sorted((data / UTTERANCES).glob("*.flac"))
+    files = recordings(data)
     if len(files) < count:
-        raise SystemExit(f"{data / UTTERANCES} holds {len(files)} FLAC files, not {count}")
+        raise ConfigError(
+            f"{count} clips cannot be chosen",
+            f"{data} holds {len(files)} recordings",
+            "Ask for fewer with --clips, or name another folder with --data.",
+        )
     chosen = files[:: len(files) // count][:count]
     clips = {file.stem: load_file(str(file), CODEC_HZ)[0] for file in chosen}
     np.savez(path, **clips)  # pyright: ignore[reportArgumentType]
@@ -174,4 +178,4 @@ def _ours(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

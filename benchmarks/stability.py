@@ -1,12 +1,12 @@
 """Does the published run explode, and which part of the cure keeps it from doing so?
 
-    python -m benchmarks.stability base --gguf FILE --out BASE       a GGUF as a Hugging Face folder
+    python -m benchmarks.stability base --gguf FILE --out BASE       converts a GGUF for Hugging Face
     python -m benchmarks.stability run --data RECORDS.jsonl --work DIR --scale small
     python -m benchmarks.stability run --data RECORDS.jsonl --work DIR --scale full --base BASE --device cuda
     python -m benchmarks.stability report --work DIR --scale small
 
-Every run is `training.loop.train` on shards in koe's layout. A run that is done is not run again,
-so an interrupted experiment goes on where it was. See docs/stability.md.
+Every run is `training.loop.train` on shards in koe's layout. Runs that are done are not repeated, so
+an interrupted experiment continues where it stopped. See docs/stability.md.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ import functools
 import json
 import multiprocessing
 import shutil
-import sys
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import stability_data as data
-from benchmarks.results import RESULTS
+from benchmarks.results import RESULTS, run_command
 from benchmarks.stability_arms import (
     ARMS,
     SCALES,
@@ -40,7 +38,7 @@ from benchmarks.stability_arms import (
     train_config,
 )
 from benchmarks.stability_spikes import read_figures
-from koe.errors import KoeError
+from koe.errors import ConfigError
 from training.checkpoint import folder as checkpoints
 from training.checkpoint.reader import load_weights
 from training.config import EvaluationConfig, GuardConfig, TinyModelConfig, TrainConfig
@@ -49,26 +47,32 @@ from training.model.distributed import single
 from training.model.llama import build_model
 
 _BASE_STEPS, _BASE_ROWS = 600, 16
-_CODE_SEED = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stability", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    base = commands.add_parser("base", help="turn a Llama in GGUF into a folder; needs gguf")
+    base = commands.add_parser(
+        "base", help="convert a Llama from GGUF to a folder; needs the package gguf"
+    )
     base.add_argument("--gguf", type=Path, required=True)
     base.add_argument("--out", type=Path, required=True)
     run = commands.add_parser("run", help="train the runs of a plan")
-    run.add_argument("--data", type=Path, required=True, help="instruction, input, output a line")
+    run.add_argument(
+        "--data",
+        type=Path,
+        default=data.PACKAGED,
+        help="JSON lines of instruction, input and output; default: the demo's, which are few",
+    )
     run.add_argument("--base", type=Path, help="folder of the base model; small trains its own")
     run.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     run.add_argument("--processes", type=int, default=1)
-    run.add_argument("--arms", nargs="+", choices=list(ARMS), help="instead of the whole plan")
+    run.add_argument("--arms", nargs="+", choices=list(ARMS), help="instead of the full plan")
     run.add_argument("--multiples", nargs="+", type=float, default=[1], help="with --arms")
     run.add_argument("--seeds", nargs="+", type=int, default=[0], help="with --arms")
     run.add_argument("--steps", type=int, help="with --arms: instead of the scale's")
     run.add_argument("--guard", action="store_true", help="with --arms: with the guard on")
-    run.add_argument("--deadline", type=float, help="seconds after which no run is begun")
+    run.add_argument("--deadline", type=float, help="seconds after which no run is started")
     report = commands.add_parser("report", help="results as JSON, plots, and the table")
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--plots", type=Path, default=Path("docs/stability"))
@@ -86,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Train what is not yet trained, in the order of the plan."""
+    """Train the runs of the plan that are not done yet, in its order."""
     scale, work = SCALES[options.scale], options.work.resolve()
     base = prepare_base(scale, options.data, work, options.base)
     specs = [
@@ -122,9 +126,9 @@ def one_run(
     deadline: float | None,
     began: float,
 ) -> str:
-    """Train one run in this process, keep its logs and write its figures; say what came out."""
+    """Train one run in this process, keep its logs, write its figures and return a summary."""
     if deadline and time.time() - began > deadline:
-        return f"{spec.name}: not begun, the time is over"
+        return f"{spec.name}: not started, the deadline has passed"
     if device == "cpu":
         torch.set_num_threads(max(1, multiprocessing.cpu_count() // processes))
     out = _run_folder(work, spec)
@@ -164,7 +168,7 @@ def _figures_path(work: Path, spec: RunSpec) -> Path:
 
 
 def shards_of(spec: RunSpec, scale: Scale, work: Path, corpus: data.Corpus) -> Path:
-    """Write the shards of a run, if no other run has."""
+    """Write the shards of a run, unless another run has written them."""
     arm = spec.arm
     steps = scale.costly_steps if arm.many_sequences and not arm.short_rows else scale.steps
     return data.write_shards(
@@ -190,7 +194,7 @@ def make_corpus(scale: Scale, records_path: Path, base: Path | None) -> data.Cor
 
         encode = functools.partial(_plain_ids, tokenizer)
     vocabulary = data.Vocabulary(scale.num_text, scale.num_codes)
-    source = data.CodeSource(scale.num_codes, _CODE_SEED)
+    source = data.CodeSource(scale.num_codes)
     half = len(records) // 2  # the small base model learns from the other half
     return data.Corpus(vocabulary, records[half:], encode, source, scale.mean_frames)
 
@@ -208,7 +212,11 @@ def prepare_base(scale: Scale, records_path: Path, work: Path, base: Path | None
     if base is not None:
         return base.resolve()
     if not scale.num_text:
-        raise SystemExit("--base is needed: see `python -m benchmarks.stability base --help`")
+        raise ConfigError(
+            "this scale has no base model",
+            "only the small scale trains its own",
+            "Name one with --base; `python -m benchmarks.stability base --help` says how to make it.",
+        )
     out = work / "base"
     if (out / "config.json").exists():
         return out
@@ -273,14 +281,5 @@ def convert_gguf(gguf: Path, out: Path) -> int:
     return 0
 
 
-def settings(scale: Scale) -> dict[str, Any]:
-    """Describe the scale for the results."""
-    source = data.CodeSource(scale.num_codes, _CODE_SEED)
-    return asdict(scale) | {"code_entropy_nats": source.entropy}
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KoeError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -15,7 +15,7 @@ NO_TRAINING = 1e-6  # the multiple of the control: nothing moves, so every spike
 
 @dataclass(frozen=True)
 class Arm:
-    """One setting of the five things that the published cure changed; the defaults exploded.
+    """One combination of the five things that the published cure changed; the defaults exploded.
 
     `beta2` is koe's default. transformers' Trainer has 0.999, which the published run probably had.
     """
@@ -55,7 +55,7 @@ class Scale:
 
     num_text: int
     num_codes: int
-    long: int  # tokens a row
+    long: int  # tokens per row
     short: int
     mean_frames: int  # of a speech document
     steps: int
@@ -92,7 +92,7 @@ class RunSpec:
 
 
 def plan(scale: Scale) -> list[RunSpec]:
-    """List all runs, the telling ones first, so that an early end costs seeds and not columns."""
+    """List all runs, the most informative first: an early end costs seeds, not columns."""
     two = [arm for arm in ARMS.values() if not arm.many_sequences]
     costly, bare = ARMS["only 64 sequences"], ARMS["cure without warm-up"]
     guarded = [EXPLODING, ARMS["exploding, beta2 0.999"]]
@@ -128,7 +128,7 @@ def shards_name(arm: Arm, seed: int) -> str:
 
 
 def train_config(spec: RunSpec, scale: Scale, base_model: str, device: str) -> TrainConfig:
-    """Return what `training.loop.train` is given. The rate stays at its peak after the warm-up."""
+    """Return the config of a run. The rate stays at its peak after the warm-up."""
     arm, steps = spec.arm, spec.steps or scale.steps
     micro = scale.micro_batch_rows if arm.many_sequences else 2
     settings: dict[str, Any] = {
@@ -163,7 +163,7 @@ def train_config(spec: RunSpec, scale: Scale, base_model: str, device: str) -> T
 
 
 def guard_config(scale: Scale, enabled: bool) -> GuardConfig:
-    """Scale what the guard counts in steps with the length of the runs; its limits stay."""
+    """Scale the guard's settings in steps to the length of the runs; its limits stay."""
     n = scale.guard_steps
     return GuardConfig(
         enabled=enabled,

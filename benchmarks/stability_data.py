@@ -2,8 +2,8 @@
 
 The small scale cuts the vocabulary down and keeps koe's layout of documents. Its text has a
 byte-level BPE of its own, trained on the same text, so that no token is left out or merged. Speech
-is synthetic at every scale: trained codec weights are not needed, and the least possible loss is a
-number (`CodeSource.entropy`).
+is synthetic at every scale: no trained codec weights are needed, and the lowest possible loss is
+known (`CodeSource.entropy`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pyarrow import ipc
 from tokenizers import ByteLevelBPETokenizer
 
 import training.model.llama
+from koe.errors import ConfigError
 from koe.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
 from koe.vocabulary import (
     CODEBOOK_SIZE,
@@ -40,28 +42,30 @@ Encode = Callable[[str], list[int]]
 _FOLDED_CONTROLS = 16  # rows between text and audio when ids are folded; 11 are used
 _VALIDATION_ROWS = 64
 _SUCCESSORS = 16  # codes that may follow a code
+_CODE_SEED = 1
+PACKAGED = Path(str(resources.files("pipeline.demo"))) / "data" / "text" / "dolly_ja.jsonl"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of the experiment: Orpheus' own, or folded to `num_text` rows and fewer codes a slot."""
+    """Ids of the experiment: those of Orpheus, or folded to `num_text` rows and fewer codes per slot."""
 
     num_text: int
     num_codes: int
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         return self.num_codes == CODEBOOK_SIZE
 
     @property
     def num_embeddings(self) -> int:
-        if self.is_whole:
+        if self.is_complete:
             return NUM_EMBEDDINGS
         return self.num_text + _FOLDED_CONTROLS + SLOTS * self.num_codes
 
     def fold(self, ids: np.ndarray) -> np.ndarray:
         """Map Orpheus ids to those of the experiment."""
-        if self.is_whole:
+        if self.is_complete:
             return ids.astype(np.int32)
         slot, code = np.divmod(ids - FIRST_AUDIO, CODEBOOK_SIZE)
         audio = self.num_text + _FOLDED_CONTROLS + slot * self.num_codes + code
@@ -73,7 +77,7 @@ class Vocabulary:
 
     @contextmanager
     def in_trainer(self) -> Iterator[None]:
-        """Let `training.model.llama.build_model` add so many rows to the base; all else is as it is."""
+        """Make `training.model.llama.build_model` extend the base to this number of rows."""
         before = training.model.llama.NUM_EMBEDDINGS
         training.model.llama.NUM_EMBEDDINGS = self.num_embeddings
         try:
@@ -88,8 +92,8 @@ class CodeSource:
     The j-th of 16 successors has a probability in proportion to 1 / (j + 1).
     """
 
-    def __init__(self, num_codes: int, seed: int) -> None:
-        rng = np.random.default_rng(seed)
+    def __init__(self, num_codes: int) -> None:
+        rng = np.random.default_rng(_CODE_SEED)
         self._num_codes = num_codes
         self._next = rng.integers(0, num_codes, (SLOTS, num_codes, _SUCCESSORS), dtype=np.uint16)
         weights = 1 / np.arange(1, _SUCCESSORS + 1)
@@ -97,7 +101,7 @@ class CodeSource:
 
     @property
     def entropy(self) -> float:
-        """Nats a code; no model can have a lower mean loss on codes (equal successors aside)."""
+        """Nats per code; no model can have a lower mean loss on codes (equal successors aside)."""
         return float(-(self._probabilities * np.log(self._probabilities)).sum())
 
     def codes(self, rng: np.random.Generator, num_frames: int) -> np.ndarray:
@@ -120,7 +124,14 @@ class Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read JSON lines with `instruction`, `input` and `output`, as izumi-lab's dataset has."""
+    """Read JSON lines with `instruction`, `input` and `output`, as izumi-lab's dataset has.
+
+    Raises: ConfigError when there is no such file.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"there are no records in {path}", "it is no file", "Name one with --data."
+        )
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     return [
@@ -129,7 +140,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def train_encoder(records: list[Record], num_text: int) -> Encode:
-    """Train a byte-level BPE of `num_text` tokens on the records; nothing is unknown to it."""
+    """Train a byte-level BPE of `num_text` tokens on the records; it knows every byte."""
     bpe = ByteLevelBPETokenizer()
     texts = (text for record in records for text in (record.user, record.answer))
     bpe.train_from_iterator(texts, vocab_size=num_text, show_progress=False)
@@ -138,7 +149,7 @@ def train_encoder(records: list[Record], num_text: int) -> Encode:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of both modalities, endless and a function of the seed."""
+    """Endless documents of both modalities, determined by the seed."""
 
     vocabulary: Vocabulary
     records: list[Record]
@@ -174,14 +185,14 @@ class Corpus:
 
 
 class _Cutter:
-    """Takes pieces of so many tokens from a stream of documents; the rest is the next part."""
+    """Cuts a stream of documents into pieces; what is left of a document is its next part."""
 
     def __init__(self, documents: Iterator[np.ndarray], modality: str) -> None:
         self._documents, self.modality = documents, modality
         self._left, self._part, self._number = np.zeros(0, np.int32), 0, -1
 
     def take(self, num_tokens: int) -> list[tuple[np.ndarray, int, int, str]]:
-        """Return (ids, number of the document, part, modality) of `num_tokens` tokens in all."""
+        """Return (ids, number of the document, part, modality) of pieces with `num_tokens` in total."""
         pieces = []
         while num_tokens:
             if not len(self._left):
@@ -198,8 +209,8 @@ def write_shards(
 ) -> Path:
     """Write train rows of `row_tokens` and 64 mixed validation rows of `short` tokens.
 
-    `block`: so many rows of text, then as many of speech, in turn, which is mixing whole batches;
-    0: one half of each row is text and the other speech. The folder is left alone if it is there.
+    `block`: this many rows of text alternate with as many of speech, which mixes at batch level; 0:
+    one half of each row is text and the other speech. Shards that exist already are left alone.
     """
     if (folder / "index.json").exists():
         return folder

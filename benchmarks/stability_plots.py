@@ -22,14 +22,14 @@ from training.metrics import read_metrics
 
 Run = dict[str, Any]
 _COLUMNS = 3
-_SEED = 0  # of the curves; the tables have all
-_BESIDE = {0.12, 1.2}  # multiples that only one arm has, too near to x1 to tell apart
+_SEED = 0  # of the curves; the tables show all seeds
+_NOT_DRAWN = {0.12, 1.2}  # multiples that only one arm has, too near to x1 to tell apart
 _TOP = {"text": 20.0, "gradient_norm": 1e4}  # beyond it a curve is cut off
 
 
 def curves(work: Path, runs: list[Run], path: Path, key: str, label: str) -> None:
-    """Draw one panel an arm, one line a multiple of the rate; of the first seed."""
-    chosen = [r for r in runs if r["seed"] == _SEED and r["multiple"] not in _BESIDE]
+    """Draw one panel per arm, with one line per multiple of the rate, for the first seed."""
+    chosen = [r for r in runs if r["seed"] == _SEED and r["multiple"] not in _NOT_DRAWN]
     arms = [arm for arm in ARMS if any(run["arm"] == arm for run in chosen)]
     multiples = sorted({run["multiple"] for run in chosen})
     shades = plt.cm.viridis_r(np.linspace(0.05, 1, len(multiples)))
@@ -82,25 +82,25 @@ def _line(panel: Axes, work: Path, run: Run, key: str, **style: Any) -> None:
 
 
 def heat_map(runs: list[Run], path: Path) -> None:
-    """Show the largest leap of every arm and multiple, and what else went wrong."""
+    """Show the largest jump of every arm and multiple, and the share of spikes."""
     by_cell: dict[tuple[str, float], list[Run]] = defaultdict(list)
     for run in runs:
         by_cell[run["arm"], run["multiple"]].append(run)
     arms = [arm for arm in ARMS if any(name == arm for name, _ in by_cell)]
     multiples = sorted({multiple for _, multiple in by_cell})
-    leaps = np.full((len(arms), len(multiples)), np.nan)
+    jumps = np.full((len(arms), len(multiples)), np.nan)
     figure, axes = plt.subplots(figsize=(3.4 + 0.95 * len(multiples), 1.2 + 0.44 * len(arms)))
     for y, arm in enumerate(arms):
         for x, multiple in enumerate(multiples):
             of_cell = by_cell.get((arm, multiple), [])
             if not of_cell:
                 continue
-            leaps[y, x] = max(run["leap"] for run in of_cell)
+            jumps[y, x] = max(run["jump"] for run in of_cell)
             spikes = 100 * sum(r["spikes"] for r in of_cell) / sum(r["batches"] for r in of_cell)
-            text = f"{leaps[y, x]:.2f}" + (f"\n{spikes:.1f} % spikes" if spikes else "")
-            colour = "white" if leaps[y, x] > 2.4 else "black"
+            text = f"{jumps[y, x]:.2f}" + (f"\n{spikes:.1f} % spikes" if spikes else "")
+            colour = "white" if jumps[y, x] > 2.4 else "black"
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
-    image = axes.imshow(leaps, cmap="Reds", vmin=1, vmax=3, aspect="auto")
+    image = axes.imshow(jumps, cmap="Reds", vmin=1, vmax=3, aspect="auto")
     axes.set_xticks(range(len(multiples)), [f"x{multiple:g}" for multiple in multiples])
     axes.set_yticks(range(len(arms)), arms)
     axes.set_xlabel("learning rate, multiples of 5e-5")
@@ -110,7 +110,7 @@ def heat_map(runs: list[Run], path: Path) -> None:
 
 
 def guard_curves(work: Path, runs: list[Run], path: Path) -> None:
-    """Draw loss and gradient norm of each guarded arm and multiple beside the same without."""
+    """Draw loss and gradient norm of each guarded arm and multiple, with and without the guard."""
     key = ("arm", "multiple", "seed")
     pairs = defaultdict(dict)
     for run in runs:

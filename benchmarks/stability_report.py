@@ -6,22 +6,25 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import stability
 from benchmarks.results import commit, hardware
 from benchmarks.stability_arms import ARMS, BASE_RATE, NO_TRAINING, SCALES, shards_name
+from benchmarks.stability_data import CodeSource
 from benchmarks.stability_plots import curves, guard_curves, heat_map
-from benchmarks.stability_spikes import LEAP, MODALITIES, is_worse_off, read_figures
+from benchmarks.stability_spikes import JUMP, MODALITIES, is_worse_off, read_figures
+from koe.errors import ConfigError
 
 Run = dict[str, Any]
 
 
 def report_on(work: Path, scale_name: str, results: Path, plots: Path) -> int:
-    """Gather what the runs in `work` have left, print the tables, write plots and JSON."""
+    """Collect the figures of the runs in `work`, print the tables, write plots and JSON."""
+    scale = SCALES[scale_name]
     runs = [
         json.loads(path.read_text(encoding="utf-8")) | read_figures(path.parent)
         for path in sorted((work / "runs").glob("*/figures.json"))
@@ -34,7 +37,7 @@ def report_on(work: Path, scale_name: str, results: Path, plots: Path) -> int:
     }
     for run in runs:
         run["worse_off"] = is_worse_off(run, start)
-        run["leap"] = run["largest_loss"]["text"] / still[shards_name(ARMS[run["arm"]], 0)]
+        run["jump"] = run["largest_loss"]["text"] / still[shards_name(ARMS[run["arm"]], 0)]
     trained = [run for run in runs if run["multiple"] > NO_TRAINING]
     plots.mkdir(parents=True, exist_ok=True)
     plain = [run for run in trained if not run["guarded"]]
@@ -44,7 +47,7 @@ def report_on(work: Path, scale_name: str, results: Path, plots: Path) -> int:
     print(f"Largest multiple\n\n{edge_table(edges(plain))}\n")
     print(f"Control, nothing moves\n\n{control_table(runs)}\n")
     print(f"Guard\n\n{guard_table(trained)}\n")
-    heat_map(plain, plots / "leaps.png")
+    heat_map(plain, plots / "jumps.png")
     curves(work, plain, plots / "loss.png", "text", "training loss on text, nats")
     curves(work, plain, plots / "gradient_norm.png", "gradient_norm", "gradient norm")
     guard_curves(work, trained, plots / "guard.png")
@@ -54,7 +57,9 @@ def report_on(work: Path, scale_name: str, results: Path, plots: Path) -> int:
         "commit": commit(),
         "hardware": hardware(),
         "date": datetime.now(UTC).date().isoformat(),
-        "settings": stability.settings(SCALES[scale_name]) | {"base_learning_rate": BASE_RATE},
+        "settings": asdict(scale)
+        | {"code_entropy_nats": CodeSource(scale.num_codes).entropy}
+        | {"base_learning_rate": BASE_RATE},
         "start_validation_loss": start,
         "largest_multiple": edges(plain),
         "runs": runs,
@@ -69,17 +74,21 @@ def report_on(work: Path, scale_name: str, results: Path, plots: Path) -> int:
 
 
 def _json(found: dict[str, Any]) -> str:
-    """One line a run, so that a difference can be read."""
+    """Write one line per run, so that differences between two files are readable."""
     runs = ",\n".join("  " + json.dumps(run) for run in found["runs"])
     head = json.dumps(found | {"runs": []}, indent=1)
     return head.replace('"runs": []', f'"runs": [\n{runs}\n ]') + "\n"
 
 
 def start_losses(runs: list[Run]) -> dict[str, float]:
-    """Return the validation losses of the model before training, which the control still has."""
+    """Return the validation losses of the untrained model, which are those of the control."""
     still = [run["validation_loss"] for run in runs if run["multiple"] == NO_TRAINING]
     if not still:
-        raise SystemExit(f"the control is missing: run with --multiples {NO_TRAINING:g}")
+        raise ConfigError(
+            "there is nothing to compare the runs with",
+            "the control, whose weights never change, was not run",
+            f"Run an arm with --multiples {NO_TRAINING:g}.",
+        )
     return {m: mean(losses[m] for losses in still) for m in MODALITIES}
 
 
@@ -91,7 +100,7 @@ def cells(runs: list[Run]) -> dict[tuple[str, float], list[Run]]:
 
 
 def edges(runs: list[Run]) -> dict[str, dict[str, Any]]:
-    """Return, of each arm, the largest multiple up to which no run had a spike, a leap, or both."""
+    """Return, of each arm, the largest multiple up to which no run had a spike, a jump, or both."""
     found: dict[str, dict[str, Any]] = {}
     by_cell = cells(runs)
     for arm in ARMS:
@@ -102,7 +111,7 @@ def edges(runs: list[Run]) -> dict[str, dict[str, Any]]:
         found[arm] = {
             "tried": multiples,
             "no_spike": _edge(of_arm, lambda run: run["spikes"] == 0),
-            "no_leap": _edge(of_arm, lambda run: run["leap"] <= LEAP),
+            "no_jump": _edge(of_arm, lambda run: run["jump"] <= JUMP),
             "not_worse_off": _edge(of_arm, lambda run: not run["worse_off"]),
         }
     return found
@@ -127,8 +136,8 @@ def _gradient_spikes(runs: list[Run]) -> str:
     return f"{share:.1%}"
 
 
-def _leaps(runs: list[Run]) -> str:
-    return f"{max(run['leap'] for run in runs):.2f}"
+def _jumps(runs: list[Run]) -> str:
+    return f"{max(run['jump'] for run in runs):.2f}"
 
 
 def _norm(runs: list[Run]) -> str:
@@ -152,7 +161,7 @@ _CELLS = {
     "Share of steps with a spike, over all seeds": _spikes,
     "Share of steps whose gradient norm has a spike by the same rule": _gradient_spikes,
     "Largest gradient norm of any seed": _norm,
-    "Largest leap of any seed: largest training loss on text over the control's": _leaps,
+    "Largest jump of any seed: largest training loss on text over the control's": _jumps,
     "Validation loss at the end, text / speech, mean over seeds": _final,
     "Seeds": _count,
 }
@@ -171,10 +180,10 @@ def table(runs: list[Run], cell: Callable[[list[Run]], str]) -> str:
 
 
 def edge_table(found: dict[str, dict[str, Any]]) -> str:
-    lines = ["| arm | tried | no spike | no leap | not worse off |", "|---|---|---|---|---|"]
+    lines = ["| arm | tried | no spike | no jump | not worse off |", "|---|---|---|---|---|"]
     for arm, of_arm in found.items():
         low, high = of_arm["tried"][0], of_arm["tried"][-1]
-        values = (of_arm[key] for key in ("no_spike", "no_leap", "not_worse_off"))
+        values = (of_arm[key] for key in ("no_spike", "no_jump", "not_worse_off"))
         edges_ = (f"below x{low:g}" if value is None else f"x{value:g}" for value in values)
         lines.append(f"| {arm} | x{low:g} to x{high:g} | {' | '.join(edges_)} |")
     return "\n".join(lines)
@@ -195,12 +204,12 @@ def control_table(runs: list[Run]) -> str:
 
 
 def guard_table(runs: list[Run]) -> str:
-    """Put guarded runs beside those of the same arm, multiple and seed without the guard."""
+    """Compare guarded runs with those of the same arm, multiple and seed without the guard."""
     key = ("arm", "multiple", "seed")
     plain = {tuple(run[k] for k in key): run for run in runs if not run["guarded"]}
     lines = [
         "| arm | multiple | seed | spikes off | spikes on | largest gradient norm off / on | "
-        "validation off | validation on | what the guard did |",
+        "validation off | validation on | actions of the guard |",
         "|---" * 9 + "|",
     ]
     for run in sorted((r for r in runs if r["guarded"]), key=lambda r: [r[k] for k in key]):

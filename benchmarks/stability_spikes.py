@@ -2,14 +2,14 @@
 
 A step has a spike when its loss on text or on speech lies more than 6 robust standard deviations
 above the median of that modality's last 32 losses (at least 8). The deviation is 1.4826 times
-their median absolute deviation, but at least 2 % of the median. Modalities are judged apart, as a
-step of speech after one of text is no spike. It is computed from metrics.jsonl; the guard has no
-part in it. A run is worse off when it stops, or ends with a validation loss of text or of speech
-above that of the model which it started from.
+their median absolute deviation, but at least 2 % of the median. Modalities are judged separately, as
+a step of speech after one of text is no spike. It is computed from metrics.jsonl, independently of
+the guard. A run is worse off when it stops, or ends with a validation loss of text or of speech above
+that of the model which it started from.
 
-Added after the first seed's runs: the definition cannot see the first eight losses of a modality,
-and that is where a run without warm-up leaps. `leap` is the largest training loss on text over the
-largest that a control on the same shards has, whose model never changes; over 1.5 it is called one.
+Added after the runs of the first seed: the definition cannot see the first eight losses of a modality,
+and that is where a run without warm-up jumps. `jump` is the largest training loss on text divided by
+the largest of a control on the same shards, whose model never changes; over 1.5 it counts as a jump.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 
 from training.metrics import EVALUATIONS_FILE, read_events, read_metrics
 
-WINDOW, LEAST, SIGMAS, MIN_DEVIATION = 32, 8, 6.0, 0.02
-LEAP = 1.5
+WINDOW, MIN_VALUES, SIGMAS, MIN_DEVIATION = 32, 8, 6.0, 0.02
+JUMP = 1.5
 MODALITIES = ("text", "speech")
 
 
@@ -56,7 +56,7 @@ def _spikes(values: list[tuple[int, float]]) -> list[int]:
 
 def _limit(before: list[float]) -> float:
     finite = [value for value in before if math.isfinite(value)]
-    if len(finite) < LEAST:
+    if len(finite) < MIN_VALUES:
         return math.inf
     middle = median(finite)
     deviation = 1.4826 * median(abs(value - middle) for value in finite)

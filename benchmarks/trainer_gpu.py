@@ -1,14 +1,14 @@
-"""tokens/s and MFU of koe's trainer beside the Hugging Face Trainer, same shards, same run.
+"""Tokens/s and MFU of koe's trainer compared with the Hugging Face Trainer, same shards, same run.
 
     python -m benchmarks.trainer_gpu            Orpheus-3B's shape on one GPU
     python -m benchmarks.trainer_gpu --tiny     the same code on a CPU: proves the script, no figure
 
 Both train a Llama with random weights on full rows of 2048 tokens in BF16 with FP32 master weights,
-2 rows x 4 accumulations a step, fused AdamW, gradient norm clipped to 1, from one checkpoint; koe
+2 rows x 4 accumulations per step, fused AdamW, gradient norm clipped to 1, from one checkpoint; koe
 compiles its layers, as it does by default. The Hugging Face side sees each row as one sequence: it
-has no attention per document without flash-attn, so that its attention does more work (about 1 % of
-a step's at this size). Each side runs in its own process, in turn; a run's figure is that of its
-steps after the first two (compilation), from end to end.
+has no attention per document without flash-attn, so its attention does more work (about 1 % of the
+work of a step at this size). Each side runs in its own process, in turn; a run's figure is that of
+its steps after the first two (compilation), from end to end.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> int:
         "--steps", type=int, default=12, help="of each run; the first two are left out"
     )
     parser.add_argument("--compile", action="store_true", help="the peer compiled too")
-    parser.add_argument("--folder", type=Path, help="for the checkpoint of 13 GB")
+    parser.add_argument("--folder", type=Path, help="where to put the checkpoint of 13 GB")
     parser.add_argument("--huggingface", type=Path, help=argparse.SUPPRESS)  # the peer's process
     options = parser.parse_args()
     if options.huggingface:
@@ -127,10 +127,10 @@ def koe_config(options: argparse.Namespace) -> TrainConfig:
         precision="bf16",
         micro_batch_rows=MICRO_BATCH_ROWS,
         accumulation_steps=ACCUMULATION,
-        max_steps=100_000,  # stopped from outside: a last checkpoint of 40 GB is not the question
+        max_steps=100_000,  # stopped from outside, so that no last checkpoint of 40 GB is written
         warmup_steps=1000,
         checkpoint_every_steps=100_000,
-        guard=GuardConfig(enabled=False),  # judges all the same; only the first checkpoint goes
+        guard=GuardConfig(enabled=False),  # still judges; only the first checkpoint is not written
         evaluation=EvaluationConfig(every_steps=0),
         allow=["few_sequences", "single_modality_steps"],  # short rows hold one document
     )
@@ -173,7 +173,7 @@ def run_huggingface(folder: Path, options: argparse.Namespace) -> float:
 
 
 def huggingface(folder: Path, steps: int, tiny: bool, compile: bool) -> None:
-    """Train with the peer, as its documentation would have it, and write down tokens/s."""
+    """Train with the peer as its documentation says, and write tokens/s to a file."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     rows = ShardRows(folder / "shards", "train")

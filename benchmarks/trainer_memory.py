@@ -1,23 +1,23 @@
-"""Peak memory of one rank of koe's trainer, worked out without a GPU.
+"""Peak memory of one rank of koe's trainer, computed without a GPU.
 
     python -m benchmarks.trainer_memory                 Orpheus-3B, 8 ranks, 2 rows of 2048 tokens
     python -m benchmarks.trainer_memory --micro-batch-rows 4 --json FILE
 
 Two steps of the trainer's own model, FSDP2 wrapping, loss and optimizer run on tensors that have a
 shape but no data (FakeTensorMode), on a process group that exchanges nothing. PyTorch's memory
-trackers count every storage alive in the second, which has Adam's moments from its start, up to the
-fused update, which works in place. Beside it stands a sum on paper.
+trackers count every storage alive in the second step, which has Adam's moments from its start, up to
+the fused update, which works in place. A sum worked out on paper stands beside it.
 
-The tensors are a CPU's, because autograd does not run on a GPU's without a GPU. Where the trainer
-computes otherwise on a CPU, stand-ins of the GPU's shapes and dtypes take its place: the flash
-kernel, and the products of the loss. DDP's reducer is C++ and needs data: its buckets, as large as
-the FP32 gradients and there for the whole run, are added to a run without it.
+The tensors are CPU tensors, because autograd on GPU tensors needs a GPU. Where the trainer computes
+differently on a CPU, stand-ins with the GPU's shapes and dtypes take its place: the flash kernel,
+and the products of the loss. DDP's reducer is C++ and needs data: its buckets, which are as large as
+the FP32 gradients and exist throughout the run, are added to a run without it.
 
-A step has two micro-batches here: those after the second, which finds the first one's gradients,
-repeat it. Cards are compared by the gigabytes of their data sheets.
+A step has two micro-batches here: later ones repeat the second, which finds the gradients of the
+first. Cards are compared by the gigabytes of their data sheets.
 
-Not counted: the CUDA context, buffers of NCCL (1 to 2 GB for both together) and of cuBLAS, holes
-between blocks of the allocator, and what a compiled layer saves or keeps in other ways.
+Not counted: the CUDA context and the buffers of NCCL (1 to 2 GB together), those of cuBLAS, gaps
+between blocks of the allocator, and what a compiled layer saves or keeps differently.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def config_of(setting: Setting, options: argparse.Namespace) -> TrainConfig:
 
 
 def figures(setting: Setting, config: TrainConfig) -> dict[str, Any]:
-    """Return tracked peak and parts, and those on paper, in bytes."""
+    """Return the tracked peak and its parts, and those worked out on paper, in bytes."""
     parts, num_parameters = track(setting, config)
     if setting.parallel == "ddp":
         parts["DDP's buckets"] = 4 * num_parameters
@@ -133,7 +133,9 @@ def track(setting: Setting, config: TrainConfig) -> tuple[dict[str, int], int]:
     """Run steps on fake tensors; return the bytes alive at the peak by kind, and the parameters."""
     world = 1 if setting.parallel == "single" else WORLD
     ranks = Ranks(0, world, torch.device("cpu"))
-    mesh = init_device_mesh("cpu", (WORLD,))  # reads its own ranks, which a fake tensor has not
+    mesh = init_device_mesh(
+        "cpu", (WORLD,)
+    )  # reads its own ranks, which a fake tensor does not have
     with (
         FakeTensorMode(),
         on_a_gpu(),
@@ -171,7 +173,7 @@ def track(setting: Setting, config: TrainConfig) -> tuple[dict[str, int], int]:
 
 
 def add_gradients(model: nn.Module, config: TrainConfig, tracker: MemTracker | None = None) -> None:
-    """Do as `training.step.accumulate_gradients`, without what reads numbers."""
+    """Do what `training.step.accumulate_gradients` does, except for reading values."""
     rows = config.micro_batch_rows
     boundaries = [row * ROW_TOKENS for row in range(rows + 1)]
     kept = []  # a step's losses stay until its end
@@ -225,7 +227,7 @@ def _flash(
 
 
 class _FlashShapes(torch.autograd.Function):
-    """What flash attention allocates and saves: its inputs, its output, a log-sum a head."""
+    """What flash attention allocates and saves: its inputs, its output, one log-sum per head."""
 
     @staticmethod
     def forward(ctx: Any, *states: torch.Tensor) -> torch.Tensor:
@@ -244,7 +246,7 @@ class _FlashShapes(torch.autograd.Function):
 
 
 def on_paper(setting: Setting, config: TrainConfig) -> dict[str, int]:
-    """Add up what must be alive when a backward pass after the first begins, in bytes."""
+    """Add up what must be alive when a later backward pass begins, in bytes."""
     shape = config.tiny
     width, inner, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
     kv_width = width * shape.num_key_value_heads // shape.num_attention_heads
@@ -258,7 +260,7 @@ def on_paper(setting: Setting, config: TrainConfig) -> dict[str, int]:
     parts = {
         "weights": 4 * parameters // shards,
         "moments": 8 * parameters // shards,
-        # Between micro-batches FSDP keeps the gradients whole, in FP32, and does not reduce them.
+        # Between micro-batches FSDP keeps the unsharded gradients in FP32 and does not reduce them.
         "gradients": 4 * parameters,
         # FSDP has the root's and two layers' at a time; autocast remembers every cast of a pass.
         "BF16 weights": 2 * (embedding + 2 * layer) if sharded else 2 * (parameters - embedding),
@@ -279,8 +281,8 @@ def on_paper(setting: Setting, config: TrainConfig) -> dict[str, int]:
 def _layer_bytes(width: int, kv_width: int, inner: int, sharded: bool) -> int:
     """Return the bytes that a token's pass through a decoder layer saves for the backward pass.
 
-    Under FSDP the stream between layers is BF16 and each norm saves it in FP32, normed, and
-    weighed; under autocast it is FP32, and each linear layer saves a BF16 copy of its input.
+    Under FSDP the stream between layers is BF16 and each norm saves it in FP32, normalised, and
+    scaled; under autocast it is FP32, and each linear layer saves a BF16 copy of its input.
     """
     norms = 2 * (4 + 2 + 2) if sharded else (4 + 4 + 3 * 2) + (4 + 4 + 2 * 2)
     attention = 2 * (2 * width + 2 * kv_width)  # query, key, value, output

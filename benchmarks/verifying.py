@@ -1,9 +1,10 @@
-"""What `koe verify` takes on a large run: samples a second, peak memory.
+"""Samples per second and peak memory of `koe verify` on a large run.
 
     python -m benchmarks.verifying --clips 1000000 --frames 8
 
-The run of `benchmarks.run_statistics`, but with tokens that obey the layout and hold encode's codes,
-and with the order, shards, index and card that koe makes of them. Nothing is synced while it is made.
+The run of `benchmarks.run_statistics`, but with tokens that follow the layout and hold the codes of
+encode, and with the order, shards, index and card that koe makes of them. Nothing is synced to disk
+while it is made.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def text_samples(unit: Unit, rng: np.random.Generator) -> pa.Table:
 
 
 def _samples(unit: Unit, ids: Any, frames: int, parts: list[Any]) -> pa.Table:
-    """Join columns of tokens, [n, width] or alike in all rows, to a SAMPLE table."""
+    """Join columns of tokens, [n, width] or equal in all rows, into a SAMPLE table."""
     n = len(ids)
     wide = [np.broadcast_to(np.asarray(part), (n, np.shape(part)[-1])) for part in parts]
     tokens = np.concatenate(wide, axis=1).astype(np.int32)
@@ -162,7 +163,7 @@ def verify(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=200_000)
-    parser.add_argument("--frames", type=int, default=29, help="of a clip")
+    parser.add_argument("--frames", type=int, default=29, help="per clip")
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)  # in the process that verifies
     options = parser.parse_args()
     if options.root:
