@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pipeline.demo.layouts import BROKEN
 from pipeline.jobs.assembly import Assembly
 from stages.clips import load_clips
 
-NUM_CLIPS, NUM_SAMPLES = 36, 60
+NUM_CLIPS, NUM_SAMPLES = 24, 60
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_audio_has_the_stated_rate_length_and_a_sane_level(demo):
 def test_the_same_seed_gives_the_same_bytes_and_another_only_other_degradations(demo, tmp_path):
     again = write_demo(tmp_path / "again", NUM_CLIPS, NUM_SAMPLES)
     assert contents(again.folder) == contents(demo.folder)
-    for ours, other in zip(make_clips(NUM_CLIPS, 0), make_clips(NUM_CLIPS, 1), strict=True):
+    for ours, other in zip(make_clips(9, 0), make_clips(9, 1), strict=True):
         assert (ours.audio != other.audio) == bool(ours.degradation)
 
 
@@ -125,8 +126,7 @@ def test_an_existing_demo_is_reused_or_refused(demo):
 
 
 def test_an_interrupted_demo_is_completed(demo, tmp_path):
-    folder = tmp_path / "cut"
-    write_demo(folder, NUM_CLIPS, NUM_SAMPLES)
+    folder = shutil.copytree(demo.folder, tmp_path / "cut")
     tar = folder / "speech/tar/speech-000.tar"
     tar.write_bytes(tar.read_bytes()[:1000])
     (folder / TRUTH).unlink()
