@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from pipeline.run_dir.storage import Storage
+from tests.calling import koe
 from tests.docs.blocks import ROOT, blocks
-from tests.docs.calling import koe
 from tests.docs.corpora import EMILIA, write_all
 
 RECIPES = [block for block in blocks("yaml") if block.page == "recipes.md"]

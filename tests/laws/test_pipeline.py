@@ -23,6 +23,7 @@ from pipeline.run_dir.storage import Storage
 from pipeline.stats import run_stats, stats_json
 from pipeline.trace.document import read_documents
 from pipeline.verify import verify_run
+from tests import calling
 from tests.corpus import run_bytes, write_corpus
 
 QUIET = Console(stderr=True, quiet=True)
@@ -49,10 +50,8 @@ def corpus(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Path:
-    path = write_corpus(tmp_path_factory.mktemp("done"))
-    run(path)
-    return path
+def done(finished_run) -> Path:
+    return finished_run
 
 
 def receipt_times(path: Path, stage: str) -> dict[str, int]:
@@ -214,12 +213,18 @@ def test_contradictory_options_are_refused():
 
 
 def koe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code, out, err = calling.koe(*arguments)
+    return subprocess.CompletedProcess(arguments, code, out, err)
+
+
+def koe_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run koe in a process of its own, whose stdout also holds what libraries write there."""
     code = "from pipeline.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
 def test_command_line_json_and_errors(done):
-    stats = koe("stats", "-c", str(done), "--json")
+    stats = koe_process("stats", "-c", str(done), "--json")
     assert stats.returncode == 0, stats.stderr
     assert json.loads(stats.stdout)["accounting"]["clips_in"] == 12
     status = koe("status", "-c", str(done), "--json")
@@ -235,7 +240,7 @@ def test_command_line_json_and_errors(done):
 
 def test_score_and_encode_json_contract(done):
     good, bad = str(done.parent / "0.flac"), str(done.parent / "empty.wav")
-    scored = koe("score", good, bad, "--json")
+    scored = koe_process("score", good, bad, "--json")
     assert scored.returncode == 1
     first, second = json.loads(scored.stdout)
     assert first.keys() >= {"path", "seconds", "windows", "sig", "bak", "ovrl", "keep"}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import run_bytes, write_corpus
+from tests.calling import koe
+from tests.corpus import run_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, "-c", "from pipeline.cli import main; main()", "run", "--to", "interleave"]
@@ -31,10 +32,10 @@ def start(config: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def finish(config: Path, *options: str) -> str:
-    process = start(config, *options)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+    """Run to the end in this process, which has imported and compiled everything already."""
+    code, output, errors = koe("run", "--to", "interleave", "-c", str(config), *options)
+    assert code == 0, errors
+    return output + errors
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -52,15 +53,13 @@ def wait_for(run_dir: Path, pattern: str, process: subprocess.Popen[str]) -> Non
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+def corpus(finished_run) -> Path:
+    return finished_run
 
 
 @pytest.fixture(scope="module")
-def whole(corpus, tmp_path_factory) -> dict[str, bytes]:
-    run_dir = tmp_path_factory.mktemp("whole")
-    finish(corpus, "--set", f"run_dir={run_dir}")
-    return run_bytes(run_dir)
+def whole(finished_run) -> dict[str, bytes]:
+    return run_bytes(finished_run.parent / "run")
 
 
 @pytest.mark.law

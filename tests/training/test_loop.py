@@ -1,6 +1,6 @@
 import json
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,16 +69,30 @@ def test_steps_lower_the_loss_and_write_every_metric(tmp_path, capsys):
 
 def test_a_step_lasts_until_the_next_begins_but_no_checkpoint(tmp_path, monkeypatch):
     """What a process does after it has started a step's last kernels hides a GPU's time."""
-    log = RunLog.step
-    save = Run.save
-    monkeypatch.setattr(RunLog, "step", lambda self, row: (time.sleep(0.2), log(self, row)))
-    monkeypatch.setattr(Run, "save", lambda self: (time.sleep(0.5), save(self)))
+    now = [0.0]
+
+    def perf_counter():
+        now[0] += 0.25  # every reading is later than the one before
+        return now[0]
+
+    def lasting(seconds, function):
+        def run(*arguments):
+            now[0] += seconds
+            return function(*arguments)
+
+        return run
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=perf_counter))
+    monkeypatch.setattr(RunLog, "step", lasting(2.0, RunLog.step))
+    monkeypatch.setattr(Run, "save", lasting(5.0, Run.save))
     shards = small_shards(tmp_path / "shards")
     config = small_config(max_steps=4, checkpoint_every_steps=2)
     loop.train(config, shards, tmp_path / "out", RANKS)
     seconds = [row["seconds"] for row in read_metrics(tmp_path / "out")]
-    assert min(seconds[1], seconds[3]) > 0.2  # the log of the step before
-    assert seconds[2] < min(0.2, seconds[1])  # a checkpoint lies between, which is no step's
+    # Steps 2 and 4 last through the log of the step before. Step 3 follows a checkpoint, which with
+    # that log is no step's.
+    assert min(seconds[1], seconds[3]) >= 2.0
+    assert seconds[2] < 2.0
 
 
 def test_the_peak_gives_both_conventions_of_mfu(tmp_path):

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from tests.calling import koe
 from tests.corpus import write_corpus
-from tests.docs.calling import koe
 from tests.forging import sound_run
 
 

@@ -14,8 +14,8 @@ import pytest
 from koe.schema import ENCODED, SCHEMA_VERSION, SPEECH
 from pipeline.report import PAGE
 from pipeline.run_dir.plan import PLAN
+from tests.calling import koe
 from tests.corpus import write_corpus
-from tests.docs.calling import koe
 from tests.forging import sound_run
 from tests.written_run import clip, commit, filled, unit, write_run
 

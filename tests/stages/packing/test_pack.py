@@ -1,4 +1,4 @@
-import time
+from bisect import bisect_left
 
 import numpy as np
 import pytest
@@ -93,11 +93,22 @@ def test_realistic_samples_fill_their_rows():
     assert fill(text_lengths(100_000)) >= 0.999
 
 
-def test_cost_hardly_depends_on_the_samples():
-    lengths = speech_lengths(1_000_000, 6)
-    begin = time.perf_counter()
-    pack(lengths, CAPACITY)
-    assert lengths.sum() / (time.perf_counter() - begin) > 10e6  # tokens a second
+def test_the_work_hardly_depends_on_the_number_of_samples(monkeypatch):
+    steps = []
+
+    def counted(*arguments):  # asked once for each class of equal rows that is filled
+        steps.append(None)
+        return bisect_left(*arguments)
+
+    monkeypatch.setattr("stages.packing.pack.bisect_left", counted)
+    work = {}
+    for number in (100_000, 1_000_000):
+        lengths = speech_lengths(number, 6)
+        pack(lengths, CAPACITY)
+        work[number], num_lengths = len(steps), len(np.unique(lengths))
+        assert len(steps) < 3 * num_lengths
+        steps.clear()
+    assert work[1_000_000] < 1.2 * work[100_000]
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,3 @@
+from tests.shared import one_tokenizer
+
+__all__ = ["one_tokenizer"]
