@@ -90,6 +90,7 @@ def spiked_event(folder: Path) -> str:
     return next(event["id"] for event in map(json.loads, lines) if event.get("rows"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", RUN)
 def test_a_command_of_the_pages_runs(command, trained):
     command = INSTEAD.get(command, command)
@@ -176,6 +177,7 @@ def test_torchrun_takes_the_configuration_of_a_run(trained, monkeypatch):
     assert calls[0][0].max_steps == 2
 
 
+@pytest.mark.slow
 def test_a_run_directory_may_be_a_url(trained):
     url = ["--set", "run_dir=memory://docs/run", "--set", "sources.speech=[]"]
     assert koe("run", "--to", "interleave", *url)[0] == 0

@@ -66,6 +66,7 @@ def books(corpora: Path, number: int) -> dict[str, tuple[int, dict[str, int]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(EXPECTED)))
 def test_a_recipe_reads_its_corpus(number, corpora):
     assert len(RECIPES) == len(EXPECTED)

@@ -79,6 +79,7 @@ def plain(tmp_path_factory) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.law
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_worker_equals_n(session, tmp_path, plain, workers):
@@ -94,6 +95,7 @@ def test_one_worker_equals_n(session, tmp_path, plain, workers):
     assert {result.status for result in again} == {SKIPPED}
 
 
+@pytest.mark.slow
 @pytest.mark.law
 def test_killed_worker_same_bytes(session, tmp_path, plain):
     root = tmp_path / "run"
@@ -105,6 +107,7 @@ def test_killed_worker_same_bytes(session, tmp_path, plain):
     assert outputs(root) == plain
 
 
+@pytest.mark.slow
 def test_failing_unit_stops_no_other(session, tmp_path):
     resources = Resources(cpus=0.5)
     results = []
@@ -119,6 +122,7 @@ def test_failing_unit_stops_no_other(session, tmp_path):
     assert Ledger(Storage(str(tmp_path))).receipt("doubled", "u01") is None
 
 
+@pytest.mark.slow
 def test_failing_storage_stops_the_run(session, tmp_path):
     (tmp_path / "doubled").write_bytes(b"a file where the folder should be")
     results = []

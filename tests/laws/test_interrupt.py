@@ -72,6 +72,7 @@ def whole(finished_run) -> dict[str, bytes]:
     return run_bytes(finished_run.parent / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.law
 @pytest.mark.parametrize(("engine", "presses"), [("ray", 1), ("ray", 2), ("inline", 1)])
 def test_ctrl_c_and_resume_same_bytes(corpus, whole, tmp_path, engine, presses):
@@ -124,6 +125,7 @@ def stopped_after_the_first(engine, root: Path) -> tuple[list, Stop, bool]:
     return results, stop, complete
 
 
+@pytest.mark.slow
 def test_stop_lets_units_in_flight_finish(tmp_path):
     results, stop, complete = stopped_after_the_first(run_plain, tmp_path / "plain")
     assert (len(results), complete, stop.in_flight) == (1, False, 0)

@@ -80,6 +80,7 @@ def test_accounting_closes(done):
     json.dumps(stats_json(stats))
 
 
+@pytest.mark.slow
 def test_verify_names_a_flipped_byte(done, corpus):
     proofs = verify_run(*opened(done))
     assert len(proofs) == 15
@@ -125,6 +126,7 @@ def test_shards_say_the_codec_is_untrained(done):
         assert b"UNTRAINED" in reader.schema.metadata[b"koe"]
 
 
+@pytest.mark.slow
 def test_moving_the_threshold_scores_nothing_again(corpus):
     run(corpus)
     before = {stage: receipt_times(corpus, stage) for stage in ("ingest", "score", "encode")}
@@ -139,6 +141,7 @@ def test_moving_the_threshold_scores_nothing_again(corpus):
     verify_run(*opened(corpus))
 
 
+@pytest.mark.slow
 def test_stages_run_alone_and_forced(corpus):
     run(corpus, last="ingest")
     run(corpus, only="score")
@@ -152,6 +155,7 @@ def test_stages_run_alone_and_forced(corpus):
     assert run_bytes(corpus.parent / "run") == before
 
 
+@pytest.mark.slow
 def test_new_source_redoes_no_other(corpus):
     run(corpus, last="encode")
     before = receipt_times(corpus, "encode")
@@ -182,6 +186,7 @@ def test_changed_source_is_redone(corpus):
     assert all(receipt_times(corpus, "ingest")[name] != after[name] for name in after)
 
 
+@pytest.mark.slow
 def test_too_much_quarantine_stops_the_run(corpus):
     with pytest.raises(Exception, match=r"max_quarantine_share 0.1.*broken_json 1"):
         run(corpus, "max_quarantine_share=0.1")
@@ -223,6 +228,7 @@ def koe_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_command_line_json_and_errors(done):
     stats = koe_process("stats", "-c", str(done), "--json")
     assert stats.returncode == 0, stats.stderr
@@ -238,6 +244,7 @@ def test_command_line_json_and_errors(done):
     assert koe("stats", "--nonsense").returncode == 2
 
 
+@pytest.mark.slow
 def test_score_and_encode_json_contract(done):
     good, bad = str(done.parent / "0.flac"), str(done.parent / "empty.wav")
     scored = koe_process("score", good, bad, "--json")
@@ -251,6 +258,7 @@ def test_score_and_encode_json_contract(done):
     assert [len(codes) for codes in row["codes"]] == [k * row["frames"] for k in (1, 2, 4)]
 
 
+@pytest.mark.slow
 def test_inspect_writes_original_and_reconstruction(done, tmp_path):
     _, ledger = opened(done)
     index = json.loads(ledger.storage.read_bytes("shards/index.json"))
@@ -268,6 +276,7 @@ def test_inspect_writes_original_and_reconstruction(done, tmp_path):
     assert any(name.endswith("reconstruction.wav") for name in names)
 
 
+@pytest.mark.slow
 def test_inspect_tells_the_outcome_of_a_record(corpus, tmp_path):
     run(corpus)
     plan, ledger = opened(corpus)

@@ -15,6 +15,8 @@ import pytest
 from tests.calling import koe
 from tests.corpus import run_bytes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, "-c", "from pipeline.cli import main; main()", "run", "--to", "interleave"]
 

@@ -86,6 +86,7 @@ def test_corrupt_checkpoint_resumes_exactly(tmp_path, capsys):
     assert_same_run(tmp_path / "whole", tmp_path / "torn", 6)
 
 
+@pytest.mark.slow
 @pytest.mark.law
 def test_training_kill_and_resume_same_bytes(tmp_path):
     shards = small_shards(tmp_path / "shards")

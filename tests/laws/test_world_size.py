@@ -140,6 +140,7 @@ def together(request, shards, tmp_path_factory):
     return world, parallel, folder
 
 
+@pytest.mark.slow
 @pytest.mark.law
 def test_world_sizes_agree_on_a_step(together, alone):
     world, _, folder = together
@@ -156,6 +157,7 @@ def test_world_sizes_agree_on_a_step(together, alone):
             torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.law
 def test_world_sizes_agree_on_a_run(together, alone, shards):
     _, _, folder = together
@@ -174,6 +176,7 @@ def test_world_sizes_agree_on_a_run(together, alone, shards):
     assert read_metrics(folder / "run")[-1]["data_step"] == STEPS + 1
 
 
+@pytest.mark.slow
 @pytest.mark.law
 @pytest.mark.parametrize(("kind", "reason"), [("nan", "loss is nan"), ("spike", "gradient norm")])
 def test_one_bad_rank_makes_all_skip(together, kind, reason):

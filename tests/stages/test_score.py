@@ -124,6 +124,7 @@ def test_source_scores_are_taken_without_touching_the_audio():
     assert details == ["source_ovrl is null", "source_ovrl is nan", "source_ovrl is inf"]
 
 
+@pytest.mark.slow
 def test_reconstruction_scores_what_the_codec_makes_of_the_clip(tmp_path, scorer):
     spec = resolve_codec(str(write_snac_weights(tmp_path)), seed=5)
     # One window each; the second is not of whole frames, so its decoded end is cut off.

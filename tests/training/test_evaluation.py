@@ -227,6 +227,7 @@ def resharding(plain):
     return [group._reshard_after_forward for group in groups if group]
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_and_speak_as_one(model, rows, shards, tmp_path):
     run_ranks(in_world, 2, shards, tmp_path)
     expected, ids = both(model, rows, single("cpu"))

@@ -98,6 +98,7 @@ def kill_worker_after(out_dir, steps):
     os.kill(events(out_dir)[0]["process"], signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_ray_restarts_a_killed_worker_from_its_checkpoint(tmp_path, capfd):
     shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
@@ -119,6 +120,7 @@ def test_ray_restarts_a_killed_worker_from_its_checkpoint(tmp_path, capfd):
     assert_same_weights(*(saved_tensors(path, 30, config) for path in (out, tmp_path / "whole")))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_ray_hands_back_the_workers_own_error_at_once(tmp_path):
     shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
@@ -135,6 +137,7 @@ def test_ray_hands_back_the_workers_own_error_at_once(tmp_path):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_cluster_too_small_is_refused(tmp_path):
     shards = small_shards(tmp_path / "shards")

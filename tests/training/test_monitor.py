@@ -149,6 +149,7 @@ def measure_in_world(ranks: Ranks, folder: Path) -> None:
     torch.save(found, folder / f"{ranks.rank}.pt")
 
 
+@pytest.mark.slow
 def test_ranks_measure_the_same_whether_they_hold_all_or_a_shard(tmp_path):
     run_ranks(measure_in_world, 2, tmp_path)
     model = small_llama()

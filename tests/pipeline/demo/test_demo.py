@@ -45,6 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_the_report_counts_what_the_corpus_holds(demo):
     clips = good_clips(demo)
     assert len(clips) == demo.clips == NUM_CLIPS

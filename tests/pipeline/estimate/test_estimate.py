@@ -19,6 +19,8 @@ from pipeline.run_dir.storage import Storage
 from pipeline.stats import run_stats
 from tests.corpus import write_corpus
 
+pytestmark = pytest.mark.slow
+
 QUIET = Console(stderr=True, quiet=True)
 
 

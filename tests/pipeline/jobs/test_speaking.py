@@ -69,6 +69,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_trained_weights_are_decoded_without_touching_the_process(tmp_path):
     weights = str(write_snac_weights(tmp_path))
@@ -133,6 +134,7 @@ def prompts():
     return text_prompts(config_for(texts=TEXTS))
 
 
+@pytest.mark.slow
 def test_texts_are_laid_out_as_the_tokenize_stage_does(tokenizer, prompts):
     assert [prompt.name for prompt in prompts] == TEXTS
     for prompt in prompts:
@@ -171,6 +173,7 @@ def exported(run, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_with_model_and_card(run, exported):
     found = AutoModelForCausalLM.from_pretrained(exported).eval()
     ids = torch.arange(FIRST_AUDIO, FIRST_AUDIO + 9).view(1, -1)

@@ -14,6 +14,8 @@ from tests.corpus import write_corpus
 from tests.reports import report, run_to
 from tests.webpage import Page, check_accessible, check_loads_nothing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,7 +12,7 @@ from tests.browser import Browser, check_keyboard, check_looks, needs_browser, o
 from tests.corpus import write_corpus
 from tests.reports import run_to, write_report
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.slow, needs_browser]
 # What a page may do to the tree of the test: nothing but this leaves a mark.
 EVIL = "</script><img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
 

@@ -102,6 +102,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("outcomes"), num_samples=12)
 
 
+@pytest.mark.slow
 def test_what_became_of_a_clip_is_told_at_every_stage_of_a_run(corpus: Path, tmp_path: Path):
     """The run goes on from stage to stage; the page at its end shows the same."""
     told: dict[str, dict[str, ClipOutcome]] = {}

@@ -41,6 +41,7 @@ def card(ledger: Ledger) -> tuple[dict, str]:
     return yaml.safe_load(front), body
 
 
+@pytest.mark.slow
 def test_the_folder_loads_as_a_dataset_with_both_splits(run, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

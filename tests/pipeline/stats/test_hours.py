@@ -14,6 +14,8 @@ from pipeline.run_dir.storage import Storage
 from pipeline.stats import run_stats
 from tests.corpus import write_corpus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

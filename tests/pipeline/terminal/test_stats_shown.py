@@ -27,6 +27,7 @@ def stats(corpus) -> RunStats:
     return full_stats(*opened(corpus.parent / "run"), thresholds=THRESHOLDS)
 
 
+@pytest.mark.slow
 def test_what_is_not_done_yet_is_empty(corpus, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(corpus.parent / "run", run_dir)

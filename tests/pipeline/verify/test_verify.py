@@ -127,6 +127,7 @@ def test_shards_of_a_unit_that_is_not_tokenized_are_refused(forged):
     refused(forged, f"order.json.*unit {UNIT} is not tokenized")
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_named_in_every_table(forged):
     tables = [
         output

@@ -79,6 +79,7 @@ def test_the_windows_are_those_that_the_reference_feeds_its_model(seconds, refer
         np.testing.assert_array_equal(doubled[np.newaxis, start : start + WINDOW_SAMPLES], fed)
 
 
+@pytest.mark.slow
 @pytest.mark.law
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 3.0, 4.505, 9.0, 20.0])
 def test_dnsmos_equals_reference(seconds, scorer, referee):
@@ -200,6 +201,7 @@ def test_bf16_is_refused_where_the_cpu_would_only_emulate_it(monkeypatch):
         DnsmosScorer(find_model().path, precision="bf16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 9.0, 20.0])
 def test_bf16_stays_within_its_stated_error(seconds, scorer, monkeypatch):
     # Emulated where the CPU lacks it: slower, the same rounding.

@@ -63,6 +63,7 @@ def _alone(whole, audio, starts) -> np.ndarray:
     return np.stack([whole(audio[start : start + WINDOW_SAMPLES]) for start in starts])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "starts",
     [[0], [0, 1], [3], [0, 1, 2, 3, 4, 5, 6], [0, 1, 3, 6, 7]],
@@ -75,6 +76,7 @@ def test_shared_windows_score_as_windows_alone(cut_network, whole, starts):
     np.testing.assert_allclose(found, _alone(whole, audio, places), rtol=0, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_silence_before_a_window_matters_only_inside_it(cut_network, whole):
     """A window's edges see its own zero padding, never the loud neighbour beyond them."""
     audio = np.zeros(WINDOW_SAMPLES + 2 * HOP_SAMPLES, np.float32)

@@ -101,6 +101,7 @@ def test_no_seam_shows_wherever_tiles_meet(values, latents, kernels, model, refe
     _assert_same(TiledEncoder(model, kernels, Tiles(values, latents)), referee, audio)
 
 
+@pytest.mark.slow
 def test_a_clip_longer_than_a_segment_has_the_packages_codes(kernels, model, referee):
     encoder = TiledEncoder(model, kernels, Tiles(latents=30))
     _assert_same(encoder, referee, synthetic_speech(100_000, 24_000))
@@ -111,6 +112,7 @@ def test_silence_and_full_scale_have_the_packages_codes(kernels, model, referee)
         _assert_same(TiledEncoder(model, kernels), referee, audio.astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["native", "tiled", "eager"])
 def test_a_batch_has_the_bytes_of_each_clip_alone(engine, weights):
     try:

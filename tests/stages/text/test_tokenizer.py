@@ -50,6 +50,7 @@ def corpus():
         return [json.loads(line)["output"] for line in lines]
 
 
+@pytest.mark.slow
 def test_ids_equal_tiktokens(encoder, reference):
     texts = TEXTS + corpus()
     assert encoder.encode(texts) == [reference.encode_ordinary(text) for text in texts]
@@ -95,6 +96,7 @@ def test_orpheus_tokens_follow(llama, trained):
     )
 
 
+@pytest.mark.slow
 def test_a_saved_folder_loads_as_the_same_tokenizer(llama, tmp_path):
     llama.save_pretrained(tmp_path)
     again = load_tokenizer(str(tmp_path))

@@ -91,6 +91,7 @@ def two_ranks(tmp_path_factory):
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["fsdp", "ddp"])
 def test_what_two_ranks_save_is_loaded_by_any_number(two_ranks, written):
     folder, ranks = two_ranks

@@ -67,6 +67,7 @@ def test_weights_after_a_rollback_are_those_of_the_checkpoint_trained_on_the_lat
     assert_same_weights(saved_tensors(tmp_path / "out", 7, config), expected)
 
 
+@pytest.mark.slow
 def test_a_kill_after_a_rollback_resumes_behind_the_left_out_data(tmp_path, monkeypatch):
     shards = small_shards(tmp_path / "shards", num_rows=40)
     config = small_config(max_steps=12, checkpoint_every_steps=2, guard=LADDER, keep_checkpoints=2)

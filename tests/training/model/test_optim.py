@@ -212,6 +212,7 @@ def shard_and_train(ranks: Ranks, folder: Path) -> None:
     torch.save({"weight": found, "starts": starts}, folder / f"{ranks.rank}.pt")
 
 
+@pytest.mark.slow
 def test_new_rows_of_a_sharded_embedding_move_as_those_of_a_whole_one(tmp_path):
     run_ranks(shard_and_train, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))

@@ -15,7 +15,7 @@ from tests.browser import Browser, check_keyboard, check_looks, needs_browser, o
 from tests.training.logs import event, metrics_row, write_lines
 from training.report import write_report
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.fixture(scope="module")
