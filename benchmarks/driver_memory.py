@@ -186,10 +186,12 @@ def part_run(root: Path, num_clips: int) -> None:
 
 
 def order_work(root: Path, plan: Plan) -> OrderWork:
-    from stages.interleave import InterleaveSettings
+    from stages.settings import InterleaveSettings
 
     names, owners = zip(*((unit.unit, unit.source) for unit in plan.units), strict=True)
-    return OrderWork(OrderStage(InterleaveSettings(), {}), str(root), names, owners, force=True)
+    return OrderWork(
+        OrderStage(InterleaveSettings(seed=0), {}), str(root), names, owners, force=True
+    )
 
 
 def part_order(root: Path, num_clips: int) -> None:
@@ -201,15 +203,16 @@ def part_order(root: Path, num_clips: int) -> None:
 def full_order(root: Path) -> None:
     """Make and write the order of the full run from samples that are never stored."""
     from koe.schema import ORDER
-    from stages.interleave import InterleaveSettings, plan_order
+    from stages.interleave import plan_order
     from stages.packing.order import unit_samples
+    from stages.settings import InterleaveSettings
 
     units = [unit for source in sources(FULL_CLIPS) for unit in source.units()]
     begin = time.perf_counter()
     described = (
         unit_samples(k, unit.unit, partial(samples, unit, k)) for k, unit in enumerate(units)
     )
-    order = plan_order(described, InterleaveSettings())
+    order = plan_order(described, InterleaveSettings(seed=0))
     middle = time.perf_counter()
     written = Storage(str(root)).write_tables("order.arrow", ORDER, order.tables())
     end = time.perf_counter()

@@ -49,7 +49,7 @@ from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Storage
 from pipeline.stats.dataset_card import write_card
 from pipeline.verify import verify_run
-from stages.interleave import InterleaveSettings
+from stages.settings import InterleaveSettings
 
 _CODEC = {"label": "made up", "trained": True, "sha256": "a" * 64, "device": "cpu"}
 _TOKENIZER = {"name": "made up", "sha256": "b" * 64}
@@ -125,7 +125,7 @@ def write_run(root: Path, num_clips: int, frames: int) -> None:
 def write_shards(plan: Plan, ledger: Ledger) -> None:
     storage = ledger.storage
     stage = OrderStage(
-        InterleaveSettings(shard_megabytes=256), {"codec": _CODEC, "tokenizer": _TOKENIZER}
+        InterleaveSettings(seed=0, shard_megabytes=256), {"codec": _CODEC, "tokenizer": _TOKENIZER}
     )
     units = tuple(unit.unit for unit in plan.units)
     order = OrderWork(stage, storage.root, units, tuple(unit.source for unit in plan.units))

@@ -1,8 +1,8 @@
 """Interleave: samples of both modalities become the rows of training shards.
 
-`plan_order` (see `stages.packing.order`) decides on lengths alone and is cheap to repeat; `gather_rows`
-then makes one shard from its slice of the order, so that shards can be made in parallel, and
-made again one by one.
+`plan_order` (`stages/packing/order.py`) decides by the samples' lengths alone, so it is cheap to
+repeat. `gather_rows` then makes one shard from its slice of the order, so that shards can be made in
+parallel, and each of them again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import pyarrow as pa
 from koe.errors import ContractError
 from koe.schema import ORDER, ROW, SAMPLE, require_schema
 from stages.packing.order import NAME, Order, UnitSamples, plan_order, unit_samples
-from stages.packing.queue import InterleaveSettings
 
 VERSION = 2  # of the order and of the rows made from it; 2 counts the seconds it leaves out
 
 __all__ = [
     "NAME",
     "VERSION",
-    "InterleaveSettings",
     "Order",
     "UnitSamples",
     "gather_rows",
@@ -41,8 +39,9 @@ def gather_rows(
 ) -> pa.Table:
     """Make the rows of one shard (ROW) from its slice of the order (ORDER).
 
-    `read_samples` gives the SAMPLE table of a unit by its index in the plan, best memory-mapped:
-    of each only the pieces named are copied. `unit_names` are the names by that index.
+    `read_samples` returns the SAMPLE table of a unit by its index in the plan, ideally
+    memory-mapped: only the pieces that the order names are copied. `unit_names` holds the units'
+    names by that index.
     Raises: ContractError when order and samples do not fit each other.
     """
     require_schema(order_slice, ORDER, "the order of a shard")
@@ -88,12 +87,12 @@ def gather_rows(
 
 
 def _row_bounds(row: np.ndarray) -> np.ndarray:
-    """Where the documents of each row begin, int64 [rows + 1]."""
+    """Return where the documents of each row begin, int64 [rows + 1]."""
     steps = np.diff(row, prepend=-1)
     if len(row) and (steps[0] != 1 or steps.min() < 0 or steps.max() > 1):
         raise ContractError(
             "the order of a shard is not sorted by row, or leaves rows out",
-            "rows must rise from 0 by one",
+            "rows must be numbered from 0 without gaps",
             "Run interleave again with --force interleave.",
         )
     return np.append(np.flatnonzero(steps), len(row))
@@ -101,7 +100,7 @@ def _row_bounds(row: np.ndarray) -> np.ndarray:
 
 def _require_pieces(samples: pa.Table, wanted: np.ndarray, stop: np.ndarray, unit: str) -> None:
     if int(wanted.max()) < samples.num_rows:
-        lengths = _whole(samples["input_ids"]).value_lengths().to_numpy()
+        lengths = _as_one(samples["input_ids"]).value_lengths().to_numpy()
         if (stop <= lengths[wanted]).all():
             return
     raise ContractError(
@@ -120,7 +119,7 @@ def _copy(
     places: np.ndarray,
 ) -> None:
     """Copy pieces of a unit's samples to their `places` in `tokens`."""
-    lists = _whole(column)
+    lists = _as_one(column)
     values = lists.values.to_numpy()
     begin = lists.offsets.to_numpy()[wanted] + start
     for source, place, length in zip(
@@ -131,10 +130,10 @@ def _copy(
 
 def _lists(offsets: np.ndarray, values: pa.Array | pa.ChunkedArray) -> pa.ListArray:
     if isinstance(values, pa.ChunkedArray):
-        values = _whole(values)
+        values = _as_one(values)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    # combine_chunks copies even a single chunk, and would read all of a memory-mapped unit
+def _as_one(column: pa.ChunkedArray) -> pa.Array:
+    # combine_chunks copies even a single chunk, and would read a memory-mapped unit completely
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -179,3 +179,9 @@ class InterleaveConfig(WorkerConfig):
             if min(parts.values(), default=0) < 0 or sum(parts.values()) <= 0:
                 raise ValueError(f"the parts at {place} must not be negative nor all zero")
         return ratio
+
+
+class InterleaveSettings(InterleaveConfig):
+    """The section and the run's seed: together all that decides the order of the samples."""
+
+    seed: int

@@ -25,7 +25,7 @@ from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Storage
 from pipeline.stats.dataset_card import write_card
 from pipeline.verify import Proof, verify_run
-from stages.interleave import InterleaveSettings
+from stages.settings import InterleaveSettings
 from tests.corpus import write_corpus
 
 QUIET = Console(stderr=True, quiet=True)

@@ -14,8 +14,8 @@ from stages.dnsmos.onnx_session import require_provider
 from stages.dnsmos.scorer import P808_FILE, DnsmosModel, find_model
 from stages.encode import EncodeStage
 from stages.ingest import IngestStage
-from stages.interleave import InterleaveSettings
 from stages.score import ScoreStage
+from stages.settings import InterleaveSettings
 from stages.snac.codec import CodecSpec, resolve_codec
 from stages.sources.base import SpeechFiles, TextFiles
 from stages.sources.readers import speech_source, text_source
@@ -103,17 +103,10 @@ class Assembly:
         return TokenizeText(self.tokenizer, self.text_sources[source], self.config.tokenize)
 
     def order(self) -> OrderStage:
-        settings = self.config.interleave
+        section = dict(self.config.interleave)
         return OrderStage(
-            settings=InterleaveSettings(
-                max_row_tokens=settings.max_row_tokens,
-                ratio=settings.ratio,
-                overlong_speech=settings.overlong_speech,
-                overlong_text=settings.overlong_text,
-                shard_megabytes=settings.shard_megabytes,
-                validation_share=settings.validation_share,
-                seed=self.config.seed,
-            ),
+            # Unvalidated, since receipts tell a default (256) from the same value given (256.0).
+            settings=InterleaveSettings.model_construct(**section, seed=self.config.seed),
             identity={
                 "codec": self.codec.describe() if self.config.sources.speech else {},
                 "tokenizer": {
@@ -121,5 +114,4 @@ class Assembly:
                     "sha256": self.tokenizer.sha256,
                 },
             },
-            resources=settings.resources,
         )

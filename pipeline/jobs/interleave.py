@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
@@ -31,12 +31,12 @@ from pipeline.stats import encoded_seconds
 from stages.interleave import (
     NAME,
     VERSION,
-    InterleaveSettings,
     Order,
     gather_rows,
     plan_order,
     unit_samples,
 )
+from stages.settings import InterleaveSettings
 
 _OPEN_UNITS = 256  # sample tables that a worker keeps mapped
 
@@ -47,13 +47,16 @@ class OrderStage:
 
     settings: InterleaveSettings
     identity: Mapping[str, Any]  # of codec and tokenizer, which the shards' metadata name
-    resources: Resources = field(default_factory=Resources)
     name: str = NAME
     version: int = VERSION
 
     @property
     def content(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self.settings), **self.identity}
+        return self.settings.content() | dict(self.identity)
+
+    @property
+    def resources(self) -> Resources:
+        return self.settings.resources
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,7 @@ def write_index(stage: OrderStage, ledger: Ledger, shards: Sequence[str]) -> dic
         "schema_version": SCHEMA_VERSION,
         "max_row_tokens": stage.settings.max_row_tokens,
         **stage.identity,
-        INTERLEAVE: dataclasses.asdict(stage.settings),
+        INTERLEAVE: stage.settings.content(),
         "schema": ROW.to_string(show_field_metadata=False).splitlines(),
         "shards": entries,
     }

@@ -1,4 +1,4 @@
-"""Interleave: the packed rows of both modalities, put in the order of training."""
+"""Interleave: the packed rows of both modalities, put into the order of training."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.packing.pack import pack, ranges, row_sums
-from stages.packing.queue import Described, InterleaveSettings, Queue
+from stages.packing.queue import Described, Queue
+from stages.settings import InterleaveSettings
 
-_CHUNK_ROWS = 1 << 14  # some 100,000 pieces: what is described at once
+_CHUNK_ROWS = 1 << 14  # rows described at once: about 100,000 pieces
 
 
 class PackedQueue:
-    """The rows of one modality, in the order in which packing made them."""
+    """The rows of one modality, in the order in which packing made them.
+
+    `num_tokens` int32 and `has_cut` (holds a piece of a cut sample) bool, both [rows].
+    """
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         lengths = queue.lengths[: queue.num_pieces(queue.num_samples)]
         self._rows = pack(lengths, queue.capacity)
         self.num_samples = queue.num_samples
-        self.num_tokens = row_sums(self._rows, lengths).astype(np.int32)  # [rows]
-        self.has_cut = row_sums(self._rows, queue.is_cut()).astype(bool)  # [rows]
+        self.num_tokens = row_sums(self._rows, lengths).astype(np.int32)
+        self.has_cut = row_sums(self._rows, queue.is_cut()).astype(bool)
 
     def __len__(self) -> int:
         return len(self._rows.offsets) - 1
@@ -35,26 +39,26 @@ class PackedQueue:
         return np.diff(self._rows.offsets).astype(np.int32)
 
     def describe(self, rows: np.ndarray) -> Described:
-        """Describe the pieces of rows, one row after the other."""
+        """Describe the pieces of the given rows, row by row."""
         places = ranges(self._rows.offsets[rows], self.num_pieces(rows))
         return self._queue.describe(self._rows.items[places].astype(np.int64))
 
     def shuffled(self) -> np.ndarray:
-        """Draw the rows in random order, uint32 [rows]: the k-th is the place of row k."""
+        """Return the rows' places in random order, uint32 [rows]: the k-th is that of row k."""
         places = np.arange(len(self), dtype=np.uint32)
         self._queue.rng.shuffle(places)
         return places
 
 
 class RowLayout(NamedTuple):
-    """The rows in order; one that holds both modalities has two entries. Arrays [entries]."""
+    """The rows in order; a row that holds both modalities has two entries. Arrays [entries]."""
 
     text: PackedQueue
     speech: PackedQueue
     num_rows: int
-    row: np.ndarray  # uint32, rising
-    is_text: np.ndarray  # bool: which of the two queues
-    packed: np.ndarray  # uint32, row of that queue
+    row: np.ndarray  # uint32, ascending
+    is_text: np.ndarray  # bool: which of the two queues the entry comes from
+    packed: np.ndarray  # uint32: its row in that queue
 
     def of_entries(self, text_values: np.ndarray, speech_values: np.ndarray) -> np.ndarray:
         """Gather values of packed rows in the order of entries."""
@@ -65,7 +69,7 @@ class RowLayout(NamedTuple):
         return values
 
     def pieces(self, entries: np.ndarray) -> Iterator[tuple[np.ndarray, Described]]:
-        """Yield, for entries in the order given and a chunk at a time, row and pieces."""
+        """Yield the rows and pieces of entries, in the order given, chunk by chunk."""
         for begin in range(0, len(entries), _CHUNK_ROWS):
             chunk = entries[begin : begin + _CHUNK_ROWS]
             packed, is_text = self.packed[chunk].astype(np.int64), self.is_text[chunk]
@@ -85,7 +89,10 @@ class RowLayout(NamedTuple):
 
 
 def lay_rows(queues: list[Queue], is_text: np.ndarray, settings: InterleaveSettings) -> RowLayout:
-    """Pack both queues and give their rows places in the sequence; `is_text` bool [rows]."""
+    """Pack both queues and place their rows where `is_text` (bool [rows]) wants that modality.
+
+    The emptiest row of each modality are joined into one row where they fit.
+    """
     text, speech = (PackedQueue(queue) for queue in queues)
     packed = np.empty(len(is_text), np.uint32)
     loosest = []
@@ -98,7 +105,7 @@ def lay_rows(queues: list[Queue], is_text: np.ndarray, settings: InterleaveSetti
     row = np.arange(len(is_text), dtype=np.uint32)
     if len(loosest) < 2 or sum(tokens for _, tokens in loosest) > settings.max_row_tokens:
         return RowLayout(text, speech, len(row), row, is_text, packed)
-    # The earlier of two rows moves into the later: the one row that holds both modalities.
+    # The earlier of the two rows moves into the later, the only row to hold both modalities.
     earlier, later = sorted(place for place, _ in loosest)
     place = later - 1 if is_text[earlier] else later  # text comes first
     entries = np.insert(np.delete(row, earlier), place, earlier)

@@ -1,4 +1,4 @@
-"""The order of the shards: which sample goes to which row of which shard, and which to none."""
+"""The order of the samples: which one goes to which row of which shard, and which to none."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from stages.packing.queue import (
     EXHAUSTED,
     OVERLONG,
     Catalog,
-    InterleaveSettings,
     Queue,
     fit_to_ratio,
 )
 from stages.packing.shards import Shards
+from stages.settings import InterleaveSettings
 
 NAME = "interleave"
 
@@ -66,7 +66,7 @@ class UnitSamples:
 
 
 def unit_samples(index: int, name: str, read: Callable[[], pa.Table]) -> UnitSamples:
-    """Take from a unit's SAMPLE table what the order needs; the tokens are not read."""
+    """Read what the order needs from a unit's SAMPLE table; the tokens are not read."""
     samples = require_schema(read(), SAMPLE, f"the samples of unit {name}")
     return UnitSamples(
         index=index,
@@ -83,17 +83,17 @@ def unit_samples(index: int, name: str, read: Callable[[], pa.Table]) -> UnitSam
 
 
 class Order:
-    """The plan of all shards and the samples that have no place, as arrays.
+    """The contents of all shards, and the samples that have no place, as arrays.
 
-    Tables are made of it when they are asked for, or streamed: the tables of 24 M samples would
-    take several GB. `num_samples` = samples placed + rejected + quarantined.
+    Tables are made when they are asked for, or streamed: those of 24 M samples would take several
+    GB. `num_samples` counts all samples: placed, rejected and quarantined.
     """
 
     def __init__(
-        self, units: list[_Unit], catalog: Catalog, fate: np.ndarray, shards: Shards
+        self, units: list[_Unit], catalog: Catalog, reasons: np.ndarray, shards: Shards
     ) -> None:
-        self.num_samples = len(fate)
-        self._units, self._catalog, self._fate, self._shards = units, catalog, fate, shards
+        self.num_samples = len(reasons)
+        self._units, self._catalog, self._reasons, self._shards = units, catalog, reasons, shards
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the order (ORDER), sorted by shard and row."""
@@ -104,15 +104,15 @@ class Order:
         codes = [code for code, (kind, _, _) in _REASONS.items() if kind == outcome]
         for place, unit in enumerate(self._units):
             begin, end = self._catalog.bounds[place : place + 2]
-            fate = self._fate[begin:end]
-            rows = np.flatnonzero(np.isin(fate, codes))
+            reasons = self._reasons[begin:end]
+            rows = np.flatnonzero(np.isin(reasons, codes))
             if len(rows):
                 lengths = self._catalog.lengths[begin:end][rows]
-                yield _excluded(unit, rows, lengths, fate[rows], outcome)
+                yield _excluded(unit, rows, lengths, reasons[rows], outcome)
 
     def reasons(self, outcome: str) -> dict[str, int]:
         """Count what is excluded, by reason."""
-        counts = np.bincount(self._fate, minlength=max(_REASONS) + 1)
+        counts = np.bincount(self._reasons, minlength=max(_REASONS) + 1)
         found = {
             reason: int(counts[code])
             for code, (kind, reason, _) in _REASONS.items()
@@ -121,25 +121,17 @@ class Order:
         return dict(sorted(found.items()))
 
     def placed_by_unit(self) -> Iterator[tuple[int, int]]:
-        """Yield a unit's index in the plan, and how many of its samples have a place."""
+        """Yield each unit's index in the plan, and how many of its samples have a place."""
         for unit, (begin, end) in zip(self._units, pairwise(self._catalog.bounds), strict=True):
-            yield unit.index, int(np.count_nonzero(self._fate[begin:end] == 0))
+            yield unit.index, int(np.count_nonzero(self._reasons[begin:end] == 0))
 
     def shard_names(self) -> list[str]:
         return self._shards.names
 
     @cached_property
     def table(self) -> pa.Table:
-        """All of the order (ORDER) at once."""
+        """The complete order (ORDER)."""
         return pa.concat_tables([ORDER.empty_table(), *self.tables()]).combine_chunks()
-
-    @cached_property
-    def rejected(self) -> pa.Table:
-        return pa.concat_tables([EXCLUDED.empty_table(), *self.excluded(REJECTED)])
-
-    @cached_property
-    def quarantined(self) -> pa.Table:
-        return pa.concat_tables([EXCLUDED.empty_table(), *self.excluded(QUARANTINED)])
 
     def shards(self) -> dict[str, pa.Table]:
         """Slice the order by shard; shards in the order of their names."""
@@ -159,34 +151,34 @@ class _Unit:
 
 
 def plan_order(units: Iterable[UnitSamples], settings: InterleaveSettings) -> Order:
-    """Place every sample in a row of a shard, or say why not.
+    """Place every sample in a row of a shard, or say why it has no place.
 
-    Samples of a modality are shuffled, packed, and their rows shuffled and mixed by the ratio;
-    where the ratio uses up one modality, whole samples of the other are rejected. The plan order
-    of the units, the settings and nothing else decide the outcome. `units` come in plan order;
-    each is taken in and let go before the next.
+    The samples of a modality are shuffled and packed, and their rows shuffled and mixed by the
+    ratio; where the ratio uses up one modality, samples of the other are rejected. Nothing but the
+    settings and the plan's order of the units decides the result. `units` come in that order; each
+    is read and released before the next.
     Raises: ConfigError when the ratio leaves no row at all.
     """
-    taken, catalog, first = _take_in(units, settings.max_row_tokens)
-    fate = np.where(first, np.uint8(0), np.uint8(DUPLICATE))
+    known_units, catalog, first = _collect(units, settings.max_row_tokens)
+    reasons = np.where(first, np.uint8(0), np.uint8(DUPLICATE))
     del first
-    queues = [Queue(catalog, fate, settings, text) for text in (True, False)]
+    queues = [Queue(catalog, reasons, settings, text) for text in (True, False)]
     is_text = fit_to_ratio(queues, settings)
     for queue in queues:
-        fate[queue.left_out()] = EXHAUSTED
+        reasons[queue.left_out()] = EXHAUSTED
     layout = lay_rows(queues, is_text, settings)
     num_placed = layout.text.num_samples + layout.speech.num_samples
-    _require_closed(fate, num_placed)
-    return Order(taken, catalog, fate, Shards(catalog, layout, settings))
+    _require_closed(reasons, num_placed)
+    return Order(known_units, catalog, reasons, Shards(catalog, layout, settings))
 
 
-def _take_in(
+def _collect(
     units: Iterable[UnitSamples], capacity: int
 ) -> tuple[list[_Unit], Catalog, np.ndarray]:
     """Collect the arrays of all units, and mark the first sample of each id, bool [n].
 
-    Byte arrays grow in place (the kernel moves their pages), where joining arrays would hold all of
-    them twice.
+    Byte arrays grow in place (the kernel moves their pages); joining arrays would hold all of them
+    twice.
     """
     hashes, is_text, lengths = bytearray(), bytearray(), bytearray()
     taken: list[_Unit] = []
@@ -194,7 +186,7 @@ def _take_in(
     for unit in units:
         if taken and unit.index <= taken[-1].index:
             raise ContractError(
-                f"unit {unit.name} comes after {taken[-1].name}, which the plan has later",
+                f"unit {unit.name} comes after {taken[-1].name}, but precedes it in the plan",
                 "the order of the units decides the bytes of the shards",
             )
         require_frames(unit.lengths[~unit.is_text], unit.num_frames[~unit.is_text])
@@ -222,10 +214,10 @@ def _take_in(
 
 
 def _excluded(
-    unit: _Unit, rows: np.ndarray, lengths: np.ndarray, fate: np.ndarray, outcome: str
+    unit: _Unit, rows: np.ndarray, lengths: np.ndarray, codes: np.ndarray, outcome: str
 ) -> pa.Table:
     samples = unit.read()
-    reasons = [_REASONS[code] for code in fate.tolist()]
+    reasons = [_REASONS[code] for code in codes.tolist()]
     columns = {
         "id": samples["id"].take(pa.array(rows)),
         "source": samples["source"].take(pa.array(rows)),
@@ -241,11 +233,11 @@ def _excluded(
     return pa.table(columns, schema=EXCLUDED)
 
 
-def _require_closed(fate: np.ndarray, num_placed: int) -> None:
-    num_excluded = int(np.count_nonzero(fate))
-    if num_placed + num_excluded != len(fate):
+def _require_closed(reasons: np.ndarray, num_placed: int) -> None:
+    num_excluded = int(np.count_nonzero(reasons))
+    if num_placed + num_excluded != len(reasons):
         raise ContractError(
             "interleave lost or invented samples",
-            f"{len(fate)} came in, {num_placed} were placed, {num_excluded} rejected or quarantined",
+            f"{len(reasons)} came in, {num_placed} were placed, {num_excluded} rejected or quarantined",
             "This is a defect in koe, please report it with the run's configuration.",
         )

@@ -1,38 +1,25 @@
-"""Interleave, first half: samples are shuffled, cut, and as many taken as the ratio allows.
+"""Interleave, first half: samples are shuffled and cut, and as many taken as the ratio allows.
 
-What is kept for a sample is counted in bytes here and in `stages.packing.layout`, because all samples of a
-run are held at once: 21 while duplicates are sought, then about 28 with the rows (measured; see
-`benchmarks/driver_memory.py`). Whatever follows from these arrays is made a chunk at a time.
+All samples of a run are held at once, so every byte per sample counts, here and in
+`stages/packing/layout.py`: 21 while duplicates are searched for, then about 28 with the rows
+(measured by `benchmarks/driver_memory.py`). What follows from these arrays is made in chunks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from koe.errors import ConfigError
-from stages.packing.mix import Ratio, mix
+from stages.packing.mix import mix
 from stages.packing.pack import Pieces, count_rows, cut_speech, cut_text
+from stages.settings import InterleaveSettings
 
-# Why a sample has no place; 0 has one.
+# Reason codes: why a sample has no place in a row; 0 means that it has one.
 DUPLICATE, OVERLONG, EXHAUSTED = 1, 2, 3
 
-_MAX_SKIPPED = 32
-
-
-@dataclass(frozen=True)
-class InterleaveSettings:
-    """All that decides the order; fields as in `pipeline.yaml`."""
-
-    max_row_tokens: int = 2048
-    ratio: Ratio = "natural"
-    overlong_speech: Literal["drop", "split"] = "drop"
-    overlong_text: Literal["drop", "split"] = "split"
-    shard_megabytes: float = 256
-    validation_share: float = 0.005
-    seed: int = 0
+_MAX_SKIPPED = 32  # samples sent to the back of the queue, see `Queue.shrink`
 
 
 class Catalog(NamedTuple):
@@ -51,9 +38,9 @@ class Catalog(NamedTuple):
 
 
 class Described(NamedTuple):
-    """What pieces are; arrays [pieces]."""
+    """Where pieces lie in their samples; arrays [pieces], fields as in `koe.schema.ORDER`."""
 
-    sample: np.ndarray  # in the catalog
+    sample: np.ndarray  # its index in the catalog
     part: np.ndarray
     start: np.ndarray
     stop: np.ndarray
@@ -62,24 +49,28 @@ class Described(NamedTuple):
 class Queue:
     """The shuffled samples of one modality, cut into pieces; a prefix of them will be placed.
 
-    Only samples longer than a row are cut. They are few, so the pieces of those alone are stored;
-    of all others only the length is.
+    Only samples longer than a row are cut. They are few, so pieces are stored for those alone, and
+    nothing but the length for all others.
     """
 
     def __init__(
-        self, catalog: Catalog, fate: np.ndarray, settings: InterleaveSettings, text: bool
+        self, catalog: Catalog, reasons: np.ndarray, settings: InterleaveSettings, text: bool
     ) -> None:
+        """Line up the samples without a reason against them (`reasons`, uint8 [n]).
+
+        Samples that are too long and may not or cannot be cut get the reason OVERLONG.
+        """
         self.capacity = settings.max_row_tokens
         self.rng = np.random.Generator(
             np.random.PCG64([settings.seed & (2**64 - 1), 0 if text else 1])
         )
         self._catalog, self._is_text = catalog, text
         overlong = catalog.long_samples
-        overlong = overlong[(catalog.is_text[overlong] == text) & (fate[overlong] == 0)]
+        overlong = overlong[(catalog.is_text[overlong] == text) & (reasons[overlong] == 0)]
         if (settings.overlong_text if text else settings.overlong_speech) == "split":
             overlong = overlong[self._cut(overlong)[1]]
-        fate[overlong] = OVERLONG
-        samples = np.flatnonzero((catalog.is_text == text) & (fate == 0)).astype(np.uint32)
+        reasons[overlong] = OVERLONG
+        samples = np.flatnonzero((catalog.is_text == text) & (reasons == 0)).astype(np.uint32)
         self.rng.shuffle(samples)
         self._line_up(samples)
         self.num_samples = len(samples)  # of the prefix
@@ -95,10 +86,10 @@ class Queue:
         return self.rows_of(self.num_samples)
 
     def shrink(self, num_rows: int) -> None:
-        """Shorten the prefix to `num_rows` rows, or a little less where no prefix has as many.
+        """Shorten the prefix to `num_rows` rows, or slightly fewer where no prefix has as many.
 
-        A sample of many pieces at its end may need more rows than are left: it goes to the back
-        of the queue, and those behind it have their turn.
+        A sample of many pieces at the end of the prefix may need more rows than are left: it moves
+        to the back of the queue, so that those behind it get their turn.
         """
         self._shorten(num_rows)
         for _ in range(_MAX_SKIPPED):
@@ -109,18 +100,18 @@ class Queue:
             self._shorten(num_rows)
 
     def left_out(self) -> np.ndarray:
-        """Samples (catalog) behind the prefix."""
+        """Return the samples behind the prefix, as indexes of the catalog."""
         return self._samples[self.num_samples :]
 
     def is_cut(self) -> np.ndarray:
-        """Mark the pieces whose sample has several, bool [pieces]."""
+        """Mark the pieces of samples that were cut, bool [pieces]."""
         cut = np.zeros(len(self.lengths), bool)
         cut[self._first[self._pieces.sample] + self._pieces.part] = True
         return cut
 
     def describe(self, pieces: np.ndarray) -> Described:
-        """Say of which sample and where in it the pieces (of this queue) are."""
-        number = np.searchsorted(self._first, pieces, side="right")  # cut samples that precede
+        """Describe pieces, given by their index in this queue."""
+        number = np.searchsorted(self._first, pieces, side="right")  # preceding cut samples
         position = pieces - self._extra_before[number]
         start = np.zeros(len(pieces), np.int32)
         part = np.zeros(len(pieces), np.int32)
@@ -130,7 +121,8 @@ class Queue:
             inside = np.flatnonzero((number > 0) & (into < self._num_parts[last]))
             last, into = last[inside], into[inside]
             position[inside], part[inside] = self._cut_at[last], into
-            # before the pieces of a cut sample stand one of each cut before it, and their extra
+            # the pieces of a cut sample follow those of the cut samples before it: one of each, and
+            # their extra pieces
             start[inside] = self._pieces.start[last + self._extra_before[last] + into]
         return Described(self._samples[position], part, start, start + self.lengths[pieces])
 
@@ -160,7 +152,7 @@ class Queue:
         self.lengths[~whole] = self._pieces.stop - self._pieces.start
 
     def _cut(self, samples: np.ndarray) -> tuple[Pieces, np.ndarray]:
-        """Pieces of samples that are longer than a row, and which of them cannot be cut."""
+        """Return the pieces of samples longer than a row, and bool [samples]: cannot be cut."""
         lengths = self._catalog.lengths[samples]
         if self._is_text:
             return cut_text(lengths, self.capacity), np.zeros(len(samples), bool)
@@ -169,10 +161,11 @@ class Queue:
 
 
 def fit_to_ratio(queues: list[Queue], settings: InterleaveSettings) -> np.ndarray:
-    """Shorten both queues until the ratio uses all their rows. Returns is_text bool [rows].
+    """Shorten both queues until the ratio uses all their rows. Returns is_text, bool [rows].
 
-    Whole samples are left out before packing, not rows after it: a row left out would tear the
-    samples that have pieces in other rows.
+    Samples are left out before packing, not rows after it: a row left out would leave samples
+    incomplete that have pieces in other rows too.
+    Raises: ConfigError when no row is left.
     """
     text, speech = queues
     had_rows = text.num_rows(), speech.num_rows()

@@ -9,18 +9,19 @@ import pyarrow as pa
 
 from koe.schema import ORDER
 from stages.packing.layout import RowLayout
-from stages.packing.queue import Catalog, InterleaveSettings
+from stages.packing.queue import Catalog
+from stages.settings import InterleaveSettings
 
 TRAIN, VALIDATION = "train", "validation"
 
-# Bytes of a document in a shard besides its tokens: five list entries and three strings.
+# Bytes of a document in a shard beside its tokens: five list entries and three strings.
 _DOCUMENT_BYTES = 120
 _TOKEN_BYTES = 4
 _MIN_ROWS_TO_VALIDATE = 20
 
 
 class Shards:
-    """Which shard each row goes to; `tables` makes the order (ORDER) piece by piece."""
+    """Which shard each row goes to; `names` are those of the shards, in order."""
 
     def __init__(self, catalog: Catalog, layout: RowLayout, settings: InterleaveSettings) -> None:
         self._catalog, self._layout = catalog, layout
@@ -44,7 +45,7 @@ class Shards:
         )
 
     def tables(self) -> Iterator[pa.Table]:
-        """Yield the order, sorted by shard and row, in tables of some 100,000 pieces."""
+        """Yield the order (ORDER), sorted by shard and row, in tables of about 100,000 pieces."""
         names = pa.array(self.names, pa.string())
         for row, pieces in self._layout.pieces(self._entries):
             unit = self._catalog.unit_of(pieces.sample)
@@ -67,7 +68,7 @@ def _row_bytes(layout: RowLayout) -> np.ndarray:
         for queue in (layout.text, layout.speech)
     ]
     row_bytes = np.zeros(layout.num_rows)
-    # all entries of a row are added up, though at most one row has two
+    # not by assignment: one row may have two entries, which add up
     np.add.at(row_bytes, layout.row, layout.of_entries(*sizes))
     return row_bytes
 
@@ -75,8 +76,8 @@ def _row_bytes(layout: RowLayout) -> np.ndarray:
 def _validation_rows(layout: RowLayout, share: float) -> np.ndarray:
     """Choose rows of each modality for validation, evenly spread, bool [rows].
 
-    Rows with a piece of a cut sample are spared while there are others: the rest of that sample
-    would be trained on. The row of both modalities is never chosen.
+    Rows with a piece of a cut sample are chosen last, because the rest of that sample would be
+    trained on. The row that holds both modalities is never chosen.
     """
     chosen = np.zeros(layout.num_rows, bool)
     has_text, has_speech, has_cut = (np.zeros(layout.num_rows, bool) for _ in range(3))

@@ -1,26 +1,35 @@
 """Shards hold every kept sample exactly once: interleave can be undone, and nothing is lost."""
 
 from collections import defaultdict
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.interleave import InterleaveSettings, gather_rows, plan_order
-from tests.stages.samples import corpus, described, reader, speech_unit, text_unit
+from koe.schema import QUARANTINED, REJECTED
+from stages.interleave import gather_rows, plan_order
+from stages.settings import InterleaveSettings
+from tests.stages.samples import (
+    changed,
+    corpus,
+    described,
+    excluded,
+    reader,
+    speech_unit,
+    text_unit,
+)
 
-BASE = InterleaveSettings(shard_megabytes=0.1, validation_share=0.05)
+BASE = InterleaveSettings(seed=0, shard_megabytes=0.1, validation_share=0.05)
 CASES = {
     "default": BASE,
-    "split": replace(BASE, overlong_speech="split", seed=3),
-    "drop": replace(BASE, overlong_text="drop"),
-    "ratio": replace(
+    "split": changed(BASE, overlong_speech="split", seed=3),
+    "drop": changed(BASE, overlong_text="drop"),
+    "ratio": changed(
         BASE, ratio=[(0.0, {"text": 3, "speech": 1}), (1.0, {"text": 1, "speech": 3})]
     ),
-    "speech only": replace(BASE, ratio=[(0.0, {"speech": 1})], overlong_speech="split"),
-    "short rows": replace(BASE, max_row_tokens=64, overlong_speech="split"),
+    "speech only": changed(BASE, ratio=[(0.0, {"speech": 1})], overlong_speech="split"),
+    "short rows": changed(BASE, max_row_tokens=64, overlong_speech="split"),
 }
 
 
@@ -45,10 +54,18 @@ def undo(tables, config):
 
 def require_inverse(tables, config):
     whole, order = undo(tables, config)
-    out = {row["id"] for row in [*order.rejected.to_pylist(), *order.quarantined.to_pylist()]}
+    out = {
+        row["id"]
+        for row in [
+            *excluded(order, REJECTED).to_pylist(),
+            *excluded(order, QUARANTINED).to_pylist(),
+        ]
+    }
     samples = [row for table in tables.values() for row in table.to_pylist()]
     assert len(samples) == order.num_samples
-    assert len(whole) + order.rejected.num_rows + order.quarantined.num_rows == len(samples)
+    assert len(whole) + excluded(order, REJECTED).num_rows + excluded(
+        order, QUARANTINED
+    ).num_rows == len(samples)
     kept = {row["id"]: row["input_ids"] for row in samples if row["id"] not in out}
     assert whole == kept
 
@@ -80,12 +97,12 @@ def test_interleave_inverts_any_samples(texts, frames, speech, text, capacity, s
         "jvs-0": speech_unit(rng, frames),
         "dolly-1": text_unit(rng, texts[10:], first=10),
     }
-    config = replace(
+    config = changed(
         BASE, max_row_tokens=capacity, overlong_speech=speech, overlong_text=text, seed=seed
     )
     require_inverse(tables, config)
     fitting = any(6 + 12 + 7 * number + 2 <= capacity for number in frames)
     if fitting:  # one row of speech is enough for this ratio
         ratio = [(0.0, {"text": 1, "speech": 2})]
-        config = replace(config, overlong_speech="drop", overlong_text="drop", ratio=ratio)
+        config = changed(config, overlong_speech="drop", overlong_text="drop", ratio=ratio)
         require_inverse(tables, config)

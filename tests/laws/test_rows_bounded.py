@@ -8,11 +8,12 @@ import pyarrow.compute as pc
 import pytest
 
 from koe.schema import SAMPLE, SPEECH, TEXT
-from stages.interleave import InterleaveSettings, gather_rows, plan_order, unit_samples
+from stages.interleave import gather_rows, plan_order, unit_samples
 from stages.packing.ids import hash_ids
-from tests.stages.samples import corpus, described, reader
+from stages.settings import InterleaveSettings
+from tests.stages.samples import changed, corpus, described, reader
 
-SETTINGS = InterleaveSettings(shard_megabytes=0.1, validation_share=0.05)
+SETTINGS = InterleaveSettings(seed=0, shard_megabytes=0.1, validation_share=0.05)
 
 
 def row_tokens(tables, config):
@@ -25,7 +26,7 @@ def row_tokens(tables, config):
 @pytest.mark.parametrize("capacity", [64, 100, 512, 2048])
 @pytest.mark.parametrize("policy", ["drop", "split"])
 def test_rows_bounded(capacity, policy):
-    config = replace(
+    config = changed(
         SETTINGS, max_row_tokens=capacity, overlong_speech=policy, overlong_text=policy
     )
     tokens = row_tokens(corpus(), config)
@@ -36,7 +37,7 @@ def test_rows_bounded(capacity, policy):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_small_mix_fills_rows(seed):
-    tokens = row_tokens(corpus(seed, num_samples=250), replace(SETTINGS, seed=seed))
+    tokens = row_tokens(corpus(seed, num_samples=250), changed(SETTINGS, seed=seed))
     assert tokens.sum() / (2048 * len(tokens)) >= 0.99
 
 
@@ -63,7 +64,7 @@ def test_large_corpus_fills_rows():
         described_by_length(SPEECH, 8 + text + 7 * frames, frames, 0),
         described_by_length(TEXT, samples, np.zeros(len(samples)), 1),
     ]
-    order = plan_order(units, replace(SETTINGS, shard_megabytes=256))
+    order = plan_order(units, changed(SETTINGS, shard_megabytes=256))
     table = order.table
     tokens = np.sum(table["stop"].to_numpy() - table["start"].to_numpy())
     num_rows = sum(part["row"][-1].as_py() + 1 for part in order.shards().values())

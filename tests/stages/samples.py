@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from koe.schema import SAMPLE, SPEECH, TEXT
+from koe.schema import EXCLUDED, SAMPLE, SPEECH, TEXT
 from koe.vocabulary import conversation_ids, speech_ids
 from stages.interleave import unit_samples
 
@@ -60,6 +60,16 @@ def corpus(seed=0, text_units=3, speech_units=3, num_samples=60, overlong=True):
             lengths[0] = 5000
         tables[f"dolly-{u:05d}"] = text_unit(rng, lengths.tolist(), first=u * num_samples)
     return tables
+
+
+def changed(settings, **changes):
+    """Return `settings` with other values, unchecked: tests of packing use shorter rows."""
+    return settings.model_copy(update=changes)
+
+
+def excluded(order, outcome):
+    """The samples (EXCLUDED) without a place, rejected or quarantined."""
+    return pa.concat_tables([EXCLUDED.empty_table(), *order.excluded(outcome)])
 
 
 def described(tables):

@@ -1,5 +1,4 @@
 from collections import Counter
-from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -7,12 +6,21 @@ import pyarrow as pa
 import pytest
 
 from koe.errors import ConfigError, ContractError
-from koe.schema import EXCLUDED, ORDER, ROW, SAMPLE, SPEECH, TEXT
+from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SAMPLE, SPEECH, TEXT
 from koe.vocabulary import split_speech_ids
-from stages.interleave import InterleaveSettings, gather_rows, plan_order, unit_samples
-from tests.stages.samples import corpus, described, reader, speech_unit, text_unit
+from stages.interleave import gather_rows, plan_order, unit_samples
+from stages.settings import InterleaveSettings
+from tests.stages.samples import (
+    changed,
+    corpus,
+    described,
+    excluded,
+    reader,
+    speech_unit,
+    text_unit,
+)
 
-SETTINGS = InterleaveSettings(shard_megabytes=0.1, validation_share=0.1)
+SETTINGS = InterleaveSettings(seed=0, shard_megabytes=0.1, validation_share=0.1)
 
 
 def shards_of(tables, settings):
@@ -40,8 +48,8 @@ def row_modalities(shards, split="train"):
 def test_schemas_and_names():
     order, shards = shards_of(corpus(), SETTINGS)
     assert order.table.schema.equals(ORDER)
-    assert order.rejected.schema.equals(EXCLUDED)
-    assert order.quarantined.schema.equals(EXCLUDED)
+    assert excluded(order, REJECTED).schema.equals(EXCLUDED)
+    assert excluded(order, QUARANTINED).schema.equals(EXCLUDED)
     names = list(shards)
     assert names == sorted(names)
     assert {"train-00000", "train-00001", "validation-00000"} <= set(names)
@@ -63,21 +71,21 @@ def test_documents_carry_their_origin():
 
 def test_overlong_samples_are_dropped_or_split_as_asked():
     tables = corpus()
-    dropped, _ = shards_of(tables, replace(SETTINGS, overlong_text="drop"))
-    assert reasons(dropped.rejected) == {"overlong": 6}
-    row = dropped.rejected.to_pylist()[0]
+    dropped, _ = shards_of(tables, changed(SETTINGS, overlong_text="drop"))
+    assert reasons(excluded(dropped, REJECTED)) == {"overlong": 6}
+    row = excluded(dropped, REJECTED).to_pylist()[0]
     assert (row["id"], row["source"], row["stage"]) == ("jvs/0", "jvs", "interleave")
     assert "4920 tokens" in row["detail"]
     assert row["location"] == "jvs-00000#0"
     mixed, _ = shards_of(tables, SETTINGS)
-    assert reasons(mixed.rejected) == {"overlong": 3}
-    split, _ = shards_of(tables, replace(SETTINGS, overlong_speech="split"))
-    assert split.rejected.num_rows == 0
+    assert reasons(excluded(mixed, REJECTED)) == {"overlong": 3}
+    split, _ = shards_of(tables, changed(SETTINGS, overlong_speech="split"))
+    assert excluded(split, REJECTED).num_rows == 0
 
 
 def test_speech_is_split_at_whole_frames():
     tables = {"jvs-00000": speech_unit(np.random.default_rng(1), [700, 900, 20])}
-    settings = replace(SETTINGS, overlong_speech="split", validation_share=0)
+    settings = changed(SETTINGS, overlong_speech="split", validation_share=0)
     _, shards = shards_of(tables, settings)
     original = {row["id"]: row["input_ids"] for row in tables["jvs-00000"].to_pylist()}
     seen = 0
@@ -98,9 +106,9 @@ def test_speech_is_split_at_whole_frames():
 
 def test_a_transcript_longer_than_a_row_is_rejected():
     tables = {"jvs-00000": speech_unit(np.random.default_rng(1), [3, 3], num_text=90)}
-    settings = replace(SETTINGS, max_row_tokens=64, overlong_speech="split")
+    settings = changed(SETTINGS, max_row_tokens=64, overlong_speech="split")
     order = plan_order(described(tables), settings)
-    assert reasons(order.rejected) == {"overlong": 2}
+    assert reasons(excluded(order, REJECTED)) == {"overlong": 2}
     assert order.table.num_rows == 0
     assert order.shards() == {}
 
@@ -114,9 +122,9 @@ def test_the_first_of_equal_ids_in_plan_order_stays():
     }
     units = described(tables)
     order = plan_order(units, SETTINGS)
-    assert order.quarantined["location"].to_pylist() == ["b#0", "c#0", "c#1"]
-    assert order.quarantined["id"].to_pylist() == ["dolly/1", "dolly/1", "dolly/2"]
-    assert reasons(order.quarantined) == {"duplicate_id": 3}
+    assert excluded(order, QUARANTINED)["location"].to_pylist() == ["b#0", "c#0", "c#1"]
+    assert excluded(order, QUARANTINED)["id"].to_pylist() == ["dolly/1", "dolly/1", "dolly/2"]
+    assert reasons(excluded(order, QUARANTINED)) == {"duplicate_id": 3}
     with pytest.raises(ContractError, match="order of the units"):
         plan_order([units[2], units[0], units[1]], SETTINGS)
 
@@ -124,15 +132,17 @@ def test_the_first_of_equal_ids_in_plan_order_stays():
 def test_ratio_rejects_whole_samples_of_what_there_is_too_much():
     tables = corpus(speech_units=2, text_units=8)
     ratio = [(0.0, {"text": 1, "speech": 1})]
-    order, shards = shards_of(tables, replace(SETTINGS, ratio=ratio, validation_share=0))
-    rejected = reasons(order.rejected)
+    order, shards = shards_of(tables, changed(SETTINGS, ratio=ratio, validation_share=0))
+    rejected = reasons(excluded(order, REJECTED))
     assert rejected["ratio_exhausted"] > 100
-    exhausted = [r for r in order.rejected.to_pylist() if r["reason"] == "ratio_exhausted"]
+    exhausted = [
+        r for r in excluded(order, REJECTED).to_pylist() if r["reason"] == "ratio_exhausted"
+    ]
     assert {row["source"] for row in exhausted} == {"dolly"}
     placed = {
         i for shard in shards.values() for row in shard["document_ids"].to_pylist() for i in row
     }
-    assert placed.isdisjoint(row["id"] for row in order.rejected.to_pylist())
+    assert placed.isdisjoint(row["id"] for row in excluded(order, REJECTED).to_pylist())
     rows = row_modalities(shards)
     text = [TEXT in row for row in rows]
     assert abs(sum(text) - len(text) / 2) <= 1
@@ -143,7 +153,7 @@ def test_ratio_rejects_whole_samples_of_what_there_is_too_much():
 def test_the_schedule_shows_in_the_rows():
     ratio = [(0.0, {"text": 1}), (1.0, {"speech": 1})]
     _, shards = shards_of(
-        corpus(num_samples=150), replace(SETTINGS, ratio=ratio, validation_share=0)
+        corpus(num_samples=150), changed(SETTINGS, ratio=ratio, validation_share=0)
     )
     text = np.array([TEXT in row for row in row_modalities(shards)])
     quarter = len(text) // 4
@@ -155,14 +165,14 @@ def test_a_ratio_that_nothing_fits_is_a_config_error():
     with pytest.raises(ConfigError, match="0 rows of text"):
         plan_order(
             described(corpus(text_units=0)),
-            replace(SETTINGS, ratio=[(0.0, {"text": 1, "speech": 0.001})]),
+            changed(SETTINGS, ratio=[(0.0, {"text": 1, "speech": 0.001})]),
         )
 
 
 def test_at_most_one_row_holds_both_modalities():
     counts = []
     for seed in range(6):
-        _, shards = shards_of(corpus(seed), replace(SETTINGS, seed=seed))
+        _, shards = shards_of(corpus(seed), changed(SETTINGS, seed=seed))
         both = [len(row) == 2 for row in row_modalities(shards)]
         assert not any(len(row) == 2 for row in row_modalities(shards, "validation"))
         counts.append(sum(both))
@@ -176,7 +186,7 @@ def test_at_most_one_row_holds_both_modalities():
 def test_validation_rows_are_few_whole_and_of_both_modalities():
     tables = corpus(num_samples=300)
     for share, least in ((0.1, 0.08), (1e-6, 0)):
-        _, shards = shards_of(tables, replace(SETTINGS, validation_share=share))
+        _, shards = shards_of(tables, changed(SETTINGS, validation_share=share))
         rows = row_modalities(shards, "validation")
         kinds = Counter(kind for row in rows for kind in row)
         assert set(kinds) == {TEXT, SPEECH}
@@ -190,13 +200,13 @@ def test_validation_rows_are_few_whole_and_of_both_modalities():
         held = {i for n, lists in ids.items() if n[0] == "v" for row in lists for i in row}
         assert train.isdisjoint(held)
         assert {p for row in parts for p in row} == {0}
-    _, shards = shards_of(tables, replace(SETTINGS, validation_share=0))
+    _, shards = shards_of(tables, changed(SETTINGS, validation_share=0))
     assert all(name.startswith("train") for name in shards)
 
 
 def test_shards_are_about_the_size_asked():
     tables = corpus(num_samples=200)
-    _, shards = shards_of(tables, replace(SETTINGS, shard_megabytes=0.2, validation_share=0))
+    _, shards = shards_of(tables, changed(SETTINGS, shard_megabytes=0.2, validation_share=0))
     sizes = [shard.nbytes / 1e6 for shard in shards.values()]
     assert len(sizes) > 3
     assert max(sizes) < 0.24
@@ -209,7 +219,7 @@ def test_the_seed_decides_and_nothing_else():
     _, again = shards_of(tables, SETTINGS)
     assert first.keys() == again.keys()
     assert all(bytes_of(first[name]) == bytes_of(again[name]) for name in first)
-    other = plan_order(described(tables), replace(SETTINGS, seed=1))
+    other = plan_order(described(tables), changed(SETTINGS, seed=1))
     assert not other.table.equals(plan_order(described(tables), SETTINGS).table)
 
 

@@ -94,6 +94,9 @@ def test_a_default_is_told_from_the_same_value_in_the_file(tmp_path):
         ("train: {workers: 0}", "train.workers"),
         ("interleave: {ratio: [[0.0, {tekst: 1}]]}", "interleave.ratio"),
         ("interleave: {ratio: []}", "must start at 0.0"),
+        ("interleave: {ratio: [[0.0, {}]]}", "must not be negative nor all zero"),
+        ("interleave: {ratio: [[0.0, {text: -1, speech: 3}]]}", "must not be negative"),
+        ("interleave: {ratio: [[0, {text: 1}], [0.6, {text: 1}], [0.5, {text: 1}]]}", "must start"),
         ("interleave: {ratio: [[0.0, {text: 1}], [1.5, {text: 1}]]}", "rise to at most 1.0"),
     ],
 )

@@ -5,17 +5,18 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from koe.schema import EXCLUDED
+from koe.schema import EXCLUDED, QUARANTINED, REJECTED
 from koe.stage import Outcome
 from pipeline.execution.runner import DONE, FAILED, SKIPPED
 from pipeline.jobs.interleave import OrderStage, OrderWork, ShardWork, shard_places
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
-from stages.interleave import InterleaveSettings, gather_rows, plan_order
+from stages.interleave import gather_rows, plan_order
+from stages.settings import InterleaveSettings
 from tests.pipeline.run_dir.test_ledger import Numbers
-from tests.stages.samples import corpus, described, reader
+from tests.stages.samples import changed, corpus, described, excluded, reader
 
-SETTINGS = InterleaveSettings(shard_megabytes=0.05, validation_share=0.05)
+SETTINGS = InterleaveSettings(seed=0, shard_megabytes=0.05, validation_share=0.05)
 
 
 def tables():
@@ -43,8 +44,8 @@ def test_what_is_stored_is_what_was_planned(run):
     planned = plan_order(described(found), SETTINGS)
     receipt = ledger.receipt("interleave", "order")
     assert ledger.read(receipt).equals(planned.table)
-    excluded = pa.concat_tables([planned.rejected, planned.quarantined])
-    assert ledger.read_excluded(receipt).equals(excluded)
+    left_out = [excluded(planned, outcome) for outcome in (REJECTED, QUARANTINED)]
+    assert ledger.read_excluded(receipt).equals(pa.concat_tables(left_out))
     assert receipt.rejected == {"overlong": 3}
     assert receipt.quarantined == {"duplicate_id": 5}
     assert result.records_in == planned.num_samples == result.kept + 8
@@ -80,7 +81,7 @@ def test_an_order_that_cannot_be_made_says_why(run):
     speech = tuple(unit for unit in work.units if unit.startswith("jvs"))
     ratio = [(0.0, {"text": 1, "speech": 0.001})]
     unfit = OrderWork(
-        OrderStage(replace(SETTINGS, ratio=ratio), {}), work.root, speech, ("jvs",) * len(speech)
+        OrderStage(changed(SETTINGS, ratio=ratio), {}), work.root, speech, ("jvs",) * len(speech)
     )
     for broken, why in ((missing, "absent is not tokenized"), (unfit, "0 rows of text")):
         result = broken.open()("order")

@@ -3,7 +3,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koe.errors import ContractError
 from stages.packing.mix import mix
 
 FALLING = [(0.0, {"text": 2, "speech": 1}), (1.0, {"text": 1, "speech": 1})]
@@ -94,19 +93,3 @@ def test_millions_of_rows():
     assert text_left == 0
     assert speech_left > 0
     assert len(is_text) == pytest.approx(1_000_000 * 12 / 7, abs=1)
-
-
-@pytest.mark.parametrize(
-    "ratio",
-    [
-        [],
-        [(0.1, {"text": 1})],
-        [(0.0, {"text": 1}), (1.5, {"text": 1})],
-        [(0.0, {})],
-        [(0.0, {"text": -1, "speech": 3})],
-        [(0.0, {"text": 1}), (0.6, {"text": 1}), (0.5, {"text": 1})],
-    ],
-)
-def test_what_is_no_schedule_is_refused(ratio):
-    with pytest.raises(ContractError):
-        mix(1, 1, ratio)
