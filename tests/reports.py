@@ -90,15 +90,15 @@ def excluded(number: int, reason: str = "below_threshold", **changes: str) -> pa
     return pa.Table.from_pylist([{"id": f"{reason}{n}", **row} for n in range(number)], EXCLUDED)
 
 
-def left_out(*tables: pa.Table, most: int = 100) -> LeftOut:
-    found = LeftOut(most)
+def left_out(*tables: pa.Table, limit: int = 100) -> LeftOut:
+    found = LeftOut(limit)
     for table in tables:
         found.add(table)
     return found
 
 
 def content(stats: RunStats, found: LeftOut | None = None, **changes: Any) -> Content:
-    made: dict[str, Any] = {"title": "run", "about": "", "stats": stats, "threshold": 2.5}
+    made: dict[str, Any] = {"name": "run", "about": "", "stats": stats, "threshold": 2.5}
     made |= {"left_out": found or left_out(), "clips": [], "codec": "snac", "trained": True}
     return Content(**made | changes)
 

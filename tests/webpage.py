@@ -11,6 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 EVIL = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+# Text that breaks out of careless templates: elements, attributes, JSON, scripts, Jinja, lines.
+HOSTILE = (
+    EVIL,
+    "\"' onmouseover='alert(3)' &lt;b&gt; &amp;",
+    "<!-- <script> ]]> --> \\u003c/script\\u003e",
+    "{{ 7 * 7 }} {% raw %} {# #} ${7 * 7}",
+    "\u2028\u2029 \u202egnol\u202c \u200b\ufeff \U000e0041 か\u3099 \U0001f468\u200d\U0001f469",
+)
 VOID = ("meta", "img", "input", "br")  # elements without an end
 
 

@@ -1,4 +1,4 @@
-"""What koe's self-contained HTML pages share: frame, theme, charts, tables; knows no page."""
+"""What koe's two HTML reports share: frame, style, script, charts; it knows neither of them."""
 
 from koe.webpage.charts import (
     AMBER,
@@ -9,45 +9,24 @@ from koe.webpage.charts import (
     RED,
     SLOT_COLOURS,
     Chart,
-    Figures,
     new_figure,
 )
-from koe.webpage.frame import (
-    Page,
-    Section,
-    Tile,
-    document,
-    is_own_page,
-    write_page,
-)
-from koe.webpage.page import MAX_TEXT, cut, render
-from koe.webpage.text import NOTHING, card, escape, run_name, scroll, short_number, table
+from koe.webpage.page import Tile, cut, is_own_page, render, run_name, write_page
 
 __all__ = [
     "AMBER",
     "BLUE",
     "GREEN",
     "GREY",
-    "MAX_TEXT",
-    "NOTHING",
     "ORANGE",
     "RED",
     "SLOT_COLOURS",
     "Chart",
-    "Figures",
-    "Page",
-    "Section",
     "Tile",
-    "card",
     "cut",
-    "document",
-    "escape",
     "is_own_page",
     "new_figure",
     "render",
     "run_name",
-    "scroll",
-    "short_number",
-    "table",
     "write_page",
 ]

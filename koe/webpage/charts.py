@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-
-from koe.webpage.text import escape
 
 # All of a contrast of 3 : 1 and more to the cards of either scheme (WCAG 2 AA for graphics).
 BLUE, ORANGE, GREEN, AMBER, RED, GREY = (
@@ -45,47 +41,12 @@ class Chart:
     tall: bool = False
     scalable: bool = False
     by_source: bool = False
-    tools: str = ""
-    above: str = ""
     words: str = ""
 
     def description(self) -> str:
         """Say what the picture shows, for those who hear the page. Needs a figure."""
         assert self.figure is not None
         return f"{self.title}. {self.words or described(self.figure)}"
-
-
-class Figures:
-    """Makes the cards of a page's charts, and keeps their figures in the order of the page."""
-
-    def __init__(self, empty: str) -> None:
-        """`empty` is what a chart without data says."""
-        self._empty = empty
-        self._figures: dict[str, str] = {}
-
-    def cards(self, charts: Sequence[Chart]) -> str:
-        """Write the cards of a section's charts in one grid."""
-        return f'<div class="charts">{"".join(map(self._card, charts))}</div>'
-
-    def _card(self, chart: Chart) -> str:
-        tools, body = "", f'<p class="none">{escape(self._empty)}</p>'
-        if chart.figure is not None:
-            tools = chart.tools
-            words = f"{chart.title}. {chart.words or described(chart.figure)}"
-            body = (
-                f'{chart.above}<div class="plot" role="img" aria-label="{escape(words, 1000)}" '
-                f'style="height:{chart.height}px" data-figure="{escape(chart.title)}"></div>'
-            )
-            self._figures[chart.title] = str(chart.figure.to_json())
-        kind = f"card span{chart.span}{' tall' if chart.tall else ''}"
-        return (
-            f'<article class="{kind}"><h3>{escape(chart.title)}{tools}</h3>'
-            f"<p>{escape(chart.note)}</p>{body}</article>"
-        )
-
-    def as_json(self) -> str:
-        """Return all figures as one JSON array, which `data-figure` counts through."""
-        return f"{{{','.join(f'{json.dumps(k)}:{v}' for k, v in self._figures.items())}}}"
 
 
 def new_figure(x: str, y: str, **layout: Any) -> go.Figure:
@@ -108,9 +69,9 @@ def new_figure(x: str, y: str, **layout: Any) -> go.Figure:
 
 def described(figure: go.Figure) -> str:
     """Put a figure into words: its axes, and from where to where each trace goes."""
-    axes = [figure.layout[name].title.text or "" for name in ("xaxis", "yaxis")]
-    parts = [f"{axes[1]} over {axes[0]}."]
+    layout: Any = figure.layout
     traces: Any = figure.data
+    parts = [f"{layout.yaxis.title.text or ''} over {layout.xaxis.title.text or ''}."]
     shown = [trace for trace in traces if trace.visible is not False]
     for trace in shown[:MAX_DESCRIBED]:
         values = np.asarray(() if trace.y is None else trace.y, float)

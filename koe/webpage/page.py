@@ -14,11 +14,11 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from koe import numbers
 from koe.atomic import atomically
 from koe.errors import StorageError
 from koe.webpage.charts import Chart
 
-NOTHING = "\u2013"  # stands where a value is not known
 MAX_TEXT = 400  # characters of a text that are shown
 _GENERATOR = '<meta name="generator" content="koe">'
 _HEAD_BYTES = 4096  # of a page; they hold the generator
@@ -89,7 +89,7 @@ def run_name(folder: Path) -> str:
 
 def cut(value: Any, length: int = MAX_TEXT) -> str:
     """Write a value as text of at most `length` characters; "–" for None."""
-    text = NOTHING if value is None else str(value)
+    text = numbers.UNKNOWN if value is None else str(value)
     return text if len(text) <= length else f"{text[:length].rstrip()} \u2026"
 
 
@@ -117,6 +117,9 @@ def _environment(package: str) -> Environment:
         "cut": cut,
         "base64": lambda data: base64.b64encode(data).decode("ascii"),
         "words": lambda name: name.replace("_", " "),
+        "count": numbers.count,
+        "percent": numbers.percent,
+        "short": numbers.short,
     }
     made.globals |= {
         "generator": Markup(_GENERATOR),

@@ -68,11 +68,11 @@ def write_data_report(
     threshold = config.encode.threshold_ovrl if configured is None else configured
     found = survey(plan, ledger, threshold, num_clips, MAX_LEFT_OUT)
     picked = found.extremes.pick()
-    codec = Reconstruction.none()
+    codec = Reconstruction(None)
     if any(picked.values()):
         codec = Reconstruction.open(config.snac, stats.codec)
     content = Content(
-        title=run_name(Path(config.run_dir).absolute()),
+        name=run_name(Path(config.run_dir).absolute()),
         about=f"Data report of {_place(config.run_dir)}",
         stats=stats,
         threshold=threshold,

@@ -1,9 +1,9 @@
-"""The clips that the page lets one hear: original, and what the codec makes of it."""
+"""The clips to listen to: the original, and what the codec makes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,15 @@ from koe.errors import BadRecord, ConfigError, StorageError
 from koe.schema import CLIP
 from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, SLOTS
 from pipeline.report.spectrogram import RANGE_DB, mp3, picture, power
-from pipeline.report.survey import ClipPlace
+from pipeline.report.survey import (
+    BEST,
+    BORDERLINE,
+    FASTEST,
+    LONGEST,
+    SLOWEST,
+    WORST,
+    ClipPlace,
+)
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.stats.model import CodecUsed
 from pipeline.trace.outcomes import ClipOutcome, ClipOutcomes
@@ -23,6 +31,15 @@ from stages.settings import SnacConfig
 from stages.snac.codec import Codec, clip_seed, resolve_codec
 
 MAX_SECONDS = 20  # of a clip that are embedded
+MAX_SOUND_BYTES = 6_500_000  # base64 adds a third; with plotly.js the page stays below 15 MB
+KINDS = {
+    BORDERLINE: "Borderline",
+    WORST: "Worst",
+    BEST: "Best",
+    FASTEST: "Fastest speech",
+    SLOWEST: "Slowest speech",
+    LONGEST: "Longest",
+}
 
 
 @dataclass(frozen=True)
@@ -34,15 +51,45 @@ class Sound:
     png: bytes = b""
 
 
+TOO_LARGE = Sound("left out to keep the page small: ask for fewer clips")
+
+
 @dataclass(frozen=True)
 class ShownClip:
-    """A clip of the table. `clip` has the fields of SCORED but for the codes."""
+    """A clip of the table, shown as one of a kind. `row` has the fields of SCORED but the codes."""
 
     kind: str
-    clip: dict[str, Any]
+    row: dict[str, Any]
     outcome: ClipOutcome
     original: Sound
     reconstruction: Sound
+
+    @property
+    def rate(self) -> float:
+        """Characters per second."""
+        return len(self.row["text"]) / self.row["seconds"] if self.row["seconds"] else 0.0
+
+    @property
+    def headline(self) -> tuple[str, str]:
+        """Number and unit of what the clip was chosen for."""
+        if self.kind in (FASTEST, SLOWEST):
+            return f"{self.rate:.2f}", "characters/s"
+        if self.kind == LONGEST:
+            return f"{self.row['seconds']:.1f}", "s"
+        return f"{self.row['ovrl']:.3f}", "ovrl"
+
+    @property
+    def scores(self) -> str:
+        names = [name for name in ("ovrl", "sig", "bak", "p808") if self.row.get(name) is not None]
+        return " \u00b7 ".join(f"{name} {self.row[name]:.3f}" for name in names)
+
+    @property
+    def facts(self) -> str:
+        row = self.row
+        return (
+            f"{row['seconds']:.1f} s \u00b7 {self.rate:.1f} characters/s \u00b7 "
+            f"{row['audio_hz'] / 1000:g} kHz \u00b7 {row['source']}"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,26 +106,20 @@ class Reconstruction:
     def open(cls, snac: SnacConfig, used: CodecUsed | None) -> Reconstruction:
         """Open the configured codec.
 
-        `used` is the codec that made the run's codes, None where there are none. Weights
-        that cannot be had, or that are not those, are said and not raised.
+        `used` is the codec that made the run's codes, None where there are none. Where the weights
+        are missing, or are not those, the result says so and nothing is raised.
         """
         try:
             spec = resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device, snac.engine)
             if used is not None and used.sha256 != spec.sha256:
-                return cls(
-                    None,
-                    problem=f"the run was encoded by {used.label}, but "
-                    f"snac.weights is {spec.label}. Set snac.weights and snac.seed to those of the "
-                    "run, or run its encode stage again.",
+                problem = (
+                    f"the run was encoded by {used.label}, but snac.weights is {spec.label}. Set "
+                    "snac.weights and snac.seed to those of the run, or run its encode stage again."
                 )
+                return cls(None, problem=problem)
             return cls(Codec.open(spec), spec.label, spec.trained, snac.seed)
         except ConfigError as error:
             return cls(None, problem=str(error))
-
-    @classmethod
-    def none(cls) -> Reconstruction:
-        """Return one for a page without clips."""
-        return cls(None)
 
     def of(self, id: str, audio: np.ndarray | None, codes: np.ndarray | None) -> np.ndarray | None:
         """Decode a clip's codes, or those of its audio where it was never encoded."""
@@ -107,13 +148,23 @@ def shown_clips(
     reconstruct: Reconstruction,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ShownClip]:
-    """Read, decode and draw the clips picked, by kind. `progress` is told (done, total)."""
+    """Read, decode and draw the clips picked, by kind. `progress` is told (done, total).
+
+    Sound beyond MAX_SOUND_BYTES is left out, and says so.
+    """
     scored = [_scored(ledger, kind, place) for kind, places in picked.items() for place in places]
     outcomes = ClipOutcomes(ledger, {(found.receipt.unit, found.clip["id"]) for found in scored})
-    shown = []
+    shown, bytes_left = [], MAX_SOUND_BYTES
     for found in scored:
-        outcome = outcomes.of(found.receipt.unit, found.clip["id"])
-        shown.append(_show(found, outcome, reconstruct))
+        clip = _show(found, outcomes.of(found.receipt.unit, found.clip["id"]), reconstruct)
+        for name in ("original", "reconstruction"):
+            sound: Sound = getattr(clip, name)
+            size = len(sound.mp3) + len(sound.png)
+            if size > bytes_left:
+                clip = replace(clip, **{name: TOO_LARGE})
+            else:
+                bytes_left -= size
+        shown.append(clip)
         progress(len(shown), len(scored))
     return shown
 

@@ -1,4 +1,4 @@
-"""How the data report draws: figures with room for their labels, marks."""
+"""Draws the data report's figures: room for their labels, and marks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,8 @@ def new_figure(x: str, y: str) -> go.Figure:
 
 
 def mark_x(figure: go.Figure, x: float, label: str) -> None:
-    """Mark a place on the x axis by a dashed line with its name at the top."""
+    """Mark a place on the x axis by a dashed line, its name above the plot."""
     figure.add_vline(x, line={"color": RED, "width": 1.5, "dash": "dash"})
-    figure.add_annotation(
-        x=x,
-        y=1,
-        yref="paper",
-        text=html.escape(label),
-        showarrow=False,
-        yanchor="bottom",
-        font={"size": 12},
-    )
+    style = {"showarrow": False, "yanchor": "bottom", "font": {"size": 12}}
+    figure.add_annotation(x=x, y=1, yref="paper", text=html.escape(label), **style)
+    figure.update_layout(margin={"t": 26})

@@ -1,42 +1,43 @@
-"""The charts of the data report, from the statistics of a run."""
+"""The charts of qualities, lengths, mix and codebooks, from the statistics of a run."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from koe import numbers
 from koe.schema import SPEECH, TEXT
 from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, SLOT_COLOURS, Chart
 from pipeline.report.drawing import mark_x, new_figure
-from pipeline.stats.model import Distribution, MixPart, RunStats
+from pipeline.stats.model import Distribution, MixPart, RunStats, SlotUse
 
 ALL = "all"
+PROGRESS = "progress through the training rows, %"
+LEGEND = {"showlegend": True, "margin": {"t": 30}}
 SCORES = ("ovrl", "sig", "bak")
 MODALITIES = {"clips": SPEECH, "samples": TEXT}
 THIRDS = ("seconds", "characters", "characters_per_second")  # charts three in a line
 
-# quantity: (title, x axis, what is counted, how it is worked out)
+# quantity: (title, x axis, what is counted, note)
 QUANTITIES = {
     "ovrl": ("Overall quality (ovrl)", "DNSMOS ovrl, 1 to 5", "clips", "Clips left of the line are rejected."),
-    "sig": ("Speech quality (sig)", "DNSMOS sig, 1 to 5", "clips", "Of the voice itself."),
-    "bak": ("Background quality (bak)", "DNSMOS bak, 1 to 5", "clips", "High where it is quiet."),
-    "seconds": ("Clip length", "seconds", "clips", "All clips ingested."),
-    "characters": ("Transcript length", "characters", "clips", "All clips ingested."),
-    "characters_per_second": ("Speaking rate", "characters a second", "clips", "Outliers are often wrong transcripts."),
-    "tokens": ("Tokens of a clip", "tokens", "clips", "Text and codes of the clips tokenized."),
-    "text_tokens": ("Tokens of an instruction sample", "tokens", "samples", "Prompt and answer."),
+    "sig": ("Speech quality (sig)", "DNSMOS sig, 1 to 5", "clips", "Quality of the voice itself."),
+    "bak": ("Background quality (bak)", "DNSMOS bak, 1 to 5", "clips", "High where the background is quiet."),
+    "seconds": ("Clip length", "seconds", "clips", "All clips that were ingested."),
+    "characters": ("Transcript length", "characters", "clips", "All clips that were ingested."),
+    "characters_per_second": ("Speaking rate", "characters per second", "clips", "Outliers often have a wrong transcript."),
+    "tokens": ("Tokens per clip", "tokens", "clips", "Text and codes of the clips that were tokenized."),
+    "text_tokens": ("Tokens per instruction sample", "tokens", "samples", "Prompt and answer."),
 }  # fmt: skip
 
 
 def qualities(stats: RunStats) -> list[Chart]:
     """Draw the histograms of the scores, the threshold marked, and what others would keep."""
-    threshold = stats.thresholds.configured
-    charts = [_histogram(stats, "ovrl", threshold), _what_if(stats)]
-    return charts + [_histogram(stats, name) for name in SCORES[1:]]
+    ovrl, *others = (_histogram(stats, name) for name in SCORES)
+    return [ovrl, _what_if(stats), *others]
 
 
 def lengths(stats: RunStats) -> list[Chart]:
@@ -49,165 +50,155 @@ def lengths(stats: RunStats) -> list[Chart]:
     ]
 
 
-def _histogram(stats: RunStats, name: str, threshold: float | None = None) -> Chart:
-    """Draw one histogram a source, of which the page shows one at a time.
+def _histogram(stats: RunStats, name: str) -> Chart:
+    """Draw one histogram per source, of which the page shows one at a time.
 
     Its traces have `meta` of source and summary.
     """
     title, axis, counted, note = QUANTITIES[name]
+    threshold = stats.thresholds.configured if name == "ovrl" else None
     figure = new_figure(axis, counted)
-    for source, found in stats.distributions.items():
-        described = found.get(name)
-        if not described:
-            continue
-        edges = np.array(described.histogram.edges, float)
-        counts = described.histogram.counts
-        centres, widths = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-        colours: Any = ORANGE if name == "text_tokens" else BLUE
-        if threshold is not None:
-            colours = [BLUE if centre > threshold else AMBER for centre in centres]
-        figure.add_bar(
-            x=centres,
-            y=counts,
-            width=widths,
-            visible=source == ALL,
-            marker={"color": colours, "line": {"width": 0}},
-            customdata=[f"{low:g} to {high:g}" for low, high in pairwise(edges.tolist())],
-            hovertemplate=f"%{{customdata}}<br>%{{y:,}} {counted}<extra></extra>",
-            meta={"source": source, "summary": summary(described)},
-        )
+    for source in stats.distributions:
+        if found := _of_source(stats, source, name):
+            _draw_bars(figure, source, found, counted, threshold)
     if threshold is not None:
         mark_x(figure, threshold, f"threshold {threshold:g}")
-        figure.update_layout(margin={"t": 26})
     if name in SCORES:
         figure.update_xaxes(range=[1, 5], dtick=0.5)
     else:
         figure.update_xaxes(tickformat=",~g", nticks=8)
     figure.update_yaxes(tickformat=",~d")
-    of_all = _of_all(stats, name)
+    of_all = stats.distributions.get(ALL, {}).get(name)
     return Chart(
         title,
         note,
         figure if figure.data else None,
         span=2 if name in THIRDS else 3,
-        above='<p class="summary"></p>',
+        by_source=True,
         words=f"{axis}: {summary(of_all)}" if of_all else "",
     )
 
 
-def _of_all(stats: RunStats, name: str) -> Distribution | None:
-    return stats.distributions.get(ALL, {}).get(name)
+def _of_source(stats: RunStats, source: str, name: str) -> Distribution | None:
+    """Return the distribution of a quantity in a source of its modality, or in all of them."""
+    found, account = stats.distributions[source], stats.sources.get(source)
+    if account is None:  # all sources, whose instruction samples have a quantity of their own
+        return found.get(name)
+    if account.modality != MODALITIES[QUANTITIES[name][2]]:
+        return None
+    return found.get("tokens" if name == "text_tokens" else name)
 
 
-def summary(described: Distribution) -> str:
-    """Write count, mean and quantiles in one line."""
-    low, middle, high = (_plain(described.quantiles[key]) for key in ("p5", "p50", "p95"))
-    return (
-        f"{described.count:,} values \u00b7 median {middle} \u00b7 90 % in {low} to "
-        f"{high} \u00b7 mean {_plain(described.mean)}"
+def _draw_bars(
+    figure: Any, source: str, found: Distribution, counted: str, threshold: float | None
+) -> None:
+    edges = np.array(found.histogram.edges, float)
+    centres = (edges[1:] + edges[:-1]) / 2
+    colours: Any = ORANGE if counted == "samples" else BLUE
+    if threshold is not None:
+        colours = [BLUE if centre > threshold else AMBER for centre in centres]
+    figure.add_bar(
+        x=centres,
+        y=found.histogram.counts,
+        width=np.diff(edges),
+        visible=source == ALL,
+        marker={"color": colours, "line": {"width": 0}},
+        customdata=[f"{low:g} to {high:g}" for low, high in pairwise(edges.tolist())],
+        hovertemplate=f"%{{customdata}}<br>%{{y:,}} {counted}<extra></extra>",
+        meta={"source": source, "summary": summary(found)},
     )
 
 
-def _plain(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def summary(found: Distribution) -> str:
+    """Write count, mean and quantiles in one line."""
+    low, middle, high = (numbers.significant(found.quantiles[key]) for key in ("p5", "p50", "p95"))
+    return (
+        f"{found.count:,} values \u00b7 median {middle} \u00b7 90% in {low}\u2013{high} "
+        f"\u00b7 mean {numbers.significant(found.mean)}"
+    )
 
 
 def _what_if(stats: RunStats) -> Chart:
-    configured = stats.thresholds.configured
-    scored = _of_all(stats, "ovrl") is not None
-    rows = sorted(stats.thresholds.what_if, key=lambda row: row.threshold) * scored
-    figure = new_figure("threshold of ovrl", "clips kept, %")
+    title = "What another threshold would keep"
+    note = "Share and hours of the clips above a threshold. A new threshold scores no clip again."
+    rows = sorted(stats.thresholds.what_if, key=lambda row: row.threshold)
+    if not rows or "ovrl" not in stats.distributions.get(ALL, {}):
+        return Chart(title, note, None)
+    figure, places = new_figure("threshold of ovrl", "clips kept, %"), [r.threshold for r in rows]
+    shares = [numbers.percent(row.share) for row in rows]
     texts = [
         f"{row.clips:,} clips, {row.hours:,.2f} h"
         + (f", {row.uncertain:,} uncertain" if row.uncertain else "")
         for row in rows
     ]
     figure.add_scatter(
-        x=[row.threshold for row in rows],
+        x=places,
         y=[100 * row.share for row in rows],
         customdata=texts,
-        text=[f"{100 * row.share:.1f} %<br>{row.hours:,.2f} h" for row in rows],
+        text=[f"{share}<br>{row.hours:,.2f} h" for share, row in zip(shares, rows, strict=True)],
         mode="lines+markers+text" if len(rows) <= 8 else "lines+markers",
         textposition="top right",
         cliponaxis=False,
         line={"color": GREEN, "width": 2},
         marker={"size": 8},
-        hovertemplate="above %{x:g}: %{y:.1f} %<br>%{customdata}<extra></extra>",
+        hovertemplate="above %{x:g}: %{y:.1f}%<br>%{customdata}<extra></extra>",
     )
-    if rows:
-        marks = [row.threshold for row in rows]
-        marks += [] if configured is None else [configured]
-        low, high = min(marks), max(marks)
-        space = 0.18 * (high - low) or 0.5
-        figure.update_xaxes(
-            range=[low - space / 3, high + space], tickvals=[r.threshold for r in rows]
-        )
+    marks = list(places)
+    if (configured := stats.thresholds.configured) is not None:
+        mark_x(figure, configured, f"threshold {configured:g}")
+        marks.append(configured)
+    space = 0.18 * (max(marks) - min(marks)) or 0.5
+    figure.update_xaxes(range=[min(marks) - space / 3, max(marks) + space], tickvals=places)
     figure.update_yaxes(range=[0, 118], tickvals=[0, 25, 50, 75, 100])
-    if rows and configured is not None:
-        figure.add_vline(configured, line={"color": AMBER, "width": 1.5, "dash": "dash"})
-    note = "Share and hours of the scored clips above a threshold; moving it never scores again."
-    words = "; ".join(
-        f"above {row.threshold:g}: {text}" for row, text in zip(rows, texts, strict=True)
-    )
-    return Chart("What another threshold would keep", note, figure if rows else None, words=words)
+    words = "; ".join(f"above {x:g}: {text}" for x, text in zip(places, texts, strict=True))
+    return Chart(title, note, figure, words=words)
 
 
 def mixes(stats: RunStats) -> list[Chart]:
     """Draw the mix of modalities, and fill and documents, along the training rows."""
-    rows = stats.mix
-    places = [100 * row.progress for row in rows]
-    figure = new_figure("progress through the training rows, %", "share of the tokens, %")
+    return [_mix(stats.mix), _fill(stats.mix)]
+
+
+def _mix(rows: Sequence[MixPart]) -> Chart:
+    figure = new_figure(PROGRESS, "share of the tokens, %")
     totals = [row.speech_tokens + row.text_tokens for row in rows]
-    for name, values, colour in (
+    for name, tokens, colour in (
         (SPEECH, [row.speech_tokens for row in rows], BLUE),
         (TEXT, [row.text_tokens for row in rows], ORANGE),
     ):
-        shares = [100 * v / t if t else 0 for v, t in zip(values, totals, strict=True)]
         figure.add_bar(
-            x=places,
-            y=shares,
+            x=[100 * row.progress for row in rows],
+            y=[100 * part / (total or 1) for part, total in zip(tokens, totals, strict=True)],
             name=name,
             marker={"color": colour},
-            customdata=values,
-            hovertemplate=f"%{{x:.0f}} %: %{{y:.1f}} % {name}, %{{customdata:,}} tokens<extra></extra>",
+            customdata=tokens,
+            hovertemplate=f"%{{x:.0f}}%: %{{y:.1f}}% {name}, %{{customdata:,}} tokens<extra></extra>",
         )
-    figure.update_layout(barmode="stack", bargap=0, showlegend=True, margin={"t": 30})
+    figure.update_layout(barmode="stack", bargap=0, **LEGEND)
     figure.update_xaxes(range=[0, 100], dtick=25)
     figure.update_yaxes(range=[0, 100])
-    note = "In the order in which training reads them: bars of one height mean an even mix."
-    mix = Chart("Mix over progress", note, figure if rows else None, 300)
-    return [mix, _fill(rows, places)]
+    note = "In the order in which training reads the rows: bars of equal height mean an even mix."
+    return Chart("Mix over progress", note, figure if rows else None, 300)
 
 
-def _fill(rows: Sequence[MixPart], places: list[float]) -> Chart:
-    figure = new_figure("progress through the training rows, %", "row fill, %")
-    lines = [
+def _fill(rows: Sequence[MixPart]) -> Chart:
+    figure = new_figure(PROGRESS, "row fill, %")
+    for name, values, colour, axis in (
         ("row fill", [100 * row.fill for row in rows], GREEN, "y"),
-        ("documents a row", [row.documents_per_row for row in rows], GREY, "y2"),
-    ]
-    for name, values, colour, axis in lines:
+        ("documents per row", [row.documents_per_row for row in rows], GREY, "y2"),
+    ):
         figure.add_scatter(
-            x=places,
+            x=[100 * row.progress for row in rows],
             y=values,
             name=name,
             mode="lines",
             yaxis=axis,
             line={"color": colour, "width": 2},
-            hovertemplate=f"%{{x:.0f}} %: {name} %{{y:.2f}}<extra></extra>",
+            hovertemplate=f"%{{x:.0f}}%: {name} %{{y:.2f}}<extra></extra>",
         )
-    right = {
-        "title": {"text": "documents a row", "standoff": 8},
-        "overlaying": "y",
-        "side": "right",
-    }
-    right |= {
-        "tickmode": "auto",
-        "nticks": 6,
-        "rangemode": "tozero",
-        "showgrid": False,
-        "zeroline": False,
-        "automargin": True,
-    }
+    right = {"title": {"text": "documents per row", "standoff": 8}, "automargin": True}
+    right |= {"overlaying": "y", "side": "right", "tickmode": "auto", "nticks": 6}
+    right |= {"rangemode": "tozero", "showgrid": False, "zeroline": False}
     figure.update_layout(yaxis2=right, showlegend=True, margin={"t": 30, "r": 54})
     figure.update_xaxes(range=[0, 100], dtick=25)
     least = min((row.fill for row in rows), default=0)
@@ -218,55 +209,56 @@ def _fill(rows: Sequence[MixPart], places: list[float]) -> Chart:
 
 def codebooks(stats: RunStats) -> list[Chart]:
     """Draw how much of the codebooks the clips use, slot by slot of a frame."""
-    slots = stats.codebooks
-    ranks = new_figure("rank of the code (log)", "share of the slot's tokens, % (log)")
-    for slot in slots:
-        counts = np.array(slot.counts_sorted, float)
-        places = np.array(slot.ranks)
-        total = _total(places, counts)
-        seen = counts > 0
-        name = f"slot {slot.slot} \u00b7 c{slot.codebook}"
-        ranks.add_scatter(
-            x=places[seen],
-            y=100 * counts[seen] / total,
-            name=name,
-            mode="lines",
-            line={"color": SLOT_COLOURS[slot.slot % len(SLOT_COLOURS)], "width": 1.8},
-            hovertemplate=f"{html.escape(name)}<br>rank %{{x}}: %{{y:.3g}} %<extra></extra>",
-        )
-    ranks.update_layout(showlegend=True, margin={"t": 30})
-    ranks.update_xaxes(type="log", dtick=1)
-    ranks.update_yaxes(type="log", dtick=1, tickformat="~g", rangemode="normal")
-    use = new_figure("slot of a frame, and its codebook", "codes of 4,096")
-    names = [f"{slot.slot}<br>c{slot.codebook}" for slot in slots]
+    return [_codes_used(stats.codebooks), _code_ranks(stats.codebooks)]
+
+
+def _codes_used(slots: Sequence[SlotUse]) -> Chart:
+    figure = new_figure("slot of a frame, and its codebook", "codes of 4,096")
     for label, values, colour in (
         ("used at all", [slot.used for slot in slots], BLUE),
         ("perplexity", [slot.perplexity for slot in slots], GREEN),
     ):
-        use.add_bar(
-            x=names,
+        figure.add_bar(
+            x=[f"{slot.slot}<br>c{slot.codebook}" for slot in slots],
             y=values,
             name=label,
-            text=[_plain(value) for value in values],
+            text=[numbers.significant(value) for value in values],
             textposition="outside",
             textfont={"size": 10},
             cliponaxis=False,
             marker={"color": colour},
             hovertemplate=f"slot %{{x}}<br>{label}: %{{y:,.1f}}<extra></extra>",
         )
-    use.update_layout(barmode="group", bargap=0.25, showlegend=True, margin={"t": 30, "b": 56})
-    use.update_xaxes(tickangle=0)
-    use.update_yaxes(tickformat=",d")
-    many = "Perplexity: the number of codes that, used evenly, would be as hard to guess."
-    steep = "A flat line uses its codebook evenly; one that falls early uses few codes."
-    return [
-        Chart("Codes used by slot", many, use if slots else None, 320),
-        Chart("How often each code occurs", steep, ranks if slots else None, 320),
-    ]
+    figure.update_layout(barmode="group", bargap=0.25, showlegend=True, margin={"t": 30, "b": 56})
+    figure.update_xaxes(tickangle=0)
+    figure.update_yaxes(tickformat=",d")
+    note = "Perplexity: the number of codes that, used evenly, would be as hard to guess."
+    return Chart("Codes used by slot", note, figure if slots else None, 320)
+
+
+def _code_ranks(slots: Sequence[SlotUse]) -> Chart:
+    figure = new_figure("rank of the code (log)", "share of the slot's tokens, % (log)")
+    for slot in slots:
+        counts, ranks = np.array(slot.counts_sorted, float), np.array(slot.ranks)
+        seen = counts > 0
+        name = f"slot {slot.slot} \u00b7 c{slot.codebook}"
+        figure.add_scatter(
+            x=ranks[seen],
+            y=100 * counts[seen] / _total(ranks, counts),
+            name=name,
+            mode="lines",
+            line={"color": SLOT_COLOURS[slot.slot % len(SLOT_COLOURS)], "width": 1.8},
+            hovertemplate=f"{name}<br>rank %{{x}}: %{{y:.3g}}%<extra></extra>",
+        )
+    figure.update_layout(**LEGEND)
+    figure.update_xaxes(type="log", dtick=1)
+    figure.update_yaxes(type="log", dtick=1, tickformat="~g", rangemode="normal")
+    note = "A flat line uses its codebook evenly; one that falls early uses few codes."
+    return Chart("How often each code occurs", note, figure if slots else None, 320)
 
 
 def _total(ranks: np.ndarray, counts: np.ndarray) -> float:
-    """Sum the counts of all ranks from those at some, straight lines between them."""
+    """Sum the counts of all ranks, of which only some are known, by straight lines between."""
     if not len(counts):
         return 1.0
     return float(np.interp(np.arange(1, ranks[-1] + 1), ranks, counts).sum()) or 1.0

@@ -1,4 +1,4 @@
-"""One walk over a run's ledger: which clips to hear, and what was left out."""
+"""One walk over a run's ledger: which clips to listen to, and what was left out."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ class Extremes:
 
 @dataclass
 class LeftOut:
-    """Excluded records: all are counted, and the first `most` of each group are held."""
+    """Excluded records: all are counted, and the first `limit` of each group are held."""
 
-    most: int
+    limit: int
     counts: Counter[Group] = field(default_factory=Counter)
     _rows: dict[Group, list[dict[str, str]]] = field(default_factory=dict)
 
@@ -118,14 +118,21 @@ class LeftOut:
             group, number = Group(*(found[key] for key in keys)), found["count_all"]
             self.counts[group] += number
             held = self._rows.setdefault(group, [])
-            if len(held) < self.most:
+            if len(held) < self.limit:
                 same = reduce(and_, (pc.field(key) == found[key] for key in keys))
-                held += table.filter(same).slice(0, self.most - len(held)).to_pylist()
+                held += table.filter(same).slice(0, self.limit - len(held)).to_pylist()
+
+    def totals(self, name: str) -> list[tuple[str, int]]:
+        """Count the records by one field of Group, the most frequent value first."""
+        totals: Counter[str] = Counter()
+        for group, number in self.counts.items():
+            totals[getattr(group, name)] += number
+        return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
 
     def shown(self) -> list[dict[str, str]]:
-        """Return at most `most` records, as many of each group as of any other if it has them."""
+        """Return at most `limit` records, as many of each group as it has and its share allows."""
         groups = sorted(self.counts, key=lambda group: (self.counts[group], group))
-        quotas, left = {}, self.most
+        quotas, left = {}, self.limit
         for place, group in enumerate(groups):
             quotas[group] = min(self.counts[group], left // (len(groups) - place))
             left -= quotas[group]
@@ -150,9 +157,9 @@ class Survey:
     left_out: LeftOut
 
 
-def survey(plan: Plan, ledger: Ledger, threshold: float, num_clips: int, most: int) -> Survey:
-    """Walk over all receipts once. `most` bounds the excluded records that are held."""
-    extremes, left_out = Extremes(threshold, num_clips), LeftOut(most)
+def survey(plan: Plan, ledger: Ledger, threshold: float, num_clips: int, limit: int) -> Survey:
+    """Walk over all receipts once. `limit` bounds the excluded records that are held."""
+    extremes, left_out = Extremes(threshold, num_clips), LeftOut(limit)
     for unit, receipts in unit_receipts(plan, ledger):
         for stage, receipt in receipts.items():
             if receipt.excluded is not None:
@@ -160,7 +167,7 @@ def survey(plan: Plan, ledger: Ledger, threshold: float, num_clips: int, most: i
             if stage == stage_making("ovrl") and num_clips:
                 extremes.add(unit.unit, *_measured(ledger, receipt))
     order = ledger.receipt(INTERLEAVE, ORDER_UNIT)
-    # until the shards are made, the statistics count all that was tokenized as not done
+    # until the shards are made, the statistics count all tokenized records as not done
     if order is not None and order.excluded is not None and read_index(ledger) is not None:
         with ledger.storage.open_batches(order.excluded.path, EXCLUDED.names) as batches:
             for batch in batches:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from koe.webpage import NOTHING, Tile, cut, short_number
+from koe import numbers
+from koe.webpage import Tile, cut
 from training.report.data import GeneratedSamples, Run, number
 
 MAX_DOCUMENTS = 3  # of an event, those of the highest loss
@@ -52,7 +53,7 @@ def tiles(run: Run) -> list[Tile]:
     largest, at_step = np.nan, ""
     if _any(norms):
         largest = np.nanmax(norms)
-        at_step = f"at step {_write(column('step')[np.nanargmax(norms)])}"
+        at_step = f"at step {numbers.count(column('step')[np.nanargmax(norms)])}"
     odd = sum(name == "gradient_norm" for name, _, _ in run.metrics.not_finite)
     kinds = Counter(str(event.get("event")) for event in run.events)
     undone = sum(len(piece) for piece in run.abandoned)
@@ -63,30 +64,32 @@ def tiles(run: Run) -> list[Tile]:
     return [
         Tile(
             "Steps",
-            _write(_last(column("step")[main])),
+            numbers.count(_last(column("step")[main])),
             f"and {undone:,} undone" if undone else "applied",
         ),
-        Tile("Tokens", short_number(tokens), _write(tokens)),
-        Tile("Last loss", _write(_last(column("loss")[main]), 4), "nats per token"),
+        Tile("Tokens", numbers.short(tokens), numbers.count(tokens)),
+        Tile("Last loss", numbers.decimal(_last(column("loss")[main]), 4), "nats per token"),
         Tile(
             "Largest gradient norm",
-            _write(largest, 3),
+            numbers.decimal(largest, 3),
             at_step + (f", {odd} not finite" if odd else ""),
         ),
-        Tile("Steps clipped", _write(run.metrics.actions.count("clip")), "by the guard"),
-        Tile("Steps skipped", _write(len(run.skipped)), "gradient not used"),
+        Tile("Steps clipped", numbers.count(run.metrics.actions.count("clip")), "by the guard"),
+        Tile("Steps skipped", numbers.count(len(run.skipped)), "gradient not used"),
         Tile(
             "Rollbacks",
-            _write(kinds["roll_back"]),
+            numbers.count(kinds["roll_back"]),
             f"learning rate lowered: {kinds['lower_rate'] + kinds['climbing']}",
         ),
-        Tile("Throughput", short_number(_median(column("tokens_per_second"))), "tokens/s, median"),
+        Tile("Throughput", numbers.short(_median(column("tokens_per_second"))), "tokens/s, median"),
         Tile(
             "MFU",
-            _write(mfu, 1, " %"),
-            f"causal; full {_write(full, 1, ' %')}" if np.isfinite(full) else "device not known",
+            numbers.decimal(mfu, 1, "%"),
+            f"causal; full {numbers.decimal(full, 1, '%')}"
+            if np.isfinite(full)
+            else "device not known",
         ),
-        Tile("Waiting for data", _write(share, 2, " %"), "of the time"),
+        Tile("Waiting for data", numbers.decimal(share, 2, "%"), "of the time"),
     ]
 
 
@@ -158,7 +161,3 @@ def _median(values: np.ndarray) -> float:
 def _last(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known[-1]) if len(known) else np.nan
-
-
-def _write(value: float, digits: int = 0, unit: str = "") -> str:
-    return f"{value:,.{digits}f}{unit}" if np.isfinite(value) else NOTHING

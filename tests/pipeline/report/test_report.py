@@ -41,7 +41,9 @@ def whole(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
 def test_a_run_is_shown_with_its_sound_and_what_it_left_out(whole: Page):
     assert whole.tags.count("audio") == 16  # 8 clips were scored: original and reconstruction
     assert "rejected below_threshold: ovrl" in whole.text
-    quarantined = sorted(row[4] for row in whole.data["left-out"] if row[3] == "quarantined")
+    quarantined = sorted(
+        row[4] for row in whole.data["left-out"]["records"] if row[3] == "quarantined"
+    )
     assert quarantined == [
         "all_zero_audio", "broken_json", "empty_audio", "missing_answer", "missing_transcript",
     ]  # fmt: skip
@@ -105,7 +107,7 @@ def test_another_codec_does_not_decode_the_runs_codes(done: Path, tmp_path: Path
 def test_sound_that_would_make_the_page_too_large_is_left_out(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.report.players.MAX_SOUND_BYTES", 60_000)
+    monkeypatch.setattr("pipeline.report.clips.MAX_SOUND_BYTES", 60_000)
     page = report(done, tmp_path)
     assert 0 < page.tags.count("audio") < 16
     assert "left out to keep the page small" in page.text
@@ -133,7 +135,7 @@ def test_before_anything_is_scored_the_page_shows_what_came_in(tmp_path: Path):
     page = report(path, tmp_path / "report")
     assert page.tiles["Clips in"] == "12"
     assert page.tiles["Clips kept"] == "0"
-    assert "75.0 % not done yet" in page.text
+    assert "75.0% not done yet" in page.text
     assert "No clip has been scored yet" in page.text
     sections = [e.named["id"] for e in page.elements if e.tag == "section"]
     assert sections == ["flow", "sources", "lengths", "clips", "left-out-records"]
@@ -149,7 +151,7 @@ def test_a_run_of_text_only_shows_no_speech(tmp_path: Path):
     page = report(path, tmp_path / "report")
     assert "Clips in" not in page.tiles
     assert page.tiles["Samples kept"] == "39"
-    assert "0.0 % speech" in page.text
+    assert "0.0% speech" in page.text
     sections = [e.named["id"] for e in page.elements if e.tag == "section"]
     assert sections == ["flow", "sources", "lengths", "mix", "left-out-records", "shards"]
     check_accessible(page)

@@ -1,4 +1,4 @@
-"""Which clips the report lets one hear, and what it tells of them."""
+"""Which clips one can listen to in the report, and what it says about them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from pipeline.report.clips import ShownClip, Sound
-from pipeline.report.players import clips
+from pipeline.report.page import page as render_page
 from pipeline.report.survey import BEST, BORDERLINE, FASTEST, LONGEST, SLOWEST, WORST, Extremes
 from pipeline.run_dir.reading import read_index
 from pipeline.trace.outcomes import ClipOutcome, ClipOutcomes
 from tests.corpus import write_corpus
-from tests.reports import opened, report, run_to
+from tests.reports import content, empty_stats, opened, report, run_to
 from tests.webpage import Page
 
 # leaves out the clips that have not two rows of text each to go with
@@ -90,7 +90,7 @@ def test_a_clip_is_headed_by_what_it_was_chosen_for(kind: str, number: str):
     shown = ShownClip(
         kind, row, ClipOutcome("rejected", "below_threshold: ovrl 2"), nothing, nothing
     )
-    page = Page(clips([shown], 2.5, "codec"))
+    page = Page(render_page(content(empty_stats(), clips=[shown])))
     assert number in page.text
     assert "ovrl 2.512 · sig 3.000 · bak 3.500" in page.text
     assert "0.8 s · 12.5 characters/s · 44.1 kHz · s" in page.text

@@ -42,7 +42,7 @@ def test_each_bar_starts_where_the_one_above_ends():
         "ratio exhausted · interleave": (4, 6, "rejected"),
         "kept": (0, 4, "kept"),
     }
-    assert chart.note == "40.0 % kept"
+    assert chart.note == "40.0% kept"
     assert chart.words == (
         "clips in: 10; broken json · ingest: −1 (quarantined); below threshold · encode: −3 "
         "(rejected); ratio exhausted · interleave: −2 (rejected); kept: 4"
@@ -57,12 +57,12 @@ def test_before_anything_is_scored_what_came_in_is_not_done_yet():
         "not done yet": (0, 9, "not done yet"),
         "kept": (0, 0, "kept"),
     }
-    assert chart.note == "90.0 % not done yet"
+    assert chart.note == "90.0% not done yet"
 
 
 def test_a_run_that_is_half_done_says_both():
     (chart,) = waterfalls(empty_stats(clips=account(5, 4, [BROKEN])), [BROKEN], [])
-    assert chart.note == "50.0 % kept, 40.0 % not done yet"
+    assert chart.note == "50.0% kept, 40.0% not done yet"
 
 
 def test_only_text_sources_have_no_waterfall_of_clips():

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields, replace
+from importlib.resources import files
+
+import pytest
 
 from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, RED, SLOT_COLOURS
-from koe.webpage.style import STYLE
+from pipeline.report.clips import ShownClip, Sound
 from pipeline.report.page import page
 from pipeline.stats.model import RunStats
+from pipeline.trace.outcomes import ClipOutcome
 from tests.reports import content, empty_stats, excluded, left_out, written_stats
-from tests.webpage import EVIL, Page, check_accessible
+from tests.webpage import EVIL, HOSTILE, Page, check_accessible
 from training.report.drawing import COLOURS, DARK_RED, VIOLET
 
 
@@ -26,10 +30,12 @@ def test_every_part_of_the_statistics_may_be_empty():
 
 def test_no_text_becomes_markup():
     rows = excluded(1, EVIL, source=EVIL, detail=EVIL, location=EVIL)
-    found = Page(page(content(written_stats(EVIL), left_out(rows), title=EVIL, codec=EVIL)))
+    found = Page(page(content(written_stats(EVIL), left_out(rows), name=EVIL, codec=EVIL)))
     assert "img" not in found.tags
     assert found.tags.count("script") == 4
-    assert found.data["left-out"] == [[f"{EVIL}0", EVIL, "encode", "rejected", EVIL, EVIL, EVIL]]
+    assert found.data["left-out"]["records"] == [
+        [f"{EVIL}0", EVIL, "encode", "rejected", EVIL, EVIL, EVIL]
+    ]
     for (
         figure
     ) in found.figures.values():  # plotly takes a text for markup, but not what only marks a trace
@@ -38,9 +44,33 @@ def test_no_text_becomes_markup():
         assert "<img" not in json.dumps(figure)
 
 
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_shown_as_it_is(text: str):
+    rows = excluded(1, text, source=text, detail=text, location=text)
+    row = {
+        "id": text,
+        "text": text,
+        "seconds": 2.0,
+        "audio_hz": 16_000,
+        "source": text,
+        "ovrl": 2.0,
+    }
+    clip = ShownClip("worst", row, ClipOutcome("rejected", text), Sound(text), Sound(text))
+    made = content(written_stats(text), left_out(rows), name=text, codec=text, clips=[clip])
+    found = Page(page(made))
+    assert found.tags.count("script") == 4
+    assert not {"b", "img"} & {e.tag for e in found.elements if "onmouseover" in e.named}
+    assert found.data["left-out"]["records"][0][4:] == [text] * 3
+    shown = [shown.strip() for shown in found.texts]
+    assert shown.count(text.strip()) >= 10  # heading, source, clip, its reason, duplicates, shard
+    titles = [e.named["title"] for e in found.elements if e.named.get("title")]
+    assert titles == [text]
+    check_accessible(found)
+
+
 def test_excluded_records_are_balanced_over_their_reasons_and_all_are_counted():
     found = left_out(
-        excluded(80), excluded(3, "rare"), excluded(60), excluded(50, "other"), most=43
+        excluded(80), excluded(3, "rare"), excluded(60), excluded(50, "other"), limit=43
     )
     reasons = [row["reason"] for row in found.shown()]
     assert {reason: reasons.count(reason) for reason in set(reasons)} == {
@@ -50,7 +80,7 @@ def test_excluded_records_are_balanced_over_their_reasons_and_all_are_counted():
     assert found.losses({"clips"})[0] == ("encode", "rejected", "below_threshold", 140)
     assert found.losses({"elsewhere"}) == []
     shown = Page(page(content(written_stats(), found)))
-    assert "43 of 193 records are shown" in shown.text
+    assert "43 of 193 records are listed here" in shown.text
     assert "below threshold (140)" in shown.text
 
 
@@ -61,7 +91,7 @@ def test_headline_figures():
         "Samples kept": "6",
         "Left out": "8",
         "Tokens out": "100",
-        "Row fill": "98.00 %",
+        "Row fill": "98.00%",
     }
 
 
@@ -82,7 +112,8 @@ def test_a_chart_is_put_into_words():
 
 def test_colours_can_be_told_from_what_lies_behind_them():
     """WCAG 2 AA: text 4.5 : 1, graphics and edges of controls 3 : 1."""
-    schemes = [dict(re.findall(r"--([a-z]+): (#\w+);", part)) for part in STYLE.split("@media")[:2]]
+    style = (files("koe.webpage") / "templates/page.css").read_text(encoding="utf-8")
+    schemes = [dict(re.findall(r"--([a-z]+): (#\w+);", part)) for part in style.split("@media")[:2]]
     assert len(schemes[0]) == len(schemes[1]) > 10
     texts = ("ink", "soft", "accent", "kept", "rejected", "quarantined", "lowered")
     charts = {AMBER, BLUE, GREEN, GREY, ORANGE, RED, DARK_RED, VIOLET, *SLOT_COLOURS, *COLOURS}

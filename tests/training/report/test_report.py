@@ -11,7 +11,7 @@ import pytest
 
 from tests.training.helpers import small_config, small_shards
 from tests.training.logs import event, metrics_row, read_page, report, write_lines
-from tests.webpage import EVIL, check_accessible, check_loads_nothing
+from tests.webpage import EVIL, HOSTILE, check_accessible, check_loads_nothing
 from training.config import EvaluationConfig
 from training.loop import train
 from training.metrics import read_metrics
@@ -82,7 +82,7 @@ def test_headline_figures(tmp_path: Path):
         "Rollbacks": "1",
         "Throughput": "50",
         "MFU": "–",
-        "Waiting for data": "10.00 %",
+        "Waiting for data": "10.00%",
     }
 
 
@@ -101,6 +101,23 @@ def test_no_text_of_the_run_becomes_markup(tmp_path: Path):
     shown = json.dumps([*page.traces("Loss by source"), *page.traces("Loss")])
     assert "<img" not in shown  # plotly takes a text for markup
     assert "&lt;img" in shown
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_shown_as_it_is(tmp_path: Path, text: str):
+    rows = [metrics_row(1, loss_by_source={text: 3.0})]
+    documents = [{"row": 0, "id": text, "source": text, "loss": 4.0}]
+    page = report(tmp_path, rows, [event(1, text, 1, reason=text, documents=documents)])
+    assert page.tags.count("script") == 3
+    assert not any("onmouseover" in element.named for element in page.elements)
+    kinds = {e.named["data-kind"] for e in page.elements if "data-kind" in e.named}
+    assert kinds == {text}
+    assert sum(text.strip() in shown for shown in page.texts) >= 3
+
+
+def test_half_a_surrogate_pair_in_a_log_is_replaced(tmp_path: Path):
+    page = report(tmp_path, [metrics_row(1)], [event(1, "skip", 1, reason="\ud83d gone")])
+    assert "? gone" in page.text
 
 
 def test_the_newest_speech_can_be_heard(tmp_path: Path):
