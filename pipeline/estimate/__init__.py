@@ -11,6 +11,7 @@ from pipeline.config.models import PipelineConfig
 from pipeline.estimate.result import StageEstimate
 from pipeline.estimate.sample import SpeechStages, measure_speech, measure_text
 from pipeline.estimate.shards import estimate_shards
+from pipeline.estimate.timed import Clock
 from pipeline.estimate.track import Track, sum_tracks
 from pipeline.estimate.training import estimate_training
 from pipeline.jobs.assembly import Assembly
@@ -31,22 +32,23 @@ def estimate_run(
     num_clips: int = 200,
     on_progress: OnProgress = lambda what: None,
     seconds: float = 30.0,
+    clock: Clock = time.perf_counter,
 ) -> list[StageEstimate]:
     """Measure every stage on at most about `num_clips` clips and on some units of text.
 
-    It takes about `seconds`, however few clips are measured by then; each source has its share of
-    them and is scaled by itself.
+    It takes about `seconds` of the `clock`, but measures a few clips of each source in any case;
+    each source has its share of them and is scaled by itself.
     Raises: ConfigError, as a run would before any work.
     """
-    started = time.perf_counter()
+    started = clock()
     assembly = Assembly(config)
     speech, text = _units_by_source(plan, SPEECH), _units_by_source(plan, TEXT)
     tracks: list[Track] = []
     if speech:
         on_progress("loading the models")
-        stages = SpeechStages(assembly)
+        stages = SpeechStages(assembly, clock)
         share = 1 - _TEXT_SHARE if text else 1.0
-        left = share * max(seconds - (time.perf_counter() - started), _MIN_SHARE * seconds)
+        left = share * max(seconds - (clock() - started), _MIN_SHARE * seconds)
         wanted = _wanted(speech, num_clips)
         for name, number in wanted.items():
             on_progress(f"measuring at most {number} clips of {name}")
@@ -55,8 +57,8 @@ def estimate_run(
     for name, units in text.items():
         on_progress(f"measuring samples of {name}")
         part = _TEXT_SHARE * seconds / len(text)
-        tracks.append(measure_text(assembly.tokenize_text(name), units, part))
-    shards = estimate_shards(assembly, tracks)
+        tracks.append(measure_text(assembly.tokenize_text(name), units, part, clock))
+    shards = estimate_shards(assembly, tracks, clock)
     names = dict.fromkeys((track.stage, track.modality) for track in tracks)
     estimates = [
         sum_tracks(config, [track for track in tracks if (track.stage, track.modality) == name])

@@ -11,8 +11,9 @@ class StageEstimate:
 
     `measured` records took `seconds` of one worker; `amounts` are what they held, by unit
     (windows, audio seconds, tokens). `records` and `totals` are the corpus'. `error` is the
-    relative half-width of a 95 % interval of the hours, from the spread between records alone: 0
-    where all of them were measured. Hours are None where they cannot be told, and `note` says why.
+    relative half-width of a 95 % interval of the work, from the spread between records and between
+    units: 0 where all of them were measured, None where too few were to tell it. That the machine
+    is busy at times is not in it. Hours are None where they cannot be told, and `note` says why.
     `disk_bytes` are those of the tables that the stage keeps, without receipts and excluded
     records.
     """

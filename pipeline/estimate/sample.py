@@ -7,7 +7,6 @@ of all that were scored.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,8 +14,16 @@ import numpy as np
 
 from koe.schema import SPEECH, TEXT, Unit
 from koe.stage import Stage
-from pipeline.estimate.timed import Opened, Read, Taken, read_units, take_clips
-from pipeline.estimate.track import Track, relative_variance, work_of
+from pipeline.estimate.timed import Clock, Opened, Read, Taken, read_units, take_clips
+from pipeline.estimate.track import Track, work_of
+from pipeline.estimate.uncertainty import (
+    UNKNOWN,
+    Uncertainty,
+    of_ratio,
+    of_records,
+    of_sum,
+    with_imagined,
+)
 from pipeline.jobs.assembly import Assembly
 from stages.dnsmos.scorer import SCORER_HZ, window_starts
 from stages.settings import Windows
@@ -29,11 +36,11 @@ _SHARES = {"ingest": 0.1, "score": 0.6, "encode": 0.25, "tokenize": 0.05}
 class SpeechStages:
     """The stages of speech, their models loaded."""
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: Assembly, clock: Clock) -> None:
         self.windows: Windows = assembly.config.score.windows
         self.threshold_ovrl = assembly.config.encode.threshold_ovrl
         self.ingest, self.score, self.encode, self.tokenize = (
-            Opened(stage)
+            Opened(stage, clock)
             for stage in (
                 assembly.ingest(),
                 assembly.score(),
@@ -49,7 +56,7 @@ def measure_speech(
     """Measure all stages on `most` clips of a source at most, in about `seconds` altogether."""
     rng = _rng(units[0].source)
     read = read_units(stages.ingest, units, _SHARES["ingest"] * seconds, rng)
-    ingested = _read_track(stages.ingest.name, SPEECH, read, units, math.nan)
+    ingested = _read_track(stages.ingest.name, SPEECH, read, units, UNKNOWN)
     clips = ingested.kept
     if not clips.num_rows:
         return [ingested]
@@ -60,8 +67,8 @@ def measure_speech(
     lengths = clips["seconds"].to_numpy()
     windows = _num_windows(lengths, stages.windows)
     taken = take(stages.score, ingested)
-    variance = _variance_of_units(read, windows, ingested.scale)
-    scored = _track(ingested, stages.score, taken, windows, ingested.scale, variance)
+    units_read = _of_units(read, windows, ingested.scale)
+    scored = _track(ingested, stages.score, taken, windows, ingested.scale, units_read)
     if not scored.kept.num_rows:
         return [ingested, scored]
 
@@ -71,30 +78,28 @@ def measure_speech(
     promising = (lengths * passes)[taken.kept_rows]
     scale = ingested.scale * _sum_of_product(lengths, drawn, passes[taken.rows])
     scale /= float(promising.sum()) or 1.0
-    variance = _variance_of_units(read, lengths, ingested.scale)
-    share = len(drawn) / len(lengths) / ingested.scale
-    variance += relative_variance(drawn * passes[taken.rows], drawn, share)
+    passing = _of_passing(read, lengths, passes, taken, ingested.scale)
+    passing += _of_units(read, lengths, ingested.scale)
     taken = take(stages.encode, scored)
-    encoded = _track(scored, stages.encode, taken, promising, scale, variance)
+    encoded = _track(scored, stages.encode, taken, promising, scale, passing)
     if not encoded.kept.num_rows:
         return [ingested, scored, encoded]
 
     taken = take(stages.tokenize, encoded)
     alike = np.ones(encoded.kept.num_rows)
-    tokenized = _track(encoded, stages.tokenize, taken, alike, encoded.scale, encoded.variance)
+    tokenized = _track(encoded, stages.tokenize, taken, alike, encoded.scale, encoded.uncertainty)
     return [ingested, scored, encoded, tokenized]
 
 
-def measure_text(stage: Stage, units: Sequence[Unit], seconds: float) -> Track:
+def measure_text(stage: Stage, units: Sequence[Unit], seconds: float, clock: Clock) -> Track:
     """Measure whole units of a text source, one at least, in about `seconds`."""
-    read = read_units(Opened(stage), units, seconds, _rng(units[0].source))
-    scale = _scale(read, units)
-    variance = _variance_of_units(read, work_of(stage.name, read.kept), scale)
-    return _read_track(stage.name, TEXT, read, units, variance)
+    read = read_units(Opened(stage, clock), units, seconds, _rng(units[0].source))
+    found = _of_units(read, work_of(stage.name, read.kept), _scale(read, units))
+    return _read_track(stage.name, TEXT, read, units, found)
 
 
 def _read_track(
-    stage: str, modality: str, read: Read, units: Sequence[Unit], variance: float
+    stage: str, modality: str, read: Read, units: Sequence[Unit], uncertainty: Uncertainty
 ) -> Track:
     """Scale units that were read to the source by the number of their records."""
     kept, scale = read.kept, _scale(read, units)
@@ -107,7 +112,7 @@ def _read_track(
         records=sum(unit.num_records for unit in units),
         records_kept=kept.num_rows * scale,
         scale=scale,
-        variance=variance,
+        uncertainty=uncertainty,
         units=units,
     )
 
@@ -117,18 +122,23 @@ def _scale(read: Read, units: Sequence[Unit]) -> float:
 
 
 def _track(
-    before: Track, stage: Opened, taken: Taken, sizes: np.ndarray, scale: float, variance: float
+    before: Track,
+    stage: Opened,
+    taken: Taken,
+    sizes: np.ndarray,
+    scale: float,
+    uncertainty: Uncertainty,
 ) -> Track:
     """Scale what was taken of the clips that `before` kept.
 
     `sizes` of all those clips are about proportional to the work on them, and 0 where the stage
-    will reject them. `scale` takes their sum to that of the source, and `variance` is that of the
-    whole sum, relative to its square.
+    will reject them. `scale` takes their sum to that of the source, and `uncertainty` is that of the
+    whole sum.
     """
     drawn = sizes[taken.rows]
     promising = np.count_nonzero(sizes) / len(sizes)
     kept = taken.kept.num_rows / max(np.count_nonzero(drawn), 1)
-    ratio = _ratio(sizes, drawn)
+    scale *= _ratio(sizes, drawn)
     work = np.zeros(len(sizes))
     work[taken.kept_rows] = work_of(stage.name, taken.kept)
     return Track(
@@ -139,8 +149,8 @@ def _track(
         kept=taken.kept,
         records=before.records_kept,
         records_kept=before.records_kept * promising * kept,
-        scale=scale * ratio,
-        variance=variance + relative_variance(work[taken.rows], drawn, 1 / ratio),
+        scale=scale,
+        uncertainty=uncertainty + of_records(work[taken.rows], drawn, 1 / scale if scale else 0.0),
         units=before.units,
     )
 
@@ -164,15 +174,39 @@ def _sum_of_product(sizes: np.ndarray, drawn: np.ndarray, values: np.ndarray) ->
     return max(float(sizes.sum() * values.mean()) + (len(sizes) - 1) * covariance, 0.0)
 
 
-def _variance_of_units(read: Read, work: np.ndarray, scale: float) -> float:
-    """Return the variance of the source's work, told from that of the records kept of some units.
+def _of_units(read: Read, work: np.ndarray, scale: float) -> Uncertainty:
+    """Return how uncertain the source's work is, told from that of the records kept of some units.
 
     Whole units were drawn, and neighbours in a corpus resemble each other.
     """
-    ends = np.cumsum([0, *(table.num_rows for table in read.tables)])
-    sums = np.array([work[begin:end].sum() for begin, end in pairwise(ends)])
     records = np.array([unit.num_records for unit in read.units], float)
-    return relative_variance(sums, records, 1 / scale if scale else 1.0)
+    return of_ratio(_sums_by_unit(read, work), records, 1 / scale if scale else 1.0)
+
+
+def _of_passing(
+    read: Read, lengths: np.ndarray, passes: np.ndarray, taken: Taken, scale: float
+) -> Uncertainty:
+    """Return how uncertain the sum is that `_sum_of_product` gives, told from the clips scored.
+
+    They are a sample of clips and of units alike: the one that tells less decides.
+    """
+    drawn, passed = lengths[taken.rows], passes[taken.rows]
+    total = _sum_of_product(lengths, drawn, passed) * len(drawn) / len(lengths)
+    imagined, sizes = with_imagined(passed, drawn)
+    share = len(drawn) / len(lengths) / scale
+    of_clips = of_sum(sizes * (imagined - imagined.mean()), total, share)
+    deviations = np.zeros(len(lengths))
+    deviations[taken.rows] = drawn * (passed - passed.mean())
+    deviations[taken.rows] -= deviations[taken.rows].mean()
+    of_units = of_sum(_sums_by_unit(read, deviations), total, 1 / scale)
+    known = [found for found in (of_clips, of_units) if not np.isnan(found.variance)]
+    return max(known, key=lambda found: found.variance, default=UNKNOWN)
+
+
+def _sums_by_unit(read: Read, values: np.ndarray) -> np.ndarray:
+    """Sum the values of the records kept, float64 [records], by the unit they were read with."""
+    ends = np.cumsum([0, *(table.num_rows for table in read.tables)])
+    return np.array([values[begin:end].sum() for begin, end in pairwise(ends)])
 
 
 def _num_windows(lengths: np.ndarray, windows: Windows) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ from koe.dataflow import INTERLEAVE, stage_making
 from koe.errors import ConfigError
 from koe.schema import REJECTED, split_location
 from pipeline.estimate.result import StageEstimate
+from pipeline.estimate.timed import Clock
 from pipeline.estimate.track import Track, stored_bytes
 from pipeline.jobs.assembly import Assembly
 from stages.interleave import Order, UnitSamples, gather_rows, plan_order, unit_samples
@@ -27,7 +27,9 @@ _LEFT_OUT = {
 }
 
 
-def estimate_shards(assembly: Assembly, tracks: Iterable[Track]) -> StageEstimate | None:
+def estimate_shards(
+    assembly: Assembly, tracks: Iterable[Track], clock: Clock
+) -> StageEstimate | None:
     """Lay the corpus out by the run's own settings; None where the sample has nothing to lay out.
 
     Where every record was measured, the shards are those of the run.
@@ -42,15 +44,15 @@ def estimate_shards(assembly: Assembly, tracks: Iterable[Track]) -> StageEstimat
     records = sum(track.records_kept for track in last)
     shrink = max(1.0, records / _MAX_SAMPLES)
     units = _corpus(last, shrink)
-    started = time.perf_counter()
+    started = clock()
     try:
         order = plan_order(units, assembly.order().settings)
     except ConfigError as error:  # the run would stop here, and all before it is worth knowing
         return _estimate(assembly, last, records, note=str(error))
-    planning = time.perf_counter() - started
-    started = time.perf_counter()
+    planning = clock() - started
+    started = clock()
     gathered, size = _gather(order, units)
-    gathering = time.perf_counter() - started
+    gathering = clock() - started
     placed = int(np.sum(order.table["stop"].to_numpy() - order.table["start"].to_numpy()))
     rows = sum(int(piece["row"][-1].as_py()) + 1 for piece in order.shards().values())
     return _estimate(

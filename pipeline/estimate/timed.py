@@ -6,8 +6,7 @@ them is no bias.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,23 +15,27 @@ import pyarrow as pa
 from koe.schema import UNIT, Unit
 from koe.stage import Outcome, Stage
 
+Clock = Callable[[], float]  # seconds since some moment
+
 _FIRST_CLIPS = 2  # tell how many more the time allows
+_MIN_CLIPS = 8  # are taken whatever the time: fewer tell neither the work nor their own spread
 _WARM_UP_CLIPS = 8  # until one is kept: a clip that is rejected at once warms nothing
 
 
 class Opened:
     """A stage that is loaded, and warm before its first measurement of clips."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, clock: Clock) -> None:
         self.name = stage.name
+        self._clock = clock
         self._transform = stage.open()
         self._warm = False
 
     def run(self, table: pa.Table) -> tuple[Outcome, float]:
         """Return the outcome and the seconds it took."""
-        started = time.perf_counter()
+        started = self._clock()
         outcome = self._transform(table)
-        return outcome, time.perf_counter() - started
+        return outcome, self._clock() - started
 
     def warm_up(self, clips: pa.Table) -> None:
         """Take some clip through, if none was yet."""
@@ -88,7 +91,7 @@ class Taken:
 def take_clips(
     stage: Opened, clips: pa.Table, most: int, seconds: float, rng: np.random.Generator
 ) -> Taken:
-    """Take clips through a stage, `most` at most, until its time is up; of any there are, some."""
+    """Take clips through a stage, `most` at most, until its time is up, and a few in any case."""
     stage.warm_up(clips)
     order = rng.permutation(clips.num_rows)[:most]
     done, spent = 0, 0.0
@@ -111,7 +114,8 @@ def _next_clips(done: int, total: int, spent: float, seconds: float) -> int:
         return min(_FIRST_CLIPS, total)
     allowed = (seconds - spent) * done / max(spent, 1e-9)
     # A few clips tell the pace badly: not more than twice as many follow them.
-    return int(min(total - done, 2 * done, allowed / 2 + 1)) if allowed >= 1 else 0
+    number = int(min(2 * done, allowed / 2 + 1)) if allowed >= 1 else 0
+    return min(total - done, max(number, _MIN_CLIPS - done))
 
 
 def _rows_kept(rows: np.ndarray, given: pa.Table, kept: pa.Table) -> list[int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from koe.schema import SPEECH, Unit
 from koe.settings import WorkerConfig
 from pipeline.config.models import PipelineConfig
 from pipeline.estimate.result import StageEstimate
+from pipeline.estimate.uncertainty import UNKNOWN, Uncertainty
 from pipeline.run_dir.storage import BATCH_ROWS
 
 # What a stage's work may be counted in (see koe.dataflow): a column of its output, and how it is
@@ -31,8 +33,7 @@ class Track:
 
     `measured` records took `seconds`, and `kept` is what became of them, in plan order. `scale`
     takes their work to that of all `records` of the source that reach the stage, of which it will
-    keep `records_kept`, and `variance` is that of the whole work, relative to its square; nan where
-    it is not known. `units`: all of the source.
+    keep `records_kept`, and `uncertainty` is that of the whole work. `units`: all of the source.
     """
 
     stage: str
@@ -43,7 +44,7 @@ class Track:
     records: float
     records_kept: float
     scale: float
-    variance: float
+    uncertainty: Uncertainty
     units: Sequence[Unit]
 
     def amounts(self) -> dict[str, float]:
@@ -67,6 +68,8 @@ def sum_tracks(config: PipelineConfig, tracks: Sequence[Track]) -> StageEstimate
     settings: WorkerConfig = getattr(config, stage)
     hours = sum(track.seconds * track.scale for track in tracks) / 3600
     amounts = [track.amounts() for track in tracks]
+    error = _uncertainty(tracks).half_width()
+    is_counted = any(sum(amount.values()) for amount in amounts)
     return StageEstimate(
         stage=stage if modality == SPEECH else f"{stage} ({modality})",
         measured=sum(track.measured for track in tracks),
@@ -81,20 +84,24 @@ def sum_tracks(config: PipelineConfig, tracks: Sequence[Track]) -> StageEstimate
         cpu_hours=hours * settings.cpus_per_worker,
         gpu_hours=hours * settings.gpus_per_worker,
         disk_bytes=sum(track.disk_bytes() for track in tracks),
-        error=_relative_error(tracks),
+        error=error,
+        note="too few records were measured to tell the error"
+        if is_counted and error is None
+        else "",
     )
 
 
-def _relative_error(tracks: Sequence[Track]) -> float | None:
-    """Return the 95 % half-width of the total work, as a share of it."""
+def _uncertainty(tracks: Sequence[Track]) -> Uncertainty:
+    """Return how uncertain the total work of the sources is; of none nothing is known."""
     totals = [sum(track.amounts().values()) * track.scale for track in tracks]
     if not sum(totals):
-        return None
-    variances = [
-        track.variance * total**2 for track, total in zip(tracks, totals, strict=True) if total
-    ]
-    error = 1.96 * math.sqrt(sum(variances)) / sum(totals)
-    return None if math.isnan(error) else error
+        return UNKNOWN
+    parts = (
+        track.uncertainty.weighed(total / sum(totals))
+        for track, total in zip(tracks, totals, strict=True)
+        if total
+    )
+    return reduce(add, parts)
 
 
 def work_of(stage: str, kept: pa.Table) -> np.ndarray:
@@ -103,20 +110,6 @@ def work_of(stage: str, kept: pa.Table) -> np.ndarray:
     if pa.types.is_list(column.type):
         column = pa.chunked_array([c.value_lengths() for c in column.chunks], pa.int32())
     return column.to_numpy().astype(float)
-
-
-def relative_variance(work: np.ndarray, sizes: np.ndarray, share: float) -> float:
-    """Return the variance of a total that was told from a sample, relative to its square.
-
-    `work` of the records drawn, at random, is taken to be proportional to their `sizes`, whose
-    total is known. `share` of all records were drawn: nothing is uncertain where all were.
-    """
-    if share >= 1:
-        return 0.0
-    if len(work) < 2 or not work.sum() or not sizes.sum():
-        return math.nan
-    residual = work - work.sum() / sizes.sum() * sizes
-    return len(work) * float(residual.var(ddof=1)) * (1 - share) / float(work.sum()) ** 2
 
 
 def stored_bytes(table: pa.Table) -> int:
