@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from koe.errors import ConfigError, KoeError
 from koe.printable import escape_control_characters
-from pipeline.cli import look, model, run
+from pipeline.cli import init, look, model, run
 from pipeline.cli.common import err
 
 
@@ -37,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # without boxes `koe --help` fits 24 lines
 )
 for _command in (  # in the order of `koe --help`
+    init.init,
     run.demo,
     run.run,
     run.plan,

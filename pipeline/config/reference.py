@@ -1,4 +1,8 @@
-"""Writes `docs/config.md` and `pipeline.schema.json` from the models: `python -m pipeline.config.reference`."""
+"""Writes what follows from the models and from `pipeline.yaml`: `python -m pipeline.config.reference`.
+
+`docs/config.md` and `pipeline.schema.json` are made from the models. `pipeline.yaml` at the root of
+the repository is written by hand; a copy of it lies in this package, where `koe init` finds it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ from pydantic.json_schema import GenerateJsonSchema
 from koe.settings import PathOrName, PathOrUrl
 from pipeline.config.models import PipelineConfig
 
-DOCS, SCHEMA = Path("docs/config.md"), Path("pipeline.schema.json")
+CONFIG, DOCS, SCHEMA = Path("pipeline.yaml"), Path("docs/config.md"), Path("pipeline.schema.json")
+PACKAGED = Path(__file__).with_name("pipeline.yaml")
 COMMAND = "python -m pipeline.config.reference"
 
 _HEAD = f"""# Configuration
@@ -47,6 +52,16 @@ def config_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of a `pipeline.yaml`."""
     schema = PipelineConfig.model_json_schema(schema_generator=_Untitled)
     return {"$schema": GenerateJsonSchema.schema_dialect, **schema, "title": "koe's pipeline.yaml"}
+
+
+def schema_text() -> str:
+    """Return the text of `pipeline.schema.json`."""
+    return json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def packaged_config() -> str:
+    """Return the text of the `pipeline.yaml` that the package carries."""
+    return PACKAGED.read_text(encoding="utf-8")
 
 
 def config_markdown() -> str:
@@ -158,11 +173,11 @@ def _default(field: FieldInfo) -> str:
 
 
 def main() -> None:
-    """Write both files into the repository that this module lies in."""
+    """Write the files into the repository that this module lies in."""
     root = Path(__file__).parents[2]
     (root / DOCS).write_text(config_markdown(), encoding="utf-8")
-    text = json.dumps(config_schema(), indent=2, ensure_ascii=False)
-    (root / SCHEMA).write_text(text + "\n", encoding="utf-8")
+    (root / SCHEMA).write_text(schema_text(), encoding="utf-8")
+    PACKAGED.write_text((root / CONFIG).read_text(encoding="utf-8"), encoding="utf-8")
 
 
 if __name__ == "__main__":

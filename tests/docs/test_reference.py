@@ -14,10 +14,13 @@ from pipeline.config.load import load_config
 from pipeline.config.models import PipelineConfig
 from pipeline.config.reference import (
     COMMAND,
+    CONFIG,
     DOCS,
+    PACKAGED,
     SCHEMA,
     config_markdown,
-    config_schema,
+    packaged_config,
+    schema_text,
     sections,
 )
 from tests.corpus import write_corpus
@@ -42,8 +45,12 @@ def test_the_reference_is_up_to_date():
 
 
 def test_the_schema_is_up_to_date():
-    text = json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n"
-    assert (ROOT / SCHEMA).read_text("utf-8") == text, f"{SCHEMA} {STALE}"
+    assert (ROOT / SCHEMA).read_text("utf-8") == schema_text(), f"{SCHEMA} {STALE}"
+
+
+def test_the_package_carries_the_same_config():
+    text = (ROOT / CONFIG).read_text("utf-8")
+    assert packaged_config() == text, f"{PACKAGED} is not a copy of {CONFIG}; run {COMMAND}"
 
 
 def test_every_key_has_a_meaning():

@@ -1,0 +1,46 @@
+"""`koe init` writes what a first run needs, and overwrites nothing."""
+
+import json
+
+import jsonschema
+import pytest
+import yaml
+
+from pipeline.config.load import load_config
+from tests.calling import koe
+
+FILES = ("pipeline.yaml", "pipeline.schema.json")
+
+
+@pytest.mark.parametrize("folder", [(), ("a/new one",)])
+def test_it_writes_a_config_and_its_schema_and_says_what_is_next(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = koe("init", *folder)
+    assert (code, out) == (0, "")
+    root = tmp_path.joinpath(*folder)
+    assert {path.name for path in root.iterdir()} == set(FILES)
+    config, schema = (root / name for name in FILES)
+    jsonschema.validate(yaml.safe_load(config.read_text()), json.loads(schema.read_text()))
+    assert load_config(config).run_dir == str(root / "run")
+    path = "'a/new one/pipeline.yaml'" if folder else "pipeline.yaml"
+    assert [line for line in err.splitlines() if "koe run" in line] == [
+        f"  koe run -c {path}    # run the pipeline"
+    ]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_overwrites_nothing(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    code, _, err = koe("init", str(tmp_path))
+    assert code == 2
+    assert "exists already" in err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = koe("init", str(tmp_path / "file/folder"))
+    assert code == 1
+    assert "cannot be written" in " ".join(err.split())
+    assert "Traceback" not in err
