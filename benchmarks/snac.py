@@ -36,7 +36,9 @@ from koe.errors import ConfigError
 from koe.vocabulary import CODEC_HZ, flatten_codes
 from stages.clips import load_file
 from stages.encode import similar_length_batches
-from stages.snac.codec import ARCHITECTURE, UNTRAINED, Codec, resolve_codec
+from stages.snac.architecture import ARCHITECTURE
+from stages.snac.codec import Codec, resolve_codec
+from stages.snac.weights import UNTRAINED
 
 SIDES = ("ours", "peer")
 

@@ -14,7 +14,8 @@ from koe.errors import ConfigError
 from koe.vocabulary import PAD, speech_ids
 from pipeline.config.models import PipelineConfig
 from pipeline.run_dir.storage import Storage
-from stages.snac.codec import UNTRAINED, Codec, CodecSpec, resolve_codec
+from stages.snac.codec import Codec, CodecSpec, resolve_codec
+from stages.snac.weights import UNTRAINED
 from stages.text.tokenizer import load_tokenizer, orpheus_tokenizer, text_tokenizer
 from training.checkpoint import folder as checkpoints
 from training.data.shard_rows import read_index

@@ -97,7 +97,7 @@ class TiledEncoder:
             needed = block.needs(span, total)
             load = _copies(self._rows(level - 1, needed, padded, totals), needed[0])
         start, stop = span
-        out = torch.empty(stop - start, len(block.bias))
+        out = padded.new_empty(stop - start, len(block.bias))
         size = self._tiles.values // block.row_values
         for low, high in _parts(stop - start, size):
             tile = (start + low, start + high)
@@ -149,7 +149,7 @@ class _Unit:
     @classmethod
     def of(cls, unit: Any, offset: Tensor) -> _Unit:
         first, depthwise, second, pointwise = unit.block
-        constants = torch.empty(CONSTANTS, len(offset))
+        constants = offset.new_empty(CONSTANTS, len(offset))
         constants[:TAP] = _snake_constants(first, offset)
         constants[TAP:BIAS] = depthwise.weight[:, 0].t()
         constants[BIAS] = depthwise.bias
@@ -163,7 +163,7 @@ class _Unit:
 
 
 def _snake_constants(snake: Any, offset: Tensor) -> Tensor:
-    constants = torch.empty(TAP, len(offset))
+    constants = offset.new_empty(TAP, len(offset))
     alpha = snake.alpha[0, :, 0]
     constants[OFFSET] = offset
     constants[ALPHA] = alpha
@@ -218,7 +218,7 @@ class _Block:
         begins, ends = rows[0] == 0, rows[1] == total
         start, stop = span
         largest = len(x) + 2 * max(self.stride // 2, *(unit.reach for unit in self.units))
-        scratch, inner = torch.empty(2, largest, self.width)
+        scratch, inner = x.new_empty(2, largest, self.width)
         first = rows[0]
         for unit in self.units:
             # Zeros where the clip ends; elsewhere the rows that the convolution reaches are lost.

@@ -13,7 +13,7 @@ import torchaudio
 from snac import SNAC
 
 from koe.schema import CLIP
-from stages.snac.codec import ARCHITECTURE
+from stages.snac.architecture import ARCHITECTURE
 from tests.real_data import UTTERANCES
 
 

@@ -15,7 +15,8 @@ from koe.errors import ConfigError
 from koe.memory import keep_memory
 from stages.native.compiler import Unavailable
 from stages.snac import kernels as snac_kernels
-from stages.snac.codec import ARCHITECTURE, Codec, resolve_codec
+from stages.snac.architecture import ARCHITECTURE
+from stages.snac.codec import Codec, resolve_codec
 from stages.snac.encoder import TiledEncoder, Tiles, supports
 from stages.snac.engines import open_engine
 from stages.snac.kernels import CONSTANTS, TorchKernels, native_kernels
