@@ -56,7 +56,7 @@ def untrained_model(seed: int) -> tuple[SNAC, str]:
     weights = untrained_weights(seed)
     model = SNAC(**ARCHITECTURE)
     vector_to_parameters(torch.from_numpy(weights), model.parameters())
-    return model, hashlib.sha256(weights).hexdigest()
+    return model, sha256_of(weights)
 
 
 def untrained_weights(seed: int) -> np.ndarray:
@@ -74,8 +74,8 @@ def untrained_weights(seed: int) -> np.ndarray:
         weights = parameters_to_vector(calibrated_model(seed).parameters()).detach().numpy()
         try:
             with atomically(path) as file:
-                file.write(hashlib.sha256(weights).hexdigest().encode())
-                file.write(weights)
+                file.write(sha256_of(weights).encode())
+                file.write(weights.data)
         except OSError as error:
             _LOG.warning(
                 "The untrained codec's weights cannot be kept in %s (%s): every process computes "
@@ -86,6 +86,10 @@ def untrained_weights(seed: int) -> np.ndarray:
             )
             _unwritten[seed] = weights
     return weights
+
+
+def sha256_of(weights: np.ndarray) -> str:
+    return hashlib.sha256(weights.data).hexdigest()
 
 
 def cache_file(seed: int) -> Path:
@@ -104,7 +108,7 @@ def _read(path: Path) -> np.ndarray | None:
             weights = np.fromfile(file, np.float32)
     except OSError:
         return None
-    return weights if hashlib.sha256(weights).hexdigest() == sha256 else None
+    return weights if sha256_of(weights) == sha256 else None
 
 
 def calibrated_model(seed: int) -> SNAC:

@@ -15,7 +15,7 @@ from snac import SNAC
 
 from koe.errors import ConfigError
 from stages.snac.architecture import ARCHITECTURE
-from stages.snac.untrained import untrained_model, untrained_weights
+from stages.snac.untrained import sha256_of, untrained_model, untrained_weights
 
 UNTRAINED = "untrained"
 CONFIG_FILE = "config.json"
@@ -39,7 +39,7 @@ def find_weights(weights: str, sha256: str | None, seed: int) -> tuple[str, str]
     Raises: ConfigError with a remedy when they are absent, differ, or are not SNAC 24 kHz.
     """
     if weights == UNTRAINED:
-        return UNTRAINED, hashlib.sha256(untrained_weights(seed)).hexdigest()
+        return UNTRAINED, sha256_of(untrained_weights(seed))
     folder = Path(weights)
     if not folder.is_dir():
         folder = _download(weights)
