@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from koe.settings import PathOrName, Strict
 
@@ -180,8 +180,8 @@ class TrainConfig(Strict):
         default=None,
         description="torch.compile of every layer, which needs a C compiler; null: on CUDA",
     )
-    attention: Literal["auto", "varlen", "flex", "mask"] = Field(
-        default="auto", description="auto: varlen; mask is the plain one that others must equal"
+    attention: Literal["auto", "varlen", "mask"] = Field(
+        default="auto", description="auto: varlen; mask is the plain one that varlen must equal"
     )
     loss_kernel: Literal["auto", "chunked", "plain"] = Field(
         default="auto", description="auto: chunked; plain holds all logits, for comparison"
@@ -262,6 +262,13 @@ class TrainConfig(Strict):
         default=False, description="continue a checkpoint although the shards have changed since"
     )
     seed: int = Field(default=0, description="of new rows and of the order of later epochs")
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _without_flex(cls, attention: object) -> object:
+        if attention == "flex":
+            raise ValueError("flex is no longer offered, as varlen does its work; set it to auto")
+        return attention
 
     @property
     def rows_per_step(self) -> int:

@@ -17,7 +17,7 @@ from koe.errors import ConfigError, KoeError, StageError
 from training import loop, preflight
 from training.config import TrainConfig
 from training.generation import SampleGenerator
-from training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, read_metrics, require_wandb
+from training.metrics import read_metrics, require_wandb
 from training.model.distributed import BACKENDS, from_process_group, single
 from training.run import CHECKPOINT_FOLDER
 
@@ -33,10 +33,7 @@ class TrainResult:
     """What a finished run has left behind."""
 
     steps: int  # done in all, those before a resume too
-    last_rows: list[dict[str, Any]]  # of metrics.jsonl, one a step (see StepMetrics)
-    metrics_path: Path
-    tensorboard_dir: Path
-    checkpoint_dir: Path
+    last_rows: list[dict[str, Any]]  # of metrics.jsonl
 
 
 def check(
@@ -92,13 +89,7 @@ def launch(
     else:
         with _ray(ray_address, num_cpus):
             steps = _train_on_ray(config, shards, out_dir, sample_generator)
-    return TrainResult(
-        steps,
-        read_metrics(out_dir, last_rows),
-        out_dir / METRICS_FILE,
-        out_dir / TENSORBOARD_FOLDER,
-        checkpoint_dir,
-    )
+    return TrainResult(steps, read_metrics(out_dir, last_rows))
 
 
 def _require_gpus(config: TrainConfig, found: int, where: str) -> None:

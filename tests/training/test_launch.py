@@ -53,9 +53,9 @@ def test_inline_trains_and_says_what_it_left(tmp_path):
     result = launch(small_config(max_steps=3), shards, out, last_rows=2)
     assert result.steps == 3
     assert [row["step"] for row in result.last_rows] == [2, 3]
-    assert result.metrics_path.exists()
-    assert (result.checkpoint_dir / "step-00000003").exists()
-    assert list(result.tensorboard_dir.iterdir())
+    assert (out / "metrics.jsonl").exists()
+    assert (out / "checkpoints/step-00000003").exists()
+    assert list((out / "tensorboard").iterdir())
     with pytest.raises(ConfigError, match="holds checkpoints"):
         launch(small_config(max_steps=3), shards, out, resume=False)
     assert launch(small_config(max_steps=4), shards, out).steps == 4

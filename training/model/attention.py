@@ -1,9 +1,13 @@
 """Attention within documents of packed rows.
 
-Three kinds compute the same: `mask`, a dense block mask, is the oracle; `varlen` gives a flash
-kernel the documents' boundaries; `flex` gives a compiled kernel a block-sparse mask. Each is an
-attention function of transformers, so that the model stays Hugging Face's own. A pass that names
-no documents (generation) is scaled dot-product attention under every kind.
+Two kinds compute the same. `varlen` works on the square of each document: a flash kernel takes the
+documents' boundaries on a GPU, scaled dot-product attention takes one document after another on a
+CPU. `mask`, a dense block mask, works on the square of the row and is the oracle. Measured on a CPU
+(FP32, one core, 2 rows of 512 tokens, 6 documents each, width 64 to 256, forward and backward),
+varlen takes 0.3 to 0.5 of the mask's time, and a 2-layer body 0.6 to 0.75.
+
+Each kind is an attention function of transformers, so that the model stays Hugging Face's own. A
+pass that names no documents (generation) is scaled dot-product attention under both.
 """
 
 from __future__ import annotations
@@ -14,64 +18,36 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from koe.errors import ConfigError
 
 # kind: the name that the model's `set_attn_implementation` knows it by
-IMPLEMENTATIONS = {"mask": "sdpa", "varlen": "koe_varlen", "flex": "koe_flex"}
+IMPLEMENTATIONS = {"mask": "sdpa", "varlen": "koe_varlen"}
 
-# Flash kernels work on tiles of so many queries: the longest length rounded up to them costs
-# nothing, and a compiled layer, which looks at the number, sees few different ones.
+# Flash kernels work on tiles of this many queries, so rounding the longest length up to a tile costs
+# nothing, and a compiled layer, which specialises on the number, sees few different ones.
 _TILE_TOKENS = 128
-
-
-def choose_attention(wanted: str, device: str) -> str:
-    """Return the kind of attention that `wanted` (a kind, or auto) means on `device`.
-
-    auto is varlen everywhere: on a CPU it too works on the square of each document and not on
-    that of the row. Measured, FP32, one core, 2 rows of 512 tokens, 6 documents each, width 64 to
-    256, forward and backward: 0.3 to 0.5 of the mask's time, of a whole 2-layer body 0.6 to 0.75.
-    Raises: ConfigError when the kind is unknown or cannot be trained on the device.
-    """
-    if wanted == "auto":
-        return "varlen"
-    if wanted not in IMPLEMENTATIONS:
-        raise ConfigError(
-            f"train.attention {wanted!r} is unknown",
-            remedy=f"Name one of auto, {', '.join(IMPLEMENTATIONS)}.",
-        )
-    if wanted == "flex" and torch.device(device).type == "cpu":
-        raise ConfigError(
-            "train.attention flex cannot train on a CPU",
-            "torch's flex_attention has no backward pass there",
-            "Set train.attention: auto.",
-        )
-    return wanted
 
 
 def attention_inputs(
     kind: str, document_index: torch.Tensor, boundaries: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """Return what LlamaModel.forward must be given to keep documents apart, once a batch.
+    """Return what LlamaModel.forward needs to keep documents apart; made once per batch.
 
-    `document_index`: integer [rows, tokens], 0, 1, 2.. within a row, -1 at padding. Varlen also
-    needs `boundaries`, what `document_boundaries` makes of it: worked out here from an index that
-    is on a GPU they make the process wait for all that the GPU has to do before.
+    `document_index`: integer [rows, tokens], 0, 1, 2.. within a row, -1 at padding. `boundaries` is
+    what `document_boundaries` makes of it, for varlen only. Without it the boundaries are computed
+    here, which makes the process wait for all of a GPU's work where the index is on a GPU.
     """
     if kind == "mask":
         return {"attention_mask": document_causal_mask(document_index)}
-    if kind == "flex":
-        return {"attention_mask": document_block_mask(document_index)}
     starts = document_boundaries(document_index) if boundaries is None else boundaries
     longest = max(end - start for start, end in pairwise(starts))
     return {
-        # Whatever has four dimensions is taken for a finished mask: none is built, none looked at.
+        # transformers takes anything of four dimensions for a finished mask, and builds none.
         "attention_mask": document_index.new_empty(0, 0, 0, 0),
         "document_starts": torch.tensor(starts, dtype=torch.int32, device=document_index.device),
         "longest_document": -(-longest // _TILE_TOKENS) * _TILE_TOKENS,
@@ -100,18 +76,6 @@ def document_causal_mask(document_index: torch.Tensor) -> torch.Tensor:
     same = document_index.unsqueeze(2) == document_index.unsqueeze(1)
     causal = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=same.device).tril()
     return (same & causal).unsqueeze(1)
-
-
-def document_block_mask(document_index: torch.Tensor) -> BlockMask:
-    """Return `document_causal_mask` as the block-sparse mask of flex_attention."""
-
-    def may_see(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor):
-        return (query >= key) & (document_index[row, query] == document_index[row, key])
-
-    rows, num_tokens = document_index.shape
-    return create_block_mask(
-        may_see, rows, None, num_tokens, num_tokens, device=document_index.device
-    )
 
 
 def _attend_varlen(
@@ -143,31 +107,12 @@ def _attend_varlen(
     return attended.unflatten(0, (rows, num_tokens)), None
 
 
-def _attend_flex(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: BlockMask | torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if not isinstance(attention_mask, BlockMask):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
-    _refuse_dropout(dropout)
-    states = _one_dtype(query, key, value)
-    return flex_attention_forward(module, *states, attention_mask, scaling=scaling, **others)
-
-
 def _one_dtype(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Cast to the dtype of `value`, which comes straight from its projection.
 
-    Under autocast that dtype is the low one while the rotation leaves queries and keys in FP32,
+    Under autocast that dtype is the low one, while the rotation leaves queries and keys in FP32;
     and autocast does not know `varlen_attn`.
     """
     return query.to(value.dtype), key.to(value.dtype), value
@@ -181,10 +126,10 @@ def _flash(
     longest: int,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Attend with torch's flash kernel, which takes fewer key heads than query heads as they are.
+    """Attend with torch's flash kernel, which accepts fewer key heads than query heads.
 
-    The kernel of 2.11 does so though its docstring does not say it; pytorch/torchtitan pull
-    request 2259 relies on that too.
+    The docstring of 2.11 does not say so, but the kernel does; pytorch/torchtitan pull request 2259
+    relies on that too.
     """
     if query.dtype not in (torch.bfloat16, torch.float16):
         raise ConfigError(
@@ -224,13 +169,11 @@ def _each_document(
 def _refuse_dropout(dropout: float) -> None:
     if dropout:
         raise ConfigError(
-            f"the base model asks for {dropout} attention dropout",
-            "the kernels for packed rows have none",
+            f"the base model asks for attention dropout of {dropout}",
+            "the kernels for packed rows have no dropout",
             "Set attention_dropout to 0 in its config.json, or train.attention: mask.",
         )
 
 
 AttentionInterface.register(IMPLEMENTATIONS["varlen"], _attend_varlen)
-AttentionInterface.register(IMPLEMENTATIONS["flex"], _attend_flex)
-for _name in (IMPLEMENTATIONS["varlen"], IMPLEMENTATIONS["flex"]):
-    AttentionMaskInterface.register(_name, sdpa_mask)  # of passes that name no documents
+AttentionMaskInterface.register(IMPLEMENTATIONS["varlen"], sdpa_mask)  # for generation

@@ -13,9 +13,9 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from koe.errors import ConfigError, ContractError
 from koe.vocabulary import END_OF_TEXT, NUM_EMBEDDINGS, START_OF_TEXT
 from training.config import TinyModelConfig, TrainConfig
-from training.model.attention import IMPLEMENTATIONS, attention_inputs, choose_attention
+from training.model.attention import IMPLEMENTATIONS, attention_inputs
 from training.model.embeddings import fill_new_rows
-from training.model.loss import Losses, choose_loss_kernel, next_token_losses
+from training.model.loss import Losses, next_token_losses
 
 # 64 is the multiple that NVIDIA's matrix multiplication guide asks of BF16 dimensions: 156,938
 # rows become 156,992. No id reaches the added ones; training only pushes them away.
@@ -105,9 +105,9 @@ def build_model(config: TrainConfig) -> PackedLlama:
     torch.manual_seed(config.seed)  # of random weights and of added rows, equal on all ranks
     model = _load(config) if config.base_model else _random(config.tiny)
     model.config.use_cache = False
-    model.attention_kind = choose_attention(config.attention, config.device)
+    model.attention_kind = "varlen" if config.attention == "auto" else config.attention
     model.set_attn_implementation(IMPLEMENTATIONS[model.attention_kind])
-    model.loss_kernel = choose_loss_kernel(config.loss_kernel, config.device)
+    model.loss_kernel = "chunked" if config.loss_kernel == "auto" else config.loss_kernel
     model.loss_chunk_tokens = config.loss_chunk_tokens
     model.z_loss = config.z_loss
     if config.master_weights == "bf16":

@@ -16,10 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from koe.errors import ConfigError
 from training.data.batches import IGNORED
-
-KERNELS = ("chunked", "plain")
 
 
 class Losses(NamedTuple):
@@ -28,21 +25,6 @@ class Losses(NamedTuple):
     total: torch.Tensor  # scalar: cross-entropies + z_loss * squared log normalisers, summed
     token_losses: torch.Tensor  # FP32 [rows, tokens]: cross-entropies at the place of their labels
     largest_logit: torch.Tensor  # scalar: over the supervised positions; -inf if there are none
-
-
-def choose_loss_kernel(wanted: str, device: str) -> str:
-    """Return the kernel that `wanted` (a kernel, or auto) means; auto is chunked on each device.
-
-    Raises: ConfigError when there is no such kernel.
-    """
-    kernel = "chunked" if wanted == "auto" else wanted
-    if kernel not in KERNELS:
-        raise ConfigError(
-            f"train.loss_kernel {wanted!r} is not offered on {device}",
-            f"the kernels are {' and '.join(KERNELS)}",
-            "Set train.loss_kernel: auto.",
-        )
-    return kernel
 
 
 def next_token_losses(

@@ -1,17 +1,14 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
-from torch.nn.attention.flex_attention import create_mask
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from koe.errors import ConfigError
+from tests.training.helpers import small_config, small_model
 from training.model.attention import (
     IMPLEMENTATIONS,
     attention_inputs,
-    choose_attention,
-    document_block_mask,
     document_boundaries,
-    document_causal_mask,
 )
 
 VOCABULARY = 64
@@ -150,33 +147,13 @@ def test_varlen_works_under_activation_checkpointing():
     assert_near(gradients.values(), wanted.values())
 
 
-@pytest.mark.parametrize("kind", ["varlen", "flex"])
-def test_without_documents_each_kind_generates_as_sdpa_does(kind):
+def test_without_documents_varlen_generates_as_sdpa_does():
     ids = torch.randint(1, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
     ids[0, :4] = mask[0, :4] = 0  # padding on the left
     settings = {"max_new_tokens": 8, "do_sample": False, "attention_mask": mask}
     expected = llama("mask").eval().generate(ids, **settings)
-    assert torch.equal(llama(kind).eval().generate(ids, **settings), expected)
-
-
-@pytest.mark.parametrize("num_tokens", [31, 300])
-def test_the_block_mask_marks_what_the_dense_mask_marks(num_tokens):
-    rows = (*ROWS, [num_tokens - 5]) if num_tokens > 31 else ROWS
-    index = document_index(rows, num_tokens)
-    dense, blocks = document_causal_mask(index), document_block_mask(index)
-    assert blocks.shape == (len(rows), 1, num_tokens, num_tokens)
-    assert torch.equal(
-        create_mask(blocks.mask_mod, len(rows), 1, num_tokens, num_tokens, "cpu"), dense
-    )
-    # The blocks that the kernel skips are those without a pair of tokens.
-    size = blocks.BLOCK_SIZE[0]
-    padding = -num_tokens % size
-    tiles = torch.nn.functional.pad(dense, (0, padding, 0, padding))
-    tiles = tiles.unflatten(3, (-1, size)).unflatten(2, (-1, size)).any(5).any(3)
-    assert torch.equal(blocks.to_dense().bool(), tiles)
-    if num_tokens > 31:
-        assert not tiles.all()
+    assert torch.equal(llama("varlen").eval().generate(ids, **settings), expected)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # read by dynamo itself
@@ -199,23 +176,19 @@ def test_a_batch_that_changes_does_not_compile_a_layer_anew():
     torch.compiler.reset()
 
 
-def test_auto_is_varlen_and_what_cannot_train_is_refused():
-    for device in ("cpu", "cuda", "cuda:1"):
-        assert choose_attention("auto", device) == "varlen"
-        assert choose_attention("mask", device) == "mask"
-        assert choose_attention("varlen", device) == "varlen"
-    assert choose_attention("flex", "cuda") == "flex"
-    with pytest.raises(ConfigError, match=r"flex cannot train on a CPU.*no backward.*auto"):
-        choose_attention("flex", "cpu")
-    with pytest.raises(ConfigError, match=r"'flash' is unknown.*varlen"):
-        choose_attention("flash", "cuda")
+def test_auto_is_varlen_and_unknown_kinds_are_refused():
+    for wanted, kind in {"auto": "varlen", "varlen": "varlen", "mask": "mask"}.items():
+        assert small_model(attention=wanted).attention_kind == kind
+    with pytest.raises(ValueError, match=r"attention\n.*'auto', 'varlen' or 'mask'"):
+        small_config(attention="flash")
+    with pytest.raises(ValueError, match=r"flex is no longer offered.*set it to auto"):
+        small_config(attention="flex")
 
 
-@pytest.mark.parametrize("kind", ["varlen", "flex"])
-def test_dropout_that_a_kernel_lacks_is_refused(kind):
-    model = llama(kind, attention_dropout=0.1).train()
-    with pytest.raises(ConfigError, match=r"0\.1 attention dropout.*train\.attention: mask"):
-        run(model, kind, *batch())
+def test_dropout_that_the_kernel_lacks_is_refused():
+    model = llama("varlen", attention_dropout=0.1).train()
+    with pytest.raises(ConfigError, match=r"dropout of 0\.1.*train\.attention: mask"):
+        run(model, "varlen", *batch())
 
 
 def test_fp32_off_the_cpu_is_refused_by_the_flash_path():
@@ -230,18 +203,17 @@ def test_fp32_off_the_cpu_is_refused_by_the_flash_path():
 
 
 @needs_gpu
-@pytest.mark.parametrize("kind", ["varlen", "flex"])
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (6, 2)])
-def test_on_a_gpu_each_kind_is_near_the_mask(kind, autocast, heads, key_heads):
+def test_on_a_gpu_varlen_is_near_the_mask(autocast, heads, key_heads):
     rows = ([200, 1, 90], [300], [37, 100, 150])
     inputs = [part.cuda() for part in batch(rows, 300)]
     expected, wanted = run(llama("mask", key_heads, heads, 64).cuda(), "mask", *inputs)
-    model = llama(kind, key_heads, heads, 64).cuda()
+    model = llama("varlen", key_heads, heads, 64).cuda()
     if not autocast:
         model = model.bfloat16()
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-        found, gradients = run(model, kind, *inputs)
+        found, gradients = run(model, "varlen", *inputs)
 
     def near(ours, theirs):
         ours, theirs = ours.float().flatten(), theirs.float().flatten()

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from koe.errors import ConfigError
+from tests.training.helpers import small_config, small_model
 from training.data.batches import IGNORED
-from training.model.loss import KERNELS, choose_loss_kernel, next_token_losses
+from training.model.loss import next_token_losses
 
 EXACT = {"compute_dtype": torch.float32}
 
@@ -63,7 +63,7 @@ def test_z_loss_is_no_part_of_the_token_losses():
     assert with_z.total > without.total + 1
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["chunked", "plain"])
 def test_the_largest_logit_is_that_of_supervised_positions(kernel):
     hidden, head, labels = case()
     labels[:, 10] = IGNORED
@@ -107,7 +107,7 @@ def test_the_heads_gradient_adds_up_in_fp32_though_the_head_is_bf16():
     assert error(ours) < 2**-8
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["chunked", "plain"])
 def test_bf16_hidden_states_and_head_get_bf16_gradients_near_the_exact_ones(kernel):
     hidden, head, labels = case(width=64)
     hidden, head = (t.detach().bfloat16().requires_grad_() for t in (hidden, head))
@@ -155,7 +155,7 @@ def test_huge_logits_give_a_finite_loss():
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["chunked", "plain"])
 def test_a_state_that_is_not_finite_is_not_hidden(kernel):
     hidden, head, labels = case()
     labels[0, 6] = 1
@@ -167,7 +167,7 @@ def test_a_state_that_is_not_finite_is_not_hidden(kernel):
     assert found.token_losses.isnan().sum() == 1
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["chunked", "plain"])
 def test_without_gradients_none_are_kept(kernel):
     hidden, head, labels = case()
     settings = {"chunk_tokens": 16, "kernel": kernel, **EXACT}
@@ -187,12 +187,11 @@ def test_a_second_backward_is_refused():
         total.backward()
 
 
-def test_the_kernel_is_chosen_by_name_and_an_unknown_one_refused():
-    for device in ("cpu", "cuda"):
-        assert choose_loss_kernel("auto", device) == "chunked"
-        assert [choose_loss_kernel(name, device) for name in KERNELS] == list(KERNELS)
-    with pytest.raises(ConfigError, match=r"'liger' is not offered.*chunked and plain.*auto"):
-        choose_loss_kernel("liger", "cuda")
+def test_auto_is_chunked_and_unknown_kernels_are_refused():
+    for wanted, kernel in {"auto": "chunked", "chunked": "chunked", "plain": "plain"}.items():
+        assert small_model(loss_kernel=wanted).loss_kernel == kernel
+    with pytest.raises(ValueError, match=r"loss_kernel\n.*'auto', 'chunked' or 'plain'"):
+        small_config(loss_kernel="liger")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
