@@ -15,8 +15,8 @@ MAX_ROW_TOKENS = 2048
 # `train.allow` lets them through with: the reason and the remedy. `preflight.py` looks for them.
 REFUSALS: dict[str, tuple[str, str]] = {
     "no_warmup": (
-        "at the full rate from the first step, Adam's moments of the new audio rows are still "
-        "noise: the published run diverged after some hundred steps",
+        "Adam's moments of the new audio rows are still noise when the full rate is used from the "
+        "first step: the published run diverged after some hundred steps",
         "Set train.warmup_steps (10,000 in the cure).",
     ),
     "few_sequences": (
@@ -40,8 +40,8 @@ REFUSALS: dict[str, tuple[str, str]] = {
     ),
     "single_modality_steps": (
         "a step of text alone or of speech alone pulls the shared weights one way and the next "
-        "the other, as in the recipe that mixes whole batches",
-        "Set interleave.ratio so that each step holds both, or raise the sequences a step.",
+        "the other, as in the recipe that alternates whole batches",
+        "Set interleave.ratio so that each step holds both, or raise the number of rows per step.",
     ),
 }
 
@@ -52,15 +52,15 @@ RENAMED: dict[str, str] = {}
 class TinyModelConfig(Strict):
     """Shape of a Llama with random weights, for demos and tests."""
 
-    hidden_size: int = Field(default=64, description="width of the model")
-    intermediate_size: int = Field(default=192, description="width of a layer's MLP")
-    num_hidden_layers: int = Field(default=2, description="layers")
-    num_attention_heads: int = Field(default=4, description="query heads of a layer")
-    num_key_value_heads: int = Field(default=2, description="key and value heads of a layer")
+    hidden_size: int = Field(default=64, description="Width of the model.")
+    intermediate_size: int = Field(default=192, description="Width of each layer's MLP.")
+    num_hidden_layers: int = Field(default=2, description="Number of layers.")
+    num_attention_heads: int = Field(default=4, description="Query heads of each layer.")
+    num_key_value_heads: int = Field(default=2, description="Key and value heads of each layer.")
     vocab_size: int | None = Field(
         default=None,
         ge=2,
-        description="null: all Orpheus ids; a smaller one suits shards made for tests",
+        description="null: all Orpheus ids; a smaller one suits shards made for tests.",
     )
 
 
@@ -69,199 +69,220 @@ class NewRowsConfig(Strict):
 
     init: Literal["mean_cov", "per_codebook", "small_random"] = Field(
         default="per_codebook",
-        description="mean_cov: drawn from the old rows' mean and covariance; per_codebook: so too, "
-        "with one part shared by a slot and one by a code of a codebook; small_random: N(0, 0.02)",
+        description="mean_cov: drawn from the mean and covariance of the old rows; per_codebook: "
+        "the same, but rows of one slot share a part, and so do rows of one code of a codebook; "
+        "small_random: N(0, 0.02).",
     )
     learning_rate_factor: float = Field(
-        default=1.0, gt=0, description="of these rows' learning rate to that of the rest"
+        default=1.0, gt=0, description="Learning rate of these rows divided by that of the rest."
     )
     warmup_steps: int | None = Field(
-        default=None, ge=0, description="of these rows; null: as the rest"
+        default=None, ge=0, description="Warm-up of these rows; null: the same as for the rest."
     )
 
 
 class GuardConfig(Strict):
-    """When a step is clipped, skipped, and what follows from several skipped ones.
+    """When a step is clipped or skipped, and what follows from several skipped steps.
 
     Limits are in standard deviations from the median of the last accepted steps, estimated from
     their median absolute deviation; both are robust against the very spikes they look for.
     """
 
-    enabled: bool = Field(default=True, description="false: only steps that are not finite stop")
-    window_steps: int = Field(default=128, ge=8, description="accepted steps that are remembered")
+    enabled: bool = Field(default=True, description="false: only steps that are not finite stop.")
+    window_steps: int = Field(
+        default=128, ge=8, description="Accepted steps that the limits are computed from."
+    )
     clip_sigmas: float = Field(
-        default=4.0, gt=0, description="a gradient norm above it is clipped to the median"
+        default=4.0, gt=0, description="A gradient norm above this is clipped to the median."
     )
     skip_sigmas: float = Field(
-        default=8.0, gt=0, description="a loss or gradient norm above it is not applied"
+        default=8.0, gt=0, description="A step with a loss or gradient norm above this is skipped."
     )
     least_deviation: float = Field(
-        default=0.02, gt=0, description="share of the median that a deviation counts for at least"
+        default=0.02, gt=0, description="Lower bound of the deviation, as a share of the median."
     )
     # A guess among all 156,938 ids has a loss of log(156,938) = 12: above 15 the model is far worse
-    # than if it knew nothing. docs/stability.md: 30 let the leap of the exploding settings pass.
-    max_loss: float = Field(
-        default=15.0, gt=0, description="limit of the loss until the window is full"
-    )
+    # than if it knew nothing. docs/stability.md: 30 let the spike of the exploding settings pass.
+    max_loss: float = Field(default=15.0, gt=0, description="Loss limit until the window is full.")
     max_gradient_norm: float = Field(
-        default=1000.0, gt=0, description="limit of the gradient norm until the window is full"
+        default=1000.0, gt=0, description="Limit of the gradient norm until the window is full."
     )
-    within_steps: int = Field(default=64, ge=1, description="skips in so many steps count together")
+    within_steps: int = Field(
+        default=64, ge=1, description="Skips within this many batches count together."
+    )
     lower_rate_after_skips: int = Field(
-        default=3, ge=1, description="within within_steps, and since the last lowering"
+        default=3,
+        ge=1,
+        description="Skips within within_steps, and since the last lowering, that lower the rate.",
     )
     rate_factor: float = Field(
-        default=0.5, gt=0, lt=1, description="what each lowering multiplies the rate by"
+        default=0.5, gt=0, lt=1, description="Factor by which each lowering multiplies the rate."
     )
     restore_rate_after_steps: int = Field(
-        default=500, ge=1, description="accepted in a row, then one lowering is taken back"
+        default=500, ge=1, description="Accepted steps in a row that take one lowering back."
     )
     climb_factor: float = Field(
         default=5.0,
         gt=1,
-        description="the rate is lowered too when the median gradient norm is so many times the "
-        "lowest that it has been",
+        description="The rate is also lowered when the median gradient norm reaches this multiple "
+        "of its lowest value so far.",
     )
-    roll_back_after_skips: int = Field(default=6, ge=1, description="within within_steps")
+    roll_back_after_skips: int = Field(
+        default=6, ge=1, description="Skips within within_steps that cause a rollback."
+    )
     roll_back_steps: int = Field(
-        default=100, ge=1, description="how far back, at least: to the next older checkpoint"
+        default=100,
+        ge=1,
+        description="Steps to go back at least; the next older checkpoint is loaded.",
     )
     skip_data_steps: int = Field(
-        default=200, ge=0, description="batches left out after the spike, as PaLM's 200 to 500"
+        default=200,
+        ge=0,
+        description="Batches left out after the spike; PaLM left out 200 to 500.",
     )
-    max_rollbacks: int = Field(default=3, ge=0, description="one more stops the run")
+    max_rollbacks: int = Field(default=3, ge=0, description="One rollback more stops the run.")
 
 
 class EvaluationConfig(Strict):
     """What is measured on the validation shards, and what is generated."""
 
-    every_steps: int = Field(default=500, ge=0, description="steps between evaluations; 0: never")
-    max_rows: int = Field(default=256, ge=1, description="rows of the validation split, at most")
+    every_steps: int = Field(default=500, ge=0, description="Steps between evaluations; 0: never.")
+    max_rows: int = Field(default=256, ge=1, description="Most rows of the validation split used.")
     prompts: int = Field(
-        default=3, ge=0, description="speech documents of the validation split to speak"
+        default=3, ge=0, description="Speech documents of the validation split to speak."
     )
-    texts: list[str] = Field(default=[], description="sentences to speak besides")
+    texts: list[str] = Field(default=[], description="Further sentences to speak.")
     max_frames: int = Field(
-        default=150, ge=1, description="of generated speech at most; 85.3 ms each"
+        default=150, ge=1, description="Most frames of generated speech, of 85.3 ms each."
     )
     temperature: float = Field(
-        default=0.6, ge=0, description="of generation; 0: the likeliest token"
+        default=0.6, ge=0, description="Temperature of generation; 0: always the likeliest token."
     )
     top_p: float = Field(
-        default=0.95, gt=0, le=1, description="share of probability that is drawn from"
+        default=0.95, gt=0, le=1, description="Share of the probability that is sampled from."
     )
 
 
 class TrainConfig(Strict):
     """How to train on the shards. The defaults are the published recipe's cure.
 
-    64 sequences a step = workers 8 x micro_batch_rows 2 x accumulation_steps 4.
+    64 sequences per step = workers 8 x micro_batch_rows 2 x accumulation_steps 4.
     """
 
     launcher: Literal["ray", "inline"] = Field(
-        default="ray", description="ray: Ray Train; inline: one worker in this process"
+        default="ray", description="ray: Ray Train; inline: one worker in this process."
     )
-    device: Literal["cuda", "cpu"] = Field(default="cuda", description="where it trains")
-    workers: int = Field(default=8, ge=1, description="processes, one a GPU")
+    device: Literal["cuda", "cpu"] = Field(default="cuda", description="Device to train on.")
+    workers: int = Field(default=8, ge=1, description="Number of processes, one per GPU.")
     cpus_per_worker: int | None = Field(
         default=None,
         ge=1,
-        description="null: 1 beside a GPU; on CPUs, an equal share of the machine",
+        description="null: 1 with a GPU; on CPUs, an equal share of the machine.",
     )
     max_worker_failures: int = Field(
         default=3,
         ge=0,
-        description="restarts from the last checkpoint when a worker dies (Ray only)",
+        description="Restarts from the last checkpoint when workers die (Ray only).",
     )
     parallel: Literal["fsdp", "ddp"] = Field(
-        default="fsdp", description="fsdp: weights, gradients and moments sharded (FSDP2)"
+        default="fsdp",
+        description="fsdp: weights, gradients and moments are sharded (FSDP2); ddp: replicated.",
     )
     compile: bool | None = Field(
         default=None,
-        description="torch.compile of every layer, which needs a C compiler; null: on CUDA",
+        description="torch.compile every layer, which needs a C compiler; null: on CUDA only.",
     )
     attention: Literal["auto", "varlen", "mask"] = Field(
-        default="auto", description="auto: varlen; mask is the plain one that varlen must equal"
+        default="auto", description="auto: varlen; mask: the plain one that varlen must equal."
     )
     loss_kernel: Literal["auto", "chunked", "plain"] = Field(
-        default="auto", description="auto: chunked; plain holds all logits, for comparison"
+        default="auto", description="auto: chunked; plain: holds all logits, for comparison."
     )
     base_model: PathOrName | None = Field(
         default="meta-llama/Llama-3.2-3B",
         validate_default=True,
-        description="hub id or folder; null: `tiny`, random weights",
+        description="Name on the Hugging Face hub, or a folder; null: `tiny`, random weights.",
     )
     tiny: TinyModelConfig = TinyModelConfig()
     new_rows: NewRowsConfig = NewRowsConfig()
     precision: Literal["bf16", "fp32", "fp16"] = Field(
-        default="bf16", description="of compute; fp16 is refused unless allowed"
+        default="bf16", description="Precision of compute; fp16 is refused unless allowed."
     )
     master_weights: Literal["fp32", "bf16"] = Field(
         default="fp32",
-        description="of the weights that are updated; bf16 is refused unless allowed",
+        description="Precision of the weights that are updated; bf16 is refused unless allowed.",
     )
     allow: list[Literal[*REFUSALS]] = Field(  # pyright: ignore[reportInvalidTypeForm]
-        default=[], description="refused settings to train with all the same, by name"
+        default=[], description="Names of refused settings to train with all the same."
     )
     loss_on: Literal["all", "response"] = Field(
-        default="all", description="response: only what follows start_of_ai is predicted"
+        default="all", description="response: only what follows start_of_ai is predicted."
     )
     z_loss: float = Field(
-        default=0.0, ge=0, description="weight of the squared log normaliser; 1e-4 to 1e-5 if used"
+        default=0.0,
+        ge=0,
+        description="Weight of the squared log normaliser; 1e-4 to 1e-5 where it is used.",
     )
-    micro_batch_rows: int = Field(default=2, ge=1, description="rows a worker handles at once")
-    accumulation_steps: int = Field(default=4, ge=1, description="micro-batches of a step")
-    max_steps: int = Field(default=100_000, ge=1, description="updates; the cosine ends there")
+    micro_batch_rows: int = Field(default=2, ge=1, description="Rows per worker and micro-batch.")
+    accumulation_steps: int = Field(default=4, ge=1, description="Micro-batches per step.")
+    max_steps: int = Field(default=100_000, ge=1, description="Steps; the cosine ends there.")
     # The public report (canopyai/Orpheus-TTS issue 78) says the rate was "lowered from 5e-5 to
     # 6e-5", which contradicts itself: 6e-5 is higher. The default stays at the stated start.
-    learning_rate: float = Field(default=5e-5, gt=0, description="the highest, after the warm-up")
+    learning_rate: float = Field(
+        default=5e-5, gt=0, description="Highest learning rate, reached after the warm-up."
+    )
     min_learning_rate_share: float = Field(
-        default=0.1, ge=0, le=1, description="of learning_rate, at the cosine's end"
+        default=0.1, ge=0, le=1, description="Share of learning_rate left at the cosine's end."
     )
     warmup_steps: int = Field(
-        default=10_000, ge=0, description="in which the rate rises; 0 is refused unless allowed"
+        default=10_000,
+        ge=0,
+        description="Steps in which the rate rises; 0 is refused unless allowed.",
     )
-    weight_decay: float = Field(default=0.1, ge=0, description="of the matrices between the layers")
-    beta1: float = Field(default=0.9, description="of AdamW: memory of the gradient")
-    beta2: float = Field(default=0.95, description="of AdamW: memory of its square")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="Weight decay of the matrices between the layers."
+    )
+    beta1: float = Field(default=0.9, description="AdamW's decay of the mean gradient.")
+    beta2: float = Field(default=0.95, description="AdamW's decay of the mean squared gradient.")
     max_gradient_norm: float = Field(
-        default=1.0, gt=0, description="gradients are clipped to it in every step"
+        default=1.0, gt=0, description="Gradients are clipped to this norm in every step."
     )
     loss_chunk_tokens: int = Field(
-        default=1024, ge=1, description="tokens whose logits exist at once"
+        default=1024, ge=1, description="Tokens whose logits exist at the same time."
     )
     activation_checkpointing: bool = Field(
-        default=False, description="recompute each layer in the backward pass: less memory, slower"
+        default=False, description="Recompute each layer in the backward pass: less memory, slower."
     )
-    checkpoint_every_steps: int = Field(default=500, ge=1, description="steps between checkpoints")
+    checkpoint_every_steps: int = Field(default=500, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(
-        default=3, ge=1, description="the newest so many, and one to roll back to"
+        default=3, ge=1, description="Newest checkpoints kept, besides one to roll back to."
     )
     async_checkpoints: bool = Field(
-        default=True, description="written beside the next steps; false: training waits"
+        default=True, description="true: written while training goes on; false: training waits."
     )
     guard: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log_every_steps: int = Field(
         default=1,
         ge=1,
-        description="steps between lines of console and TensorBoard; metrics.jsonl has every step",
+        description="Steps between lines on the console and in TensorBoard; metrics.jsonl has all.",
     )
     monitor_every_steps: int = Field(
         default=10,
         ge=1,
-        description="steps between norms of weights and updates, which cost a pass over both",
+        description="Steps between norms of weights and updates, which cost a pass over both.",
     )
     peak_tflops: float | None = Field(
-        default=None, gt=0, description="of a GPU in dense BF16; null: by its name, if known"
+        default=None, gt=0, description="Dense BF16 peak of a GPU; null: by its name, if known."
     )
     wandb_project: str | None = Field(
-        default=None, description="logs to Weights & Biases too, if wandb is installed"
+        default=None,
+        description="Log to this Weights & Biases project too; wandb must be installed.",
     )
     resume_on_other_shards: bool = Field(
-        default=False, description="continue a checkpoint although the shards have changed since"
+        default=False, description="Continue a checkpoint even if the shards have changed since."
     )
-    seed: int = Field(default=0, description="of new rows and of the order of later epochs")
+    seed: int = Field(default=0, description="Seed of new rows and of later epochs' order.")
 
     @field_validator("attention", mode="before")
     @classmethod
