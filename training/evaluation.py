@@ -25,7 +25,7 @@ from training.step import forward
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean losses over the supervised tokens of some rows, None where there is no such token."""
+    """Mean losses over the supervised tokens of some rows, None where there are none."""
 
     loss: float  # NaN without any token
     loss_by_source: dict[str, float | None]
@@ -39,11 +39,11 @@ class Evaluation:
 
 
 def evaluate(model: nn.Module, rows: ShardRows, ranks: Ranks, config: TrainConfig) -> Evaluation:
-    """Measure the loss on up to `evaluation.max_rows` rows, spread evenly; called by every rank.
+    """Measure the loss on up to `evaluation.max_rows` rows, spread evenly; every rank must call it.
 
-    The rows fall into the same micro-batches whatever the number of ranks, and every rank runs
-    the model equally often, as the passes of a sharded model are collective. Weights, gradients,
-    random states and the model's mode are as before.
+    The rows form the same micro-batches at any number of ranks, and every rank runs the model
+    equally often, because the passes of a sharded model are collective. Weights, gradients, random
+    states and the model's mode do not change.
     """
     numbers = chosen_rows(len(rows), config.evaluation.max_rows)
     share = split_rows(numbers, ranks.rank, ranks.world, config.micro_batch_rows)
@@ -51,7 +51,7 @@ def evaluate(model: nn.Module, rows: ShardRows, ranks: Ranks, config: TrainConfi
     sums: torch.Tensor | None = None
     with eval_mode(model, ranks.device) as plain:
         for turn in range(num_passes):
-            # A rank without rows of its own in the last turn goes along and counts nothing.
+            # A rank without rows of its own in the last turn runs along and counts nothing.
             part = share[turn] if turn < len(share) else numbers[:1]
             batch = collate(
                 [rows[number] for number in part],
@@ -71,7 +71,7 @@ def evaluate(model: nn.Module, rows: ShardRows, ranks: Ranks, config: TrainConfi
 
 
 def chosen_rows(num_rows: int, max_rows: int) -> list[int]:
-    """Spread `max_rows` numbers evenly over the rows, so that all of the mix is heard."""
+    """Spread `max_rows` numbers evenly over the rows, so that the mix is represented."""
     count = min(num_rows, max_rows)
     return [place * num_rows // count for place in range(count)]
 

@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face folder that Orpheus' inference can load."""
+"""Exports a checkpoint as a Hugging Face folder that Orpheus' inference can load."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from training.generation import REPETITION_PENALTY
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
-# Of Orpheus' inference: sampling as in the examples of canopyai/Orpheus-TTS; its engine takes the
-# end from here, as vLLM reads generation_config.json.
+# Settings of Orpheus' inference: sampling as in the examples of canopyai/Orpheus-TTS. Its engine
+# takes the end of speech from here, because vLLM reads generation_config.json.
 GENERATION = {
     "bos_token_id": START_OF_TEXT,
     "eos_token_id": END_OF_SPEECH,
@@ -49,9 +49,9 @@ def export(
     """Write the weights of one checkpoint as a folder for `AutoModelForCausalLM.from_pretrained`.
 
     `model_config` is the config.json that the run has saved (the base model's weights are not
-    needed), `codec` the label of the codec that made the shards. The folder is there whole or not
-    at all. Raises: ConfigError when `out` holds something or the model cannot speak; ContractError
-    for weights that are missing or not finite; StorageError.
+    needed), `codec` the label of the codec that made the shards. The folder is written completely
+    or not at all. Raises: ConfigError when `out` is not empty or the model lacks Orpheus' ids;
+    ContractError for weights that are missing or not finite; StorageError.
     """
     out = out.resolve()
     _require_free(out)
@@ -67,7 +67,7 @@ def export(
             (draft / "README.md").write_text(card, encoding="utf-8")
             mode = (draft / "README.md").stat().st_mode
             for path in draft.iterdir():
-                path.chmod(mode)  # safetensors lets none but the owner read its files
+                path.chmod(mode)  # safetensors lets only the owner read its files
                 sync(path)
             sync(draft)
         sync(out.parent)
@@ -79,7 +79,7 @@ def export(
 
 @contextmanager
 def _draft(out: Path) -> Iterator[Path]:
-    """Make a hidden folder that becomes `out` once it is whole, and leaves nothing otherwise."""
+    """Make a hidden folder that becomes `out` once it is complete, and is deleted otherwise."""
     draft = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -95,7 +95,7 @@ def _require_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"{out} exists already",
-            "an export never writes over what is there",
+            "an export never overwrites anything",
             "Name another folder, or remove that one.",
         )
 
@@ -105,21 +105,21 @@ def _read_model_config(path: Path) -> LlamaConfig:
         found = LlamaConfig.from_json_file(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the shape of the model, {path}, cannot be read",
+            f"the shape of the model cannot be read from {path}",
             str(error),
-            "It is written when training starts: `koe train` with the same config restores it.",
+            "It is written when training starts, so `koe train` with the same config restores it.",
         ) from error
     if found.vocab_size < NUM_EMBEDDINGS:
         raise ConfigError(
-            f"a model of {found.vocab_size} embeddings cannot be exported",
-            f"Orpheus' ids need {NUM_EMBEDDINGS}",
+            f"the model has {found.vocab_size:,} embeddings",
+            f"an Orpheus model needs {NUM_EMBEDDINGS:,}",
         )
     found.use_cache = True  # off in training
     return found
 
 
 def _load(checkpoint_dir: Path, model_config: LlamaConfig, dtype: torch.dtype) -> LlamaForCausalLM:
-    """Build the model on the CPU and fill it, NaN wherever the checkpoint has nothing for it."""
+    """Build the model on the CPU and load it; what the checkpoint lacks stays NaN."""
     with no_init_weights():  # random weights of 3 B parameters would take a minute
         model = LlamaForCausalLM(model_config)
     model.to(dtype)  # pyright: ignore[reportArgumentType]
@@ -141,7 +141,7 @@ def require_finite(model: torch.nn.Module) -> None:
         if bad:
             raise ContractError(
                 f"weight {name} has {bad} of {parameter.numel()} numbers that are not finite",
-                "the checkpoint lacks them, or training has spoilt them",
+                "the checkpoint lacks them, or training has diverged",
                 "Export an earlier checkpoint.",
             )
 
@@ -157,7 +157,7 @@ def _card(
         header = f"base_model: {base}\n" if not Path(base).exists() else ""
         origin = base
         licence = (
-            "The licence of the base model applies to these weights too. A Llama 3.2 asks, among "
+            "The licence of the base model applies to these weights too. That of Llama 3.2 asks, among "
             'other things, that a derived model\'s name begin with "Llama" and that "Built with '
             'Llama" be shown. The licence of the training data is not known here.'
         )
@@ -177,14 +177,14 @@ A speech language model in Orpheus' format, trained with koe {version("koe-pretr
 | base model | {origin} |
 | optimizer steps | {progress.steps:,} |
 | tokens seen | {progress.tokens:,} |
-| sequences a step | {progress.rows_per_step} |
+| sequences per step | {progress.rows_per_step} |
 | shards (fingerprint) | `{progress.shards}` |
 | codec | {codec} |
 | weights | {dtype} (trained with {config.master_weights} master weights) |
 
 Speech: `<custom_token_3><|begin_of_text|>TEXT<|eot_id|><custom_token_4><custom_token_5>\
 <custom_token_1>`
-(ids 128259 128000 ... 128009 128260 128261 128257), then 7 ids a frame of 85.3 ms from 128266 on,
+(ids 128259 128000 ... 128009 128260 128261 128257), then 7 ids per frame of 85.3 ms from 128266 on,
 until 128258. For an answer in text leave 128257 out and stop at 128009 (`eos_token_id=128009`).
 
 {licence}

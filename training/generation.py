@@ -1,4 +1,4 @@
-"""Speech from fixed prompts: generated, its slot grammar checked, decoded, written down."""
+"""Speech from fixed prompts: generated, checked for the slot grammar, decoded and written."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from training.model.llama import PackedLlama
 from training.step import compute_precision
 
 SAMPLES_FOLDER = "samples"
-# The least that Orpheus calls stable (canopyai/Orpheus-TTS, README.md).
+# The lowest value that Orpheus calls stable (canopyai/Orpheus-TTS, README.md).
 REPETITION_PENALTY = 1.1
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What speech is generated for. `ids` end with start_of_speech."""
+    """The beginning of a sample that speech is generated for; `ids` end with start_of_speech."""
 
     name: str
     ids: tuple[int, ...]
@@ -54,7 +54,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Speech:
-    """Token ids generated for a prompt, end_of_speech included if it came."""
+    """Token ids generated for a prompt, including end_of_speech if it was generated."""
 
     prompt: Prompt
     ids: list[int]
@@ -62,18 +62,18 @@ class Speech:
 
 @dataclass(frozen=True)
 class Grammar:
-    """How far generated ids are frames. A frame is valid if slot k holds an id of slot k."""
+    """How many generated frames are valid: slot k of a valid frame holds an id of slot k."""
 
-    frames: int  # begun; a last one of fewer than 7 tokens counts and is not valid
+    frames: int  # an incomplete last frame counts, and is not valid
     valid_frames: int
     valid_share: float  # 0 without frames
-    ended: bool  # end_of_speech came
+    ended: bool  # whether end_of_speech was generated
 
 
 class Decoder(Protocol):
     """Turns SNAC codes (uint16 [7 frames]) into audio (float32 [samples], 24 kHz).
 
-    `label` names the codec's weights, UNTRAINED where the audio can only be noise.
+    `label` names the codec's weights; it is UNTRAINED where the audio can only be noise.
     """
 
     @property
@@ -84,7 +84,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class SampleGenerator:
-    """What the wiring gives a run besides the validation split. Picklable."""
+    """Prompts besides those of the validation split, and how to decode the speech; picklable."""
 
     prompts: tuple[Prompt, ...] = ()
     decoder: Decoder | None = None
@@ -93,7 +93,7 @@ class SampleGenerator:
 def validation_prompts(rows: ShardRows, count: int) -> list[Prompt]:
     """Take the prompts of the first `count` distinct speech documents, named by their ids.
 
-    Later parts of a split document have no prompt and are passed over.
+    Later parts of a split document have no prompt and are left out.
     """
     found: dict[str, Prompt] = {}
     for number in np.flatnonzero(rows.modality & MODALITY_BIT[SPEECH]).tolist():
@@ -104,8 +104,8 @@ def validation_prompts(rows: ShardRows, count: int) -> list[Prompt]:
         for place, name in enumerate(row.document_ids):
             ids = row.input_ids[stops[place] - row.document_lengths[place] : stops[place]]
             starts = np.flatnonzero(ids == START_OF_SPEECH)
-            whole = row.document_parts[place] == 0 and ids[0] == START_OF_HUMAN and len(starts)
-            if row.document_modalities[place] == SPEECH and whole:
+            has_prompt = row.document_parts[place] == 0 and ids[0] == START_OF_HUMAN and len(starts)
+            if row.document_modalities[place] == SPEECH and has_prompt:
                 found.setdefault(name, Prompt(name, tuple(ids[: starts[0] + 1].tolist())))
     return list(found.values())[:count]
 
@@ -120,7 +120,7 @@ def speak(
     steps: int,
     board: SummaryWriter | None,
 ) -> dict[str, Any] | None:
-    """Generate, check and write down speech after `steps` steps; called by every rank.
+    """Generate, check and write speech after `steps` steps; every rank must call it.
 
     Returns the summary on rank 0 (see `write_samples`); None elsewhere and without any prompt.
     """
@@ -143,8 +143,8 @@ def generate(
 ) -> list[Speech]:
     """Speak all prompts at once, up to end_of_speech or `settings.max_frames` frames each.
 
-    Called by every rank with the same prompts and seed. Weights, random states, the model's mode
-    and settings are as before. Raises: ConfigError for a model without Orpheus' ids.
+    Every rank must call it with the same prompts and seed. Weights, random states, the model's mode
+    and its settings do not change. Raises: ConfigError for a model without Orpheus' ids.
     """
     if not prompts:
         return []
@@ -157,8 +157,8 @@ def generate(
     with eval_mode(model, ranks.device) as plain, _speaking(plain), precision or nullcontext():
         if plain.num_embeddings < NUM_EMBEDDINGS:
             raise ConfigError(
-                f"a model of {plain.num_embeddings} embeddings cannot speak",
-                f"Orpheus' ids need {NUM_EMBEDDINGS}",
+                f"the model has {plain.num_embeddings:,} embeddings",
+                f"generating speech needs {NUM_EMBEDDINGS:,}",
                 "Set train.evaluation.prompts: 0 and train.evaluation.texts: [].",
             )
         torch.manual_seed(seed)
@@ -166,7 +166,7 @@ def generate(
             input_ids=input_ids.to(ranks.device),
             attention_mask=attention_mask.to(ranks.device),
             generation_config=_sampling(settings),
-            # Should one rank's logits differ in the last bit and end earlier, it goes along.
+            # A rank whose logits differ in the last bit may end earlier, and must not stop then.
             synced_gpus=ranks.world > 1 and isinstance(plain, FSDPModule),
         )
     spoken = generated[:, longest:].tolist()
@@ -190,15 +190,16 @@ def _sampling(settings: EvaluationConfig) -> GenerationConfig:
 
 @contextmanager
 def _speaking(plain: PackedLlama) -> Iterator[None]:
-    """Make a model in training fit for token after token, and take that back.
+    """Prepare a model in training for generation, and undo it.
 
-    Compiled layers would be compiled again for the cache's growing lengths. A sharded model would
-    gather all weights for every token: here they stay gathered until `eval_mode` ends.
+    Compiled layers would be compiled again for each length of the growing cache, so they run
+    uncompiled. A sharded model would gather all weights for every token, so they stay gathered
+    until `eval_mode` ends.
     """
     sharded = [
         module
         for module in plain.modules()
-        # The root never does: its flag is only cleared by the first forward pass.
+        # Never the root: its flag is only cleared by the first forward pass.
         if module is not plain and isinstance(module, FSDPModule) and _reshards(module)
     ]
     with ExitStack() as undo:
@@ -210,7 +211,7 @@ def _speaking(plain: PackedLlama) -> Iterator[None]:
 
 
 def _reshards(module: FSDPModule) -> bool:
-    group = module._get_fsdp_state()._fsdp_param_group  # torch 2.11 has no public way to ask
+    group = module._get_fsdp_state()._fsdp_param_group  # torch 2.11 has no public accessor
     return group is not None and group._reshard_after_forward
 
 
@@ -226,7 +227,7 @@ def grammar(ids: Sequence[int]) -> Grammar:
 
 
 def valid_codes(ids: Sequence[int]) -> np.ndarray:
-    """Return the codes of the longest valid prefix of whole frames, uint16 [7 frames]."""
+    """Return the codes of the longest prefix of valid frames, uint16 [7 frames]."""
     audio, _ = _audio(ids)
     valid = _valid_frames(audio)
     num_frames = len(valid) if valid.all() else int(valid.argmin())
@@ -234,15 +235,15 @@ def valid_codes(ids: Sequence[int]) -> np.ndarray:
 
 
 def _audio(ids: Sequence[int]) -> tuple[np.ndarray, bool]:
-    """Return the ids before end_of_speech, and whether it came."""
+    """Return the ids before end_of_speech, and whether it was generated."""
     array = np.asarray(ids, np.int64)
     ends = np.flatnonzero(array == END_OF_SPEECH)
     return (array[: ends[0]], True) if len(ends) else (array, False)
 
 
 def _valid_frames(audio: np.ndarray) -> np.ndarray:
-    whole = audio[: len(audio) // SLOTS * SLOTS].reshape(-1, SLOTS)
-    slots = (whole - FIRST_AUDIO) // CODEBOOK_SIZE  # text and control ids come out below 0
+    frames = audio[: len(audio) // SLOTS * SLOTS].reshape(-1, SLOTS)
+    slots = (frames - FIRST_AUDIO) // CODEBOOK_SIZE  # text and control ids give numbers below 0
     return (slots == np.arange(SLOTS)).all(axis=1)
 
 
@@ -253,7 +254,7 @@ def write_samples(
     decoder: Decoder | None,
     board: SummaryWriter | None,
 ) -> dict[str, Any]:
-    """Write `samples/step-XXXXXXXX/`: samples.json, and a WAV of what begins with a valid frame.
+    """Write `samples/step-XXXXXXXX/`: samples.json, and a WAV of each that starts with a valid frame.
 
     Returns a summary: step, codec (the decoder's label, None without one), prompts, frames,
     valid_share (of all frames), ended_share, and the folder within `out_dir`.
@@ -272,7 +273,7 @@ def write_samples(
     }
     folder, samples = out_dir / summary["folder"], []
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of the same step before a roll-back
+        shutil.rmtree(folder, ignore_errors=True)  # from the same step before a rollback
         folder.mkdir(parents=True)
         for number, (speech, found) in enumerate(zip(speeches, grammars, strict=True)):
             sample = {**asdict(speech), "grammar": asdict(found), "wav": None}
@@ -288,7 +289,7 @@ def write_samples(
         (folder / "samples.json").write_text(text, encoding="utf-8")
     except (OSError, soundfile.LibsndfileError) as error:
         raise StorageError(
-            f"the samples {folder} cannot be written",
+            f"the samples in {folder} cannot be written",
             str(error),
             "Free or mount the disk and start again: the run resumes from its last checkpoint.",
         ) from error

@@ -1,11 +1,11 @@
-"""Decides about each step from its loss and gradient norm, before any state is touched.
+"""Judges each step by its loss and gradient norm, before weights or moments are touched.
 
-A spike is judged against the median of the last accepted steps and their median absolute
-deviation, which the rare bad step does not move; rejected values never enter the window. What
-follows is a ladder: clip, skip, lower the rate, roll back and leave the data out (as PaLM did,
-arXiv 2204.02311, section 5.1), stop. OLMo-core's skip-step optimizer (6 sigma over 128 steps, off
-until its window is full and after each resume) is where this differs: here absolute limits hold
-until then, the window is saved, and what is not finite never reaches weights or moments.
+A spike is measured against the median of the last accepted steps and their median absolute
+deviation, which a rare bad step does not move; rejected values never enter the window. The answers
+form a ladder: clip, skip, lower the rate, roll back and leave the data out (as PaLM did, arXiv
+2204.02311, section 5.1), stop. OLMo-core's skip-step optimizer (6 sigma over 128 steps) is off
+until its window is full, and again after each resume. Here absolute limits hold until the window is
+full, the window is part of the checkpoint, and nothing that is not finite reaches the weights.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 from training.config import GuardConfig
 
-# For a normal distribution the standard deviation is so many median absolute deviations.
+# The standard deviation of a normal distribution, in median absolute deviations.
 _DEVIATIONS = 1.4826
 
 
 class Action(IntEnum):
-    """What to do with a step, each harder than the one before; ranks agree on the hardest."""
+    """What to do with a step, each more drastic than the last; ranks agree on the most drastic."""
 
     ACCEPT = 0
     CLIP = 1
@@ -40,13 +40,13 @@ class Action(IntEnum):
 
     @property
     def applies(self) -> bool:
-        """Whether the step's gradient is used."""
+        """Whether the update is applied."""
         return self <= Action.CLIP
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Above which a step is not applied (`loss`, `gradient_norm`) or clipped (`clip`)."""
+    """A step above `loss` or `gradient_norm` is not applied; a norm above `clip` is clipped."""
 
     loss: float
     gradient_norm: float
@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`clip_to`: the gradient norm that a clipped step is scaled down to."""
+    """What to do with a step and why. `clip_to`: the gradient norm that it is scaled down to."""
 
     action: Action
     reason: str
@@ -69,7 +69,7 @@ class _State:
 
     losses: list[float]
     gradient_norms: list[float]
-    skips: list[int]  # data steps of the skips that still count
+    skips: list[int]  # batches skipped within the last `within_steps`
     skips_since_lowering: list[int]
     lowerings: int = 0
     accepted_in_a_row: int = 0
@@ -78,7 +78,7 @@ class _State:
 
 
 class Guard:
-    """The ladder and its memory. The same on all ranks, as all see the same numbers."""
+    """The ladder and its memory; the same on all ranks, because all see the same numbers."""
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
@@ -86,11 +86,11 @@ class Guard:
 
     @property
     def rate_factor(self) -> float:
-        """What the learning rate is multiplied by."""
+        """The factor by which the learning rate is multiplied at present."""
         return self.config.rate_factor**self._state.lowerings
 
     def judge(self, data_step: int, loss: float, gradient_norm: float) -> Verdict:
-        """Decide about the step that consumed batch `data_step`, and remember the decision.
+        """Judge the step that consumed batch `data_step`, and remember the verdict.
 
         `loss`: mean over all supervised tokens of the step; `gradient_norm`: of all parameters,
         before clipping. Either may be NaN or infinite.
@@ -108,7 +108,7 @@ class Guard:
         if gradient_norm > limits.clip:
             clip_to = median(self._state.gradient_norms)
             why = f"gradient norm {gradient_norm:.4g} is above {limits.clip:.4g}"
-            # Remembered as what it was clipped to: a run of clipped steps must not lift the limit.
+            # The window gets the clipped value: a series of clipped steps must not lift the limit.
             gradient_norm = limits.clip
             verdict = Verdict(Action.CLIP, why, limits, clip_to)
         self._accept(loss, gradient_norm)
@@ -130,7 +130,7 @@ class Guard:
     def lower_rate_if_norm_climbed(self) -> str:
         """Lower the rate when the gradient norm has climbed, and return why; "" when it has not.
 
-        The window follows a slow climb, so its median is held against the lowest that it has been
+        The limits follow a slow climb, so the median is compared with the lowest that it has been
         since the window first filled.
         """
         s, c = self._state, self.config
@@ -145,7 +145,7 @@ class Guard:
             f"the median gradient norm is {now:.4g}, {now / s.lowest_median:.1f} times its lowest "
             f"{s.lowest_median:.4g}"
         )
-        s.lowest_median = now  # the next lowering takes another climb
+        s.lowest_median = now  # another lowering needs another climb
         self._lower()
         return why
 
@@ -159,7 +159,7 @@ class Guard:
         return True
 
     def roll_back_to(self, saved: dict[str, Any]) -> None:
-        """Take the window back that belongs to the checkpoint's weights, and count the rollback."""
+        """Restore the window that belongs to the checkpoint's weights, and count the rollback."""
         rollbacks, lowerings = self._state.rollbacks + 1, self._state.lowerings
         self.load_state_dict(saved)
         s = self._state
@@ -207,7 +207,7 @@ class Guard:
 
 
 def _violation(loss: float, gradient_norm: float, limits: Limits) -> str:
-    """Say which limit a step breaks; "" for none. NaN breaks every limit."""
+    """Return which limit a step breaks, or "". NaN breaks every limit."""
     for name, value, limit in (
         ("loss", loss, limits.loss),
         ("gradient norm", gradient_norm, limits.gradient_norm),

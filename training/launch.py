@@ -1,4 +1,4 @@
-"""Starting the trainer: in this process, or on Ray workers that restart after a failure."""
+"""Starts the trainer: in this process, or on Ray workers that restart after a failure."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _WITHOUT = (
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run has left behind."""
+    """The outcome of a finished run."""
 
-    steps: int  # done in all, those before a resume too
+    steps: int  # in total, including those before a resume
     last_rows: list[dict[str, Any]]  # of metrics.jsonl
 
 
@@ -41,7 +41,7 @@ def check(
 ) -> None:
     """Refuse, before any work, a config that cannot start on this machine.
 
-    With `ray_address` the workers run elsewhere and `launch` asks the cluster instead.
+    With `ray_address` the workers run elsewhere, and `launch` checks the cluster instead.
     Raises: ConfigError.
     """
     preflight.require(preflight.refused_settings(config), config)
@@ -49,7 +49,7 @@ def check(
     if config.launcher == "inline" and config.workers != 1:
         raise ConfigError(
             f"train.launcher: inline cannot run {config.workers} workers",
-            "it trains in the one process that it is called in",
+            "it trains in the calling process only",
             "Set train.launcher: ray, or train.workers: 1.",
         )
     if config.launcher == "inline" or ray_address is None:
@@ -70,18 +70,18 @@ def launch(
 ) -> TrainResult:
     """Train on the folder `shards` and keep checkpoints and logs in `out_dir`.
 
-    `sample_generator`, which must be picklable, is what evaluations generate and how it is decoded.
-    With `resume` it goes on from the newest checkpoint there; without, there must be none. A Ray
-    that is already running is used as it is, otherwise one is started at `ray_address`, or here
-    with `num_cpus`, for the time of the call. All workers must see both folders at these paths.
-    Raises: the errors of `training.loop.train`, and StageError when workers keep dying.
+    With `resume` training continues from the newest checkpoint there; without, there must be none.
+    `sample_generator`, which must be picklable, holds what evaluations generate and how to decode
+    it. A Ray that is already running is used as it is; otherwise one is started at `ray_address`,
+    or here with `num_cpus`, and shut down at the end. All workers must see both folders at these
+    paths. Raises: the errors of `training.loop.train`, and StageError when workers keep dying.
     """
     shards, out_dir = shards.resolve(), out_dir.resolve()
     check(config, ray_address=ray_address or _running_ray(config), num_cpus=num_cpus)
     checkpoint_dir = out_dir / CHECKPOINT_FOLDER
     if not resume and any(checkpoint_dir.glob("step-*")):
         raise ConfigError(
-            f"{checkpoint_dir} holds checkpoints, and the run is not to resume from them",
+            f"{checkpoint_dir} holds checkpoints, but the run was started without resuming",
             remedy="Resume, train into another folder, or delete that one.",
         )
     if config.launcher == "inline":
@@ -99,7 +99,7 @@ def _require_gpus(config: TrainConfig, found: int, where: str) -> None:
         raise ConfigError("train.device is cuda", f"{where} has no usable GPU", _WITHOUT)
     raise ConfigError(
         f"train.workers is {config.workers}",
-        f"{where} has {found} GPUs and every worker needs one",
+        f"{where} has {found} GPUs, and every worker needs one",
         f"Set train.workers: {found}, and train.accumulation_steps so that workers x "
         f"micro_batch_rows x accumulation_steps stays {config.rows_per_step}.",
     )
@@ -112,12 +112,12 @@ def _require_cpus(config: TrainConfig, found: float, where: str) -> None:
             f"{config.workers} workers need {needed} CPUs",
             f"{where} has {found:g}",
             "Lower train.workers or train.cpus_per_worker (or raise ray.num_cpus): Ray would "
-            "wait for ever.",
+            "wait forever.",
         )
 
 
 def _running_ray(config: TrainConfig) -> str | None:
-    """Tell the address of the Ray that this process is connected to already."""
+    """Return the address of the Ray that this process is connected to already, if any."""
     if config.launcher != "ray":
         return None
     import ray
@@ -213,7 +213,7 @@ def _train_on_ray(
 
 
 def _cpus_per_worker(config: TrainConfig, nodes: list[dict[str, float]]) -> int:
-    """Give every worker its share of its node's CPUs, so that PyTorch uses all of them."""
+    """Return each worker's share of its node's CPUs, so that PyTorch uses all of them."""
     if config.cpus_per_worker:
         return config.cpus_per_worker
     if config.device == "cuda" or len(nodes) != 1:
@@ -224,8 +224,8 @@ def _cpus_per_worker(config: TrainConfig, nodes: list[dict[str, float]]) -> int:
 def _ray_worker(settings: dict[str, Any]) -> int | KoeError:
     """Train as one of the Ray workers.
 
-    An error that all ranks meet alike is returned: raised, Ray would restart the workers to meet
-    it again. An error of one rank alone is raised, which ends the others too.
+    An error that all ranks meet alike is returned: if it were raised, Ray would restart the
+    workers only to meet it again. An error of one rank alone is raised, which ends the others too.
     """
     from ray.train.torch import get_device
 
@@ -250,7 +250,7 @@ def _ray_worker(settings: dict[str, Any]) -> int | KoeError:
 
 
 def _explain(error: Exception, config: TrainConfig) -> KoeError:
-    """Turn Ray's report into the workers' own error where one of them raised it."""
+    """Return the error that a worker raised, or one that quotes Ray's report."""
     failures = getattr(error, "worker_failures", {})
     for _, failure in sorted(failures.items()):
         cause: BaseException | None = failure
@@ -269,7 +269,7 @@ def _explain(error: Exception, config: TrainConfig) -> KoeError:
 
 @contextmanager
 def _own_interrupt_handler() -> Iterator[None]:
-    """Put the handler of Ctrl-C back that Ray Train replaces and leaves behind."""
+    """Restore the handler of Ctrl-C, which Ray Train replaces and does not restore."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

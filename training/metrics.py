@@ -1,7 +1,7 @@
-"""What a run writes down: metrics.jsonl, events.jsonl, evaluations.jsonl, TensorBoard, W&B, console.
+"""The logs of a run: metrics.jsonl, events.jsonl, evaluations.jsonl, TensorBoard, W&B, console.
 
-metrics.jsonl and TensorBoard count batches (`data_step`), which only ever grow; `step` counts
-optimizer steps, and goes back when the guard rolls back.
+metrics.jsonl and TensorBoard are ordered by batches (`data_step`), whose number only ever grows;
+`step` counts optimizer steps, and decreases when the guard rolls back.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
-_LASTING = ("started",)  # events of the process, not of a batch: a resume does not take them back
+_LASTING = ("started",)  # events of the process, not of a batch: a resume does not remove them
 
 
 class RunLog:
     """Appends to the logs of a run in `out_dir`; used by rank 0 only.
 
-    Opening it after `data_steps` batches removes what was written about later ones, so that a
-    resumed run's files are those of a run never interrupted.
+    Opening it after `data_steps` batches removes what was written about later batches, so that the
+    files of a resumed run are those of a run that was never interrupted.
     Raises: ConfigError when W&B is asked for and is not installed.
     """
 
@@ -60,7 +60,7 @@ class RunLog:
             self._wandb.finish()
 
     def step(self, row: dict[str, Any]) -> None:
-        """Write one batch's row to the file, and every so often to console and boards."""
+        """Write one batch's row to the file, and every `log_every_steps` to console and boards."""
         self._append(METRICS_FILE, row)
         applied = row["action"] in ("accept", "clip")
         if applied and row["step"] % self._every and row["step"] != self._max_steps:
@@ -73,7 +73,7 @@ class RunLog:
             self._wandb.log(numbers, step=row["data_step"])
 
     def event(self, kind: str, progress: Progress, **details: Any) -> str:
-        """Write down something out of the ordinary, at once and to stay; return its id."""
+        """Write an event and force it to disk; return its id."""
         self._num_events += 1
         id = f"E{self._num_events:04d}"
         head = {
@@ -91,7 +91,7 @@ class RunLog:
         return id
 
     def evaluation(self, progress: Progress, row: dict[str, Any]) -> None:
-        """Write what was measured on the validation split, and about the spoken prompts."""
+        """Write what was measured on the validation split and about the spoken prompts."""
         row = {"step": progress.steps, "data_step": progress.data_steps, **row}
         self._append(EVALUATIONS_FILE, row)
         numbers = dict(_numbers("validation", row))
@@ -102,7 +102,7 @@ class RunLog:
         say(f"validation at step {progress.steps}: loss {row['loss']:.4f}")
 
     def sync(self) -> None:
-        """Force all logs to disk; called before each checkpoint that counts on them."""
+        """Force all logs to disk; called before each checkpoint, which relies on them."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -114,19 +114,19 @@ class RunLog:
 
 
 def say(message: str) -> None:
-    """Write a line to the console. Not by print(), which Ray Train patches to show it twice."""
+    """Write a line to the console; Ray Train patches print() so that a line appears twice."""
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
 
 
 def read_metrics(out_dir: Path, last: int | None = None) -> list[dict[str, Any]]:
-    """Read the rows of metrics.jsonl, or only the `last` ones; a torn last line is left out."""
+    """Read the rows of metrics.jsonl, or only the `last` ones; an incomplete last line is left out."""
     rows = _read(out_dir / METRICS_FILE)
     return rows if last is None else rows[max(0, len(rows) - last) :]
 
 
 def read_events(out_dir: Path) -> list[dict[str, Any]]:
-    """Read events.jsonl; a torn last line is left out."""
+    """Read events.jsonl; an incomplete last line is left out."""
     return _read(out_dir / EVENTS_FILE)
 
 
@@ -150,14 +150,14 @@ def _open_wandb(out_dir: Path, config: TrainConfig) -> Any:
         project=config.wandb_project,
         dir=str(out_dir),
         name=folder.parent.name,
-        id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],  # a resume goes on with its run
+        id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],  # a resume continues the same run
         resume="allow",
         config=config.model_dump(),
     )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _whole_lines(path)] if path.exists() else []
+    return [json.loads(line) for line in _complete_lines(path)] if path.exists() else []
 
 
 def _keep(path: Path, data_steps: int) -> None:
@@ -165,7 +165,7 @@ def _keep(path: Path, data_steps: int) -> None:
         return
     kept = [
         line
-        for line in _whole_lines(path)
+        for line in _complete_lines(path)
         if (row := json.loads(line))["data_step"] <= data_steps or row.get("event") in _LASTING
     ]
     draft = path.with_name(path.name + ".tmp")
@@ -173,13 +173,13 @@ def _keep(path: Path, data_steps: int) -> None:
     draft.replace(path)
 
 
-def _whole_lines(path: Path) -> list[str]:
+def _complete_lines(path: Path) -> list[str]:
     with open(path, encoding="utf-8") as file:
         return [line for line in file if line.endswith("\n")]
 
 
 def _finite(value: Any) -> Any:
-    """Spell NaN and infinities as strings, for which JSON has no numbers."""
+    """Replace NaN and infinities, which JSON does not have, by strings."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -190,7 +190,7 @@ def _finite(value: Any) -> Any:
 
 
 def _numbers(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Flatten a row to named numbers: train/loss_by_source/jchat."""
+    """Flatten a row to named numbers such as train/loss_by_source/jchat."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key not in ("step", "data_step"):

@@ -1,4 +1,4 @@
-"""What shows trouble before the loss does: sizes of updates and rows, losses apart, work done."""
+"""What shows trouble before the loss does: update sizes, row norms, split losses, and speed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from training.data.shard_rows import MODALITIES, Row
 from training.model.distributed import Ranks
 from training.model.optim import adam_direction, local, local_new_rows
 
-# Parts of a parameter's name, in the order in which they are looked for, and its group.
+# Parts of parameter names, in the order in which they are searched, and their groups.
 _GROUP_OF = {
     "embed_tokens": "embedding",
-    "lm_head": "embedding",  # a parameter of its own only in a base model that is not tied
+    "lm_head": "embedding",  # a separate parameter only if the base model is not tied
     "self_attn": "attention",
     "mlp": "mlp",
     "norm": "norm",
 }
-_PIECE_NUMBERS = 2**24  # 64 MiB of FP32: the temporaries of the largest matrix stay small
+_PIECE_NUMBERS = 2**24  # 64 MiB of FP32 bound the temporaries of the largest matrix
 
-# Dense BF16 tensor FLOP/s; NVIDIA's data sheets give twice that, "with sparsity". The first name
-# found in the device's as whole words decides: an H100 NVL is no SXM module, an RTX A1000 no A100.
+# Dense BF16 tensor FLOP/s; NVIDIA's data sheets give twice that, "with sparsity". The first entry
+# whose words occur in the device's name counts: an H100 NVL is not an SXM module, and an RTX A1000
+# is not an A100.
 _PEAK_FLOPS = {
     "GB200": 2500e12,
     "B200": 2250e12,
@@ -56,12 +57,12 @@ def update_ratios(
 ) -> dict[str, float]:
     """Return ||last update|| / ||weights after it|| of each group of parameters.
 
-    The groups are embedding_old, embedding_new, attention, mlp and norm, those that there are.
-    The update is computed from AdamW's moments, so call it after an applied step, with that
-    step's `rate` and, of the new rows, `new_rows_factor`; clipping is contained in the moments.
-    Every rank must call it: their local sums are added up. Whole parameters (DDP) then count once
-    a rank, which a ratio does not see. Source: the spikes of Marin 32B showed in the update norm
-    before loss and gradient norm (marin-community/marin, docs/reports/marin-32b-retro.md).
+    The groups are embedding_old, embedding_new, attention, mlp and norm, as far as they exist.
+    The update is computed from AdamW's moments, so this is called after an applied step, with that
+    step's `rate` and `new_rows_factor`; clipping is contained in the moments. Every rank must call
+    it: their local sums are added up. Replicated parameters (DDP) then count once per rank, which
+    does not change a ratio. Reason: the spikes of Marin 32B showed in the update norm before loss
+    and gradient norm (marin-community/marin, docs/reports/marin-32b-retro.md).
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     sums: dict[str, torch.Tensor] = {
@@ -104,7 +105,7 @@ def _pieces(name: str, parameter: torch.Tensor, first_new_row: int) -> Iterator[
     """Yield (group, rows of the local shard) that together cover the parameter's shard."""
     group = next((group for key, group in _GROUP_OF.items() if key in name), None)
     if group is None:
-        raise ContractError(f"parameter {name} is in no group", "Llama has none of that name")
+        raise ContractError(f"parameter {name} is in no group", "a Llama has no such parameter")
     num_rows = len(local(parameter))
     bounds = [(group, 0, num_rows)]
     if group == "embedding":
@@ -120,7 +121,7 @@ def _pieces(name: str, parameter: torch.Tensor, first_new_row: int) -> Iterator[
 def row_norms(
     model: nn.Module, ranks: Ranks, *, first_new_row: int = NUM_BASE
 ) -> dict[str, float | None]:
-    """Return the mean norm of the embedding's `old` and `new` rows, None of those it lacks.
+    """Return the mean norm of the embedding's `old` and `new` rows, None where there are none.
 
     Every rank must call it.
     """
@@ -136,16 +137,16 @@ def row_norms(
 def flops_per_token(
     model_config: LlamaConfig, num_parameters: int, row_tokens: int
 ) -> tuple[float, float]:
-    """Return FLOPs of forward and backward pass a token, attention counted (full, causal).
+    """Return the FLOPs per token of forward and backward pass, with (full, causal) attention.
 
-    6 for each of `num_parameters` (a tied matrix counted once) but those only looked up, and
-    12 x layers x heads x head_dim x row_tokens for attention, as PaLM's appendix B counts it
-    (arXiv 2204.02311); a causal kernel needs half of that. Recomputing activations adds nothing,
-    nor do the borders of documents take anything away.
+    6 for each of `num_parameters` (a tied matrix counts once) except those that are only looked
+    up, and 12 x layers x heads x head_dim x row_tokens for attention, as in PaLM's appendix B
+    (arXiv 2204.02311); a causal kernel needs half of that. Neither recomputed activations nor the
+    boundaries of documents are taken into account.
     """
     heads = model_config.num_attention_heads
     head_dim = model_config.head_dim or model_config.hidden_size // heads
-    looked_up = 0  # the tied matrix multiplies too, as the head
+    looked_up = 0  # a tied matrix multiplies too, as the head
     if not model_config.tie_word_embeddings:
         looked_up = model_config.vocab_size * model_config.hidden_size
     matrices = 6.0 * (num_parameters - looked_up)
@@ -154,7 +155,7 @@ def flops_per_token(
 
 
 def peak_flops(device_name: str, override_tflops: float | None) -> float | None:
-    """Return a device's dense BF16 FLOP/s: `override_tflops` x 1e12, or by name, None if unknown.
+    """Return the dense BF16 FLOP/s of a device, None if unknown; `override_tflops` comes first.
 
     `device_name` is that of `torch.cuda.get_device_name`. Source: NVIDIA's data sheets.
     """
@@ -171,15 +172,16 @@ def loss_sums(
 ) -> torch.Tensor:
     """Add up losses and count supervised tokens: float64 [num_sources + 8, 2], on the device.
 
-    Rows are the sources, the seven slots of a frame, and the tokens that are no audio; the last
-    eight together hold every supervised token once. `token_losses`, `labels` and `source` are
-    [rows, tokens]; `source` is -1 at padding. A loss that is not finite spoils only its own rows.
+    The rows are the sources, the seven slots of a frame, and the tokens that are not audio; the
+    last eight together count every supervised token once. `token_losses`, `labels` and `source`
+    are [rows, tokens]; `source` is -1 at padding. A loss that is not finite affects only its own
+    rows of the result.
     """
     supervised = labels != IGNORED
     slot = (labels - FIRST_AUDIO).div(CODEBOOK_SIZE, rounding_mode="floor")
     slot = torch.where((slot >= 0) & (slot < SLOTS), slot, SLOTS)
     numbers = torch.arange(num_sources + SLOTS + 1, device=labels.device)[:, None]
-    # Masks, because scatter_add of floats on a GPU adds in an order that changes between runs.
+    # Masks, because a GPU's scatter_add of floats adds in a different order in each run.
     member = (source.flatten() == numbers) | (slot.flatten() == numbers - num_sources)
     member &= supervised.flatten()
     sums = torch.where(member, token_losses.flatten().double(), 0.0).sum(1)
@@ -189,7 +191,7 @@ def loss_sums(
 def split_losses(
     sums: torch.Tensor, source_names: Sequence[str]
 ) -> tuple[dict[str, float | None], list[float | None]]:
-    """Return mean losses by source and by slot (7) from `loss_sums`, None without a token."""
+    """Return mean losses by source and by slot (7) from `loss_sums`, None without tokens."""
     means = [total / count if count else None for total, count in sums.tolist()]
     by_source = dict(zip(source_names, means[: len(source_names)], strict=True))
     return by_source, means[len(source_names) : len(source_names) + SLOTS]
@@ -198,9 +200,9 @@ def split_losses(
 def split_by_modality(
     sums: torch.Tensor, source_modality: Mapping[str, str]
 ) -> dict[str, float | None]:
-    """Return mean losses by modality from `loss_sums`, None without a token.
+    """Return mean losses by modality from `loss_sums`, None without tokens.
 
-    `source_modality`: the modality of each source, in the order of the sums' rows.
+    `source_modality`: the modality of each source, in the order of the rows of `sums`.
     """
     kinds = list(source_modality.values())
     found = {}
@@ -214,7 +216,7 @@ def split_by_modality(
 def document_losses(
     token_losses: torch.Tensor, labels: torch.Tensor, document_index: torch.Tensor
 ) -> list[list[tuple[float | None, int]]]:
-    """Return (mean loss, supervised tokens) of each document of each row, None without a token.
+    """Return (mean loss, supervised tokens) of each document of each row, None without tokens.
 
     All tensors are [rows, tokens]; `document_index` is -1 at padding.
     """

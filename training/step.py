@@ -23,11 +23,11 @@ _COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step's forward and backward passes gave; all but `token_losses` over all ranks."""
+    """The outcome of a step's passes, over all ranks except for `token_losses`."""
 
     loss: float  # mean over the supervised tokens
     supervised: int
-    tokens: int  # all but padding
+    tokens: int  # without padding
     sums: torch.Tensor  # see training.monitor.loss_sums; on the CPU
     largest_logit: float
     token_losses: list[torch.Tensor]  # of this rank's micro-batches, [rows, tokens] each
@@ -42,19 +42,19 @@ def accumulate_gradients(
 ) -> StepResult:
     """Add up the gradients of one step.
 
-    The count of tokens is known before the first backward pass, so that every token weighs the
-    same, however the rows fall into micro-batches and ranks.
-    Raises: ContractError without any token to predict.
+    The tokens are counted before the first backward pass, so that every token weighs the same,
+    however the rows are divided into micro-batches and ranks.
+    Raises: ContractError when there is no token to predict.
     """
     counts = [sum(b.num_supervised for b in batches), sum(b.num_tokens for b in batches)]
     supervised, tokens = (int(value) for value in ranks.sums(counts))
     if not supervised:
         raise ContractError(
             "a step has no token to predict",
-            "all its documents have one token, or none holds a response",
+            "its documents have one token each, or none holds a response",
             "Check the shards with `koe inspect`, and train.loss_on.",
         )
-    # The sum of the ranks' gradients is divided by their number; this takes that back.
+    # FSDP and DDP divide the sum of the ranks' gradients by their number; this undoes it.
     scale = ranks.world / supervised
     parts: list[Losses] = []
     sums: torch.Tensor | None = None
@@ -84,7 +84,7 @@ def accumulate_gradients(
 def forward(
     model: nn.Module, batch: Batch, precision: str, boundaries: Sequence[int] | None = None
 ) -> Losses:
-    """Run a batch that is on the model's device; `boundaries` as `attention_inputs` takes them."""
+    """Run a batch that is on the model's device; for `boundaries` see `attention_inputs`."""
     with compute_precision(model, batch.input_ids.device.type, precision):
         return model(
             input_ids=batch.input_ids,
@@ -98,7 +98,7 @@ def forward(
 def compute_precision(
     model: nn.Module, device_type: str, precision: str
 ) -> AbstractContextManager[Any]:
-    """Compute in `precision`; FSDP casts the weights by its own policy instead."""
+    """Return the autocast for `precision`; FSDP casts by its own policy instead."""
     if precision == "fp32" or isinstance(model, FSDPModule):
         return nullcontext()
     return torch.autocast(device_type, dtype=_COMPUTE_DTYPE[precision])

@@ -1,4 +1,4 @@
-"""What the wiring gives the trainer so that it can speak: codec, sentences, tokenizer, export."""
+"""What the trainer needs to generate speech and to export: codec, prompts, tokenizer."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class SnacDecoder:
     def __call__(self, flat_codes: np.ndarray) -> np.ndarray:
         """Decode uint16 [7 frames] to float32 [2048 frames] at 24 kHz.
 
-        The process trains a model: its random state and number of threads, both of which the
-        codec sets, stay as they are. Raises: ConfigError, ContractError, StageError (see Codec).
+        The process trains a model, so its random state and number of threads, both of which the
+        codec sets, are restored. Raises: ConfigError, ContractError, StageError (see Codec).
         """
         threads = torch.get_num_threads()
         try:
@@ -58,7 +58,7 @@ class SnacDecoder:
 def sample_generator(config: PipelineConfig) -> SampleGenerator | None:
     """Assemble what evaluations speak, or None where they speak nothing.
 
-    Raises: ConfigError when codec or tokenizer cannot be had or a text does not fit the template.
+    Raises: ConfigError when codec or tokenizer cannot be loaded, or a text does not fit the template.
     """
     settings = config.train.evaluation
     if not settings.every_steps or not (settings.prompts or settings.texts):
@@ -71,7 +71,7 @@ def sample_generator(config: PipelineConfig) -> SampleGenerator | None:
 def text_prompts(config: PipelineConfig) -> list[Prompt]:
     """Lay out `train.evaluation.texts` as the tokenize stage does: SOH BOS text EOT EOH SOA SOS.
 
-    Raises: ConfigError for a text that `tokenize.speech_prompt` cannot hold.
+    Raises: ConfigError for a text that does not fit `tokenize.speech_prompt`.
     """
     texts = config.train.evaluation.texts
     if not texts:
@@ -88,7 +88,7 @@ def text_prompts(config: PipelineConfig) -> list[Prompt]:
 def spoken_text(text: str, template: str) -> str:
     """Fill a text into `tokenize.speech_prompt`.
 
-    A template that names {speaker} takes texts that spell the whole prompt, as in `Aiko: hello`.
+    With a template that names {speaker}, a text must be the complete prompt, as in `Aiko: hello`.
     Raises: ConfigError for one that does not.
     """
     if "{speaker}" not in template:
@@ -100,17 +100,17 @@ def spoken_text(text: str, template: str) -> str:
     if not re.fullmatch(pattern, text, re.DOTALL):
         example = template.format(speaker="SPEAKER", text=text)
         raise ConfigError(
-            f"train.evaluation.texts holds {text!r}, which names no speaker",
+            f"train.evaluation.texts contains {text!r}, which names no speaker",
             f"tokenize.speech_prompt is {template!r}",
-            f"Write the whole prompt, as {example!r}.",
+            f"Write the complete prompt, for example {example!r}.",
         )
     return text
 
 
 def orpheus_tokenizer_saver(config: PipelineConfig) -> Callable[[Path], None]:
-    """Return what saves the tokenizer of Orpheus' inference into a folder.
+    """Return a function that saves the tokenizer of Orpheus' inference into a folder.
 
-    Raises: ConfigError when the base tokenizer cannot be had.
+    Raises: ConfigError when the base tokenizer cannot be loaded.
     """
     base = load_tokenizer(config.tokenize.tokenizer)
     tokenizer = orpheus_tokenizer(base)
@@ -123,12 +123,12 @@ def orpheus_tokenizer_saver(config: PipelineConfig) -> Callable[[Path], None]:
 
 
 def export_run(config: PipelineConfig, out: Path, steps: int | None, dtype: str) -> None:
-    """Export the run's checkpoint after `steps` steps, or its newest whole one.
+    """Export the run's checkpoint after `steps` steps, or its newest complete one.
 
     Raises: ConfigError when there is none, and the errors of `training.export.export`.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"--dtype {dtype} is none of {', '.join(DTYPES)}")
+        raise ConfigError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     storage = Storage(config.run_dir)
     train_dir = storage.local_path("train")
     folder = train_dir / CHECKPOINT_FOLDER
@@ -140,8 +140,8 @@ def export_run(config: PipelineConfig, out: Path, steps: int | None, dtype: str)
     if found is None:
         names = sorted(path.name for path in folder.glob("step-*"))
         raise ConfigError(
-            f"{folder} holds no whole checkpoint{'' if steps is None else f' of step {steps}'}",
-            f"there are {', '.join(names)}" if names else "there is none at all",
+            f"{folder} has no complete checkpoint{'' if steps is None else f' of step {steps}'}",
+            f"it has {', '.join(names)}" if names else "it is empty",
             "Train first with `koe train`, or name another step with --checkpoint.",
         )
     codec = read_index(storage.local_path("shards")).get("codec", {})

@@ -77,13 +77,13 @@ def test_corrupt_checkpoint_resumes_exactly(tmp_path, capsys):
     shards = small_shards(tmp_path / "shards")
     config = small_config(max_steps=6)
     loop.train(config, shards, tmp_path / "whole", RANKS)
-    shutil.copytree(tmp_path / "whole", tmp_path / "torn")
-    (tmp_path / "torn/checkpoints/step-00000006/__0_0.distcp").write_bytes(b"torn")
-    loop.train(config, shards, tmp_path / "torn", RANKS)
+    shutil.copytree(tmp_path / "whole", tmp_path / "corrupt")
+    (tmp_path / "corrupt/checkpoints/step-00000006/__0_0.distcp").write_bytes(b"corrupt")
+    loop.train(config, shards, tmp_path / "corrupt", RANKS)
     said = capsys.readouterr().err
-    assert "passing over" in said
+    assert "skipping a corrupt checkpoint" in said
     assert "resuming after step 4" in said
-    assert_same_run(tmp_path / "whole", tmp_path / "torn", 6)
+    assert_same_run(tmp_path / "whole", tmp_path / "corrupt", 6)
 
 
 @pytest.mark.slow

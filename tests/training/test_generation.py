@@ -145,7 +145,9 @@ def test_a_base_models_own_sampling_does_not_count(model):
 
 def test_a_model_without_the_ids_is_refused():
     small = build_model(config_for().model_copy(update={"tiny": TinyModelConfig(vocab_size=512)}))
-    with pytest.raises(ConfigError, match=r"512 embeddings cannot speak.*evaluation.prompts: 0"):
+    with pytest.raises(
+        ConfigError, match=r"has 512 embeddings.*needs 156,938.*evaluation.prompts: 0"
+    ):
         generate(small, [PROMPT], settings(), 0, ALONE)
     assert generate(small, [], settings(), 0, ALONE) == []
     assert small.training

@@ -1,4 +1,4 @@
-"""Folders of checkpoints on disk: committed by a manifest with hashes, found again, cleared away."""
+"""Checkpoint folders on disk: committed by a manifest with hashes, found again, deleted."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import NamedTuple
 from koe.errors import ConfigError, ContractError, StorageError
 
 FORMAT = 2
-MANIFEST = "manifest.json"  # the commit marker: written last, names all files and their hashes
+MANIFEST = "manifest.json"  # the commit marker: written last, lists all files and their hashes
 STATE = "state.json"  # what the trainer adds to tensors and random states
 RANDOM_STATES = "rng-"  # begins the name of each rank's
 _PREFIX = "step-"
-_HASHING_THREADS = 8  # one hashes at 1 to 2 GB/s, and a 3B checkpoint has 46 GB
+_HASHING_THREADS = 8  # one thread hashes 1 to 2 GB/s, and a 3B checkpoint has 46 GB
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Progress:
     """How far a run has come, and on which data."""
 
     steps: int  # optimizer steps done
-    data_steps: int  # batches consumed, those of skipped steps too
-    tokens: int  # seen in them, padding not counted
+    data_steps: int  # batches consumed, including those of skipped steps
+    tokens: int  # in those batches, without padding
     shards: str  # fingerprint of the shards' index
     rows_per_step: int
 
@@ -51,14 +51,14 @@ class Checkpoint:
 
 
 class FileMark(NamedTuple):
-    """What a whole file is known by."""
+    """What a complete file is recognised by."""
 
     sha256: str
     num_bytes: int
 
 
 class Manifest(NamedTuple):
-    """Progress of a checkpoint and the marks of its files, by name."""
+    """Progress of a checkpoint, and the marks of its files by name."""
 
     progress: Progress
     files: dict[str, FileMark]
@@ -75,17 +75,17 @@ def random_state_file(rank: int) -> str:
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Find the newest whole checkpoint; `warn` is told about every torn one passed over."""
-    return _newest_whole(_found(folder), warn)
+    """Find the newest complete checkpoint; `warn` is called for every corrupt one skipped."""
+    return _newest_complete(_found(folder), warn)
 
 
 def latest_before(folder: Path, steps: int, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Find the newest whole checkpoint after at most `steps` steps, as `latest` does."""
-    return _newest_whole([found for found in _found(folder) if found[0] <= steps], warn)
+    """Find the newest complete checkpoint of at most `steps` steps, as `latest` does."""
+    return _newest_complete([found for found in _found(folder) if found[0] <= steps], warn)
 
 
 def read(path: Path) -> Checkpoint:
-    """Read what a checkpoint says of itself; its files are not hashed.
+    """Read a checkpoint's manifest without hashing its files.
 
     For ranks that follow rank 0, which has hashed them. Raises: ContractError.
     """
@@ -95,7 +95,7 @@ def read(path: Path) -> Checkpoint:
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest of the checkpoint at `path`.
 
-    Raises: ContractError when there is none, or none of this format.
+    Raises: ContractError when there is none, or it has another format.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -113,7 +113,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def require_same_data(checkpoint: Checkpoint, shards: str, rows_per_step: int, other: bool) -> None:
-    """Refuse to continue on other rows than those the checkpoint would have seen next.
+    """Refuse to continue with other rows than those that the checkpoint would have seen next.
 
     `other` allows changed shards. Raises: ConfigError.
     """
@@ -127,15 +127,15 @@ def require_same_data(checkpoint: Checkpoint, shards: str, rows_per_step: int, o
         )
     if found.rows_per_step != rows_per_step:
         raise ConfigError(
-            f"checkpoint {checkpoint.path} was trained with {found.rows_per_step} rows a step",
-            f"workers x micro_batch_rows x accumulation_steps now make {rows_per_step}, and the "
-            "place in the data is counted in steps",
+            f"checkpoint {checkpoint.path} was trained with {found.rows_per_step} rows per step",
+            f"workers x micro_batch_rows x accumulation_steps is now {rows_per_step}, and the "
+            "position in the data is counted in steps",
             f"Choose the three so that their product is {found.rows_per_step}.",
         )
 
 
 def empty_draft(folder: Path, final: Path) -> None:
-    """Make the empty draft of `final` and delete what killed runs have left.
+    """Make the empty draft of `final`, and delete what killed runs have left behind.
 
     Raises: OSError.
     """
@@ -146,7 +146,7 @@ def empty_draft(folder: Path, final: Path) -> None:
 
 
 def draft_of(final: Path) -> Path:
-    """Name the folder that becomes `final` when it is whole."""
+    """Name the folder that becomes `final` when it is complete."""
     return final.with_name(f".{final.name}.tmp")
 
 
@@ -167,24 +167,24 @@ def mark(path: Path) -> FileMark:
 
 
 def commit(final: Path, manifest: Manifest) -> None:
-    """Turn the draft of `final` into it; a kill at any moment leaves it whole or not there.
+    """Turn the draft into `final`; a kill at any moment leaves it complete or absent.
 
-    Raises: StorageError when a rank's file is not to be seen here; OSError.
+    Raises: StorageError when a file of another rank is not visible here; OSError.
     """
     draft = draft_of(final)
     for name, expected in manifest.files.items():
         path = draft / name
         if not path.exists() or path.stat().st_size != expected.num_bytes:
             raise StorageError(
-                f"{path} is not there as its rank has written it",
-                "the ranks do not share the folder, or it is not in step between nodes",
+                f"{path} is not here as its rank wrote it",
+                "the ranks do not share the folder, or the nodes see different states of it",
                 "Put the run's folder on a file system that all nodes mount.",
             )
     files = {name: {"sha256": m.sha256, "bytes": m.num_bytes} for name, m in manifest.files.items()}
     content = {"format": FORMAT, "progress": asdict(manifest.progress), "files": files}
     write_synced(draft / MANIFEST, json.dumps(content, indent=1).encode())
     sync(draft)
-    if final.exists():  # torn, or of a course that was rolled back
+    if final.exists():  # corrupt, or from a course that was rolled back
         discard(final)
     draft.rename(final)
     sync(final.parent)
@@ -192,18 +192,18 @@ def commit(final: Path, manifest: Manifest) -> None:
 
 
 def delete_old(newest: Path, keep: int, keep_back_steps: int) -> None:
-    """Delete all checkpoints but the newest `keep` and one to roll back to; later ones too.
+    """Delete all checkpoints but the newest `keep` and one to roll back to.
 
     The one to roll back to is the newest that is at least `keep_back_steps` older than `newest`.
-    The oldest that is younger stays with it: it takes its place when it has the age. Torn ones
-    do not count and are deleted. Raises: OSError.
+    The oldest that is younger is kept as well: it takes that place once it is old enough. Corrupt
+    checkpoints and those later than `newest` are deleted. Raises: OSError.
     """
     folder, last = newest.parent, _steps(newest)
     found = _found(folder)
-    whole = [steps for steps, path in found if steps <= last and _looks_whole(path)]
-    old = [steps for steps in whole if steps <= last - keep_back_steps]
-    young = [steps for steps in whole if steps > last - keep_back_steps]
-    kept = {*whole[-keep:], *old[-1:], *young[:1]}
+    complete = [steps for steps, path in found if steps <= last and _looks_complete(path)]
+    old = [steps for steps in complete if steps <= last - keep_back_steps]
+    young = [steps for steps in complete if steps > last - keep_back_steps]
+    kept = {*complete[-keep:], *old[-1:], *young[:1]}
     for steps, path in found:
         if steps not in kept:
             discard(path)
@@ -215,17 +215,19 @@ def _steps(path: Path) -> int:
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:
-    """List the checkpoints in `folder`, torn ones too, by their steps."""
+    """List the checkpoints in `folder` by their steps, including corrupt ones."""
     paths = [p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdecimal()]
     return sorted((_steps(path), path) for path in paths)
 
 
-def _newest_whole(found: list[tuple[int, Path]], warn: Callable[[str], None]) -> Checkpoint | None:
+def _newest_complete(
+    found: list[tuple[int, Path]], warn: Callable[[str], None]
+) -> Checkpoint | None:
     for _, path in reversed(found):
         try:
             return Checkpoint(path, _verify(path))
         except ContractError as error:
-            warn(f"passing over a torn checkpoint: {error}")
+            warn(f"skipping a corrupt checkpoint: {error}")
     return None
 
 
@@ -253,8 +255,8 @@ def _require(path: Path, expected: FileMark) -> None:
         )
 
 
-def _looks_whole(path: Path) -> bool:
-    """Tell whether manifest and sizes are right; hashing would read all checkpoints each time."""
+def _looks_complete(path: Path) -> bool:
+    """Check manifest and sizes only; hashing would read all checkpoints every time."""
     try:
         files = read_manifest(path).files
         return all((path / name).stat().st_size == m.num_bytes for name, m in files.items())
@@ -263,12 +265,12 @@ def _looks_whole(path: Path) -> bool:
 
 
 def discard(path: Path) -> None:
-    """Take a checkpoint away in one move, so that a kill while deleting leaves none torn."""
+    """Rename a checkpoint away at once, so that a kill while deleting leaves no half of it."""
     path.rename(path.with_name(f".{path.name}.deleted"))
 
 
 def sweep(folder: Path) -> None:
-    """Delete what was discarded, now or by a process that was killed at it."""
+    """Delete what was discarded, now or by a process that was killed before it could delete it."""
     for doomed in folder.glob(f".{_PREFIX}*.deleted"):
         shutil.rmtree(doomed)
 

@@ -26,11 +26,11 @@ from training.model.distributed import Ranks
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
 ) -> tuple[dict[str, Any], bool]:
-    """Load weights, moments and this rank's random state into place, whatever world wrote them.
+    """Load weights, moments and this rank's random state in place, at any world size.
 
-    Returns the caller's state, and whether random states were loaded (they are not after a change
-    of world size). Raises: ConfigError when the model has another shape; ContractError when a
-    file holds more than tensors; StorageError.
+    Returns the caller's state, and whether random states were loaded, which they are only at the
+    world size that wrote them. Raises: ConfigError when the model has another shape; ContractError
+    when a file holds more than tensors; StorageError.
     """
     random_states = [name for name in read_manifest(path).files if name.startswith(RANDOM_STATES)]
     same_world = len(random_states) == ranks.world
@@ -44,7 +44,7 @@ def load_checkpoint(
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load the weights alone, in the model's dtype, without any process group.
+    """Load only the weights, in the model's dtype; no process group is needed.
 
     Raises: as `load_checkpoint`.
     """

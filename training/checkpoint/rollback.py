@@ -1,7 +1,7 @@
-"""Going back to an earlier checkpoint, in a way that a kill at any moment cannot undo.
+"""Goes back to an earlier checkpoint in a way that a kill at any moment cannot undo.
 
-The record is written first. From then on the checkpoints that it abandons are as good as gone, and
-the one that it names goes on with the record's place in the data and the guard's memory.
+A record is written first. From then on the checkpoints that it abandons count as deleted, and the
+checkpoint that it names continues with the record's position in the data and the guard's state.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ RECORD = "rollback.json"
 
 @dataclass(frozen=True)
 class Rollback:
-    """`steps` of the checkpoint gone back to, the next batch, and the guard's state."""
+    """The `steps` of the checkpoint gone back to, the next batch, and the guard's state."""
 
     steps: int
     data_steps: int
     guard: dict[str, Any]
 
     def abandons(self, progress: checkpoints.Progress) -> bool:
-        """Whether a checkpoint lies on the piece of the run that was given up."""
+        """Return whether a checkpoint belongs to the part of the run that was given up."""
         return progress.steps > self.steps and progress.data_steps < self.data_steps
 
 
 def record(folder: Path, rollback: Rollback) -> None:
-    """Write the record, then remove what it abandons; rank 0 only. Raises: StorageError."""
+    """Write the record, then delete what it abandons; on rank 0 only. Raises: StorageError."""
     try:
         draft = folder / f".{RECORD}.tmp"
         write_synced(draft, json.dumps(asdict(rollback)).encode())
         draft.replace(folder / RECORD)
-        sync(folder)  # before anything that the record abandons goes
+        sync(folder)  # before anything that the record abandons is deleted
         _remove_abandoned(folder, rollback)
     except OSError as error:
         raise StorageError(
@@ -51,18 +51,18 @@ def record(folder: Path, rollback: Rollback) -> None:
 def resume_point(
     folder: Path, warn: Callable[[str], None]
 ) -> tuple[checkpoints.Checkpoint, dict[str, Any] | None] | None:
-    """Find the newest whole checkpoint that is not abandoned, for rank 0.
+    """Find the newest complete checkpoint that is not abandoned, for rank 0.
 
     Returns it with the progress to go on from, and the guard's state where a rollback overrides
-    that of the checkpoint; None when there is none.
+    the checkpoint's own; None when there is no checkpoint.
     """
     rollback = read_record(folder)
     if rollback:
         _remove_abandoned(folder, rollback)
     found = checkpoints.latest(folder, warn)
     if rollback and (found is None or found.progress.steps < rollback.steps):
-        # Its checkpoint is gone: what is trained from here on has nothing to do with it, and would
-        # look abandoned to the next resume.
+        # Its checkpoint is gone: training goes on from an older one, and the next resume would take
+        # what is trained from here for abandoned.
         (folder / RECORD).unlink()
         rollback = None
     return None if found is None else _overridden(found, rollback)
@@ -85,7 +85,7 @@ def read_record(folder: Path) -> Rollback | None:
         raise ContractError(
             f"{path} cannot be read",
             repr(error),
-            "It says which data a rollback left out. Delete it to go on from the newest checkpoint.",
+            "It holds which data a rollback left out. Delete it to go on from the newest checkpoint.",
         ) from error
 
 
@@ -107,7 +107,7 @@ def _remove_abandoned(folder: Path, rollback: Rollback) -> None:
         try:
             progress = checkpoints.read(path).progress
         except ContractError:
-            continue  # torn: never loaded anyway
+            continue  # corrupt, so never loaded anyway
         if rollback.abandons(progress):
             discard(path)
     sweep(folder)

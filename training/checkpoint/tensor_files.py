@@ -1,9 +1,9 @@
 """The tensors of a checkpoint in files: PyTorch's distributed checkpoints (DCP) without pickles.
 
 DCP plans which rank writes which part of which tensor, and reads the parts into any other
-sharding. Its index of them, `.metadata`, is a pickle, which can run code when it is read: here the
-index is JSON. Its planners and storage are driven directly: `dcp.save` warns at every save of a
-process without process group, and a thread cannot silence a warning without races.
+sharding. Its index of the parts, `.metadata`, is a pickle, which can run code when it is read; here
+the index is JSON. DCP's planners and storage are called directly, because `dcp.save` warns at
+every save of a process without a process group, and a thread cannot silence a warning safely.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Plans = list[SavePlan]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a part lies; the fields that DCP's reader looks for."""
+    """Where a part is stored, in the fields that DCP's reader expects."""
 
     relative_path: str
     offset: int
@@ -50,7 +50,7 @@ class _Place:
 
 
 class _StagingPlanner(DefaultSavePlanner):
-    """Plans with tensors in use and writes copies of them, made by `stage`."""
+    """Plans with the tensors in use, and writes the copies that `stage` makes of them."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -84,12 +84,12 @@ class StagedTensors:
     ) -> None:
         self._folder = folder
         self._planner = _StagingPlanner()
-        # Nothing is copied ahead, since everything is on the CPU already.
+        # Nothing needs to be copied ahead: everything is on the CPU already.
         self._storage = FileSystemWriter(folder, per_thread_copy_ahead=0)
         self._planner.set_up_planner(state, is_coordinator=rank == 0)
         self._storage.set_up_storage_writer(rank == 0)
         plans = all_gather(self._storage.prepare_local_plan(self._planner.create_local_plan()))
-        # A function of the plans alone, so each rank may compute it; index finds gaps.
+        # This depends on the plans alone, so every rank computes the same; `index` finds gaps.
         plans, self._metadata = self._planner.create_global_plan(plans)
         plans = self._storage.prepare_global_plan(plans)
         self._plan = self._planner.finish_plan(plans[rank])
@@ -100,7 +100,7 @@ class StagedTensors:
         return self._storage.write_data(self._plan, self._planner).wait()
 
     def index(self, results: list[WriteResult]) -> bytes:
-        """Return the index of the parts that all ranks have written, as JSON.
+        """Return the index of all parts that the ranks have written, as JSON.
 
         Raises: ContractError when one is missing.
         """
@@ -130,14 +130,14 @@ class StagedTensors:
 
 
 def model_tensors(model: nn.Module) -> State:
-    """Name the weights in a checkpoint: by parameter, so that a tied one is stored once."""
+    """Return the weights by their names in a checkpoint; a tied weight is stored once."""
     if isinstance(model, DistributedDataParallel):
         model = model.module
     return {MODEL + name: parameter for name, parameter in model.named_parameters()}
 
 
 def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Name all tensors of a checkpoint, in use as they are; AdamW's missing moments are made."""
+    """Return all tensors of a checkpoint by name, not copied; missing AdamW moments are made."""
     tensors = model_tensors(model)
     names = {parameter: name.removeprefix(MODEL) for name, parameter in tensors.items()}
     for group in optimizer.param_groups:
@@ -158,7 +158,7 @@ def read_tensors(state: State, folder: Path, prefix: str = "", cast: bool = Fals
 
     `state` must name all tensors there that begin with `prefix`; with `cast` it may have them in
     other dtypes. Raises: ConfigError when names, shapes or dtypes differ; ContractError for a
-    broken index; OSError; pickle.UnpicklingError when a file holds more than tensors.
+    corrupt index; OSError; pickle.UnpicklingError when a file holds more than tensors.
     """
     reader = _Reader(folder)
     metadata = reader.read_metadata()
@@ -183,7 +183,7 @@ def _require_fit(state: State, metadata: Metadata, folder: Path, prefix: str, ca
         has, wants = (tensor.size, tensor.properties.dtype), (state[name].shape, state[name].dtype)
         if has[0] != wants[0] or (has[1] != wants[1] and not cast):
             differences.append(
-                f"{name} is {list(has[0])} {has[1]} in it, {list(wants[0])} {wants[1]} in the model"
+                f"{name} is {list(has[0])} {has[1]} there, {list(wants[0])} {wants[1]} in the model"
             )
     if differences:
         raise ConfigError(
@@ -208,7 +208,7 @@ def _read_index(folder: Path) -> Metadata:
             properties = TensorProperties(dtype=_dtype(tensor["dtype"]))
             tensors[name] = TensorStorageMetadata(properties, torch.Size(tensor["size"]), chunks)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ContractError(f"{path} is no index of tensors", repr(error)) from error
+        raise ContractError(f"{path} is not an index of tensors", repr(error)) from error
     return Metadata(tensors, storage_data=places)
 
 
@@ -222,5 +222,5 @@ def _place(part: dict[str, Any]) -> _Place:
 def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, name)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"{name} is no dtype")
+        raise ValueError(f"{name} is not a dtype")
     return found

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or are not there, written beside training by all ranks together.
+"""Writes checkpoints while training goes on, by all ranks together: complete or not at all.
 
-A checkpoint is a folder with the tensors (see `training.checkpoint.tensor_files`), the random state of each
-rank, the caller's state, and a manifest with the hashes of all (see `training.checkpoint.folder`).
+A checkpoint is a folder with the tensors (see `tensor_files.py`), the random state of each rank,
+the caller's state, and a manifest with the hashes of all files (see `folder.py`).
 Tensors are keyed by `model.<parameter>` and `optimizer.<parameter>.<exp_avg|exp_avg_sq|step>`: a
 tied head is stored once, and neither FSDP nor DDP nor the number of ranks shows in the names.
 """
@@ -38,14 +38,15 @@ from training.checkpoint.folder import (
 from training.checkpoint.tensor_files import INDEX, StagedTensors, checkpoint_tensors
 from training.model.distributed import Ranks
 
-_SECONDS_TO_HEAR_WHY = 5.0  # another rank failed: this one's thread learns of it a moment later
+# When another rank has failed, this rank's thread learns of it a moment later.
+_SECONDS_TO_LEARN_WHY = 5.0
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Staged:
-    """All that this rank writes of one checkpoint, out of reach of the steps that follow."""
+    """A copy of all that this rank writes of one checkpoint; later steps cannot change it."""
 
     final: Path
     progress: Progress
@@ -55,11 +56,11 @@ class _Staged:
 
 
 class CheckpointWriter:
-    """Writes checkpoints into `folder`, which the ranks share, beside the next steps.
+    """Writes checkpoints into `folder`, which the ranks share, while the next steps run.
 
-    All ranks call every method but `close` alike. What one fails to write all raise at the next
-    call, as StorageError. The newest `keep` checkpoints stay, and always one that is at least
-    `keep_back_steps` steps older than the newest, to roll back to.
+    All ranks must call every method except `close` in the same order. If one rank fails to write,
+    all raise StorageError at the next call. The newest `keep` checkpoints are kept, and always one
+    that is at least `keep_back_steps` steps older than the newest, to roll back to.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class CheckpointWriter:
         self._folder, self._ranks = folder, ranks
         self._keep, self._keep_back_steps = keep, keep_back_steps
         self._asynchronous = asynchronous
-        # Its own group: two threads that share one could meet another rank's other thread in it.
+        # A group of its own: the thread's collectives must not mix with those of training.
         self._group: Any = dist.new_group(backend="gloo") if ranks.world > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[Path] | None = None
@@ -89,8 +90,8 @@ class CheckpointWriter:
     ) -> None:
         """Copy everything to the CPU and begin to write it; training may go on at once.
 
-        `state`: what else has to be resumed, in JSON's types, the same on all ranks. A checkpoint
-        of the same step is replaced and later ones are deleted: their course was rolled back.
+        `state`: what else has to be resumed, as JSON types, the same on all ranks. A checkpoint of
+        the same step is replaced, and later ones, which a rollback has abandoned, are deleted.
         """
         state_json = json.dumps(state).encode()
         self._complete()
@@ -109,35 +110,35 @@ class CheckpointWriter:
             self._complete()
 
     def poll(self) -> Path | None:
-        """Return the checkpoint that was committed since the last call, if one was.
+        """Return the checkpoint that was committed since the last call, if there is one.
 
-        Costs one small collective while something is being written, and nothing otherwise.
+        Costs one small collective while a checkpoint is being written, and nothing otherwise.
         """
         self._collect()
         committed, self._committed = self._committed, None
         return committed
 
     def finish(self) -> Path | None:
-        """Wait until nothing is being written; return as `poll`."""
+        """Wait until nothing is being written; return what `poll` returns."""
         self._complete()
         return self.poll()
 
     def close(self) -> None:
-        """Wait for the files of this rank, whatever comes of them. A commit may still succeed."""
+        """Wait for the files of this rank, failed or not. A commit may still succeed."""
         self._thread.shutdown()
         if self._group is not None:
             dist.destroy_process_group(self._group)
             self._group = None
 
     def _complete(self) -> None:
-        # Not by waiting for the thread: it waits for the other ranks', one of which may be dead.
+        # Waiting for the thread itself could take forever: it waits for other ranks, which may be dead.
         while self._pending is not None:
             self._collect()
             if self._pending is not None:
                 time.sleep(0.005)
 
     def _collect(self) -> None:
-        """Take over what the threads of all ranks have come to, once they all have."""
+        """Take over the result of the threads of all ranks, once all have finished."""
         if self._pending is None:
             return
         done = self._pending.done()
@@ -149,14 +150,14 @@ class CheckpointWriter:
         if code == 0:
             self._committed = pending.result()
             return
-        wait([pending], _SECONDS_TO_HEAR_WHY)
+        wait([pending], _SECONDS_TO_LEARN_WHY)
         error = pending.exception() if pending.done() else None
         if isinstance(error, KoeError):
             raise error
         raise _cannot_write(self._folder, repr(error or "another rank failed")) from error
 
     def _exchange(self, work: Callable[[], T]) -> list[T]:
-        """Work on every rank and return all their results; where one fails, all raise."""
+        """Call `work` on every rank and return all results; if one fails, all raise."""
         result, error = None, None
         try:
             result = work()
@@ -173,7 +174,7 @@ class CheckpointWriter:
         return [result for result, _ in everyone]
 
     def _write(self, staged: _Staged) -> Path:
-        """Write this rank's files, and on rank 0 commit those of all; the thread's work."""
+        """Write this rank's files, and commit those of all ranks on rank 0; runs in the thread."""
         draft = draft_of(staged.final)
 
         def write_own():
@@ -210,5 +211,5 @@ def _cannot_write(folder: Path, reason: str) -> StorageError:
     return StorageError(
         f"a checkpoint in {folder} cannot be written",
         reason,
-        "Free or mount the disk and start again: the run resumes from the checkpoint before.",
+        "Free or mount the disk and start again: the run resumes from the previous checkpoint.",
     )

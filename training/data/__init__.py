@@ -1,1 +1,1 @@
-"""Reading shards, batches, and which rows a step sees."""
+"""The shards as rows, the rows of each step, and the batches made of them."""

@@ -1,4 +1,4 @@
-"""Micro-batches: rows padded to one length, with their documents marked token by token."""
+"""Micro-batches: rows padded to one length, with the document of each token marked."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _NUM_CONTROLS = END_OF_AI - START_OF_HUMAN + 1  # start and end of human, start 
 class Batch:
     """Rows of one micro-batch, all tensors [rows, tokens], padded to the longest row.
 
-    `labels` are the token ids themselves (the loss shifts), `IGNORED` at padding and at the first
-    token of each document, which nothing of its own document predicts. `position_ids` restart in
-    each document. `document_index` counts the documents of a row, -1 at padding; `source` is an
-    index into `ShardRows.sources`, -1 at padding.
+    `labels` are the token ids themselves (the loss shifts them), `IGNORED` at padding and at the
+    first token of each document, which nothing in its own document predicts. `position_ids` restart
+    in each document. `document_index` counts the documents of a row and `source` is an index into
+    `ShardRows.sources`; both are -1 at padding.
     """
 
     input_ids: torch.Tensor  # int64
@@ -39,7 +39,7 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """Move to page-locked memory, from which a GPU copies while it computes."""
+        """Copy to page-locked memory, from which a GPU can copy while it computes."""
         return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
     @cached_property
@@ -60,22 +60,22 @@ def collate(
 ) -> Batch:
     """Pad rows to their longest, or to `min_width` tokens, and mark their documents.
 
-    `loss_on`: "all", or "response" for labels of what follows start_of_ai only. With the capacity
-    of a row as `min_width` compiled layers see one shape; 0.1 % of the tokens are padding then.
+    `loss_on`: "all", or "response" for labels only where start_of_ai precedes. With the capacity of
+    a row as `min_width`, compiled layers see a single shape, and 0.1 % of the tokens are padding.
     Raises: ContractError for a token id that the model has no embedding for.
     """
     num_tokens = [len(row.input_ids) for row in rows]
     shape = (len(rows), max(*num_tokens, min_width))
     input_ids = np.empty(shape, np.int64)
-    # Padding is neither attended to nor predicted, so any id the model knows serves.
+    # Padding is neither attended to nor predicted, so any id that the model has will do.
     padding = PAD if num_embeddings > PAD else 0
     for row, n, of_row in zip(rows, num_tokens, input_ids, strict=True):
         of_row[:n], of_row[n:] = row.input_ids, padding
-    # As an unsigned number a negative id is a large one: one pass over the ids for both bounds.
+    # As an unsigned number a negative id is a large one, so one pass checks both bounds.
     if int(input_ids.view(np.uint64).max()) >= num_embeddings:
         raise _without_embedding(rows, num_embeddings)
 
-    # From here on all rows are one line of documents; the padding of a row is a document too.
+    # From here on all rows are one sequence of documents; the padding of a row is a document too.
     lengths, parts, index, source = _documents(rows, shape[1], sources)
     starts = np.cumsum(lengths) - lengths
     labels = input_ids.copy()
@@ -125,38 +125,38 @@ def _documents(
 
 def _without_embedding(rows: Sequence[Row], num_embeddings: int) -> ContractError:
     for row in rows:
-        least, most = int(row.input_ids.min()), int(row.input_ids.max())
-        if least < 0 or most >= num_embeddings:
+        lowest, highest = int(row.input_ids.min()), int(row.input_ids.max())
+        if lowest < 0 or highest >= num_embeddings:
             return ContractError(
-                f"row {row.index} holds the token ids {least}..{most}",
+                f"row {row.index} holds token ids from {lowest} to {highest}",
                 f"the model has {num_embeddings} embeddings",
                 "Use a model and a tokenizer of the same vocabulary.",
             )
-    raise AssertionError("every row's ids have embeddings")
+    raise AssertionError("every id has an embedding")
 
 
 def in_response(ids: np.ndarray, lengths: np.ndarray, parts: np.ndarray) -> np.ndarray:
     """Mark the tokens between start_of_ai and end_of_ai, the latter included, bool [tokens].
 
-    The later part of a split document may begin inside an answer: it does when the first control
-    id that it holds is end_of_ai. A part without any belongs to a sample that is longer than a
-    row, and such samples are long by their answer, so it counts as one.
+    The later part of a split document begins inside an answer when the first control id in it is
+    end_of_ai. A part without any control id belongs to a sample longer than a row; it is the answer
+    that makes such samples long, so the part counts as answer.
     """
-    # The four control ids follow one another, so one unsigned comparison finds them. All else is
-    # done at those few places: sums over all tokens would take as long as the rest of a batch.
+    # The four control ids are consecutive, so one unsigned comparison finds them. The rest is
+    # computed at those few places: sums over all tokens would double the time of making a batch.
     controls = np.flatnonzero((ids - START_OF_HUMAN).view(f"u{ids.itemsize}") < _NUM_CONTROLS)
-    kinds = np.append(ids[controls], END_OF_AI)  # behind the last, for a document without any
+    kinds = np.append(ids[controls], END_OF_AI)  # one more at the end, for a document without any
     steps = (kinds == START_OF_AI).astype(np.int64) - (kinds == END_OF_AI)
-    opened = steps.cumsum()  # behind each control id, of the whole line
+    opened = steps.cumsum()  # after each control id, over all documents
     stops = lengths.cumsum()
     starts = stops - lengths
     first, stop = controls.searchsorted(starts), controls.searchsorted(stops)
     begins_inside = (parts > 0) & ((first == stop) | (steps[first] < 0))
-    # An answer is open from an edge to the next when more than its document had before it are.
+    # Between two edges an answer is open if more are open there than before the document began.
     before = (opened[first] - steps[first] - begins_inside).repeat(stop - first)
     is_open = np.concatenate([opened[:-1] > before, begins_inside])
     edges = np.concatenate([controls + 1, starts, [len(ids)]])
-    # Where a document ends in a control id, the next one's start comes later and so prevails.
+    # Where a document ends in a control id, the start of the next comes later, and so prevails.
     order = edges.argsort(kind="stable")
     edges = edges[order]
     return is_open[order[:-1]].repeat(edges[1:] - edges[:-1])

@@ -1,4 +1,4 @@
-"""Which rows each step sees: a function of seed, epoch and step, whoever asks and however many."""
+"""Which rows each step sees: a function of seed, epoch and step, at any number of ranks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from training.model.distributed import Ranks
 
 
 class RowOrder:
-    """The endless sequence of rows of a run, cut into steps.
+    """The endless sequence of a run's rows, cut into steps.
 
-    The first epoch takes the rows as they are stored, which is the mixing schedule. Each later one
-    shuffles the rows of text among the places of text, and those of speech among theirs: other
-    neighbours, the same schedule.
+    The first epoch takes the rows in stored order, which is the mixing schedule. Each later epoch
+    shuffles the rows of text among the places of text, and those of speech among the places of
+    speech: rows get other neighbours, and the schedule stays.
     """
 
     def __init__(self, row_modality: np.ndarray, rows_per_step: int, seed: int) -> None:
@@ -25,7 +25,7 @@ class RowOrder:
         self._shuffled: dict[int, np.ndarray] = {}
 
     def rows(self, data_step: int) -> list[int]:
-        """Number the rows of a step, counted from 0 over all epochs."""
+        """Return the row numbers of a step; steps count from 0 over all epochs."""
         num_rows = len(self._modality)
         places = range(data_step * self._rows_per_step, (data_step + 1) * self._rows_per_step)
         return [self._row(*divmod(place, num_rows)) for place in places]
@@ -40,7 +40,7 @@ class RowOrder:
             for kind in np.unique(self._modality):
                 places = np.flatnonzero(self._modality == kind)
                 order[places] = generator.permutation(places)
-            # A step can end one epoch and begin the next; older ones are never asked for again.
+            # A step may end one epoch and begin the next; older epochs are never needed again.
             self._shuffled = {e: o for e, o in self._shuffled.items() if e == epoch - 1}
             self._shuffled[epoch] = order
         return self._shuffled[epoch]
@@ -49,10 +49,10 @@ class RowOrder:
 def split_rows(
     numbers: Sequence[int], rank: int, world: int, micro_batch_rows: int
 ) -> list[list[int]]:
-    """Give rank `rank` its micro-batches of a step's rows.
+    """Return the micro-batches of rank `rank` among a step's rows.
 
-    Micro-batch m of rank r is the (m * world + r)-th slice, so a rank's share only depends on the
-    numbers given, and all ranks' micro-batches m together are consecutive rows.
+    Micro-batch m of rank r is the (m * world + r)-th slice. So a rank's share depends only on the
+    numbers given, and the micro-batches m of all ranks together are consecutive rows.
     """
     slices = [
         list(numbers[start : start + micro_batch_rows])
@@ -86,7 +86,7 @@ class StepLoader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def batches(self, data_step: int) -> list[Batch]:
-        """Return this rank's micro-batches of a step, and start on those of the next.
+        """Return this rank's micro-batches of a step, and begin to build those of the next.
 
         Raises: ContractError from reading the rows.
         """
@@ -96,7 +96,7 @@ class StepLoader:
         return batches
 
     def numbers(self, data_step: int) -> list[list[int]]:
-        """Number the rows of this rank's micro-batches of a step."""
+        """Return the row numbers of this rank's micro-batches of a step."""
         numbers = self._order.rows(data_step)
         return split_rows(numbers, self._ranks.rank, self._ranks.world, self._micro_batch_rows)
 

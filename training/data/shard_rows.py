@@ -1,4 +1,4 @@
-"""Reading shards: the rows of memory-mapped files."""
+"""Reads shards: the rows of memory-mapped files."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _AGAIN = "Write the shards again with `koe run --force interleave`."
 
 @dataclass(frozen=True)
 class Row:
-    """One packed row. `input_ids` int32 [tokens] is a view of the mapped file."""
+    """One packed row. `input_ids`, int32 [tokens], is a view of the mapped file."""
 
     index: int
     input_ids: np.ndarray
     document_lengths: np.ndarray  # int32 [documents]
     document_sources: list[str]
     document_modalities: list[str]
-    document_parts: np.ndarray  # int32 [documents]; over 0 where a sample was split
+    document_parts: np.ndarray  # int32 [documents]; above 0 in later parts of a split sample
     stored_ids: pa.Array  # strings [documents], of the mapped file
 
     @cached_property
     def document_ids(self) -> list[str]:
-        """The ids of the samples; made when asked for, as batches do without them."""
+        """The ids of the samples; converted on demand, because batches do not need them."""
         return self.stored_ids.to_pylist()
 
 
@@ -45,17 +45,17 @@ class _Lists:
 
     def __init__(self, offsets: np.ndarray, values: Any) -> None:
         self.offsets, self.values = offsets, values
-        self._at = offsets.data  # gives Python's own ints, in half of NumPy's time
+        self._at = offsets.data  # yields Python integers in half of NumPy's time
 
     def __getitem__(self, row: int) -> Any:
         return self.values[self._at[row] : self._at[row + 1]]
 
 
 class _Stored:
-    """A record batch as arrays, all views of the mapped file but for 3 bytes a document.
+    """A record batch as arrays: views of the mapped file, except for 3 bytes per document.
 
-    Asked for one row at a time, Arrow makes a Python object for every offset and string: a row of
-    five documents took 27 us that way and takes 7 this way.
+    Read row by row, Arrow makes a Python object of every offset and string: a row of five
+    documents took 27 us that way, and takes 7 us this way.
     """
 
     def __init__(self, path: str, batch: pa.RecordBatch) -> None:
@@ -67,12 +67,12 @@ class _Stored:
 
     @cached_property
     def sources(self) -> tuple[_Lists, list[str]]:
-        """Indices into names, int16, and the names."""
+        """Indices into the names (int16), and the names."""
         return self._names("document_sources", np.int16)
 
     @cached_property
     def modalities(self) -> tuple[_Lists, list[str]]:
-        """Indices into names, uint8, and the names."""
+        """Indices into the names (uint8), and the names."""
         return self._names("document_modalities", np.uint8)
 
     def _offsets(self, name: str) -> np.ndarray:
@@ -91,8 +91,8 @@ class _Stored:
 class ShardRows:
     """The rows of one split of a shards folder, by number, in stored order.
 
-    That order is the mixing schedule. Tokens are not read until a row is asked for, and never
-    copied; `source_modality` and `modality` take one pass over two narrow columns.
+    That order is the mixing schedule. Tokens are read when a row is requested, and never copied;
+    `source_modality` and `modality` take one pass over two narrow columns.
     Raises: ContractError when the folder, its index or a shard is not what koe writes.
     """
 
@@ -110,8 +110,8 @@ class ShardRows:
             self._open(folder / entry["path"], int(entry["rows"]))
         if not self._num_rows:
             raise ContractError(
-                f"{folder} holds no rows of the split {split!r}",
-                f"its index lists {len(index['shards'])} shards, {len(entries)} of that split",
+                f"{folder} has no rows in the split {split!r}",
+                f"its index lists {len(index['shards'])} shards, {len(entries)} of them in that split",
                 "Run the interleave stage on more input.",
             )
 
@@ -138,7 +138,7 @@ class ShardRows:
 
     @cached_property
     def source_modality(self) -> dict[str, str]:
-        """The modality of every source, by name, in the order of names."""
+        """The modality of every source, ordered by the sources' names."""
         found: dict[str, str] = {}
         for stored in self._stored:
             (sources, source_names), (modalities, modality_names) = (
@@ -154,7 +154,7 @@ class ShardRows:
 
     @property
     def sources(self) -> list[str]:
-        """The names of all sources; Batch.source holds indices into it."""
+        """The names of all sources; `Batch.source` holds indices into this list."""
         return list(self.source_modality)
 
     @cached_property
@@ -170,7 +170,7 @@ class ShardRows:
 
     def _open(self, path: Path, num_rows: int) -> None:
         try:
-            # The mapping outlives the file handle, so a thousand shards need no open files.
+            # The mapping outlives the file handle, so a thousand shards keep no files open.
             with pa.memory_map(str(path)) as source:
                 reader = ipc.open_file(source)
                 require_schema(reader.schema.empty_table(), ROW, f"shard {path}")
@@ -178,7 +178,7 @@ class ShardRows:
         except (OSError, pa.ArrowInvalid) as error:
             raise ContractError(f"shard {path} cannot be read", str(error), _AGAIN) from error
         if any(column.null_count or column.values.null_count for b in batches for column in b):
-            raise ContractError(f"shard {path} holds nulls", "koe writes none", _AGAIN)
+            raise ContractError(f"shard {path} contains nulls", "koe writes none", _AGAIN)
         found = sum(batch.num_rows for batch in batches)
         if found != num_rows:
             raise ContractError(
@@ -201,19 +201,19 @@ class ShardRows:
         )
         problem = ""
         if not 0 < num_tokens <= self.max_row_tokens:
-            problem = f"it has {num_tokens} tokens, the index allows 1..{self.max_row_tokens}"
+            problem = f"it has {num_tokens} tokens; the index allows 1 to {self.max_row_tokens}"
         elif sum(lengths) != num_tokens or min(lengths) < 1:
-            problem = f"its document lengths {lengths} do not make {num_tokens} tokens"
+            problem = f"its document lengths {lengths} do not add up to {num_tokens} tokens"
         elif any(len(column) != num_documents for column in described):
-            problem = f"its {num_documents} documents are not all described"
+            problem = f"a column does not describe all of its {num_documents} documents"
         elif not set(row.document_modalities) <= set(MODALITIES):
-            problem = f"it names the modalities {sorted(set(row.document_modalities))}"
+            problem = f"its modalities are {sorted(set(row.document_modalities))}"
         if problem:
             raise ContractError(f"row {row.index} ({name}) cannot be used", problem, _AGAIN)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Read and check `index.json` of a shards folder.
+    """Read and check the `index.json` of a shards folder.
 
     Raises: ContractError.
     """
@@ -243,6 +243,6 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(index: dict[str, Any]) -> str:
-    """Hash the list of shards, which names every shard's own sha256."""
+    """Hash the list of shards, which contains the sha256 of every shard."""
     text = json.dumps(index["shards"], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

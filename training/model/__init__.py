@@ -1,1 +1,1 @@
-"""The Llama model and all that computes with it."""
+"""The Llama model: its parts, its optimizer, and how it is spread over the ranks."""

@@ -1,4 +1,4 @@
-"""The ranks of a run, the collectives that the loop needs, and the model spread over them."""
+"""The ranks of a run, the collectives that training needs, and how a model is distributed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Of a run's process group, by device. Objects travel over gloo, tensors on GPUs over NCCL.
+# Backends of the process group, by device: gloo for objects, NCCL for tensors on GPUs.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of the run. With `world` 1 every collective is the identity."""
+    """This process among all of a run. With a `world` of 1 every collective is the identity."""
 
     rank: int
     world: int
@@ -42,7 +42,7 @@ class Ranks:
         return self.rank == 0
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Add each value up over all ranks, in float64."""
+        """Return the sum of each value over all ranks, in float64."""
         if self.world == 1:
             return [float(value) for value in values]
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -50,7 +50,7 @@ class Ranks:
         return total.tolist()
 
     def maximum(self, value: float) -> float:
-        """Return the largest value of all ranks."""
+        """Return the largest value of any rank."""
         if self.world == 1:
             return value
         largest = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -62,7 +62,7 @@ class Ranks:
         return round(self.sums([value if self.is_main else 0])[0])
 
     def gather_objects(self, value: T) -> list[T] | None:
-        """Return the values of all ranks in their order on rank 0, None on the others."""
+        """Return the values of all ranks, in order, on rank 0; None on the others."""
         if self.world == 1:
             return [value]
         values: list | None = [None] * self.world if self.is_main else None
@@ -70,22 +70,22 @@ class Ranks:
         return values
 
     def wait(self) -> None:
-        """Return when every rank has come here."""
+        """Return once every rank has called this."""
         self.sums([0.0])
 
 
 def choose_compile(wanted: bool | None, device: str) -> bool:
-    """Return whether layers are compiled: by default on CUDA.
+    """Return whether layers are compiled: by default on CUDA only.
 
-    Measured on one H200 with Orpheus-3B's shape: 22.2 k tokens a second instead of 16.7 k.
-    Raises: ConfigError where Triton, which compiles for a GPU, would find no C compiler.
+    Measured on one H200 with Orpheus-3B's shape: 22.2 k tokens/s instead of 16.7 k.
+    Raises: ConfigError where Triton, which compiles for a GPU, would not find a C compiler.
     """
     compiled = device == "cuda" if wanted is None else wanted
     named = os.environ.get("CC", "").split()[:1]
     if compiled and device == "cuda" and not any(map(which, [*named, "gcc", "clang"])):
         raise ConfigError(
             "layers cannot be compiled",
-            "Triton needs a C compiler, and neither $CC nor gcc nor clang is found",
+            "Triton needs a C compiler, and neither $CC nor gcc nor clang was found",
             "Install one (Debian's package gcc), or set train.compile: false, which trains at "
             "three quarters of the speed.",
         )
@@ -103,13 +103,13 @@ def parallelise(
 ) -> nn.Module:
     """Make `model` average its gradients over the ranks in every synchronised backward.
 
-    Called before the optimizer is built: FSDP replaces the parameters by shards of them. Their
-    names stay. FSDP computes in `precision` and reduces gradients in FP32; with DDP, and at world
-    1, where nothing is wrapped, the caller's autocast does the first.
+    It must be called before the optimizer is built, because FSDP replaces the parameters by shards
+    of them; their names stay. FSDP computes in `precision` and reduces gradients in FP32. With DDP,
+    and at world 1, where nothing is wrapped, `precision` is up to the caller's autocast.
     """
     layers = model.model.layers
     if activation_checkpointing:
-        # Not PyTorch's checkpoint_wrapper: it would become part of the parameters' names.
+        # PyTorch's checkpoint_wrapper would become part of the parameters' names.
         model.activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": False}
         )
@@ -129,7 +129,7 @@ def parallelise(
     policy = MixedPrecisionPolicy(COMPUTE_DTYPES[precision], reduce_dtype=torch.float32)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    # Embedding and head are one weight, needed first and last: the root keeps it throughout.
+    # Embedding and head are one weight, needed first and last, so the root keeps it gathered.
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
 
@@ -138,12 +138,15 @@ def parallelise(
 def gradient_sync(model: nn.Module, last: bool) -> Iterator[None]:
     """Reduce gradients over the ranks only in the `last` micro-batch of a step.
 
-    Around forward and backward. After the last one every rank holds the ranks' mean (FSDP: its
-    shard of it) of the sums over the micro-batches; a loss times the world size gives the sum.
+    It encloses forward and backward pass. After the last one every rank holds the mean over the
+    ranks (with FSDP its shard of it) of the sums over the micro-batches; multiplying the loss by
+    the world size gives the sum.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
-        model.set_is_last_backward(last)  # otherwise each backward waits for its communication
+        model.set_is_last_backward(
+            last
+        )  # otherwise every backward pass waits for its communication
         yield
     elif isinstance(model, DistributedDataParallel) and not last:
         with model.no_sync():
@@ -164,17 +167,17 @@ def total_gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
 def clip_gradients_(
     parameters: Iterable[nn.Parameter], max_norm: float, total_norm: torch.Tensor
 ) -> None:
-    """Scale all gradients so that `total_norm`, the one they have, is at most `max_norm`."""
+    """Scale all gradients, whose norm is `total_norm`, to a norm of at most `max_norm`."""
     nn.utils.clip_grads_with_norm_(parameters, max_norm, total_norm)
 
 
 def single(device: str) -> Ranks:
-    """Describe a run of this process alone."""
+    """Return the ranks of a run of this process alone."""
     return Ranks(0, 1, torch.device(device))
 
 
 def from_process_group(device: str, local_rank: int) -> Ranks:
-    """Describe this process in the process group that is already there."""
+    """Return this process as a rank of the process group that exists already."""
     if device == "cuda":
         torch.cuda.set_device(local_rank)
         place = torch.device("cuda", local_rank)

@@ -1,4 +1,4 @@
-"""First values of the embedding rows that the base model does not have."""
+"""Initial values of the embedding rows that the base model does not have."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from koe.errors import ContractError
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NUM_EMBEDDINGS, SLOTS, unflatten_codes
 
 SMALL_STD = 0.02  # Llama's own initializer_range
-_CHUNK_ROWS = 8192  # of the old rows, centred at once: 96 MiB at width 3072
-_SHARE = math.sqrt(0.5)  # of two draws that together have the variance of one
+_CHUNK_ROWS = 8192  # old rows that are centred at once: 96 MiB at width 3072
+_SHARE = math.sqrt(0.5)  # of each of two draws, so that their sum has the variance of one
 
 
 @torch.no_grad()
 def fill_new_rows(weight: torch.Tensor, first_new_row: int, init: str, seed: int) -> None:
     """Fill `weight` [rows, width] in place from `first_new_row` on; the rows before stay.
 
-    `mean_cov` draws from the normal distribution with the mean and the covariance of the old rows:
-    their logits are then of the old ones' size, so that the new ids do not outweigh all text at
-    the start, as rows near zero may (Hewitt 2021, "Initializing New Word Embeddings for
-    Pretrained Language Models"). `per_codebook` does so too, but an audio row is half a draw of
-    its slot and half one of its code, see `_audio_noise`; other new rows are as in `mean_cov`.
-    `small_random` is N(0, 0.02).
+    `mean_cov` draws from the normal distribution with the mean and the covariance of the old rows.
+    The new logits are then as large as the old ones, so that the new ids do not outweigh all text
+    at the start, as rows near zero may (Hewitt 2021, "Initializing New Word Embeddings for
+    Pretrained Language Models"). `per_codebook` does the same, but half of an audio row's variance
+    is shared by its slot and half by its code, see `_audio_noise`. `small_random` is N(0, 0.02).
 
-    The noise comes from a CPU generator of `seed` alone, so every rank fills in the same rows.
-    Raises: ContractError when there is no old row to take after, or `init` is not known.
+    The noise depends on `seed` alone and is drawn on the CPU, so every rank gets the same rows.
+    Raises: ContractError when there is no old row to learn from, or `init` is unknown.
     """
     num_rows, width = weight.shape
     if not 0 < first_new_row <= num_rows:
@@ -50,16 +49,18 @@ def fill_new_rows(weight: torch.Tensor, first_new_row: int, init: str, seed: int
             noise[audio] = _audio_noise(ids[audio], width, generator)
         rows = torch.addmm(mean, noise, root)
     else:
-        raise ContractError(f"no rows are initialised by {init!r}", "the config has other names")
+        raise ContractError(
+            f"{init!r} is not a way to initialise embedding rows", "the config has other names"
+        )
     weight[first_new_row:] = rows.to(weight)
 
 
 def _mean_and_root(old: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean [width] of `old` [rows, width] and the root of its covariance, FP32.
 
-    The symmetric root is the only one that does not depend on how eigenvectors are signed or
-    turned, which differs between libraries and so between ranks. Fewer rows than `width`, or
-    equal ones, leave eigenvalues of zero.
+    The symmetric root is the only one that does not depend on the signs or the rotation of
+    eigenvectors, which differ between libraries and so between ranks. Fewer rows than `width`, or
+    equal ones, give eigenvalues of zero.
     """
     num_rows, width = old.shape
     mean = old.mean(0, dtype=torch.float64).cpu()
@@ -73,11 +74,11 @@ def _mean_and_root(old: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _audio_noise(ids: torch.Tensor, width: int, generator: torch.Generator) -> torch.Tensor:
-    """Return standard normal noise [ids, width] that tells of slot and of code.
+    """Return standard normal noise [ids, width] that depends on slot and code.
 
-    Rows of a slot share one half of the variance, which tells the seven slots apart from the
-    first step; rows of the same entry of a codebook share the other half, whichever slot it
-    stands in. Any two rows that share neither are independent.
+    Rows of one slot share half of the variance, so that the seven slots differ from the first step
+    on; rows of one entry of a codebook share the other half, whichever slot it is in. Two rows that
+    share neither are independent.
     """
     codebooks = unflatten_codes(np.arange(SLOTS))  # the slots that each codebook fills
     codebook_of_slot = torch.empty(SLOTS, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The language model with FP32 master weights: Llama on packed rows, from token ids to losses."""
+"""The language model: a Llama with FP32 weights on packed rows, from token ids to losses."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from training.model.attention import IMPLEMENTATIONS, attention_inputs
 from training.model.embeddings import fill_new_rows
 from training.model.loss import Losses, next_token_losses
 
-# 64 is the multiple that NVIDIA's matrix multiplication guide asks of BF16 dimensions: 156,938
-# rows become 156,992. No id reaches the added ones; training only pushes them away.
+# NVIDIA's matrix multiplication guide asks for BF16 dimensions that are multiples of 64: 156,938
+# rows become 156,992. No id uses the added rows; training only lowers their logits.
 VOCABULARY_MULTIPLE = 64
 LLAMA_3_ROPE_THETA = 500_000.0
 
 
 class PackedLlama(LlamaForCausalLM):
-    """Hugging Face's Llama that also takes packed rows and returns losses, never all logits.
+    """Hugging Face's Llama, which also takes packed rows and returns losses, never all logits.
 
-    Everything goes through `forward`, so that FSDP and DDP see each pass from the outside.
+    Everything goes through `forward`, where FSDP and DDP hook in.
     """
 
     attention_kind: str = "mask"
@@ -45,7 +45,7 @@ class PackedLlama(LlamaForCausalLM):
         document_index: torch.Tensor,
         document_boundaries: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Run the body, documents apart: [rows, tokens] to [rows, tokens, width]."""
+        """Run the body with documents kept apart: [rows, tokens] to [rows, tokens, width]."""
         return self.model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -65,8 +65,8 @@ class PackedLlama(LlamaForCausalLM):
     ) -> Losses | Any:
         """Return the losses of a batch of packed rows (see `training.data.batches.Batch`).
 
-        `document_boundaries` as in `training.model.attention`; None works them out of `document_index`.
-        Without `document_index` this is Hugging Face's own forward, for generation.
+        For `document_boundaries` see `attention_inputs`. Without `document_index` this is Hugging
+        Face's own forward, for generation.
         """
         if document_index is None:
             return super().forward(
@@ -81,8 +81,8 @@ class PackedLlama(LlamaForCausalLM):
         device_type = input_ids.device.type
         head = self.lm_head.weight
         compute_dtype = head.dtype
-        # On a CPU the head stays in FP32: the loss multiplies in FP32 there in any case, so that
-        # rounding its operands would cost exactness and gain nothing.
+        # On a CPU the head stays in FP32: the loss multiplies in FP32 there anyway, so rounding its
+        # operands would only cost accuracy.
         if torch.is_autocast_enabled(device_type) and device_type != "cpu":
             compute_dtype = torch.get_autocast_dtype(device_type)
         return next_token_losses(
@@ -100,9 +100,9 @@ def build_model(config: TrainConfig) -> PackedLlama:
     """Build the model of `config` with an embedding for every Orpheus id.
 
     Weights are the same on every rank, in FP32 unless `master_weights` says otherwise.
-    Raises: ConfigError when the base model cannot be had or is no Llama.
+    Raises: ConfigError when the base model cannot be loaded or is not a Llama.
     """
-    torch.manual_seed(config.seed)  # of random weights and of added rows, equal on all ranks
+    torch.manual_seed(config.seed)  # random weights and added rows are equal on all ranks
     model = _load(config) if config.base_model else _random(config.tiny)
     model.config.use_cache = False
     model.attention_kind = "varlen" if config.attention == "auto" else config.attention
@@ -145,19 +145,19 @@ def _load(config: TrainConfig) -> PackedLlama:
         model_type = AutoConfig.from_pretrained(name).model_type
         if model_type != "llama":
             raise ConfigError(f"base model {name} is a {model_type}, not a llama", remedy=remedy)
-        # Without dtype the checkpoint's own would be kept: BF16 weights swallow small updates.
+        # Without dtype the checkpoint's would be kept, and BF16 weights lose small updates.
         model = PackedLlama.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"base model {name} cannot be loaded", reason, remedy) from error
     had = model.num_embeddings
     if had < NUM_EMBEDDINGS:
-        # mean_resizing draws all rows from a covariance of 1e-9: nearly the same row 28,682 times.
+        # mean_resizing uses a covariance of 1e-9, which gives almost the same row 28,682 times.
         model.resize_token_embeddings(
             NUM_EMBEDDINGS, pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False
         )
         matrices = {id(m): m for m in (model.model.embed_tokens.weight, model.lm_head.weight)}
-        for matrix in matrices.values():  # one where they are tied, as in Llama 3.2
+        for matrix in matrices.values():  # a single one if they are tied, as in Llama 3.2
             fill_new_rows(matrix, had, config.new_rows.init, config.seed)
     return model
 

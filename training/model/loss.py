@@ -1,12 +1,12 @@
-"""Cross-entropy from hidden states, with logits for a few tokens at a time only.
+"""Cross-entropy from hidden states, with the logits of a few tokens at a time.
 
-Logits of 156,992 rows in FP32 are 628 kB a token: 2.4 GiB for two rows of 2048. Their gradient is
-known as soon as they are, so it is turned into that of the hidden states and of the head at once,
-as Liger does (linkedin/Liger-Kernel, `fused_linear_cross_entropy.py`); nothing is computed twice.
+FP32 logits of 156,992 ids take 628 kB per token: 2.4 GiB for two rows of 2048. Their gradient is
+known as soon as they are, so the gradients of hidden states and head are computed at once, as in
+Liger (linkedin/Liger-Kernel, `fused_linear_cross_entropy.py`); nothing is computed twice.
 
-Liger's own kernel is not offered: it does not tell the largest logit, an early sign of divergence,
-and with a loss per token (`reduction="none"`) it computes all logits a second time in the backward
-pass, where older releases scaled the gradient wrongly. What it saves is saved here too.
+Liger's own kernel is not offered: it does not return the largest logit, an early sign of
+divergence, and for a loss per token (`reduction="none"`) it computes all logits again in the
+backward pass, where older releases scaled the gradient wrongly. It saves no more than this one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Losses(NamedTuple):
     """Losses of a batch of rows; only `total` has a gradient."""
 
     total: torch.Tensor  # scalar: cross-entropies + z_loss * squared log normalisers, summed
-    token_losses: torch.Tensor  # FP32 [rows, tokens]: cross-entropies at the place of their labels
-    largest_logit: torch.Tensor  # scalar: over the supervised positions; -inf if there are none
+    token_losses: torch.Tensor  # FP32 [rows, tokens]: cross-entropies at their labels' places
+    largest_logit: torch.Tensor  # scalar: over the supervised positions; -inf without any
 
 
 def next_token_losses(
@@ -40,9 +40,10 @@ def next_token_losses(
     """Sum the cross-entropy of each label given the hidden state of the token before it.
 
     `hidden` [rows, tokens, width], `head` [vocabulary, width], `labels` [rows, tokens]. Products
-    take `compute_dtype` and add up in FP32, the head's gradient over all chunks too; `z_loss`
-    weighs the squared log normaliser (PaLM, arXiv 2204.02311, section 5). `plain` holds all
-    logits at once and is the oracle of `chunked`. A token's loss is 0 where its label is ignored.
+    take operands of `compute_dtype` and accumulate in FP32, including the head's gradient over all
+    chunks; `z_loss` is the weight of the squared log normaliser (PaLM, arXiv 2204.02311, section 5).
+    `plain` holds all logits at once and is the oracle of `chunked`. The loss of an ignored label
+    is 0.
     """
     targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
     flat = hidden.flatten(0, 1), head, targets.flatten()
@@ -88,10 +89,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         gradients = None
         if with_gradients:
             gradients = torch.empty_like(hidden), torch.zeros_like(head, dtype=torch.float32)
-        with torch.autocast(hidden.device.type, enabled=False):  # the casts are chosen here
+        with torch.autocast(hidden.device.type, enabled=False):  # the casts are explicit here
             head_cast = _operand(head, compute_dtype)
-            # One buffer for all chunks: a fresh one costs a CPU as much in page faults as the
-            # product that fills it (measured: 222 against 85 ms for 256 tokens).
+            # One buffer for all chunks: on a CPU the page faults of a fresh one cost more than the
+            # product that fills it (measured: 222 instead of 85 ms for 256 tokens).
             shape = min(chunk_tokens, len(targets)), len(head)
             all_logits = head_cast.new_empty(shape, dtype=torch.float32)
             is_low = gradients is not None and head_cast.dtype != torch.float32
@@ -116,9 +117,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradients of this loss have been used up")
+            raise RuntimeError("this loss can only be differentiated once")
         hidden, head = ctx.gradients
-        ctx.gradients = None  # scaled in place: the head's gradient is as large as the head
+        ctx.gradients = None  # scaled in place, because the head's gradient is as large as the head
         scale = upstream[0]
         return hidden.mul_(scale), head.mul_(scale).to(ctx.head_dtype), *[None] * 5
 
@@ -128,13 +129,13 @@ def _facts_and_slopes_(
 ) -> torch.Tensor:
     """Return losses, log normalisers and largest logits, [3, tokens], neutral where ignored.
 
-    Fills `slopes`, if wanted, with the total's derivative by `logits`, which are overwritten.
-    Both may be one tensor.
+    Fills `slopes`, if given, with the total's derivative by the logits. `logits` are overwritten;
+    both may be the same tensor.
     """
     supervised = targets != IGNORED
     index = targets.clamp(min=0).unsqueeze(1)
     largest = logits.amax(1)
-    below = logits.gather(1, index).squeeze(1) - largest  # of the wanted logit
+    below = logits.gather(1, index).squeeze(1) - largest  # the label's logit
     exponentials = logits.sub_(largest.unsqueeze(1)).exp_()
     total = exponentials.sum(1)
     logarithm = total.log()
@@ -149,8 +150,8 @@ def _facts_and_slopes_(
 
 
 def _operand(tensor: torch.Tensor, compute_dtype: torch.dtype) -> torch.Tensor:
-    """Round to `compute_dtype`; a CPU gets the rounded values in FP32, where its products are
-    exact, and 10 to 100 times faster than in BF16 if it lacks AVX512-BF16.
+    """Round to `compute_dtype`. On a CPU the rounded values stay in FP32, where products are exact,
+    and 10 to 100 times faster than in BF16 without AVX512-BF16.
     """
     rounded = tensor.to(compute_dtype)
     return rounded.float() if tensor.device.type == "cpu" else rounded
@@ -159,14 +160,16 @@ def _operand(tensor: torch.Tensor, compute_dtype: torch.dtype) -> torch.Tensor:
 def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
     if left.dtype == out.dtype:
         torch.mm(left, right, out=out)
-    elif out.dtype == torch.float32:  # not rounded to the operands' BF16; a GPU's product only
+    elif (
+        out.dtype == torch.float32
+    ):  # not rounded to the operands' BF16; torch offers it on GPUs only
         torch.mm(left, right, out_dtype=torch.float32, out=out)
     else:
         out.copy_(left @ right)
 
 
 def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add to the FP32 `total`: partial sums in BF16 would lose what small chunks contribute."""
+    """Add to the FP32 `total`; partial sums in BF16 would lose the small chunks' share."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

@@ -1,4 +1,4 @@
-"""AdamW, its learning rate, and the rate of the embedding rows that the base model lacks."""
+"""AdamW, its learning rate, and that of the embedding rows which the base model lacks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Build AdamW that decays the matrices between the layers only.
+    """Build an AdamW that decays only the matrices between the layers.
 
-    Norms and biases are scales, which decay would only shrink. Embeddings are left alone because
-    a row gets a gradient only when its token occurs, but would shrink at every step, and small
-    embeddings make the gradients of the early layers large: OLMo 2 (arXiv 2501.00656) drops it to
-    end spikes. A tied head shares that weight.
+    Norms and biases are scales, which decay would only shrink. An embedding row gets a gradient
+    only when its token occurs, but would shrink at every step, and small embeddings make the
+    gradients of the early layers large: OLMo 2 (arXiv 2501.00656) dropped their decay to end
+    spikes. A tied head is the same weight.
     """
     embeddings = {
         id(weight)
@@ -45,7 +45,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of step `step`, counted from 0.
+    """Return the learning rate of step `step`, counted from 0.
 
     It rises linearly to `learning_rate` at step `warmup_steps` - 1, then follows a cosine down to
     `min_learning_rate_share` of it at the last step.
@@ -54,7 +54,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def new_rows_factor(step: int, config: TrainConfig) -> float:
-    """Return the rate of the new rows over that of the rest; the cosine of both cancels out."""
+    """Return the rate of the new rows divided by that of the rest; both share the cosine."""
     new = config.new_rows
     if new.warmup_steps is None:
         return new.learning_rate_factor
@@ -83,14 +83,14 @@ class NewRowsRate:
     """Gives the rows of the tied embedding from `first_new_row` on a learning rate of their own.
 
     The embedding is one parameter, so the optimizer has one rate for it. Adam's moments do not
-    depend on the rate, and embeddings are not decayed: the step of the new rows follows from the
-    moments after `optimizer.step()`, exactly as if they had been a group of their own. Scaling
-    the change that the step made would be shorter, but that change is rounded to the weight's
-    last bit: early in a warm-up of 10,000 steps (5e-9) it is about one such bit or lost, and a
-    factor over 1 would scale that error too.
+    depend on the rate, and embeddings are not decayed. So the update of the new rows is computed
+    from the moments after `optimizer.step()`, exactly as if the rows were a group of their own.
+    Scaling the change that the step made would be shorter, but that change is rounded to the
+    weight's last bit. Early in a warm-up of 10,000 steps (5e-9) it is about one such bit or lost,
+    and a factor above 1 would scale the error as well.
 
-    `weight`: the parameter that `optimizer` updates, so after sharding; plain or a DTensor.
-    Raises: ContractError when the optimizer does not have it, or decays it.
+    `weight`: the parameter that `optimizer` updates, that is, after sharding; plain or a DTensor.
+    Raises: ContractError when the optimizer does not update it, or decays it.
     """
 
     def __init__(
@@ -106,20 +106,21 @@ class NewRowsRate:
             raise ContractError(
                 "the embedding is not among the optimizer's parameters",
                 "sharding replaces parameters",
-                "Build the optimizer after sharding and take the embedding from that model.",
+                "Build the optimizer after sharding, and take the embedding from the sharded model.",
             )
         if group["weight_decay"]:
             raise ContractError(
-                "the embedding is decayed", "a rate of its own is exact only without decay"
+                "the optimizer decays the embedding",
+                "a rate of its own is exact only without decay",
             )
         self._optimizer, self._weight, self._group = optimizer, weight, group
         self._start = local_new_rows(weight, first_new_row)
 
     @contextmanager
     def scaled(self, factor: float) -> Iterator[None]:
-        """Update new rows at `factor` times their group's rate by the `optimizer.step()` inside.
+        """Let the `optimizer.step()` inside update new rows at `factor` times their group's rate.
 
-        A factor of 1 touches nothing.
+        A factor of 1 changes nothing.
         """
         rows = local(self._weight)[self._start :]
         if factor == 1 or not len(rows):
@@ -127,7 +128,7 @@ class NewRowsRate:
             return
         before = rows.clone()
         yield
-        if self._weight.grad is None:  # the step has passed it by
+        if self._weight.grad is None:  # the step did not update it
             return
         state = self._optimizer.state[self._weight]
         direction = adam_direction(state, self._group, slice(self._start, None))
@@ -136,10 +137,10 @@ class NewRowsRate:
 
 @torch.no_grad()
 def adam_direction(state: dict[str, Any], group: dict[str, Any], part: slice) -> torch.Tensor:
-    """Return what the last step of Adam subtracted from a parameter, but for the rate and decay.
+    """Return what Adam's last step subtracted from a parameter, before rate and decay.
 
-    It is computed from the moments in `state` as they are after the step, for the rows `part` of
-    the local shard: m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) (arXiv 1412.6980).
+    It is computed from the moments in `state` after the step, for the rows `part` of the local
+    shard: m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) (arXiv 1412.6980).
     """
     steps = float(state["step"])
     beta1, beta2 = group["betas"]
@@ -150,12 +151,12 @@ def adam_direction(state: dict[str, Any], group: dict[str, Any], part: slice) ->
 
 @torch.no_grad()
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part of `tensor` that this rank holds, sharing memory; a plain one is whole."""
+    """Return the part of `tensor` that this rank holds, sharing memory; all of a plain tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def local_new_rows(weight: torch.Tensor, first_new_row: int) -> int:
-    """Return where in this rank's rows of `weight` the new ones start; their end if it has none."""
+    """Return where the new rows start among this rank's rows of `weight`; their end if none do."""
     first_row = 0
     if isinstance(weight, DTensor):
         _, offsets = compute_local_shape_and_global_offset(

@@ -41,28 +41,28 @@ def damage(path, how):
 @pytest.mark.parametrize("name", [TENSORS, INDEX, "rng-00000.pt", "state.json"])
 def test_a_torn_checkpoint_is_passed_over_and_named(tmp_path, name, how):
     whole_one = save(tmp_path, *trained(), 1)
-    torn = save(tmp_path, *trained(), 2)
-    damage(torn / name, how)
+    corrupt = save(tmp_path, *trained(), 2)
+    damage(corrupt / name, how)
     told = []
     assert newest(tmp_path, told.append).path == whole_one
     assert len(told) == 1
-    assert f"{torn.name}/{name}" in told[0]
+    assert f"{corrupt.name}/{name}" in told[0]
 
 
 @pytest.mark.parametrize("how", ["truncate", "remove", "format"])
 def test_without_a_manifest_there_is_no_checkpoint(tmp_path, how):
     whole_one = save(tmp_path, *trained(), 1)
-    torn = save(tmp_path, *trained(), 2)
-    manifest = torn / checkpoints.MANIFEST
+    corrupt = save(tmp_path, *trained(), 2)
+    manifest = corrupt / checkpoints.MANIFEST
     if how == "format":
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 1}))
     else:
         damage(manifest, how)
     told = []
     assert newest(tmp_path, told.append).path == whole_one
-    assert torn.name in told[0]
+    assert corrupt.name in told[0]
     with pytest.raises(ContractError):
-        checkpoints.read(torn)
+        checkpoints.read(corrupt)
 
 
 def test_a_killed_save_leaves_the_one_before(tmp_path):
@@ -138,9 +138,9 @@ def test_one_to_roll_back_to_is_always_kept(tmp_path, every, keep, back, most):
 def test_a_torn_checkpoint_does_not_push_out_a_whole_one(tmp_path):
     model, optimizer = trained()
     for steps in (1, 2, 9):
-        torn = save(tmp_path, model, optimizer, steps)
+        corrupt = save(tmp_path, model, optimizer, steps)
         if steps > 1:
-            (torn / TENSORS).write_bytes(b"")
+            (corrupt / TENSORS).write_bytes(b"")
     save(tmp_path, model, optimizer, 3, keep=2)
     assert steps_in(tmp_path) == [1, 3]
 
@@ -182,7 +182,7 @@ def test_files_that_rank_0_does_not_see_are_not_committed(tmp_path):
 
         writer._exchange = lose_a_file
         writer.start(progress_of(1), model, optimizer, STATE)
-        with pytest.raises(StorageError, match=r"rng-00000.pt is not there.*all nodes mount"):
+        with pytest.raises(StorageError, match=r"rng-00000.pt is not here.*all nodes mount"):
             writer.finish()
     assert checkpoints.latest(tmp_path, never) is None
 
@@ -193,5 +193,5 @@ def test_other_data_is_refused_unless_asked(tmp_path):
     with pytest.raises(ConfigError, match=r"other shards.*resume_on_other_shards"):
         checkpoints.require_same_data(found, "e" * 64, 4, False)
     checkpoints.require_same_data(found, "e" * 64, 4, True)
-    with pytest.raises(ConfigError, match="4 rows a step"):
+    with pytest.raises(ConfigError, match="4 rows per step"):
         checkpoints.require_same_data(found, "f" * 64, 8, True)

@@ -143,5 +143,5 @@ def test_an_index_of_something_else_is_refused(tmp_path, change):
     next(iter(index["tensors"].values()))["parts"][0] |= change
     (path / INDEX).write_text(json.dumps(index))
     hash_again(path)
-    with pytest.raises(ContractError, match="is no index of tensors"):
+    with pytest.raises(ContractError, match="is not an index of tensors"):
         loaded(path)

@@ -147,7 +147,7 @@ def test_collate_is_what_a_loop_over_tokens_gives(rows, loss_on):
 @pytest.mark.parametrize("bad", [-1, NUM_EMBEDDINGS])
 def test_the_row_of_a_bad_id_is_named(bad):
     rows = [row_of(3, [5, 6, 7], [3], ["a"]), row_of(4, [5, bad], [2], ["a"])]
-    with pytest.raises(ContractError, match=rf"row 4 holds the token ids .*{bad}"):
+    with pytest.raises(ContractError, match=rf"row 4 holds token ids .*{bad}"):
         collate(rows, NUM_EMBEDDINGS, SOURCES)
 
 

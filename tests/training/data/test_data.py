@@ -71,13 +71,17 @@ def spoil(folder, **columns):
 @pytest.mark.parametrize(
     ("column", "change", "message"),
     [
-        ("document_sources", lambda v: v[1:], "its 3 documents are not all described"),
-        ("document_ids", lambda v: [*v, "x"], "its 3 documents are not all described"),
-        ("document_modalities", lambda v: v[:1], "its 3 documents are not all described"),
-        ("document_parts", lambda v: [], "its 3 documents are not all described"),
-        ("document_modalities", lambda v: ["song", *v[1:]], r"names the modalities \['song', "),
-        ("document_lengths", lambda v: [sum(v), 0, 0], r"lengths \[\d+, 0, 0\] do not make"),
-        ("input_ids", lambda v: v * 40, r"has \d+ tokens, the index allows 1..2048"),
+        ("document_sources", lambda v: v[1:], "a column does not describe all of its 3 documents"),
+        ("document_ids", lambda v: [*v, "x"], "a column does not describe all of its 3 documents"),
+        (
+            "document_modalities",
+            lambda v: v[:1],
+            "a column does not describe all of its 3 documents",
+        ),
+        ("document_parts", lambda v: [], "a column does not describe all of its 3 documents"),
+        ("document_modalities", lambda v: ["song", *v[1:]], r"its modalities are \['song', "),
+        ("document_lengths", lambda v: [sum(v), 0, 0], r"lengths \[\d+, 0, 0\] do not add up"),
+        ("input_ids", lambda v: v * 40, r"has \d+ tokens; the index allows 1 to 2048"),
         ("input_ids", lambda v: [], "has 0 tokens"),
     ],
 )
@@ -98,7 +102,7 @@ def test_a_broken_row_is_refused_and_no_other(tmp_path, column, change, message)
 def test_nulls_are_refused(tmp_path, column):
     folder = write_shards(tmp_path, num_rows=3, num_shards=1)
     spoil(folder, **{column: lambda values: [None, *values[1:]]})
-    with pytest.raises(ContractError, match="holds nulls"):
+    with pytest.raises(ContractError, match="contains nulls"):
         ShardRows(folder, "train")
 
 
@@ -138,7 +142,7 @@ def test_a_broken_index_is_refused(tmp_path, text):
 def test_a_folder_without_index_or_split_is_refused(tmp_path):
     with pytest.raises(ContractError, match=r"no index.json"):
         ShardRows(tmp_path, "train")
-    with pytest.raises(ContractError, match="no rows of the split 'test'"):
+    with pytest.raises(ContractError, match="no rows in the split 'test'"):
         ShardRows(write_shards(tmp_path / "shards"), "test")
 
 

@@ -198,7 +198,7 @@ def test_an_embedding_that_the_optimizer_lacks_or_decays_is_refused():
     with pytest.raises(ContractError, match="not among"):
         NewRowsRate(build_optimizer(model, config_of()), nn.Parameter(start()), FIRST_NEW)
     decaying = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
-    with pytest.raises(ContractError, match="decayed"):
+    with pytest.raises(ContractError, match="optimizer decays the embedding"):
         NewRowsRate(decaying, model.embed_tokens.weight, FIRST_NEW)
 
 
