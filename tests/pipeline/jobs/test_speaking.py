@@ -220,23 +220,23 @@ def test_koe_documents_begin_as_the_prompts_of_orpheus_engine(orpheus, prompts):
 
 def test_a_checkpoint_that_is_not_there_is_named(run, tmp_path):
     config, _ = run
-    with pytest.raises(ConfigError, match=r"of step 7 because there are step-00001234"):
+    with pytest.raises(ConfigError, match=r"of step 7 because it has step-00001234"):
         export_run(config, tmp_path / "out", 7, "bf16")
     with pytest.raises(ConfigError, match=r"of step 2000 because"):  # an earlier one is not it
         export_run(config, tmp_path / "out", 2000, "bf16")
-    with pytest.raises(ConfigError, match="there is none at all"):
+    with pytest.raises(ConfigError, match="it is empty"):
         export_run(config_for(tmp_path), tmp_path / "out", None, "bf16")
-    with pytest.raises(ConfigError, match="--dtype fp8 is none of bf16, fp32"):
+    with pytest.raises(ConfigError, match="--dtype fp8 is not one of bf16, fp32"):
         export_run(config, tmp_path / "out", None, "fp8")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_torn_checkpoint_is_never_exported(run, tmp_path):
+def test_a_corrupt_checkpoint_is_never_exported(run, tmp_path):
     path = write_checkpoint(tmp_path / "train", run[1])
     part = next(path.glob("*.distcp"), None) or max(path.iterdir(), key=lambda p: p.stat().st_size)
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     for steps in (None, PROGRESS.steps):
-        with pytest.raises(ConfigError, match="holds no whole checkpoint"):
+        with pytest.raises(ConfigError, match="has no complete checkpoint"):
             export_run(config_for(tmp_path), tmp_path / "out", steps, "fp32")
