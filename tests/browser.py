@@ -167,7 +167,7 @@ def opened(profile: Path) -> Iterator[Browser]:
 
 
 def check_looks(browser: Browser, path: Path, width: int, theme: str) -> None:
-    """Open a page in a window and assert that it is whole, legible and as wide as the window."""
+    """Open a page in a window and assert that it is complete, legible and as wide as the window."""
     browser.open(path, width, theme)
     drawn = "[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.trace')).length"
     charts = browser.value("document.querySelectorAll('.plot').length")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-# All of a contrast of 3 : 1 and more to the cards of either scheme (WCAG 2 AA for graphics).
+# All have a contrast of at least 3 : 1 to the cards of either theme (WCAG 2 AA for graphics).
 BLUE, ORANGE, GREEN, AMBER, RED, GREY = (
     "#4e79a7",
     "#de7420",
@@ -18,7 +18,7 @@ BLUE, ORANGE, GREEN, AMBER, RED, GREY = (
     "#e15759",
     "#8a8f98",
 )
-# One family of hues a codebook: the slots of a frame are c0 c1 c2 c2 c1 c2 c2.
+# One family of hues per codebook: the slots of a frame are c0 c1 c2 c2 c1 c2 c2.
 SLOT_COLOURS = ("#4e79a7", "#de7420", "#2f7d4f", "#59a14f", "#a8763e", "#879a2b", "#3b9a8f")
 MAX_DESCRIBED = 12  # traces of a figure that are put into words
 
@@ -27,7 +27,7 @@ MAX_DESCRIBED = 12  # traces of a figure that are put into words
 class Chart:
     """A figure with its heading and what it shows; `figure` is None where there is no data.
 
-    The `title` is the only one of its name on the page. `height` is in pixels; `span` is how many
+    No two charts of a page share a `title`. `height` is in pixels; `span` is how many
     of the page's six columns it takes, and a `tall` one stands beside two others. A `scalable` one
     has a button for its scale; one `by_source` shows the trace of one source and its summary.
     `words` are read out in place of the picture; without them the figure's axes and ranges are.

@@ -41,11 +41,11 @@ def render(
     data: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> str:
-    """Render a template of `package`, which extends `frame.html.j2`.
+    """Render a template of `package` that extends `frame.html.j2`.
 
-    `charts` are the page's charts by section, and `data` what its script reads, by the id of the
-    element that holds it as JSON. The frame shows `name` (of the run), `kind` (of report),
-    `sections` (headings by id) and `tiles`; the template's own `values` come beside them.
+    `charts` are the page's charts by section. `data` is what its script reads, by the id of the
+    element that holds it as JSON. `values` are what the template itself shows, and what the frame
+    shows: `name` (of the run), `kind` (of report), `sections` (headings by id) and `tiles`.
     """
     figures = {
         chart.title: chart.figure
@@ -64,7 +64,7 @@ def is_own_page(path: Path) -> bool:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write a page and its folder; the page appears once it is complete. Returns `path`.
+    """Write a page, and its folder if need be; it appears once it is complete. Returns `path`.
 
     Raises: StorageError when it cannot be written.
     """

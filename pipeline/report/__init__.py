@@ -23,9 +23,10 @@ __all__ = ["NUM_CLIPS", "PAGE", "require_free", "write_data_report"]
 
 
 def require_free(folder: Path) -> None:
-    """Check that the page of a folder may be written; one that koe wrote before may be replaced.
+    """Check that the page may be written into a folder; one that koe wrote before is replaced.
 
-    Raises: ConfigError where another's page lies there, StorageError where it cannot be read.
+    Raises: ConfigError where a page lies there that koe did not write, StorageError where it
+    cannot be read.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file", remedy=f"Name a folder for {PAGE}.")
@@ -39,7 +40,7 @@ def require_free(folder: Path) -> None:
     if is_foreign:
         raise ConfigError(
             f"{path} exists already",
-            "koe did not write it, and does not write over it",
+            "koe did not write it, so koe does not overwrite it",
             "Name another folder, or move that page away.",
         )
 
@@ -55,11 +56,12 @@ def write_data_report(
 ) -> Path:
     """Write `index.html` into `folder` from the statistics of a run.
 
-    The page holds all that it needs, plotly.js and audio too, and loads nothing. It shows
-    `num_clips` clips of each kind by score and half as many of each kind of outlier; `progress` is
-    told of clips (done, in all). Returns where the page lies.
-    Raises: ConfigError for a negative `num_clips` or a folder with another's page, StorageError when a file cannot be read or the
-    page cannot be written, StageError when the codec fails.
+    The page contains everything it needs, plotly.js and audio included, and loads nothing. It
+    shows `num_clips` clips of each kind by score and half as many of each kind of outlier;
+    `progress` is told the number of clips (done, in all). Returns the path of the page.
+    Raises: ConfigError for a negative `num_clips` or a folder with a page that koe did not write,
+    StorageError when a file cannot be read or the page cannot be written, StageError when the
+    codec fails.
     """
     if num_clips < 0:
         raise ConfigError(f"{num_clips} clips cannot be shown", remedy="Ask for 0 or more.")
@@ -86,6 +88,6 @@ def write_data_report(
 
 
 def _place(run_dir: str) -> str:
-    """Name a run's folder as one would from here, so that the page shows no more of the machine."""
+    """Name a run's folder relative to here, so that the page tells less about the machine."""
     path = Path(run_dir)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else run_dir

@@ -23,7 +23,7 @@ from pipeline.report.survey import (
     WORST,
     ClipPlace,
 )
-from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.ledger import Ledger
 from pipeline.stats.model import CodecUsed
 from pipeline.trace.outcomes import ClipOutcome, ClipOutcomes
 from stages.clips import load_clips
@@ -132,16 +132,6 @@ class Reconstruction:
         return self.codec.decode(codes, clip_seed(id, self.seed), id)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """A clip as the score stage left it; `codes` are None unless scoring had to encode."""
-
-    kind: str
-    receipt: Receipt
-    clip: dict[str, Any]
-    codes: list[int] | None
-
-
 def shown_clips(
     ledger: Ledger,
     picked: dict[str, list[ClipPlace]],
@@ -152,11 +142,15 @@ def shown_clips(
 
     Sound beyond MAX_SOUND_BYTES is left out, and says so.
     """
-    scored = [_scored(ledger, kind, place) for kind, places in picked.items() for place in places]
-    outcomes = ClipOutcomes(ledger, {(found.receipt.unit, found.clip["id"]) for found in scored})
+    scored = [
+        (kind, place.unit, _read(ledger, place))
+        for kind, places in picked.items()
+        for place in places
+    ]
+    outcomes = ClipOutcomes(ledger, {(unit, row["id"]) for _, unit, row in scored})
     shown, bytes_left = [], MAX_SOUND_BYTES
-    for found in scored:
-        clip = _show(found, outcomes.of(found.receipt.unit, found.clip["id"]), reconstruct)
+    for kind, unit, row in scored:
+        clip = _show(kind, row, outcomes.of(unit, row["id"]), reconstruct)
         for name in ("original", "reconstruction"):
             sound: Sound = getattr(clip, name)
             size = len(sound.mp3) + len(sound.png)
@@ -169,31 +163,30 @@ def shown_clips(
     return shown
 
 
-def _scored(ledger: Ledger, kind: str, place: ClipPlace) -> _Scored:
+def _read(ledger: Ledger, place: ClipPlace) -> dict[str, Any]:
     receipt = ledger.receipt(stage_making("ovrl"), place.unit)
     assert receipt is not None  # the survey has just read it
-    row = ledger.read(receipt).slice(place.row, 1).to_pylist()[0]
-    codes = row.pop("codes")
-    return _Scored(kind, receipt, row, codes)
+    return ledger.read(receipt).slice(place.row, 1).to_pylist()[0]
 
 
-def _show(scored: _Scored, outcome: ClipOutcome, reconstruct: Reconstruction) -> ShownClip:
-    clip, codes = dict(scored.clip), scored.codes
-    if outcome.encoded is not None:
-        codes = outcome.encoded["codes"]
-        # scored again in FP32 where the score was near the threshold
-        clip |= {name: value for name, value in outcome.encoded.items() if name != "codes"}
-    audio, missing = _audio(clip)
-    flat = None if codes is None else np.array(codes, np.uint16)
-    decoded = reconstruct.of(clip["id"], audio, flat)
+def _show(
+    kind: str, scored: dict[str, Any], outcome: ClipOutcome, reconstruct: Reconstruction
+) -> ShownClip:
+    # a clip near the threshold was scored again in FP32 by the encode stage
+    row = scored | (outcome.encoded or {})
+    codes = row.pop("codes")  # None unless it was encoded, or had to be encoded to be scored
+    audio, missing = _audio(row)
+    decoded = reconstruct.of(
+        row["id"], audio, None if codes is None else np.array(codes, np.uint16)
+    )
     absent = "no codec" if reconstruct.codec is None else "no codes, and no audio to encode"
     top = None if audio is None else float(power(audio).max())
     return ShownClip(
-        scored.kind,
-        clip,
+        kind,
+        row,
         outcome,
-        Sound(missing) if audio is None else _sound(audio, clip["seconds"], top),
-        Sound(absent) if decoded is None else _sound(decoded, clip["seconds"], top),
+        Sound(missing) if audio is None else _sound(audio, row["seconds"], top),
+        Sound(absent) if decoded is None else _sound(decoded, row["seconds"], top),
     )
 
 

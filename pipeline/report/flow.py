@@ -55,21 +55,16 @@ def waterfalls(
     stats: RunStats, clip_losses: Sequence[Loss], sample_losses: Sequence[Loss]
 ) -> list[Chart]:
     """Draw the waterfalls from clips and samples in to tokens out."""
-    charts = [
+    made = (
         _records("Clips", "clips", stats.clips, clip_losses),
         _records("Instruction samples", "samples", stats.samples, sample_losses),
         _tokens(stats.shards),
-    ]
-    return _placed([chart for chart in charts if chart is not None])
-
-
-def _placed(charts: list[Chart]) -> list[Chart]:
-    """Put three in a line, or the first beside the other two if it is about as high as both."""
+    )
+    charts = [chart for chart in made if chart is not None]
     if len(charts) < 3:
         return charts
-    first, *others = charts
-    if first.height > 0.75 * sum(chart.height for chart in others):
-        return [replace(first, tall=True), *others]
+    if charts[0].height > 0.75 * (charts[1].height + charts[2].height):
+        return [replace(charts[0], tall=True), *charts[1:]]  # the other two beside it
     return [replace(chart, span=2) for chart in charts]
 
 

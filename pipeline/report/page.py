@@ -15,10 +15,6 @@ from pipeline.report.flow import waterfalls
 from pipeline.report.survey import LeftOut
 from pipeline.stats.model import RunStats
 
-MAX_SHARDS = 200
-MAX_GROUPS = 5  # of duplicates
-MAX_IDS = 3  # of such a group
-
 # The sections by id, in the order of the page; one that has nothing to show is left out.
 SECTIONS = {
     "flow": "From records in to tokens out",
@@ -86,15 +82,6 @@ def page(content: Content) -> str:
         kinds=KINDS,
         clip_counts=Counter(clip.kind for clip in content.clips),
         max_seconds=MAX_SECONDS,
-        max_shards=MAX_SHARDS,
-        duplicates=[
-            (
-                "codes" if kind == "audio" else kind,
-                found,
-                [_group(ids) for ids in found.examples[:MAX_GROUPS]],
-            )
-            for kind, found in stats.duplicates.items()
-        ],
         **vars(content),
     )
 
@@ -114,12 +101,6 @@ def _sections(content: Content, charts: Mapping[str, Iterable[Chart]]) -> dict[s
 
 def _sources(stats: RunStats, modality: str) -> set[str]:
     return {name for name, source in stats.sources.items() if source.modality == modality}
-
-
-def _group(ids: Sequence[str]) -> str:
-    """Name the first clips of a group; of large groups the statistics hold only some."""
-    rest = len(ids) - MAX_IDS
-    return ", ".join(ids[:MAX_IDS]) + (f" and at least {rest} more" if rest > 0 else "")
 
 
 def _tiles(stats: RunStats) -> list[Tile]:

@@ -1,6 +1,7 @@
 """Audio as the page embeds it: an MP3 to play and a small PNG of its spectrogram.
 
-The PNG is written here, as it is one zlib call: a plotly heatmap would hold every point as text.
+The PNG is written by hand, as it takes one zlib call; a plotly heatmap would hold every point as
+text.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from koe.vocabulary import CODEC_HZ
 
 COLUMNS, BANDS = 480, 128  # pixels; a band is 94 Hz wide
 RANGE_DB = 80.0  # from the loudest point down to black
-_LEVELS = 64  # colours: more cannot be told apart, and cost bytes
+_LEVELS = 64  # colours; more could not be told apart, and would cost bytes
 _WINDOW = 1024  # samples at 24 kHz, 43 ms
 
 
 def mp3(audio: np.ndarray) -> bytes:
-    """Compress float32 [samples] at 24 kHz; every browser plays MP3, but not every one Vorbis."""
+    """Compress float32 [samples] at 24 kHz to MP3, which every browser plays, unlike Vorbis."""
     file = io.BytesIO()
     soundfile.write(
         file,
@@ -54,7 +55,7 @@ def picture(decibels: np.ndarray, top: float) -> bytes:
 def png(pixels: np.ndarray, palette: np.ndarray) -> bytes:
     """Write a PNG of uint8 [height, width], indices into the uint8 [colours, 3] `palette`."""
     height, width = pixels.shape
-    lines = np.zeros((height, width + 1), np.uint8)  # each begins with its filter: none
+    lines = np.zeros((height, width + 1), np.uint8)  # each line begins with its filter, 0 for none
     lines[:, 1:] = pixels
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),

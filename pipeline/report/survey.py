@@ -42,23 +42,23 @@ class Group(NamedTuple):
 
 
 class Extremes:
-    """Clips that stand out: by their score `num` of each kind, and half as many outliers of each.
+    """Clips that stand out: `num` of each kind by score, and half as many of each kind of outlier.
 
-    By score: the best, the worst, and those on either side of the threshold. Outliers, whose
-    transcripts or cuts are often wrong: the fastest and slowest speech, the longest clips.
+    By score: the best, the worst, and those on either side of the threshold. Outliers often have a
+    wrong transcript or cut: the fastest speech, the slowest speech, the longest clips.
     """
 
     def __init__(self, threshold: float, num: int) -> None:
         self._threshold = threshold
         self._quotas = dict.fromkeys(BY_SCORE, num) | dict.fromkeys(OUTLIERS, (num + 1) // 2)
-        # a clip is shown once: those of other kinds must not leave gaps
+        # each clip is shown once, so enough are held to fill the place of those shown as another kind
         self._room = sum(self._quotas.values())
         self._nearest: dict[str, list[tuple[float, ClipPlace]]] = {}
 
     def add(self, unit: str, ovrl: np.ndarray, characters: np.ndarray, seconds: np.ndarray) -> None:
-        """Take scores, lengths of transcripts and seconds of a unit into account, each [clips]."""
+        """Add the scores, transcript lengths and seconds of a unit's clips, [clips] each."""
         above, timed = ovrl > self._threshold, seconds > 0
-        rate = np.full(len(ovrl), np.nan)  # characters a second
+        rate = np.full(len(ovrl), np.nan)  # characters per second
         np.divide(characters, seconds, out=rate, where=timed)
         distances = {
             "above": np.where(above, ovrl - self._threshold, np.inf),
@@ -82,14 +82,15 @@ class Extremes:
     def pick(self) -> dict[str, list[ClipPlace]]:
         """Return the clips of each kind; no clip is of two kinds.
 
-        Those by score come in its order, the highest first; outliers with the farthest out first.
+        Clips by score come in the order of their scores, the highest first; outliers begin with the
+        most extreme.
         """
         picked: dict[str, list[ClipPlace]] = {kind: [] for kind in self._quotas}
         waiting = {kind: deque(p for _, p in found) for kind, found in self._nearest.items()}
         turns = [("above", BORDERLINE), ("below", BORDERLINE)]
         turns += [(kind, kind) for kind in (WORST, BEST, *OUTLIERS)]
         taken: set[ClipPlace] = set()
-        for _ in range(self._room):  # by turns: where clips are few, each kind gets some
+        for _ in range(self._room):  # in turn, so that each kind gets some where clips are few
             for source, kind in turns:
                 left = waiting.get(source, deque())
                 while left and left[0] in taken:
@@ -111,7 +112,7 @@ class LeftOut:
     _rows: dict[Group, list[dict[str, str]]] = field(default_factory=dict)
 
     def add(self, table: pa.Table) -> None:
-        """Take a table of EXCLUDED into account."""
+        """Add a table of EXCLUDED."""
         keys = Group._fields
         grouped = table.select(keys).group_by(list(keys)).aggregate([([], "count_all")])
         for found in grouped.to_pylist():
@@ -130,7 +131,7 @@ class LeftOut:
         return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
 
     def shown(self) -> list[dict[str, str]]:
-        """Return at most `limit` records, as many of each group as it has and its share allows."""
+        """Return at most `limit` records, shared evenly among the groups as far as they have them."""
         groups = sorted(self.counts, key=lambda group: (self.counts[group], group))
         quotas, left = {}, self.limit
         for place, group in enumerate(groups):

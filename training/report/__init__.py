@@ -27,8 +27,8 @@ __all__ = ["REPORT_FILE", "write_report"]
 def write_report(out_dir: Path, path: Path | None = None) -> Path:
     """Write the report of the training folder `out_dir`, by default to `report.html` in it.
 
-    The page holds all that it needs, plotly.js too, and loads nothing. It may be written while
-    the run goes on. Returns where it lies.
+    The page contains everything it needs, plotly.js included, and loads nothing. It may be
+    written while the run goes on. Returns the path of the page.
     Raises: ConfigError when the folder holds no logs, ContractError when one cannot be read,
     StorageError when the page cannot be written.
     """

@@ -1,4 +1,4 @@
-"""The data report of real runs: whole, unfinished, and with something amiss."""
+"""The data report of real runs: complete, unfinished, and with something missing."""
 
 from __future__ import annotations
 
@@ -33,30 +33,32 @@ def corpus(done: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def whole(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
+def complete(done: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
     """The report of a run in which all is well."""
     return report(done, tmp_path_factory.mktemp("report") / "new" / "folder")
 
 
-def test_a_run_is_shown_with_its_sound_and_what_it_left_out(whole: Page):
-    assert whole.tags.count("audio") == 16  # 8 clips were scored: original and reconstruction
-    assert "rejected below_threshold: ovrl" in whole.text
+def test_a_run_is_shown_with_its_sound_and_what_it_left_out(complete: Page):
+    assert complete.tags.count("audio") == 16  # 8 clips were scored: original and reconstruction
+    assert "rejected below_threshold: ovrl" in complete.text
     quarantined = sorted(
-        row[4] for row in whole.data["left-out"]["records"] if row[3] == "quarantined"
+        row[4] for row in complete.data["left-out"]["records"] if row[3] == "quarantined"
     )
     assert quarantined == [
         "all_zero_audio", "broken_json", "empty_audio", "missing_answer", "missing_transcript",
     ]  # fmt: skip
-    assert "UNTRAINED: its reconstructions are noise" in whole.text
-    assert "record counts add up" in whole.text
+    assert "UNTRAINED: its reconstructions are noise" in complete.text
+    assert "record counts add up" in complete.text
     shapes = [
-        f["layout"]["shapes"][0]["x0"] for f in whole.figures.values() if f["layout"].get("shapes")
+        f["layout"]["shapes"][0]["x0"]
+        for f in complete.figures.values()
+        if f["layout"].get("shapes")
     ]
     assert 1.3 in shapes  # the threshold
 
 
-def test_the_page_is_for_everyone(whole: Page):
-    check_accessible(whole)
+def test_the_page_is_for_everyone(complete: Page):
+    check_accessible(complete)
 
 
 def test_the_page_loads_nothing(done: Path, tmp_path: Path):
@@ -67,24 +69,24 @@ def test_the_page_loads_nothing(done: Path, tmp_path: Path):
     assert (tmp_path / "index.html").stat().st_size < 15e6
 
 
-def test_a_source_file_that_is_gone_is_said_and_its_codes_are_still_heard(
-    corpus: Path, tmp_path: Path, whole: Page
+def test_a_missing_source_file_is_reported_and_its_codes_are_still_decoded(
+    corpus: Path, tmp_path: Path, complete: Page
 ):
     (corpus.parent / "0.flac").unlink()  # kept: codes are stored
     (corpus.parent / "7.flac").unlink()  # rejected: nothing is left of it
     page = report(corpus, tmp_path)
-    assert page.tags.count("audio") == whole.tags.count("audio") - 3
+    assert page.tags.count("audio") == complete.tags.count("audio") - 3
     assert page.text.count("the source cannot be read: missing_audio") == 2
     assert "no codes, and no audio to encode" in page.text
 
 
-def test_the_page_is_made_when_all_sources_are_gone(corpus: Path, tmp_path: Path, whole: Page):
+def test_the_page_is_made_when_all_sources_are_gone(corpus: Path, tmp_path: Path, complete: Page):
     for file in corpus.parent.glob("*.flac"):
         file.unlink()
     page = report(corpus, tmp_path)
     assert page.text.count("the source cannot be read: missing_audio") == 8
     assert page.tags.count("audio") == 7  # of the clips that were encoded
-    assert page.figures == whole.figures
+    assert page.figures == complete.figures
 
 
 def test_without_the_codec_there_are_originals_and_the_reason(done: Path, tmp_path: Path):

@@ -58,12 +58,12 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
         write_report(tmp_path / "nowhere")
 
 
-def test_a_torn_last_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path):
+def test_an_incomplete_last_line_is_left_out_and_a_broken_one_is_named(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     write_lines(path, [metrics_row(1), metrics_row(2)])
-    whole = path.read_text()
-    path.write_text(whole + '{"step": 3, "lo')
+    complete = path.read_text()
+    path.write_text(complete + '{"step": 3, "lo')
     assert len(read_run(tmp_path).main) == 2
-    path.write_text(f"{whole}oops\n")
+    path.write_text(f"{complete}oops\n")
     with pytest.raises(ContractError, match=r"line 3 of .*metrics.jsonl"):
         write_report(tmp_path)
