@@ -164,13 +164,13 @@ def test_without_a_compiler_native_is_refused(no_compiler, weights):
 
 
 def test_kernels_that_compute_something_else_are_not_used(monkeypatch, tmp_path):
-    source = tmp_path / "snac_kernels.c"
-    source.write_text(snac_kernels.SOURCE.read_text().replace("sum += tap[k]", "sum -= tap[k]"))
-    monkeypatch.setattr(snac_kernels, "SOURCE", source)
     try:
         native_kernels()
     except Unavailable as error:
         pytest.skip(str(error))
+    source = tmp_path / "snac_kernels.c"
+    source.write_text(snac_kernels.SOURCE.read_text().replace("sum += tap[k]", "sum -= tap[k]"))
+    monkeypatch.setattr(snac_kernels, "SOURCE", source)
     native_kernels.cache_clear()
     with pytest.raises(Unavailable, match=r"snac_kernels\.c is off by"):
         native_kernels()
