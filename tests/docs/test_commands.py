@@ -167,6 +167,7 @@ def parse_python(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             importlib.import_module(arguments[1]).main()
 
 
+@pytest.mark.slow
 def test_torchrun_takes_the_configuration_of_a_run(trained, monkeypatch):
     from training import __main__ as trainer
 
@@ -209,6 +210,7 @@ def test_help_fits_a_screen(monkeypatch):
         assert len(out_of_one.splitlines()) <= 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"), [("koe st", {"status", "stats"}), ("koe run --fo", {"--force"})]
 )

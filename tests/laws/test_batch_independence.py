@@ -45,6 +45,7 @@ def test_batch_of_one_equals_batch_of_n_scores(score, clips, scored):
     assert pa.concat_tables(alone).equals(scored)
 
 
+@pytest.mark.slow
 @pytest.mark.law
 def test_scores_ignore_worker_cpus(score, clips, scored):
     wide = ScoreStage(ScoreConfig(cpus_per_worker=2), score.model)
@@ -52,6 +53,7 @@ def test_scores_ignore_worker_cpus(score, clips, scored):
     assert wide.open()(clips).kept.equals(scored)
 
 
+@pytest.mark.slow
 @pytest.mark.law
 def test_batch_of_one_equals_batch_of_n_codes(scored, tmp_path):
     spec = resolve_codec(str(write_snac_weights(tmp_path)))

@@ -27,6 +27,8 @@ from stages.sources.settings import TextSourceConfig
 from stages.tokenize import TokenizeSpeech, TokenizeText
 from tests.stages.texts import TEXTS
 
+pytestmark = pytest.mark.slow
+
 
 def clip(number, codes, **changes):
     return {

@@ -63,6 +63,7 @@ def spoken_without_cache(model, prompt, num_tokens):
     return ids[len(prompt.ids) :]
 
 
+@pytest.mark.slow
 def test_prompts_of_unequal_length_are_spoken_as_each_alone(model, rote):
     prompts = [
         PROMPT,

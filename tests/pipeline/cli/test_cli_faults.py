@@ -19,6 +19,8 @@ from tests.corpus import write_corpus
 from tests.forging import sound_run
 from tests.written_run import clip, commit, filled, unit, write_run
 
+pytestmark = pytest.mark.slow
+
 MAIN = "from pipeline.cli import main; main()"
 
 
@@ -79,7 +81,6 @@ def test_torn_scores_are_one_line(config, tmp_path, keep):
         assert "is not a whole Arrow file" in err
 
 
-@pytest.mark.slow
 def test_a_terminal_that_is_not_utf8_gets_all_of_it_escaped(sound):
     ascii_only = {"PYTHONIOENCODING": "ascii"}
     for command in (["stats"], ["inspect", "clips/0.flac"], ["inspect", "train-00000"]):
@@ -115,7 +116,6 @@ def test_a_reader_that_has_gone_is_no_fault(sound):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.slow
 def test_an_interrupt_while_a_command_begins_is_said():
     hook = (
         "import os, signal, sys\n"
@@ -161,7 +161,6 @@ def test_sound_goes_into_a_folder_that_can_be_made(sound, tmp_path):
         assert f"{folder} cannot be written" in refused(1, *command)
 
 
-@pytest.mark.slow
 def test_sound_on_a_full_disk_is_one_line(sound, tmp_path):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
     done = subprocess.run(

@@ -106,6 +106,7 @@ def test_audio_has_the_stated_rate_length_and_a_sane_level(demo):
         assert 0.05 < np.abs(audio).max() <= 1.0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_only_other_degradations(demo, tmp_path):
     again = write_demo(tmp_path / "again", NUM_CLIPS, NUM_SAMPLES)
     assert contents(again.folder) == contents(demo.folder)
@@ -113,6 +114,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_only_other_degradations(
         assert (ours.audio != other.audio) == bool(ours.degradation)
 
 
+@pytest.mark.slow
 def test_an_existing_demo_is_reused_or_refused(demo):
     before = contents(demo.folder)
     config = demo.config_path.read_text("utf-8")
@@ -127,6 +129,7 @@ def test_an_existing_demo_is_reused_or_refused(demo):
         write_demo(demo.folder, NUM_CLIPS, NUM_SAMPLES, seed=1)
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_is_completed(demo, tmp_path):
     folder = shutil.copytree(demo.folder, tmp_path / "cut")
     tar = folder / "speech/tar/speech-000.tar"

@@ -115,6 +115,7 @@ def whole_work(track: Track) -> float:
     return sum(track.amounts().values()) * track.scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "most", "tolerance"), [(10.0, 20, 0.05), (60.0, 100, 0.01)])
 def test_the_mean_of_many_samples_is_the_whole(seconds, most, tolerance):
     expected = truth()

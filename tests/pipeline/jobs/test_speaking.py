@@ -40,6 +40,8 @@ from tests.training.test_export import PROGRESS, write_checkpoint
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
 from training.model.llama import build_model
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["こんにちは、世界。", "tara: The quick brown fox's 12345 jumps.", "<|eot_id|> 🍣"]
 CODES = np.random.default_rng(0).integers(0, 4096, 2 * SLOTS).astype(np.uint16)
 
@@ -69,7 +71,6 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_trained_weights_are_decoded_without_touching_the_process(tmp_path):
     weights = str(write_snac_weights(tmp_path))
@@ -134,7 +135,6 @@ def prompts():
     return text_prompts(config_for(texts=TEXTS))
 
 
-@pytest.mark.slow
 def test_texts_are_laid_out_as_the_tokenize_stage_does(tokenizer, prompts):
     assert [prompt.name for prompt in prompts] == TEXTS
     for prompt in prompts:
@@ -173,7 +173,6 @@ def exported(run, tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
 def test_a_run_is_exported_with_model_and_card(run, exported):
     found = AutoModelForCausalLM.from_pretrained(exported).eval()
     ids = torch.arange(FIRST_AUDIO, FIRST_AUDIO + 9).view(1, -1)

@@ -19,6 +19,7 @@ from tests.webpage import EVIL, HOSTILE, Page, check_accessible
 from training.report.drawing import COLOURS, DARK_RED, VIOLET
 
 
+@pytest.mark.slow
 def test_every_part_of_the_statistics_may_be_empty():
     stats, empty = written_stats(), empty_stats()
     assert len(Page(page(content(stats))).figures) == 16

@@ -20,6 +20,8 @@ from pipeline.stats.dataset_card import dataset_card
 from pipeline.verify import verify_run
 from tests.corpus import write_corpus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Ledger:
@@ -41,7 +43,6 @@ def card(ledger: Ledger) -> tuple[dict, str]:
     return yaml.safe_load(front), body
 
 
-@pytest.mark.slow
 def test_the_folder_loads_as_a_dataset_with_both_splits(run, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

@@ -16,6 +16,8 @@ import pytest
 from pipeline.stats import full_stats, run_stats, stats_json
 from tests.statistics_run import KEYS, THRESHOLDS, kept_records, opened, run_corpus
 
+pytestmark = pytest.mark.slow
+
 QUANTILES = {"p1": 1, "p5": 5, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "p99": 99}
 
 

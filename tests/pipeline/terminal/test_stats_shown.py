@@ -16,6 +16,8 @@ from pipeline.stats import RunStats, full_stats, stats_json
 from pipeline.terminal.stats import stats_view
 from tests.statistics_run import KEYS, THRESHOLDS, opened, run_corpus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
@@ -27,7 +29,6 @@ def stats(corpus) -> RunStats:
     return full_stats(*opened(corpus.parent / "run"), thresholds=THRESHOLDS)
 
 
-@pytest.mark.slow
 def test_what_is_not_done_yet_is_empty(corpus, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(corpus.parent / "run", run_dir)

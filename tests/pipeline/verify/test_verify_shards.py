@@ -9,6 +9,8 @@ from koe.dataflow import CARD
 from koe.schema import SPEECH
 from tests.forging import Forged, refused, sound_run
 
+pytestmark = pytest.mark.slow
+
 FIRST, LAST = "train-00000", "validation-00000"
 ORDER, LEFT_OUT = "interleave/order.arrow", "interleave/order.excluded.arrow"
 SHARD = f"shards/{FIRST}.arrow"

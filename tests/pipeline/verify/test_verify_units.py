@@ -10,6 +10,8 @@ from koe.schema import SPEECH, TEXT
 from koe.vocabulary import drop_repeated_frames, speech_ids, split_speech_ids
 from tests.forging import Forged, refused, sound_run
 
+pytestmark = pytest.mark.slow
+
 A, B, LOW = "clips-911e96708aef-00000", "clips-911e96708aef-00001", "clips-911e96708aef-00002"
 STAGES = ("ingest", "score", "encode", "tokenize")
 INGESTED, SCORED, ENCODED, TOKENIZED = (f"{stage}/{A}.arrow" for stage in STAGES)

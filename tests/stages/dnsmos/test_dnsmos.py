@@ -213,6 +213,7 @@ def test_bf16_stays_within_its_stated_error(seconds, scorer, monkeypatch):
     assert bf16.score(audio, "reference") == ours
 
 
+@pytest.mark.slow
 def test_finding_the_model_imports_neither_speechmos_nor_librosa():
     code = (
         "import sys; from stages.dnsmos.scorer import find_model; find_model();"

@@ -87,6 +87,7 @@ def test_silence_before_a_window_matters_only_inside_it(cut_network, whole):
     np.testing.assert_allclose(found, _alone(whole, audio, starts), rtol=0, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_bands_bound_memory_and_change_nothing(cut_network, whole, monkeypatch):
     audio, starts = speech_16k(13), [HOP_SAMPLES * i for i in range(4)]
     monkeypatch.setattr(network, "_BAND_FRAMES", 150)
@@ -128,6 +129,7 @@ def test_starts_are_grouped_by_whole_hops():
     ]
 
 
+@pytest.mark.slow
 def test_the_cut_parts_take_any_number_of_frames_and_threads_change_nothing(cut_network):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -11,11 +11,13 @@ from stages.dnsmos.p808 import P808, _mel_filters
 from tests.stages.speech import speech_16k
 
 
+@pytest.mark.slow
 def test_the_mel_filters_equal_librosas():
     theirs = librosa.filters.mel(sr=16_000, n_fft=321, n_mels=120)
     np.testing.assert_allclose(_mel_filters(), theirs.T, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [1.0, 1e-3, 0.0], ids=["speech", "faint", "silent"])
 def test_the_spectrogram_equals_the_references(gain):
     window = speech_16k(9.01)[:144_000] * np.float32(gain)

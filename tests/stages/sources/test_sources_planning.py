@@ -75,6 +75,7 @@ def test_global_headers_hold_for_the_members_behind_them(tmp_path, monkeypatch):
     assert member.name == "x/1.wav"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["webdataset", "manifest"])
 def test_files_scanned_by_several_processes_give_the_same_units(tmp_path, monkeypatch, kind):
     for number in range(7):

@@ -23,6 +23,8 @@ from stages.text.tokenizer import (
 from tests.real_data import TEXT
 from tests.stages.texts import TEXTS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(llama):
@@ -50,7 +52,6 @@ def corpus():
         return [json.loads(line)["output"] for line in lines]
 
 
-@pytest.mark.slow
 def test_ids_equal_tiktokens(encoder, reference):
     texts = TEXTS + corpus()
     assert encoder.encode(texts) == [reference.encode_ordinary(text) for text in texts]
@@ -96,7 +97,6 @@ def test_orpheus_tokens_follow(llama, trained):
     )
 
 
-@pytest.mark.slow
 def test_a_saved_folder_loads_as_the_same_tokenizer(llama, tmp_path):
     llama.save_pretrained(tmp_path)
     again = load_tokenizer(str(tmp_path))

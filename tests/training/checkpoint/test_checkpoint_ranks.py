@@ -23,6 +23,8 @@ from training.checkpoint.reader import load_checkpoint, load_weights
 from training.checkpoint.tensor_files import model_tensors
 from training.model.distributed import Ranks, gradient_sync, parallelise
 
+pytestmark = pytest.mark.slow
+
 
 def open_sharded(ranks: Ranks, parallel, seed=0):
     plain = tiny_llama(seed)
@@ -91,7 +93,6 @@ def two_ranks(tmp_path_factory):
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("written", ["fsdp", "ddp"])
 def test_what_two_ranks_save_is_loaded_by_any_number(two_ranks, written):
     folder, ranks = two_ranks

@@ -20,6 +20,8 @@ from training.model.distributed import (
     total_gradient_norm,
 )
 
+pytestmark = pytest.mark.slow
+
 WORLD, MICRO_BATCHES = 2, 2
 WRAPPERS = {"ddp": DistributedDataParallel, "fsdp": FSDPModule}
 VARIANTS = {

@@ -13,6 +13,7 @@ from tests.webpage import numbers
 from training.report import write_report
 
 
+@pytest.mark.slow
 def test_one_spike_of_100_000_steps_is_seen_and_the_page_stays_small(tmp_path: Path):
     steps = np.arange(1, 100_001)
     norms = np.random.default_rng(0).uniform(0.5, 1.5, len(steps))
