@@ -37,10 +37,11 @@ import pyarrow as pa
 from koe.schema import CLIP, ENCODED, EXCLUDED, SAMPLE, SCORED, SPEECH, TEXT, Unit
 from koe.stage import Outcome
 from pipeline.execution.runner import FAILED, StageWork
-from pipeline.jobs.interleave import OrderStage, OrderWork
+from pipeline.jobs.interleave import OrderWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan, make_plan
 from pipeline.run_dir.storage import Storage
+from stages.interleave import OrderStage
 
 UNIT_CLIPS, UNIT_SAMPLES, SAMPLES_PER_CLIP = 1000, 5000, 0.6
 FULL_CLIPS = 15_000_000
@@ -166,22 +167,21 @@ def part_receipts(root: Path, num_clips: int) -> None:
 def part_run(root: Path, num_clips: int) -> None:
     from rich.console import Console
 
-    from pipeline.execution.on_ray import ray_session, run_ray
+    from pipeline.execution.on_ray import engine_session, run_ray
     from pipeline.execution.progress import RunProgress
     from stages.score import ScoreStage
     from stages.settings import ScoreConfig
 
     plan = planned(root, num_clips)
-    units = plan.of(SPEECH)
+    units = {unit.unit: unit for unit in plan.units_of(SPEECH)}
     stage = ScoreStage(ScoreConfig(scorer="source"))
-    descriptors = {unit: plan.descriptors[unit] for unit in units}
-    work = StageWork(stage, "ingest", str(root), descriptors, force=True)
+    work = StageWork(stage, "ingest", str(root), units, force=True)
     with (
-        ray_session(None, None, 1.0),
+        engine_session(None, None, 1.0),
         RunProgress(Console(file=sys.stderr, quiet=True)) as progress,
     ):
         progress.expect([work], len(units))
-        assert run_ray([work], units, progress.take)
+        assert run_ray([work], list(units), progress.take)
     assert not progress.failures
 
 

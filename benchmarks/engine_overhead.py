@@ -6,7 +6,7 @@
 
 Both sides take the same units through the score stage (DNSMOS on the CPU). Bare: one plain process
 per core, each with its share of the units, reads the input tables and calls the transform; no Ray,
-no ledger, nothing stored. Ours: `ray_session` and `run_ray` with receipts, hashes, fsync and checks,
+no ledger, nothing stored. Ours: `engine_session` and `run_ray` with receipts, hashes, fsync and checks,
 in a process of its own. Wall time runs from the start of the interpreter to its end, so that both
 pay for their imports and for loading the model once per core; the engine's fixed cost (import of
 Ray, its start and its end) is included and is also reported separately. The sides alternate.
@@ -23,12 +23,12 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pyarrow as pa
 
 from benchmarks.clips import add_data_option, recordings
 from benchmarks.results import run_command, write_result
+from koe.schema import Unit
 from pipeline.execution.runner import StageWork, run_plain
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
@@ -36,7 +36,7 @@ from pipeline.run_dir.storage import Storage
 SOURCE = "clips"
 
 
-def score_work(root: Path, units: dict[str, dict[str, Any]]) -> StageWork:
+def score_work(root: Path, units: dict[str, Unit]) -> StageWork:
     """Describe the score stage above the stored output of ingest."""
     from stages.dnsmos.scorer import find_model
     from stages.score import ScoreStage
@@ -46,9 +46,7 @@ def score_work(root: Path, units: dict[str, dict[str, Any]]) -> StageWork:
 
 
 def prepare(root: Path, data: Path, num_units: int, unit_clips: int) -> None:
-    """Ingest `num_units` units of the recordings and remember their descriptors in `units.json`."""
-    from dataclasses import asdict
-
+    """Ingest `num_units` units of the recordings and remember the units in `units.json`."""
     from stages.ingest import IngestStage
     from stages.settings import IngestConfig
     from stages.sources.readers import speech_source
@@ -64,10 +62,12 @@ def prepare(root: Path, data: Path, num_units: int, unit_clips: int) -> None:
         SpeechSourceConfig(name=SOURCE, kind="manifest", paths=[str(root / "manifest.jsonl")]),
         unit_clips,
     )
-    units = {unit.unit: asdict(unit) for unit in source.units()}
+    units = {unit.unit: unit for unit in source.units()}
     work = StageWork(IngestStage((source,), IngestConfig()), None, str(root), units)
     assert run_plain([work], list(units), lambda result: None)
-    (root / "units.json").write_text(json.dumps(units), encoding="utf-8")
+    (root / "units.json").write_text(
+        json.dumps({name: unit.to_row() for name, unit in units.items()}), encoding="utf-8"
+    )
 
 
 def run_bare(root: Path, part: int, parts: int) -> None:
@@ -84,13 +84,14 @@ def run_bare(root: Path, part: int, parts: int) -> None:
 def run_ours(root: Path, parts: int) -> None:
     """Run the engine over all units; print how long each part took."""
     begin = time.perf_counter()
-    from pipeline.execution.on_ray import ray_session, run_ray
+    from pipeline.execution.on_ray import engine_session, run_ray
 
-    units = json.loads((root / "units.json").read_text(encoding="utf-8"))
+    rows = json.loads((root / "units.json").read_text(encoding="utf-8"))
+    units = {name: Unit.from_row(row) for name, row in rows.items()}
     work = score_work(root, units)
     marks = {"import": time.perf_counter() - begin}
     done: list[float] = []
-    with ray_session(None, parts, work.resources.cpus):
+    with engine_session(None, parts, work.resources.cpus):
         started = time.perf_counter()
         marks["start"] = started - begin - marks["import"]
         assert run_ray([work], list(units), lambda result: done.append(time.perf_counter()))

@@ -43,12 +43,13 @@ from koe.vocabulary import (
     START_OF_TEXT,
 )
 from pipeline.execution.runner import DONE
-from pipeline.jobs.interleave import OrderStage, OrderWork, ShardWork, shard_places, write_index
+from pipeline.jobs.interleave import OrderWork, ShardWork, shard_places, write_index
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Storage
 from pipeline.stats.dataset_card import write_card
 from pipeline.verify import verify_run
+from stages.interleave import OrderStage
 from stages.settings import InterleaveSettings
 
 _CODEC = {"label": "made up", "trained": True, "sha256": "a" * 64, "device": "cpu"}

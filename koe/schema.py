@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -52,6 +54,24 @@ class Unit:
     def num_records(self) -> int:
         """The records to account for: those of the slice, and the fault."""
         return self.records + (self.fault is not None)
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Unit:
+        """Invert `to_row`. Raises: TypeError for a row of other fields."""
+        return cls(**row)
+
+
+def unit_table(units: Iterable[Unit]) -> pa.Table:
+    """Make a table of UNIT."""
+    return pa.Table.from_pylist([unit.to_row() for unit in units], schema=UNIT)
+
+
+def units_in(table: pa.Table) -> list[Unit]:
+    """Invert `unit_table`."""
+    return [Unit.from_row(row) for row in table.to_pylist()]
 
 
 # One speech clip and where its bytes lie. Audio itself is never copied.

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from koe.errors import BadRecord, ContractError
-from koe.schema import CLIP, Unit
+from koe.schema import CLIP, Unit, units_in
 from koe.stage import Exclusions, Outcome, Resources, Transform, table_of
 from stages.audio.decode import AudioHeader, segment_frames
 from stages.settings import IngestConfig
@@ -53,7 +53,7 @@ class IngestStage:
         exclusions = Exclusions(self.name)
         rows: list[dict[str, Any]] = []
         with ClipReader() as reader:
-            for unit in (Unit(**row) for row in units.to_pylist()):
+            for unit in units_in(units):
                 if unit.source not in sources:
                     raise ContractError(
                         f"unit {unit.unit} belongs to a source that ingest does not know",

@@ -7,21 +7,25 @@ parallel, and each of them again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import INTERLEAVE
 from koe.errors import ContractError
 from koe.schema import ORDER, ROW, SAMPLE, require_schema
-from stages.packing.order import NAME, Order, UnitSamples, plan_order, unit_samples
+from koe.stage import Resources
+from stages.packing.order import Order, UnitSamples, plan_order, unit_samples
+from stages.settings import InterleaveSettings
 
 VERSION = 2  # of the order and of the rows made from it; 2 counts the seconds it leaves out
 
 __all__ = [
-    "NAME",
-    "VERSION",
     "Order",
+    "OrderStage",
     "UnitSamples",
     "gather_rows",
     "plan_order",
@@ -30,6 +34,24 @@ __all__ = [
 
 _MAX_TOKENS = 2**31 - 1  # a list column of Arrow counts its values with 32 bits
 _LABELS = ["id", "source", "modality"]
+
+
+@dataclass(frozen=True)
+class OrderStage:
+    """What decides the order and the shards, for their receipts."""
+
+    settings: InterleaveSettings
+    identity: Mapping[str, Any]  # of codec and tokenizer, which the shards' metadata name
+    name: str = INTERLEAVE
+    version: int = VERSION
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return self.settings.content() | dict(self.identity)
+
+    @property
+    def resources(self) -> Resources:
+        return self.settings.resources
 
 
 def gather_rows(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from koe.errors import BadRecord, ContractError, StageError
-from koe.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, Unit, require_schema
+from koe.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, Unit, require_schema, units_in
 from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import (
     CODEBOOK_SIZE,
@@ -134,7 +134,7 @@ class TokenizeText:
         require_schema(units, UNIT, "the input of stage tokenize")
         if units.num_rows != 1:
             raise ContractError(f"tokenize got {units.num_rows} units", "it takes one at a time")
-        unit = Unit(**units.to_pylist()[0])
+        (unit,) = units_in(units)
         excluded, samples = Exclusions(NAME), _Samples(TEXT)
         conversations = dict(self._conversations(unit, excluded))
         texts = [text for pairs in conversations.values() for pair in pairs for text in pair]

@@ -18,13 +18,14 @@ from koe.fingerprint import sha256_bytes, sha256_json
 from pipeline.config.load import load_config
 from pipeline.execution.runner import DONE
 from pipeline.execution.selection import select_stages
-from pipeline.jobs.interleave import OrderStage, ShardWork, shard_places, write_index
+from pipeline.jobs.interleave import ShardWork, shard_places, write_index
 from pipeline.jobs.run import run_job
 from pipeline.run_dir.ledger import Ledger, Output, Receipt
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Storage
 from pipeline.stats.dataset_card import write_card
 from pipeline.verify import Proof, verify_run
+from stages.interleave import OrderStage
 from stages.settings import InterleaveSettings
 from tests.corpus import write_corpus
 
@@ -81,7 +82,7 @@ class Forged:
         return verify_run(self.plan, self.ledger)
 
     def units(self, modality: str) -> list[str]:
-        return self.plan.of(modality)
+        return [unit.unit for unit in self.plan.units_of(modality)]
 
     def receipt(self, stage: str, unit: str) -> Receipt:
         receipt = self.ledger.receipt(stage, unit)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from koe.errors import ConfigError, KoeError, StageError
+from koe.ray_session import ray_session
 from training import loop, preflight
 from training.config import TrainConfig
 from training.generation import SampleGenerator
@@ -129,33 +130,14 @@ def _running_ray(config: TrainConfig) -> str | None:
 def _ray(address: str | None, num_cpus: int | None) -> Iterator[None]:
     import ray
 
-    if ray.is_initialized():
+    # Below ERROR, Ray Train's helper actor complains every second that there is no dashboard
+    # (2.60, placement_group_cleaner.py). A cluster logs as it was told.
+    quiet = None if address else ray.LoggingConfig(log_level="ERROR")
+    # Nothing takes this machine's node away, and Ray's core prints an error for the actor that
+    # waits for it (ray issue 53727).
+    environment = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    with ray_session(address, num_cpus, environment, logging_config=quiet):
         yield
-        return
-    if address is None:
-        # Nothing takes this machine's node away, and Ray's core prints an error for the actor that
-        # waits for it (ray issue 53727).
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    try:
-        # Below ERROR, Ray Train's helper actor complains every second that there is no dashboard
-        # (2.60, placement_group_cleaner.py). A cluster logs as it was told.
-        quiet = None if address else ray.LoggingConfig(log_level="ERROR")
-        ray.init(
-            address=address or "local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            logging_config=quiet,
-        )
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(
-            f"Ray cannot be started at {address or 'this machine'}",
-            str(error),
-            "Check ray.address, or leave it null to start a local Ray.",
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _train_on_ray(

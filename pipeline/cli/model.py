@@ -61,7 +61,7 @@ def train(
     ] = False,
 ) -> None:
     """Train on the shards: on local GPUs, CPUs, or a Ray cluster."""
-    from pipeline.jobs import run as job
+    from pipeline.jobs import train as job
     from pipeline.terminal import results as views
 
     settings = load_config(config, overrides)
@@ -87,7 +87,7 @@ def export(
     overrides: SetOption = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder with its tokenizer."""
-    from pipeline.jobs.run import export_model
+    from pipeline.jobs.train import export_model
 
     export_model(load_config(config, overrides), folder, checkpoint, dtype)
     err.print(f"wrote {folder}", markup=False, highlight=False, soft_wrap=True)

@@ -7,12 +7,12 @@ them is no bias.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from koe.schema import UNIT, Unit
+from koe.schema import Unit, unit_table
 from koe.stage import Outcome, Stage
 
 Clock = Callable[[], float]  # seconds since some moment
@@ -70,8 +70,7 @@ def read_units(
     for place in rng.permutation(len(units)).tolist():
         if read and spent >= seconds:
             break
-        descriptor = pa.Table.from_pylist([asdict(units[place])], schema=UNIT)
-        outcome, took = stage.run(descriptor)
+        outcome, took = stage.run(unit_table([units[place]]))
         found[place] = outcome.kept
         read, spent = read + units[place].num_records, spent + took
     places = sorted(found)

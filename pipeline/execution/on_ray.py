@@ -11,8 +11,6 @@ import contextlib
 import logging
 import math
 import os
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from koe.errors import ConfigError
 from koe.memory import MEMORY_ENVIRONMENT
+from koe.ray_session import ray_session
 from pipeline.execution.runner import FAILED, STOPPED, Stop, UnitResult, Work
 
 _POLL_SECONDS = 0.3
@@ -40,39 +39,18 @@ _LOCAL_RAY = {
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) -> Iterator[None]:
+def engine_session(address: str | None, num_cpus: int | None, chain_cpus: float) -> Iterator[None]:
     """Join the Ray at `address`, or start a local one, for the time of a run.
 
     `chain_cpus`: what one worker of every stage together asks for. A local Ray offers at least
-    that many logical CPUs, so that a small machine takes turns instead of waiting for ever.
+    that many logical CPUs, so that a small machine takes turns instead of waiting forever.
     Raises: ConfigError when a cluster offers less.
     """
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry from a user's cluster
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    local = {name: value for name, value in _LOCAL_RAY.items() if name not in os.environ}
-    if address is None:
-        os.environ.update(local)
-        cpus = num_cpus or os.cpu_count() or 1
-        options |= {
-            "address": "local",
-            "num_cpus": max(cpus, math.ceil(chain_cpus)),
-            "include_dashboard": False,
-        }
-    else:
-        options |= {"address": address, "runtime_env": {"env_vars": MEMORY_ENVIRONMENT}}
-    try:
-        with _without_greeting():
-            ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"no Ray could be reached at {address or 'this machine'}",
-            str(error).splitlines()[0],
-            "Check ray.address, or leave it null to start a local Ray.",
-        ) from error
-    try:
+    if address is not None:
+        options["runtime_env"] = {"env_vars": MEMORY_ENVIRONMENT}
+    cpus = max(num_cpus or os.cpu_count() or 1, math.ceil(chain_cpus))
+    with ray_session(address, cpus, _LOCAL_RAY, **options):
         offered = ray.cluster_resources().get("CPU", 0)
         if offered < chain_cpus:
             raise ConfigError(
@@ -80,32 +58,11 @@ def ray_session(address: str | None, num_cpus: int | None, chain_cpus: float) ->
                 f"one worker of every stage together asks for {chain_cpus:g}",
                 "Add nodes, or lower cpus_per_worker of the stages.",
             )
-        yield
-    finally:
-        # A stream that was left fails when its Ray goes, and would say so at length.
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
-        ray.shutdown()
-        for name in local:
-            os.environ.pop(name, None)
-
-
-@contextlib.contextmanager
-def _without_greeting() -> Iterator[None]:
-    """Leave out of stderr the line by which Ray's core says that it found its log level."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as caught:
-        stderr = os.dup(2)  # the core writes there, not to sys.stderr
-        os.dup2(caught.fileno(), 2)
         try:
             yield
         finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            caught.seek(0)
-            for line in caught:
-                if b"Set ray log level from environment variable" not in line:
-                    os.write(2, line)
+            # A stream that was left fails when its Ray goes, and would say so at length.
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
 
 
 @ray.remote(num_cpus=0)
@@ -205,9 +162,8 @@ def run_ray(
     consumer.start()
     seen: set[tuple[str, str]] = set()
     while True:
-        alive = (
-            consumer.is_alive()
-        )  # asked first: what it has done by now has been reported to the actor
+        # Asked first: what it has done by now has been reported to the actor.
+        alive = consumer.is_alive()
         if stop.requested:
             progress.stop.remote()
         results, stop.in_flight, stopped = ray.get(progress.drain.remote())

@@ -79,7 +79,7 @@ class RunProgress:
         self.tallies: dict[str, StageTally] = {}
         self._clock = clock
         self._last_line: dict[str, tuple[float, int]] = {}  # when, and how many units were done
-        self._reasons: set[tuple[str, str]] = set()
+        self._said: set[tuple[str, str]] = set()
         self._live = (
             Live(console=console, get_renderable=self.view, refresh_per_second=4)
             if console.is_terminal
@@ -107,8 +107,12 @@ class RunProgress:
             tally.units += num_units
 
     def take(self, result: UnitResult) -> None:
-        """Show one unit's result; failures and reasons for doing a unit again get a line."""
+        """Show one unit's result; failures, reasons for doing a unit again and notes get a line."""
         tally = self.tallies[result.stage]
+        for note in result.notes:
+            if (result.stage, note) not in self._said:
+                self._said.add((result.stage, note))
+                self.console.print(f"{result.stage}: {note}", style="yellow", markup=False)
         if result.status in (FAILED, STOPPED):
             if result.status == STOPPED:
                 self.stopped = self.stopped or result
@@ -120,8 +124,8 @@ class RunProgress:
                 soft_wrap=True,
             )
             return
-        if result.why and (result.stage, result.why) not in self._reasons:
-            self._reasons.add((result.stage, result.why))
+        if result.why and (result.stage, result.why) not in self._said:
+            self._said.add((result.stage, result.why))
             self.console.print(
                 f"{result.stage} {result.unit} done again: {result.why} (said once for each reason)",
                 markup=False,

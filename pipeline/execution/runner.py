@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
-
-import pyarrow as pa
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from koe.errors import KoeError, StageError, StorageError
 from koe.fingerprint import sha256_json
-from koe.schema import UNIT
-from koe.stage import Resources, Stage, Transform, check_outcome
-from pipeline.run_dir.ledger import Ledger, Receipt
+from koe.schema import Unit, unit_table
+from koe.stage import Outcome, Recorded, Resources, Stage, Transform, check_outcome
+from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
 from pipeline.run_dir.storage import Storage
 
 DONE, SKIPPED, FAILED, STOPPED = "done", "skipped", "failed", "stopped"
+
+_LOGGERS = ("koe", "stages")  # whose warnings are notes: a worker's own log is seen by nobody
 
 
 @dataclass(frozen=True)
 class UnitResult:
     """What became of one unit in one stage; `why` says why it was redone, `error` why it failed.
 
+    `notes` are what the worker warned of meanwhile (an engine that is slow for want of a compiler).
     STOPPED means that the run as a whole cannot go on (disk full), not just this unit.
     """
 
@@ -38,9 +40,7 @@ class UnitResult:
     measures: dict[str, float] = field(default_factory=dict)
     why: str = ""
     error: str = ""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
+    notes: tuple[str, ...] = ()
 
 
 def result_of(receipt: Receipt, status: str, why: str = "") -> UnitResult:
@@ -86,16 +86,15 @@ class Work(Protocol):
 class StageWork:
     """One stage over the units of one modality.
 
-    `upstream` is the stage whose output is read; None hands the unit's descriptor itself over.
-    `units` maps names to descriptors (as rows of UNIT), `reading` names of sources to the
-    fingerprint of how their records are read.
+    `upstream` is the stage whose output is read; None hands the unit itself over. `reading` maps
+    names of sources to the fingerprint of how their records are read.
     """
 
     stage: Stage
     upstream: str | None
     root: str
-    units: dict[str, dict[str, Any]]
-    reading: dict[str, str] = field(default_factory=dict)
+    units: Mapping[str, Unit]
+    reading: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
 
     @property
@@ -115,14 +114,18 @@ class StageWork:
         ledger = Ledger(Storage(self.root))
         opened: list[Transform] = []
 
-        def transform(table: pa.Table):
+        def make(unit: str, upstream: Receipt | None) -> UnitOutput:
             if not opened:
                 opened.append(self.stage.open())
-            return opened[0](table)
+            return _transformed(self, ledger, unit, upstream, opened[0])
 
-        return lambda unit: guarded(
-            self.name, unit, lambda: run_unit(self, ledger, unit, transform)
-        )
+        def run(unit: str) -> UnitResult:
+            input_sha256, upstream = unit_input(ledger, self, unit)
+            return do_unit(
+                self.stage, ledger, unit, input_sha256, lambda: make(unit, upstream), self.force
+            )
+
+        return lambda unit: guarded(self.name, unit, lambda: run(unit))
 
 
 def guarded(stage: str, unit: str, run: Callable[[], UnitResult]) -> UnitResult:
@@ -131,32 +134,85 @@ def guarded(stage: str, unit: str, run: Callable[[], UnitResult]) -> UnitResult:
     The unit has no receipt, is listed, and is redone by the next run. Storage that refuses
     stops the run: every other unit would fail as well.
     """
+    with _collected_notes() as notes:
+        try:
+            result = run()
+        except StorageError as error:
+            result = UnitResult(stage, unit, STOPPED, error=str(error))
+        except KoeError as error:
+            result = UnitResult(stage, unit, FAILED, error=str(error))
+        except Exception as error:  # reported with its type and made resumable, never swallowed
+            result = UnitResult(stage, unit, FAILED, error=f"{type(error).__name__}: {error}")
+    return replace(result, notes=tuple(dict.fromkeys(notes)))
+
+
+@contextmanager
+def _collected_notes() -> Iterator[list[str]]:
+    """Collect what koe's own code logs as a warning or worse."""
+    notes: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: notes.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
-        return run()
-    except StorageError as error:
-        return UnitResult(stage, unit, STOPPED, error=str(error))
-    except KoeError as error:
-        return UnitResult(stage, unit, FAILED, error=str(error))
-    except Exception as error:  # reported with its type and made resumable, never swallowed
-        return UnitResult(stage, unit, FAILED, error=f"{type(error).__name__}: {error}")
+        yield notes
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
-def run_unit(work: StageWork, ledger: Ledger, unit: str, transform: Transform) -> UnitResult:
-    """Take one unit through one stage, or skip it when its receipt still holds."""
-    descriptor = work.units[unit]
-    input_sha256, upstream = unit_input(ledger, work, unit)
-    check = ledger.check(work.stage, unit, input_sha256)
-    if check.receipt and not work.force:
+@dataclass(frozen=True)
+class UnitOutput:
+    """What work made of a unit; `kept` and `measures` as in `Ledger.commit`."""
+
+    outcome: Outcome | Streamed
+    records_in: int
+    kept: int | None = None
+    measures: dict[str, float] | None = None
+
+
+def do_unit(
+    stage: Recorded,
+    ledger: Ledger,
+    unit: str,
+    input_sha256: str,
+    make: Callable[[], UnitOutput],
+    force: bool = False,
+) -> UnitResult:
+    """Skip a unit whose receipt still holds; otherwise make its output and commit it."""
+    check = ledger.check(stage, unit, input_sha256)
+    if check.receipt and not force:
         return result_of(check.receipt, SKIPPED)
     started = time.perf_counter()
+    made = make()
+    receipt = ledger.commit(
+        stage,
+        unit,
+        input_sha256,
+        made.outcome,
+        records_in=made.records_in,
+        seconds=time.perf_counter() - started,
+        kept=made.kept,
+        measures=made.measures,
+    )
+    return result_of(receipt, DONE, "forced" if check.receipt else check.why)
+
+
+def _transformed(
+    work: StageWork, ledger: Ledger, unit: str, upstream: Receipt | None, transform: Transform
+) -> UnitOutput:
+    """Take one unit through a stage's transform.
+
+    Raises: StageError that names stage, unit and clip.
+    """
     if upstream is None:
-        table = pa.Table.from_pylist([descriptor], schema=UNIT)
-        records_in = descriptor["records"] + (descriptor["fault"] is not None)
+        table, records_in = unit_table([work.units[unit]]), work.units[unit].num_records
     else:
         table = ledger.read(upstream)
         records_in = table.num_rows
     try:
-        outcome = check_outcome(work.stage, records_in, transform(table))
+        return UnitOutput(check_outcome(work.stage, records_in, transform(table)), records_in)
     except StageError as error:
         clip = f" (clip {error.clip_id})" if error.clip_id else ""
         raise StageError(
@@ -167,25 +223,16 @@ def run_unit(work: StageWork, ledger: Ledger, unit: str, transform: Transform) -
             unit=unit,
             clip_id=error.clip_id,
         ) from error
-    receipt = ledger.commit(
-        work.stage,
-        unit,
-        input_sha256,
-        outcome,
-        records_in=records_in,
-        seconds=time.perf_counter() - started,
-    )
-    return result_of(receipt, DONE, "forced" if work.force and check.receipt else check.why)
 
 
 def unit_input(ledger: Ledger, work: StageWork, unit: str) -> tuple[str, Receipt | None]:
-    """Return the fingerprint of a unit's input and, below the first stage, where it lies.
+    """Return the fingerprint of a unit's input and, after the first stage, the receipt of it.
 
     Raises: StageError when the stage before has not done the unit.
     """
     if work.upstream is None:
-        descriptor = work.units[unit]
-        return sha256_json([descriptor, work.reading.get(descriptor["source"])]), None
+        planned = work.units[unit]
+        return sha256_json([planned.to_row(), work.reading.get(planned.source)]), None
     receipt = ledger.receipt(work.upstream, unit)
     if receipt is None:
         raise StageError(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from koe.stage import Stage
 from pipeline.config.models import PipelineConfig
-from pipeline.jobs.interleave import OrderStage
 from stages.dnsmos.engines import ovrl_error, require_gpu, require_precision, resolve_engine
 from stages.dnsmos.onnx_session import require_provider
 from stages.dnsmos.scorer import P808_FILE, DnsmosModel, find_model
 from stages.encode import EncodeStage
 from stages.ingest import IngestStage
+from stages.interleave import OrderStage
 from stages.score import ScoreStage
 from stages.settings import InterleaveSettings
 from stages.snac.codec import CodecSpec, resolve_codec
@@ -74,6 +75,14 @@ class Assembly:
     def tokenizer(self) -> TextTokenizer:
         return text_tokenizer(load_tokenizer(self.config.tokenize.tokenizer))
 
+    def speech_stage(self, name: str) -> Stage:
+        """Build a stage of the speech chain. Raises: KeyError for one that nothing builds."""
+        return SPEECH_STAGES[name](self)
+
+    def text_stage(self, name: str, source: str) -> Stage:
+        """Build a stage of the text chain for a source. Raises: KeyError as `speech_stage`."""
+        return TEXT_STAGES[name](self, source)
+
     def ingest(self) -> Stage:
         return IngestStage(self.speech_sources, self.config.ingest)
 
@@ -115,3 +124,13 @@ class Assembly:
                 },
             },
         )
+
+
+# Who builds the stages that koe/dataflow.py declares.
+SPEECH_STAGES: dict[str, Callable[[Assembly], Stage]] = {
+    "ingest": Assembly.ingest,
+    "score": Assembly.score,
+    "encode": Assembly.encode,
+    "tokenize": Assembly.tokenize_speech,
+}
+TEXT_STAGES: dict[str, Callable[[Assembly, str], Stage]] = {"tokenize": Assembly.tokenize_text}

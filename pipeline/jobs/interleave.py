@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
@@ -24,39 +23,19 @@ from koe.errors import StageError
 from koe.fingerprint import sha256_json
 from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SCHEMA_VERSION, split_location
 from koe.stage import Outcome, Resources
-from pipeline.execution.runner import DONE, SKIPPED, UnitFunction, UnitResult, guarded, result_of
+from pipeline.execution.runner import UnitFunction, UnitOutput, UnitResult, do_unit, guarded
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import encoded_seconds
 from stages.interleave import (
-    NAME,
-    VERSION,
     Order,
+    OrderStage,
     gather_rows,
     plan_order,
     unit_samples,
 )
-from stages.settings import InterleaveSettings
 
 _OPEN_UNITS = 256  # sample tables that a worker keeps mapped
-
-
-@dataclass(frozen=True)
-class OrderStage:
-    """What decides the order and the shards, for their receipts."""
-
-    settings: InterleaveSettings
-    identity: Mapping[str, Any]  # of codec and tokenizer, which the shards' metadata name
-    name: str = NAME
-    version: int = VERSION
-
-    @property
-    def content(self) -> dict[str, Any]:
-        return self.settings.content() | dict(self.identity)
-
-    @property
-    def resources(self) -> Resources:
-        return self.settings.resources
 
 
 @dataclass(frozen=True)
@@ -90,24 +69,29 @@ class OrderWork:
         input_sha256 = sha256_json(
             [[unit, output.sha256] for unit, output in zip(self.units, outputs, strict=True)]
         )
-        check = ledger.check(self.stage, ORDER_UNIT, input_sha256)
-        if check.receipt and not self.force:
-            return _as_order(result_of(check.receipt, SKIPPED))
-        started = time.perf_counter()
+        result = do_unit(
+            self.stage,
+            ledger,
+            ORDER_UNIT,
+            input_sha256,
+            lambda: self._make(ledger, [output.path for output in outputs]),
+            self.force,
+        )
+        # Shown apart from the shards: the order's samples are not the shards' documents.
+        return dataclasses.replace(result, stage=ORDER_UNIT)
+
+    def _make(self, ledger: Ledger, paths: Sequence[str]) -> UnitOutput:
         order = plan_order(
             (
-                unit_samples(k, unit, partial(ledger.storage.read_table, output.path))
-                for k, (unit, output) in enumerate(zip(self.units, outputs, strict=True))
+                unit_samples(k, unit, partial(ledger.storage.read_table, path))
+                for k, (unit, path) in enumerate(zip(self.units, paths, strict=True))
             ),
             self.stage.settings,
         )
         for path in (INDEX, CARD):  # they describe the shards of the order before this one
             ledger.storage.remove(path)
         rejected, quarantined = order.reasons(REJECTED), order.reasons(QUARANTINED)
-        receipt = ledger.commit(
-            self.stage,
-            ORDER_UNIT,
-            input_sha256,
+        return UnitOutput(
             Streamed(
                 ORDER,
                 order.tables(),
@@ -117,10 +101,8 @@ class OrderWork:
             ),
             records_in=order.num_samples,
             kept=order.num_samples - sum(rejected.values()) - sum(quarantined.values()),
-            seconds=time.perf_counter() - started,
             measures=self._placed(order) | self._left_out(order, ledger),
         )
-        return _as_order(result_of(receipt, DONE, "forced" if self.force else check.why))
 
     def _placed(self, order: Order) -> dict[str, float]:
         """Count the samples placed, by source, and the shards."""
@@ -142,11 +124,6 @@ class OrderWork:
         return {f"seconds_left_out.{name}": round(value, 3) for name, value in seconds.items()}
 
 
-def _as_order(result: UnitResult) -> UnitResult:
-    """Name the order apart from the shards: its samples are not the shards' documents."""
-    return dataclasses.replace(result, stage=ORDER_UNIT)
-
-
 def _tokenized(ledger: Ledger, unit: str) -> Receipt:
     receipt = ledger.receipt(stage_making("input_ids"), unit)
     if receipt is None:
@@ -154,7 +131,7 @@ def _tokenized(ledger: Ledger, unit: str) -> Receipt:
             f"unit {unit} is not tokenized",
             "interleave needs the samples of every unit",
             "Run `koe run` without --only, it does what is missing.",
-            stage=NAME,
+            stage=INTERLEAVE,
             unit=unit,
         )
     return receipt
@@ -172,7 +149,7 @@ class ShardWork:
 
     @property
     def name(self) -> str:
-        return NAME
+        return INTERLEAVE
 
     @property
     def resources(self) -> Resources:
@@ -189,30 +166,25 @@ class ShardWork:
         def samples(index: int) -> pa.Table:
             return ledger.read(_tokenized(ledger, self.units[index]))
 
-        def run(shard: str) -> UnitResult:
-            check = ledger.check(self.stage, shard, self.order.output.sha256)
-            if check.receipt and not self.force:
-                return result_of(check.receipt, SKIPPED)
-            started = time.perf_counter()
+        def make(shard: str) -> UnitOutput:
             table, places = order()
             begin, end = places[shard]
             part = table.slice(begin, end - begin)
             rows = gather_rows(part, samples, self.units)
             metadata = {"koe": json.dumps(self.stage.identity, ensure_ascii=False, sort_keys=True)}
             none = EXCLUDED.empty_table()
-            receipt = ledger.commit(
-                self.stage,
-                shard,
-                self.order.output.sha256,
+            return UnitOutput(
                 Outcome(rows.replace_schema_metadata(metadata), none, none),
                 records_in=part.num_rows,
                 kept=part.num_rows,
-                seconds=time.perf_counter() - started,
                 measures=_row_measures(rows),
             )
-            return result_of(receipt, DONE, check.why)
 
-        return lambda shard: guarded(NAME, shard, lambda: run(shard))
+        def run(shard: str) -> UnitResult:
+            input_sha256 = self.order.output.sha256
+            return do_unit(self.stage, ledger, shard, input_sha256, lambda: make(shard), self.force)
+
+        return lambda shard: guarded(self.name, shard, lambda: run(shard))
 
 
 def shard_places(storage: Storage, order: Receipt) -> dict[str, tuple[int, int]]:
@@ -257,7 +229,7 @@ def write_index(stage: OrderStage, ledger: Ledger, shards: Sequence[str]) -> dic
     """
     entries = []
     for shard in shards:
-        receipt = ledger.receipt(NAME, shard)
+        receipt = ledger.receipt(INTERLEAVE, shard)
         if receipt is None:
             raise StageError(f"shard {shard} is not made yet", remedy="Run `koe run` again.")
         sums = receipt.measures
@@ -289,7 +261,7 @@ def write_index(stage: OrderStage, ledger: Ledger, shards: Sequence[str]) -> dic
     kept = {f"{shard}.arrow" for shard in shards}
     for name in ledger.storage.names(SHARDS):
         if name.endswith(".arrow") and name not in kept:
-            ledger.forget(NAME, name.removesuffix(".arrow"))
+            ledger.forget(INTERLEAVE, name.removesuffix(".arrow"))
             ledger.storage.remove(output_path(INTERLEAVE, name.removesuffix(".arrow")))
     ledger.storage.write_bytes(INDEX, json.dumps(index, ensure_ascii=False, indent=1).encode())
     return index

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from koe.dataflow import PLAN
@@ -39,13 +38,13 @@ class Plan:
     units: tuple[Unit, ...]
     modalities: dict[str, str]
 
-    @cached_property
-    def descriptors(self) -> dict[str, dict[str, Any]]:
-        """Units by name, as rows of UNIT."""
-        return {unit.unit: asdict(unit) for unit in self.units}
-
-    def of(self, modality: str) -> list[str]:
-        return [unit.unit for unit in self.units if unit.modality == modality]
+    def units_of(self, modality: str, source: str | None = None) -> list[Unit]:
+        """List the units of a modality, of one source only where it is named."""
+        return [
+            unit
+            for unit in self.units
+            if unit.modality == modality and source in (None, unit.source)
+        ]
 
 
 def make_plan(
@@ -74,10 +73,10 @@ def make_plan(
             if rows is None:
                 on_file(name, path)
                 return None
-            return [Unit(**row) for row in rows]
+            return [Unit.from_row(row) for row in rows]
 
         for unit in source.units(known):
-            files.setdefault(key(unit.path, unit.stamp), []).append(asdict(unit))
+            files.setdefault(key(unit.path, unit.stamp), []).append(unit.to_row())
             units.append(unit)
     _require_distinct(units)
     body = {"schema_version": SCHEMA_VERSION, "modalities": modalities, "files": files}
@@ -111,7 +110,7 @@ def load_plan(storage: Storage) -> Plan | None:
             "its writing was broken off, or another version of koe or another hand wrote it",
             "Run `koe run`: it is planned again.",
         )
-    units = tuple(Unit(**row) for rows in body["files"].values() for row in rows)
+    units = tuple(Unit.from_row(row) for rows in body["files"].values() for row in rows)
     return Plan(units, body["modalities"])
 
 
@@ -124,7 +123,7 @@ def _stored_body(storage: Storage) -> dict[str, Any] | None:
     """Read the stored plan; None if it is not whole, or not of this version."""
     try:
         body = json.loads(storage.read_bytes(PLAN))
-        units = [Unit(**row) for rows in body["files"].values() for row in rows]
+        units = [Unit.from_row(row) for rows in body["files"].values() for row in rows]
         known = body["modalities"].keys()
         is_whole = all(unit.source in known for unit in units)
     except (ValueError, TypeError, KeyError, AttributeError):

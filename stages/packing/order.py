@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import INTERLEAVE
 from koe.errors import ContractError
 from koe.schema import (
     EXCLUDED,
@@ -35,8 +36,6 @@ from stages.packing.queue import (
 )
 from stages.packing.shards import Shards
 from stages.settings import InterleaveSettings
-
-NAME = "interleave"
 
 _REASONS = {
     DUPLICATE: (QUARANTINED, "duplicate_id", "an earlier sample of the plan has this id"),
@@ -221,7 +220,7 @@ def _excluded(
     columns = {
         "id": samples["id"].take(pa.array(rows)),
         "source": samples["source"].take(pa.array(rows)),
-        "stage": [NAME] * len(rows),
+        "stage": [INTERLEAVE] * len(rows),
         "outcome": [outcome] * len(rows),
         "reason": [reason for _, reason, _ in reasons],
         "detail": [

@@ -10,8 +10,10 @@ from typing import ClassVar
 import pytest
 import ray
 
+from koe.ray_session import without_greeting
+from koe.schema import SPEECH, Unit
 from koe.stage import Resources
-from pipeline.execution.on_ray import _pools, _without_greeting, ray_session, run_ray
+from pipeline.execution.on_ray import _pools, engine_session, run_ray
 from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
@@ -20,15 +22,12 @@ from tests.pipeline.run_dir.test_ledger import Doubled, Numbers
 NUM_UNITS = 12
 
 
-def descriptors() -> dict[str, dict]:
+def planned_units() -> dict[str, Unit]:
+    names = [f"u{number:02d}" for number in range(NUM_UNITS)]
     return {
-        f"u{number:02d}": {
-            "unit": f"u{number:02d}", "source": "s", "modality": "speech", "path": "p",
-            "stamp": "1:1", "start": 10 * number + 1, "stop": 10 * number + 11, "records": 10,
-            "fault": None,
-        }
-        for number in range(NUM_UNITS)
-    }  # fmt: skip
+        name: Unit(name, "s", SPEECH, "p", "1:1", 10 * number + 1, 10 * number + 11, records=10)
+        for number, name in enumerate(names)
+    }
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class DiesOnce(Numbers):
 
 @pytest.fixture(scope="module")
 def session():
-    with ray_session(None, 2, 2.0):
+    with engine_session(None, 2, 2.0):
         yield
 
 
@@ -63,7 +62,7 @@ def outputs(root: Path) -> dict[str, bytes]:
 def chain(root: Path, first=None, workers: int | None = None, second=None) -> list[StageWork]:
     resources = Resources(cpus=0.5, workers=workers)
     first = first or Numbers(resources=resources)
-    units = descriptors()
+    units = planned_units()
     return [
         StageWork(first, None, str(root), units),
         StageWork(second or Doubled(resources=resources), first.name, str(root), units),
@@ -73,7 +72,7 @@ def chain(root: Path, first=None, workers: int | None = None, second=None) -> li
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> dict[str, bytes]:
     root = tmp_path_factory.mktemp("plain")
-    assert run_plain(chain(root), list(descriptors()), lambda result: None)
+    assert run_plain(chain(root), list(planned_units()), lambda result: None)
     found = outputs(root)
     assert len(found) >= 2 * NUM_UNITS
     return found
@@ -84,14 +83,14 @@ def plain(tmp_path_factory) -> dict[str, bytes]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_worker_equals_n(session, tmp_path, plain, workers):
     results = []
-    assert run_ray(chain(tmp_path, workers=workers), list(descriptors()), results.append)
+    assert run_ray(chain(tmp_path, workers=workers), list(planned_units()), results.append)
     assert [result.status for result in results] == [DONE] * 2 * NUM_UNITS
     assert {(r.stage, r.unit) for r in results} == {
-        (s, u) for s in ("numbers", "doubled") for u in descriptors()
+        (s, u) for s in ("numbers", "doubled") for u in planned_units()
     }
     assert outputs(tmp_path) == plain
     again = []
-    assert run_ray(chain(tmp_path, workers=workers), list(descriptors()), again.append)
+    assert run_ray(chain(tmp_path, workers=workers), list(planned_units()), again.append)
     assert {result.status for result in again} == {SKIPPED}
 
 
@@ -101,7 +100,7 @@ def test_killed_worker_same_bytes(session, tmp_path, plain):
     root = tmp_path / "run"
     first = DiesOnce(grave=str(tmp_path / "grave"))
     results = []
-    assert run_ray(chain(root, first), list(descriptors()), results.append)
+    assert run_ray(chain(root, first), list(planned_units()), results.append)
     assert (tmp_path / "grave").exists()
     assert {result.status for result in results if result.stage == "doubled"} == {DONE}
     assert outputs(root) == plain
@@ -113,7 +112,7 @@ def test_failing_unit_stops_no_other(session, tmp_path):
     results = []
     assert run_ray(
         chain(tmp_path, second=Doubled(boom="stage", resources=resources)),
-        list(descriptors()),
+        list(planned_units()),
         results.append,
     )
     failed = [result for result in results if result.status == FAILED]
@@ -126,7 +125,7 @@ def test_failing_unit_stops_no_other(session, tmp_path):
 def test_failing_storage_stops_the_run(session, tmp_path):
     (tmp_path / "doubled").write_bytes(b"a file where the folder should be")
     results = []
-    assert not run_ray(chain(tmp_path, workers=1), list(descriptors()), results.append)
+    assert not run_ray(chain(tmp_path, workers=1), list(planned_units()), results.append)
     assert STOPPED in {result.status for result in results}
 
 
@@ -148,7 +147,7 @@ def test_pools_start_with_the_workers_that_fit(monkeypatch):
 
 def test_only_the_greeting_of_ray_is_hidden(capfd):
     def start(broken):
-        with _without_greeting():
+        with without_greeting():
             os.write(2, b"[I 1] Set ray log level from environment variable X to 3\nanother line\n")
             if broken:
                 raise ValueError

@@ -14,13 +14,13 @@ import pytest
 
 from koe.stage import Resources
 from pipeline.execution.interrupt import interruptible
-from pipeline.execution.on_ray import ray_session, run_ray
+from pipeline.execution.on_ray import engine_session, run_ray
 from pipeline.execution.runner import DONE, STOPPED, StageWork, Stop, run_plain
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
 from tests.calling import koe
 from tests.corpus import run_bytes
-from tests.laws.test_engine import descriptors
+from tests.laws.test_engine import planned_units
 from tests.pipeline.run_dir.test_ledger import Doubled, Numbers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,7 +110,7 @@ class Slow(Numbers):
 
 def stopped_after_the_first(engine, root: Path) -> tuple[list, Stop, bool]:
     stop, results, half = Stop(), [], Resources(cpus=0.5, workers=1)
-    units = descriptors()
+    units = planned_units()
     first, second = Slow(resources=half), Doubled(resources=half)
     chain = [
         StageWork(first, None, str(root), units),
@@ -129,7 +129,7 @@ def stopped_after_the_first(engine, root: Path) -> tuple[list, Stop, bool]:
 def test_stop_lets_units_in_flight_finish(tmp_path):
     results, stop, complete = stopped_after_the_first(run_plain, tmp_path / "plain")
     assert (len(results), complete, stop.in_flight) == (1, False, 0)
-    with ray_session(None, 2, 2.0):
+    with engine_session(None, 2, 2.0):
         results, stop, complete = stopped_after_the_first(run_ray, tmp_path / "ray")
     assert {result.status for result in results} == {DONE}
     assert 1 <= len(results) <= 6

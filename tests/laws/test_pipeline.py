@@ -104,7 +104,7 @@ def test_documents_trace_to_clips(done):
                 if document.codes is not None:
                     seen[document.id] = document
     encoded = {}
-    for unit in plan.of("speech"):
+    for unit in (unit.unit for unit in plan.units_of("speech")):
         receipt = ledger.receipt("encode", unit)
         assert receipt is not None
         for row in ledger.read(receipt).to_pylist():
@@ -281,7 +281,7 @@ def test_inspect_tells_the_outcome_of_a_record(corpus, tmp_path):
     run(corpus)
     plan, ledger = opened(corpus)
     by_outcome: dict[str, tuple[str, str]] = {}
-    for unit in plan.of("speech"):
+    for unit in (unit.unit for unit in plan.units_of("speech")):
         receipt = ledger.receipt("encode", unit)
         assert receipt is not None
         for row in ledger.read(receipt).to_pylist():

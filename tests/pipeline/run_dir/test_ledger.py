@@ -1,12 +1,13 @@
 """Receipts: a unit is done only while input, settings, version and output agree with them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
 
 from koe.errors import ContractError, StageError
+from koe.schema import SPEECH, Unit
 from koe.stage import Exclusions, Resources, check_outcome, table_of
 from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
 from pipeline.run_dir.ledger import Ledger
@@ -61,19 +62,18 @@ class Doubled(Numbers):
         return Exclusions(self.name).outcome(table)
 
 
-def descriptors() -> dict[str, dict]:
+def planned_units() -> dict[str, Unit]:
     return {
-        name: {
-            "unit": name, "source": "s", "modality": "speech", "path": "p", "stamp": "1:1",
-            "start": 10 * number + 1, "stop": 10 * number + 11, "records": 10,
-            "fault": "cut" if number == 2 else None,
-        }
+        name: Unit(
+            name, "s", SPEECH, "p", "1:1", 10 * number + 1, 10 * number + 11, records=10,
+            fault="cut" if number == 2 else None,
+        )
         for number, name in enumerate(NAMES)
     }  # fmt: skip
 
 
 def run(root, first=Numbers(), second=Doubled(), units=None, force=False):
-    units = units or descriptors()
+    units = units or planned_units()
     chain = [
         StageWork(first, None, str(root), units, force=force),
         StageWork(second, first.name, str(root), units),
@@ -121,8 +121,8 @@ def test_a_stage_whose_output_stays_equal_does_not_redo_the_next(tmp_path):
 
 def test_a_changed_source_file_redoes_its_units_alone(tmp_path):
     run(tmp_path)
-    units = descriptors()
-    units["u1"]["stamp"] = "1:2"
+    units = planned_units()
+    units["u1"] = replace(units["u1"], stamp="1:2")
     assert statuses(run(tmp_path, units=units)) == [
         SKIPPED,
         SKIPPED,
@@ -180,7 +180,7 @@ def test_a_failing_unit_is_named_and_resumable_while_the_others_go_on(tmp_path, 
 def test_failing_storage_stops_the_run(tmp_path):
     (tmp_path / "numbers").write_bytes(b"a file where the folder should be")
     results: list = []
-    work = StageWork(Numbers(), None, str(tmp_path), descriptors())
+    work = StageWork(Numbers(), None, str(tmp_path), planned_units())
     assert run_plain([work], NAMES, results.append) is False
     assert statuses(results) == [STOPPED]
     assert "run the same command again" in results[0].error
@@ -189,7 +189,7 @@ def test_failing_storage_stops_the_run(tmp_path):
 def test_a_stage_without_its_input_names_the_stage_before(tmp_path):
     results: list = []
     run_plain(
-        [StageWork(Doubled(), "numbers", str(tmp_path), descriptors())], NAMES, results.append
+        [StageWork(Doubled(), "numbers", str(tmp_path), planned_units())], NAMES, results.append
     )
     assert statuses(results) == [FAILED] * 3
     assert "has no output of stage numbers" in results[0].error

@@ -209,7 +209,7 @@ def test_a_unit_that_waits_for_encode_counts_with_what_is_done(corpus, tmp_path,
     run_dir = tmp_path / "run"
     shutil.copytree(corpus.parent / "run", run_dir)
     plan, ledger = opened(run_dir)
-    unit = plan.of("speech")[0]
+    unit = plan.units_of("speech")[0].unit
     ledger.forget("encode", unit)
     (run_dir / "shards/index.json").unlink()
     stats = full_stats(plan, ledger)

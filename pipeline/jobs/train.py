@@ -1,0 +1,93 @@
+"""Training on a run's shards, and what is made of a trained run: a step again, an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+
+from koe.dataflow import INDEX, INTERLEAVE, SHARDS, TRAIN
+from koe.errors import ConfigError
+from pipeline.config.models import PipelineConfig
+from pipeline.run_dir.lock import run_lock
+from pipeline.run_dir.storage import Storage
+
+if TYPE_CHECKING:  # training imports torch, which most commands do not need
+    from training.launch import TrainResult
+    from training.replay import Replay
+
+
+def check_training(config: PipelineConfig) -> None:
+    """Refuse, before any work, settings that training cannot start with on this machine.
+
+    Raises: ConfigError.
+    """
+    from training.launch import check
+
+    check(config.train, ray_address=config.ray.address, num_cpus=config.ray.num_cpus)
+
+
+def run_training(config: PipelineConfig, console: Console, resume: bool = True) -> TrainResult:
+    """Train on the run's shards, resuming from the newest checkpoint.
+
+    Raises: ConfigError when there are no shards, or not the hardware that the config asks for, or
+    when another process is at the run directory.
+    """
+    _shards_folder(config)  # a run directory that does not exist is not made
+    with run_lock(Storage(config.run_dir)):
+        return train_shards(config, console, resume)
+
+
+def train_shards(config: PipelineConfig, console: Console, resume: bool) -> TrainResult:
+    """Train as `run_training` does; whoever calls it holds the run directory."""
+    from pipeline.jobs.speech_samples import sample_generator
+    from training.launch import launch
+
+    shards = _shards_folder(config)
+    console.print(f"{TRAIN:<11} up to step {config.train.max_steps}", markup=False)
+    return launch(
+        config.train,
+        shards,
+        training_folder(config),
+        resume=resume,
+        ray_address=config.ray.address,
+        num_cpus=config.ray.num_cpus,
+        sample_generator=sample_generator(config),
+    )
+
+
+def replay_event(config: PipelineConfig, event: str) -> Replay:
+    """Run the step of an event of the run's training again, in this process.
+
+    Raises: ConfigError.
+    """
+    from training.replay import replay
+
+    return replay(config.train, _shards_folder(config), training_folder(config), event)
+
+
+def export_model(
+    config: PipelineConfig, folder: Path, step: int | None, dtype: Literal["bf16", "fp32"]
+) -> None:
+    """Write a checkpoint of the run's training as a Hugging Face folder.
+
+    Raises: ConfigError when there is no such checkpoint, or `folder` is not free.
+    """
+    from pipeline.jobs.speech_samples import export_run
+
+    export_run(config, folder, step, dtype)
+
+
+def training_folder(config: PipelineConfig) -> Path:
+    """Return the local folder of checkpoints and logs."""
+    return Storage(config.run_dir).local_path(TRAIN)
+
+
+def _shards_folder(config: PipelineConfig) -> Path:
+    storage = Storage(config.run_dir)
+    if storage.size(INDEX) is None:
+        raise ConfigError(
+            f"{config.run_dir} has no shards", remedy=f"Make them with `koe run --to {INTERLEAVE}`."
+        )
+    return storage.local_path(SHARDS)
