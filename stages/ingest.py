@@ -1,4 +1,4 @@
-"""Ingest: records of a source to clip rows, each with what its audio's header says."""
+"""Ingest: records of a source become clip rows, each with what the header of its audio says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stages.sources.settings import SpeechFields
 
 @dataclass(frozen=True)
 class IngestStage:
-    """Reads no audio but headers, and copies none.
+    """Reads the headers of audio, and copies no audio.
 
     A unit's records are those of its slice, and one more where the file has a fault.
     """
@@ -37,8 +37,8 @@ class IngestStage:
 
     @property
     def content(self) -> dict[str, Any]:
-        # How a source's records are read is part of the unit's input: a new source must not make
-        # the units of the others stale.
+        # How the records of a source are read is part of the units' input, not of this content: a
+        # new source must not make the units of the others stale.
         return self.settings.content()
 
     @property
@@ -58,7 +58,7 @@ class IngestStage:
                     raise ContractError(
                         f"unit {unit.unit} belongs to a source that ingest does not know",
                         f"its source is {unit.source!r}, known are {sorted(sources)}",
-                        "Plan again with the present configuration.",
+                        "Run again: units are planned with the present configuration.",
                     )
                 rows += self._clips(unit, sources[unit.source], reader, exclusions)
         return exclusions.outcome(table_of(rows, CLIP))
@@ -131,7 +131,7 @@ def clip_range(
 ) -> tuple[float, float]:
     """Return start and length of a clip in its audio, both in seconds.
 
-    A record without a start is the whole of its audio, whatever duration it states.
+    A record without a start is all of its audio, whatever duration it states.
 
     Raises: BadRecord with reason bad_segment.
     """
@@ -153,7 +153,7 @@ def _number(value: Any, name: str | None) -> float:
 
 
 def _number_or_none(value: Any) -> float | None:
-    """Read a number, or a numeral as CSV has it; None for anything else, NaN included."""
+    """Return a number, also from text as CSV has it; None for anything else, including NaN."""
     if isinstance(value, bool):
         return None
     try:

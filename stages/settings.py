@@ -155,7 +155,7 @@ class InterleaveConfig(WorkerConfig):
     )
     overlong_speech: Overlong = Field(
         default="drop",
-        description="What becomes of a clip longer than a row; split: between whole frames.",
+        description="What becomes of a clip longer than a row; split: cut it between frames.",
     )
     overlong_text: Overlong = Field(
         default="split", description="What becomes of a text sample longer than a row."

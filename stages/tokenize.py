@@ -97,10 +97,10 @@ class TokenizeSpeech:
 
 @dataclass(frozen=True)
 class TokenizeText:
-    """One row of UNIT to SAMPLE: SOH BOS user EOT EOH SOA answer EOT EOA, a turn after the other.
+    """One row of UNIT to SAMPLE: SOH BOS user EOT EOH SOA answer EOT EOA, turn by turn.
 
     Reads the unit's records from `source`. A record that cannot be read, one that repeats an id
-    of its unit, and the place where a file broke off (truncated_source, counted besides the
+    of its unit, and the place where a file broke off (truncated_source, counted in addition to the
     unit's records) are quarantined.
     """
 
@@ -171,7 +171,7 @@ class TokenizeText:
             raise StageError(
                 f"unit {unit.unit} gave {num_read} records instead of {unit.records}",
                 f"{unit.path} is not the file that was planned",
-                "Restore the file, or run again so that it is planned anew.",
+                "Restore the file, or run again so that it is planned again.",
                 stage=NAME,
                 unit=unit.unit,
             )
@@ -217,14 +217,14 @@ def _require_codes(codes: np.ndarray, clip_id: str) -> np.ndarray:
     if not len(codes) or len(codes) % SLOTS or int(codes.max()) >= CODEBOOK_SIZE:
         raise ContractError(
             f"clip {clip_id} has {len(codes)} codes up to {codes.max(initial=0)}",
-            f"it needs whole frames of {SLOTS} codes below {CODEBOOK_SIZE}",
+            f"it needs complete frames of {SLOTS} codes below {CODEBOOK_SIZE}",
             "Run encode again with --force encode.",
         )
     return codes
 
 
 def _lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
-    """View a list column as one numpy array a row, without copying."""
+    """View a list column as one numpy array per row, without copying."""
     views: list[np.ndarray] = []
     for chunk in column.chunks:
         offsets, values = chunk.offsets.to_numpy(), chunk.values.to_numpy()

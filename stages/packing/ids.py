@@ -14,7 +14,7 @@ _DIGEST_BYTES = 16
 
 
 def hash_ids(ids: pa.ChunkedArray) -> np.ndarray:
-    """Hash ids to 64 bits, int64 [n]: the same within a process, not between two."""
+    """Hash ids to 64 bits, int64 [n]: equal within one process, but not in another."""
     return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
 
 
@@ -25,8 +25,8 @@ def first_of_its_id(
 
     `hashes`: of all ids in order, int64 [n], by `hash_ids`; `bounds`: where each unit's samples
     begin and end, int64 [units + 1]. The ids of a unit are read again (`read_ids(unit)`) only where
-    some hash occurs twice, and told apart by 128 bits of BLAKE2: 8 bytes a sample are sorted
-    beside the hashes, and 16 more held for each suspect.
+    some hash occurs twice, and are compared by 128 bits of BLAKE2. Beside the hashes this sorts 8
+    bytes per sample, and holds 16 more for each suspect.
     """
     first = np.ones(len(hashes), bool)
     suspects = repeated(hashes)

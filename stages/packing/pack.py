@@ -12,7 +12,7 @@ from koe.vocabulary import SLOTS
 
 _TAIL_TOKENS = 2  # end_of_speech end_of_ai
 _MIN_HEAD_TOKENS = 6  # all of a speech sample's marks before its first frame
-_CHUNK = 1 << 20  # samples or rows taken at once: bounds what a step needs beside its result
+_CHUNK = 1 << 20  # samples or rows handled at once: limits the memory beside the result
 
 
 class Rows(NamedTuple):
@@ -34,9 +34,9 @@ class Pieces(NamedTuple):
 def pack(lengths: np.ndarray, capacity: int) -> Rows:
     """Pack samples of `lengths` (tokens, [n]) into rows of at most `capacity` tokens.
 
-    Best-fit decreasing, exactly: each sample, longest first, goes to the fullest row that still
-    has room. Rows are laid out on the histogram of lengths, so only moving the indexes depends on
-    n. Samples of equal length fill their places in the order given.
+    Exactly best-fit decreasing: each sample, longest first, goes to the fullest row that still has
+    room. Rows are laid out on the histogram of lengths, so that n matters only for moving indexes.
+    Samples of equal length fill their places in the order given.
 
     Raises: ContractError for a length outside 1..capacity.
     """
@@ -69,13 +69,13 @@ def pack(lengths: np.ndarray, capacity: int) -> Rows:
 
 
 def count_rows(lengths: np.ndarray, capacity: int) -> int:
-    """Count the rows that `pack` would make, at a cost that hardly depends on the samples."""
+    """Count the rows that `pack` would make; the cost hardly depends on the number of samples."""
     plan = _best_fit(_histogram(np.asarray(lengths), capacity), capacity)
     return sum(num_rows for num_rows, _ in plan)
 
 
 def row_sums(rows: Rows, values: np.ndarray) -> np.ndarray:
-    """Sum `values` of the samples ([n]: their tokens) over each row, int64 [rows]."""
+    """Sum `values` (of each sample, [n]) over each row, int64 [rows]."""
     sums = np.empty(len(rows.offsets) - 1, np.int64)
     for begin in range(0, len(sums), _CHUNK):
         offsets = rows.offsets[begin : begin + _CHUNK + 1]
@@ -87,7 +87,7 @@ def row_sums(rows: Rows, values: np.ndarray) -> np.ndarray:
 
 
 def ranges(begin: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Join the ranges `begin[i] .. begin[i] + number[i]`, int64 [sum of number]."""
+    """Concatenate the ranges from `begin[i]` to `begin[i] + number[i]`, int64 [sum of number]."""
     before = np.cumsum(number) - number
     return np.repeat(begin - before, number) + np.arange(int(np.sum(number)))
 
@@ -107,7 +107,7 @@ def cut_speech(
 
     `lengths` and `num_frames`: [n]. A sample ends with its frames of 7 tokens, end_of_speech and
     end_of_ai; both end tokens stay with the last frame, the text with the first.
-    Returns the pieces, and bool [n]: the samples whose text leaves no room for a frame, which
+    Returns the pieces, and marks the samples whose text leaves no room for a frame, bool [n]: these
     have no piece. Raises: ContractError when a sample is too short for its frames.
     """
     lengths = np.asarray(lengths, np.int64)
@@ -136,7 +136,7 @@ def require_frames(lengths: np.ndarray, num_frames: np.ndarray) -> None:
 
 
 def _parts(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the pieces: of which sample [pieces], and the how manieth of it [pieces]."""
+    """Return the sample of each piece, and the piece's index in it; both [pieces]."""
     sample = np.repeat(np.arange(len(number)), number)
     before = np.cumsum(number) - number
     return sample, np.arange(len(sample)) - before[sample]
@@ -161,8 +161,8 @@ def _histogram(lengths: np.ndarray, capacity: int) -> np.ndarray:
 def _by_length(lengths: np.ndarray, longer: np.ndarray, capacity: int) -> np.ndarray:
     """Sort the samples, longest first and equal ones in their order, uint32 [n].
 
-    `longer[length]`: how many samples are longer. By chunks, because one argsort of all takes
-    16 bytes a sample beside its result.
+    `longer[length]` counts the samples that are longer. It works in chunks, because one argsort of
+    all takes 16 bytes per sample beside its result.
     """
     by_length = np.empty(len(lengths), np.uint32)
     place = longer.copy()  # per length: that of its next sample
@@ -177,16 +177,16 @@ def _by_length(lengths: np.ndarray, longer: np.ndarray, capacity: int) -> np.nda
     return by_length
 
 
-# What equal rows hold: (length, how many of it, what they held before).
+# What equal rows hold: (length, how many samples of it, what they held before).
 _Chain = tuple[int, int, "_Chain"] | None
 
 
 def _best_fit(counts: np.ndarray, capacity: int) -> list[tuple[int, _Chain]]:
     """Lay out rows for `counts[length]` samples: [(number of equal rows, contents)].
 
-    Samples of one length all go on filling the fullest row with room until it has none, so whole
-    classes of equal rows are filled in one step. Every length makes at most three new classes,
-    and a class at least halves its room whenever it is filled: a few steps per length and class.
+    Samples of one length fill the fullest row with room until it has none, so all equal rows (a
+    class) are filled in one step. Every length makes at most three new classes, and a class at least
+    halves its room whenever it is filled: a few steps per length and class.
     """
     room_left: list[int] = []  # of the open classes, ascending
     classes: dict[int, list[tuple[int, _Chain]]] = {}

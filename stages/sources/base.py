@@ -31,12 +31,12 @@ class Record:
     detail: str = ""
 
 
-# Given a file's path and stamp, returns its units if it was planned before, else None.
+# Returns the units of a file that was planned before, by its path and stamp; None for any other.
 Known = Callable[[str, str], Sequence[Unit] | None]
 
 
 def scan_all(path: str, stamp: str) -> None:
-    """Know no file: every file is scanned."""
+    """Know no file, so that every file is scanned."""
 
 
 class Source(Protocol):
@@ -64,7 +64,7 @@ class SpeechFiles(Source):
     """What the readers of speech sources have in common."""
 
     settings: SpeechSourceConfig
-    unit_records: int  # of a unit, at most
+    unit_records: int  # how many records a unit holds at most
 
     @property
     def name(self) -> str:
@@ -80,7 +80,7 @@ class TextFiles(Source):
     """What the readers of instruction sources have in common."""
 
     settings: TextSourceConfig
-    unit_records: int  # of a unit, at most
+    unit_records: int  # how many records a unit holds at most
 
     @property
     def name(self) -> str:

@@ -25,9 +25,9 @@ def lookup(fields: Mapping[str, Any], name: str | None) -> Any:
 
 
 def record_key(fields: Mapping[str, Any], id_field: str | None, place: str) -> str:
-    """Return the record's own id where the configuration names one, else its place.
+    """Return the record's id from the field that the configuration names, or else its place.
 
-    Raises: BadRecord when the named id is missing: a place in its stead would hide a misspelt
+    Raises: BadRecord when that field is missing; to use the place instead would hide a misspelt
     field name.
     """
     if id_field is None:
@@ -39,7 +39,7 @@ def record_key(fields: Mapping[str, Any], id_field: str | None, place: str) -> s
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """Parse one JSON object that can also be written again as UTF-8.
+    """Parse one JSON object that can also be written as UTF-8.
 
     Raises: BadRecord with reason `broken_json`.
     """
@@ -54,7 +54,7 @@ def require_object(value: Any, data: bytes | None = None) -> dict[str, Any]:
     """Return `value` if it is a JSON object of valid text.
 
     Raises: BadRecord with reason `broken_json`; lone surrogates (from escapes, or from bytes
-    that are no UTF-8) count as broken, because Arrow cannot store them.
+    that are not valid UTF-8) count as broken, because Arrow cannot store them.
     """
     if not isinstance(value, dict):
         raise BadRecord("broken_json", f"expected an object, found {type(value).__name__}")
@@ -62,7 +62,7 @@ def require_object(value: Any, data: bytes | None = None) -> dict[str, Any]:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise BadRecord("broken_json", f"text is no valid Unicode: {error.reason}") from None
+            raise BadRecord("broken_json", f"text is not valid Unicode: {error.reason}") from None
     return value
 
 

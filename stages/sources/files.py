@@ -16,7 +16,7 @@ from koe.schema import Unit
 
 _MAGIC = frozenset("*?[")
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
-# What a file system says when the name, not the disk, is at fault.
+# Errors of a file system that mean a wrong name, not a failing disk.
 _ABSENT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP))
 
 
@@ -33,7 +33,7 @@ class SourceFile:
 
 
 class Fault(Exception):
-    """The rest of a source file cannot be read; what precedes it stands."""
+    """The rest of a source file cannot be read; what precedes it is kept."""
 
 
 def is_remote(path: str) -> bool:
@@ -58,10 +58,10 @@ def stem(relative: str) -> str:
 
 
 def expand(source: str, patterns: Iterable[str], *, folders: bool = False) -> list[SourceFile]:
-    """List the files (or folders too) that match, each once, sorted by relative name.
+    """List the files that match (with `folders`, folders too), each once, sorted by relative name.
 
     Raises: ConfigError when a pattern matches nothing, a file is compressed, or two files would
-    share one relative name, and with it the names of units and records.
+    share a relative name, on which the names of units and records are based.
     """
     patterns = tuple(patterns)
     found: dict[str, SourceFile] = {}
@@ -93,13 +93,13 @@ def _matches(source: str, pattern: str, folders: bool) -> list[str]:
             raise ConfigError(
                 f"source {source} cannot read {path}",
                 "a compressed file cannot be read from the middle",
-                "Decompress it first (audio inside is compressed anyway).",
+                "Decompress it first; the audio inside is compressed anyway.",
             )
     return [fs.unstrip_protocol(path) if is_remote(pattern) else path for path in paths]
 
 
 def _listed(fs: Any, place: str, is_glob: bool) -> dict[str, str]:
-    """Map what matches to its type."""
+    """Map each path that matches to its type."""
     if is_glob:
         return {hit: info["type"] for hit, info in fs.glob(place, detail=True).items()}
     return {place: fs.info(place)["type"]} if fs.exists(place) else {}
@@ -108,7 +108,7 @@ def _listed(fs: Any, place: str, is_glob: bool) -> dict[str, str]:
 def relative_name(path: str, patterns: Iterable[str]) -> str:
     """Name `path` relative to the folder above the first wildcard (or last part) of its pattern.
 
-    Depends on the configuration alone, so a worker finds the same name without listing anything.
+    The name depends on the configuration alone, so workers find it without listing any folder.
     """
     for pattern in patterns:
         root = _root(pattern)
@@ -130,7 +130,7 @@ def _plain(path: str) -> str:
 
 
 def stamp(path: str) -> str:
-    """Return `size:mtime_ns` of a local file, `size:etag` (or its like) of a remote one."""
+    """Return `size:mtime_ns` of a local file, and `size:etag` or similar of a remote one."""
     with reading(path):
         if not is_remote(path):
             status = os.stat(_plain(path))
@@ -145,7 +145,7 @@ def stamp(path: str) -> str:
 def open_binary(path: str) -> BinaryIO:
     """Open a local file or URL for reading and seeking.
 
-    Raises: OSError as the file system gives it.
+    Raises: OSError, as the file system raises it.
     """
     if not is_remote(path):
         return open(_plain(path), "rb")
@@ -154,13 +154,13 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def is_absent(error: OSError) -> bool:
-    """Tell a name that leads nowhere from a storage that does not answer."""
+    """Tell whether there is no such file, as opposed to storage that fails."""
     return isinstance(error, FileNotFoundError) or error.errno in _ABSENT
 
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn a failure of the storage below `path` into a StorageError."""
+    """Turn a failure of the storage that holds `path` into a StorageError."""
     try:
         yield
     except OSError as error:
@@ -186,7 +186,7 @@ def require_unchanged(unit: Unit) -> None:
         raise StorageError(
             f"{unit.path} changed since it was planned",
             f"its size and modification were {unit.stamp} and are {now}",
-            "Run again: units are planned anew and only the changed ones are redone.",
+            "Run again: units are planned again, and only those that changed are redone.",
         )
 
 
@@ -198,7 +198,7 @@ def num_bytes(file: BinaryIO) -> int:
 
 
 def lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (start, stop, line) of every line that is not blank in a byte range."""
+    """Yield (start, stop, line) of every line in a byte range that is not blank."""
     file.seek(start)
     place = start
     while stop is None or place < stop:

@@ -29,7 +29,7 @@ _LJSPEECH_COLUMNS = ("file_name", "text", "normalized_text")
 
 @dataclass(frozen=True)
 class Table:
-    """How a metadata file is to be read; `start` is the byte after its header."""
+    """How to read a metadata file; `start` is the first byte after its header."""
 
     delimiter: str
     columns: tuple[str, ...]
@@ -38,9 +38,9 @@ class Table:
 
 
 def read_layout(source: str, path: str, file: BinaryIO, audio: str | None) -> Table:
-    """Find the delimiter by the header that names the audio column, or LJSpeech's bare lines.
+    """Find the delimiter by the header that names the audio column, or recognise LJSpeech's lines.
 
-    Raises: ConfigError when there is neither.
+    Raises: ConfigError when the first line is neither.
     """
     file.seek(0)
     line = file.readline()
@@ -65,9 +65,9 @@ def read_layout(source: str, path: str, file: BinaryIO, audio: str | None) -> Ta
 def read_rows(
     file: BinaryIO, table: Table, start: int, stop: int | None
 ) -> Iterator[tuple[int, int, list[str] | str]]:
-    """Yield (start, stop, cells) of the rows in a byte range; a message for a row that is broken.
+    """Yield (start, stop, cells) of the rows in a byte range; a broken row has a message as cells.
 
-    A row may span lines, where its quotes do. `|` files have no quoting, as in LJSpeech.
+    A quoted cell may span several lines. Files with `|` have no quoting, as in LJSpeech.
     """
     file.seek(start)
     place, first_stop = start, start
@@ -95,7 +95,7 @@ def read_rows(
         except csv.Error as error:
             cells, problem = [], str(error)
         if problem:
-            # An unbalanced quote swallows what follows it: go on after the line where it began.
+            # An unbalanced quote swallows what follows: continue after the line where it began.
             place = file.seek(first_stop)
         yield first, place, problem or cells
 
@@ -103,7 +103,7 @@ def read_rows(
 def _problem(cells: list[str], table: Table) -> str:
     if len(cells) != len(table.columns):
         return f"{len(cells)} cells for {len(table.columns)} columns"
-    return "" if all(map(_is_text, cells)) else "text is no UTF-8"
+    return "" if all(map(_is_text, cells)) else "text is not valid UTF-8"
 
 
 def _is_text(cell: str) -> bool:
@@ -116,7 +116,7 @@ def _is_text(cell: str) -> bool:
 
 @dataclass(frozen=True)
 class FolderSource(SpeechFiles):
-    """Folders (or their metadata files) of audio beside `metadata.csv` or `metadata.jsonl`."""
+    """Folders of audio with a `metadata.csv` or `metadata.jsonl`, or such metadata files."""
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         found = expand(self.name, self.settings.paths, folders=True)
@@ -178,7 +178,7 @@ class FolderSource(SpeechFiles):
 
 
 def _with_text(record: Record) -> Record:
-    """Offer Hugging Face's `transcription` column under the usual name too."""
+    """Copy Hugging Face's column `transcription` to the usual name `text`."""
     if "transcription" in record.fields:
         record.fields.setdefault("text", record.fields["transcription"])
     return record

@@ -1,4 +1,4 @@
-"""Instruction samples as JSON lines or as one JSON array; layouts are applied by tokenize."""
+"""Instruction samples as lines of JSON or as one JSON array; tokenize applies the layouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stages.sources.planning import Slice, cut, plan_units
 
 @dataclass(frozen=True)
 class JsonLinesSource(TextFiles):
-    """One JSON object a line."""
+    """Files with one JSON object per line."""
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         files = expand(self.name, self.settings.paths)
@@ -51,7 +51,7 @@ class JsonLinesSource(TextFiles):
 
 @dataclass(frozen=True)
 class JsonArraySource(TextFiles):
-    """One JSON array of objects a file."""
+    """Files that hold one JSON array of objects."""
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         return plan_units(
@@ -68,7 +68,7 @@ class JsonArraySource(TextFiles):
                 raise ConfigError(
                     f"source {self.name} expects {file.path} to hold an array",
                     "it begins with an object",
-                    "Use kind: jsonl if every line holds an object.",
+                    "Set kind: jsonl if every line holds an object.",
                 )
             spans = ((start, stop) for start, stop, _ in array_elements(opened, 0, None))
             yield from cut(spans, self.unit_records)

@@ -1,4 +1,4 @@
-"""One large JSON array: the byte range of every element, without holding the file."""
+"""One large JSON array: the byte range of every element, without holding the file in memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SPACE = " \t\r\n"
 
 
 class _Text:
-    """A sliding window of a file's text that knows its place in bytes.
+    """A sliding window of a file's text that knows its position in bytes.
 
-    Bytes that are no UTF-8 pass through as surrogates, so that places stay exact.
+    Bytes that are not valid UTF-8 pass through as surrogates, so that positions stay exact.
     """
 
     def __init__(self, file: BinaryIO, start: int, stop: int | None) -> None:
@@ -28,7 +28,7 @@ class _Text:
         self.text, self.at, self.byte, self.ended = "", 0, start, False
 
     def grow(self, chars: int = 1) -> None:
-        """Drop what was consumed, and read on until `chars` more are there or the file ends."""
+        """Drop what was consumed, and read until there are `chars` more or the file ends."""
         self.text, self.at = self.text[self.at :], 0
         wanted = len(self.text) + chars
         parts, have = [self.text], len(self.text)
@@ -47,7 +47,7 @@ class _Text:
         self.at = stop
 
     def skip_space(self) -> str:
-        """Move to the next character that is no white space and return it; "" at the end."""
+        """Move to the next character that is not white space and return it; "" at the end."""
         while True:
             stop = self.at
             while stop < len(self.text) and self.text[stop] in _SPACE:
@@ -63,7 +63,7 @@ class _Text:
 def array_elements(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, int, Any]]:
     """Yield (first byte, byte after the last, value) of the elements.
 
-    From byte 0 the array's brackets are expected; from another place, elements and commas up to
+    A read from byte 0 expects the array's brackets; any other expects elements and commas, up to
     `stop`.
 
     Raises: Fault where the array breaks off or an element cannot be parsed.
@@ -112,7 +112,7 @@ def _element(text: _Text) -> Any:
     while True:
         try:
             value, stop = decoder.raw_decode(text.text, text.at)
-            # A number at the edge of the window may go on behind it, as in 1.5|e10.
+            # A number at the edge of the window may continue behind it, as in 1.5|e10.
             if text.ended or isinstance(value, dict) or len(text.text) - stop > _LOOK_AHEAD_CHARS:
                 text.take(stop)
                 return value

@@ -28,7 +28,7 @@ class AudioLocation:
 
 
 def place_of(row: Any) -> AudioLocation:
-    """Read the place off a CLIP-like row dictionary."""
+    """Return where the audio of a CLIP-like row (a dictionary) lies."""
     return AudioLocation(
         row["audio_kind"],
         row["audio_path"],
@@ -39,9 +39,9 @@ def place_of(row: Any) -> AudioLocation:
 
 
 class ClipReader:
-    """Reads clips one after another, holding one archive open and the last audio in memory.
+    """Reads clips one after another; keeps one archive open and the last audio in memory.
 
-    Not for use by several threads at once. Close it, or use it in a `with` block.
+    It must not be used by several threads at once. Close it, or use it in a `with` block.
     """
 
     def __init__(self) -> None:
@@ -65,19 +65,19 @@ class ClipReader:
     def read(self, place: AudioLocation) -> bytes:
         """Return the encoded audio at `place`.
 
-        Raises: BadRecord `missing_audio` when the file is not there or the cell is null,
-        StorageError when the storage fails or an archive is not what it was.
+        Raises: BadRecord `missing_audio` when the file does not exist or the cell is null;
+        StorageError when the storage fails or an archive has changed.
         """
         if self._last is not None and self._last[0] == place:
-            return self._last[1]  # a long recording holds many clips in a row
+            return self._last[1]  # consecutive clips often lie in one long recording
         data = self._read(place)
         self._last = (place, data)
         return data
 
     def header(self, place: AudioLocation) -> tuple[AudioHeader, int]:
-        """Return what the audio at `place` says of itself, and its size in bytes.
+        """Return the header of the audio at `place`, and the size of the audio in bytes.
 
-        Reads no more than the format needs, except from Parquet, whose cells come whole.
+        Reads no more than the format needs, except in Parquet, where cells are read completely.
 
         Raises: BadRecord, also for what `stages.audio.decode.read_header` refuses; StorageError.
         """
@@ -140,9 +140,9 @@ def _open_file(path: str) -> BinaryIO:
 def read_clips(clips: pa.Table) -> Iterator[bytes | BadRecord]:
     """Yield the encoded audio of every row of a CLIP-like table, in order.
 
-    Gives a BadRecord in place of bytes where the audio is missing or unreadable.
+    Yields a BadRecord instead of bytes where the audio is missing or unreadable.
 
-    Raises: StorageError when the storage fails: that is no fault of a clip.
+    Raises: StorageError when the storage fails, which is not the clip's fault.
     """
     columns = ["audio_kind", "audio_path", "audio_member", "audio_offset", "audio_bytes"]
     with ClipReader() as reader:

@@ -28,7 +28,7 @@ AUDIO_NAMES = ("audio_filepath", "file_name")
 
 
 def line_slices(file: SourceFile, unit_records: int) -> Iterator[Slice]:
-    """Cut a file of one record a line; blank lines are none."""
+    """Cut a file with one record per line; blank lines are not records."""
     with open_binary(file.path) as opened:
         spans = ((start, stop) for start, stop, _ in lines(opened, 0, None))
         yield from cut(spans, unit_records)
@@ -58,9 +58,9 @@ def file_record(
     audio_root: str | None,
     fields: SpeechFields,
 ) -> Record:
-    """Make the record of a clip that lies in a file of its own, or is a segment of one.
+    """Make the record of a clip that is an audio file, or a segment of one.
 
-    `place` names the record where it names no audio: `<relative name>@<byte>`.
+    `place`, `<relative name>@<byte>`, is the key of a record that names no audio.
     """
     names = (fields.audio,) if fields.audio else AUDIO_NAMES
     audio = next((value for name in names if (value := lookup(values, name))), None)

@@ -28,7 +28,7 @@ from stages.sources.planning import Slice, plan_units
 
 
 def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
-    """Join whole row groups up to `unit_records`; split only a group that alone is larger."""
+    """Join row groups up to `unit_records` rows; split only a group that is larger by itself."""
     start, stop = 0, 0
     for first, last in groups:
         if stop > start and last - start > unit_records:
@@ -49,7 +49,7 @@ def _slices(
     try:
         opened = open_parquet(file.path)
     except Corrupt as error:
-        yield Slice(0, 0, 0, f"not a whole Parquet file: {error}")
+        yield Slice(0, 0, 0, f"not a complete Parquet file: {error}")
         return
     with opened:
         check(opened)
@@ -79,7 +79,7 @@ def _rows(
 def _values(table: pa.Table) -> list[dict[str, Any] | BadRecord]:
     try:
         return list(table.to_pylist())
-    except UnicodeDecodeError:  # some cell; find which
+    except UnicodeDecodeError:  # in some cell: find out in which
         return [_row_values(table.slice(row, 1)) for row in range(table.num_rows)]
 
 
@@ -87,12 +87,12 @@ def _row_values(row: pa.Table) -> dict[str, Any] | BadRecord:
     try:
         return row.to_pylist()[0]
     except UnicodeDecodeError as error:
-        return BadRecord("broken_text", f"text is no UTF-8: {error.reason}")
+        return BadRecord("broken_text", f"text is not valid UTF-8: {error.reason}")
 
 
 @dataclass(frozen=True)
 class ParquetSpeechSource(SpeechFiles):
-    """Parquet with audio bytes, plain or in Hugging Face's struct of `bytes` and `path`."""
+    """Parquet with audio as bytes, or in Hugging Face's struct of `bytes` and `path`."""
 
     @property
     def _audio(self) -> str:
@@ -151,7 +151,7 @@ class ParquetSpeechSource(SpeechFiles):
                 yield Record(key, location, values, "parquet", unit.path, audio, row)
 
     def _columns(self, file: pq.ParquetFile) -> list[str]:
-        """List the columns to read for a unit: the mapped ones, and of the audio its path only."""
+        """List the columns to read for a unit: those in use, and only the path of the audio."""
         names = file.schema_arrow.names
         wanted = [n for n in self.settings.fields.named() if n in names or n.split(".")[0] in names]
         audio = file.schema_arrow.field(self._audio).type
@@ -167,10 +167,10 @@ def _holds_audio(column: pa.DataType) -> bool:
 
 
 def _null_bytes(file: pq.ParquetFile, audio: str, unit: Unit) -> frozenset[int]:
-    """List the rows of a unit whose audio struct holds no bytes (but perhaps a path).
+    """List the rows of a unit whose audio struct holds no bytes, but perhaps a path.
 
-    Row group statistics answer for nearly every file; only a group that mixes both kinds has
-    its audio read.
+    The statistics of row groups tell this of nearly every file; audio is read only in groups that
+    mix both kinds.
     """
     leaf = f"{audio}.bytes"
     metadata = file.metadata
@@ -202,7 +202,7 @@ def _null_cells(file: pq.ParquetFile, group: int, leaf: str, first: int) -> froz
                 rows.update(first + i for i, null in enumerate(cells.is_null()) if null.as_py())
                 first += batch.num_rows
     except Corrupt:
-        pass  # reading the cells says so, clip by clip
+        pass  # reported clip by clip, when the cells are read
     return frozenset(rows)
 
 

@@ -15,12 +15,12 @@ BATCH_CELLS = 32  # audio cells decoded at once: some MB, however large the row 
 
 
 class Corrupt(Exception):
-    """The content of a Parquet file cannot be decoded (not: cannot be reached)."""
+    """The content of a Parquet file can be reached, but not decoded."""
 
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Tell broken content from broken storage: Arrow gives an errno for the latter only."""
+    """Tell broken content from failing storage: Arrow sets errno for the latter only."""
     try:
         yield
     except pa.ArrowInvalid as error:
@@ -32,7 +32,7 @@ def decoding() -> Iterator[None]:
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a local or remote Parquet file, its pages to be read as they are asked for."""
+    """Open a local or remote Parquet file; its pages are read when they are asked for."""
     with decoding():
         return pq.ParquetFile(open_binary(path) if is_remote(path) else path)
 
@@ -48,7 +48,7 @@ def group_rows(file: pq.ParquetFile) -> list[tuple[int, int]]:
 
 
 class CellReader:
-    """Reads audio cells of one column in rising order, each row group once, a batch at a time."""
+    """Reads audio cells of one column in ascending order: each row group once, in batches."""
 
     def __init__(self, path: str, column: str) -> None:
         self.key = (path, column)
@@ -72,7 +72,7 @@ class CellReader:
         """Return the bytes of the cell in `row`.
 
         Raises: BadRecord `missing_audio` for a null cell, `broken_parquet` for a damaged one;
-        StorageError when there is no such row any more.
+        StorageError when the row no longer exists.
         """
         group = next((i for i, (_, last) in enumerate(self._groups) if row < last), None)
         if group is None:
@@ -99,7 +99,7 @@ class CellReader:
         return cell
 
     def _seek(self, group: int, row: int) -> None:
-        """Bring the batch that holds `row` of row group `group` into `_cells`."""
+        """Load the batch that holds `row`, of row group `group`, into `_cells`."""
         if group != self._group or row < self._first:
             self._batches = self._file.iter_batches(
                 BATCH_CELLS, row_groups=[group], columns=[self._leaf], use_threads=False

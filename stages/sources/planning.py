@@ -15,7 +15,7 @@ from koe.schema import Unit
 from stages.sources.base import Known, scan_all
 from stages.sources.files import Fault, SourceFile, reading, stamp
 
-_ALONE_SECONDS = 2.0  # scanning before other processes help: they take about as long to start
+_ALONE_SECONDS = 2.0  # before other processes help, which take about as long to start
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ Slices = Callable[[SourceFile], Iterable[Slice]]
 def cut(spans: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
     """Cut the records of a file, given as (start, stop), into slices of at most `unit_records`.
 
-    A Fault raised by `spans` ends the file and is noted on the last slice; a file with a fault
+    A Fault raised by `spans` ends the file and is recorded in the last slice; a file with a fault
     and no record gives one empty slice.
     """
     start, last, count, fault = 0, 0, 0, None
@@ -65,9 +65,9 @@ def plan_units(
 ) -> Iterator[Unit]:
     """Name the slices of all files; the names depend on each file alone, not on its neighbours.
 
-    A name holds 48 bits of the file's relative name: with 32, two of 50,000 files would share
-    one in a quarter of all corpora. `parallel`: `slices` can be pickled, and files are scanned in
-    one process a core where that takes long; units come in the order of the files all the same.
+    A name holds 48 bits of a hash of the file's relative name: with 32, two of 50,000 files would
+    have the same one in a quarter of all corpora. With `parallel`, `slices` must be picklable, and
+    one process per core scans files when that takes long; the order of the units stays the same.
     """
 
     def named(file: SourceFile, mark: str, parts: Iterable[Slice]) -> Iterator[Unit]:
@@ -91,7 +91,7 @@ def plan_units(
 
 
 class _Scanner:
-    """Scans files in this process at first, then in a pool."""
+    """Scans files in this process at first, and later in a pool of processes."""
 
     def __init__(self, slices: Slices, parallel: bool) -> None:
         self._slices = slices
@@ -109,12 +109,12 @@ class _Scanner:
 
     @property
     def num_ahead(self) -> int:
-        """How many files to hand over before the slices of the first are asked for."""
+        """Return how many files to submit before the slices of the first are asked for."""
         return 2 * self._workers if self._pool else 0
 
     def scan(self, file: SourceFile) -> Iterable[Slice]:
         if self._workers > 1 and not self._pool and time.monotonic() > self._alone_until:
-            # spawned: this process may have threads, which a forked one would not survive
+            # spawned, because a fork of a process with threads may hang
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._workers, mp_context=context)
         if self._pool:

@@ -26,18 +26,18 @@ from stages.sources.files import (
 )
 from stages.sources.planning import Slice, cut, plan_units
 
-# Those that libsndfile lacks count as audio too: "unreadable" says more than "missing".
+# Formats that libsndfile cannot read count as audio too: "unreadable" says more than "missing".
 _AUDIO = frozenset(
     ["wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "wma", "webm", "aiff"]
 )
 
-# Writers fill the last record (10 KiB, with blocking factors up to 1 MiB) with zeros.
+# Writers pad the archive's last block with zeros: usually to 10 KiB, at most to 1 MiB.
 _END_BYTES = 1 << 20
 
 
 # From byte 100 of a header: mode, uid, gid, size, mtime, checksum, the type of a regular file.
 _FIELDS = re.compile(rb"[0-7]{7}\0[0-7]{7}\0[0-7]{7}\0([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 [0\0]")
-_DEVICES = (bytes(16), b"0000000\0" * 2)  # what stands there for a regular file
+_DEVICES = (bytes(16), b"0000000\0" * 2)  # device numbers in the header of a regular file
 
 
 class Member(NamedTuple):
@@ -45,7 +45,7 @@ class Member(NamedTuple):
     offset: int  # of the header
     data_offset: int
     size: int
-    unsafe: str = ""  # why it must not be touched
+    unsafe: str = ""  # why it must not be read
 
 
 @dataclass
@@ -63,8 +63,8 @@ def read_members(file: BinaryIO, start: int, stop: int | None) -> Iterator[Membe
 
     Raises: Fault where the archive breaks off or is damaged.
     """
-    # TarFile's own iteration takes a broken header for the end of the archive, and needs an
-    # intact one to start with: so it only lends its settings to the public header parser.
+    # TarFile's own iteration takes a broken header for the end of the archive, and needs an intact
+    # one to start with. So it is used for nothing but the settings of the public header parser.
     archive = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * tarfile.BLOCKSIZE)), encoding="utf-8")
     archive.fileobj = file
     size = num_bytes(file)
@@ -102,10 +102,11 @@ def read_members(file: BinaryIO, start: int, stop: int | None) -> Iterator[Membe
 
 
 def _plain_member(header: bytes, place: int) -> Member | None:
-    """Read a regular member's header as nearly all writers make it; None for any other.
+    """Read a regular member's header as nearly all writers make it; return None for any other.
 
-    A tenth of tarfile's time, which reads the others: it also decides on what is damaged. Bytes of
-    an ASCII header sum to less than Adler-32's modulus, so that its low half is their exact sum.
+    It takes a tenth of tarfile's time. tarfile reads all other headers, and decides what is
+    damaged. The bytes of an ASCII header sum to less than Adler-32's modulus, so the low half of
+    their Adler-32 is their exact sum.
     """
     fields = _FIELDS.match(header, 100)
     if not fields or not header.isascii() or header[329:345] not in _DEVICES:
@@ -126,14 +127,14 @@ def _plain_member(header: bytes, place: int) -> Member | None:
 
 def _broken(place: int, size: int, error: Exception) -> str:
     if place == 0:
-        return "the file is empty" if size == 0 else f"it is no tar archive: {error}"
+        return "the file is empty" if size == 0 else f"it is not a tar archive: {error}"
     if place >= size:
         return f"the archive ends at byte {size} without an end mark"
     return f"the header at byte {place} of {size} is cut off or damaged: {error}"
 
 
 def _require_end(file: BinaryIO, place: int) -> None:
-    """Refuse to overlook a second archive appended with `cat`."""
+    """Raise Fault where data follows the end mark, such as a second archive."""
     file.seek(place)
     if file.read(_END_BYTES).strip(b"\0"):
         raise Fault(f"data follows the archive's end mark at byte {place}, as after `cat a b`")
@@ -149,7 +150,7 @@ def _why_unsafe(info: tarfile.TarInfo) -> str:
     try:
         info.name.encode()
     except UnicodeEncodeError:
-        return "its name is no UTF-8"
+        return "its name is not valid UTF-8"
     return ""
 
 
@@ -161,9 +162,9 @@ def _leads_out(name: str) -> str:
 def read_samples(file: BinaryIO, start: int, stop: int | None) -> Iterator[Sample | Member]:
     """Group members into samples; an unsafe member stands alone and ends the group before it.
 
-    Hidden members (`._x.mp3` of macOS) belong to no sample and are passed over, as in WebDataset.
+    Hidden members (`._x.mp3` of macOS) belong to no sample and are skipped, as in WebDataset.
 
-    Raises: Fault after the last whole group.
+    Raises: Fault, after the last complete group.
     """
     sample: Sample | None = None
     try:
@@ -211,7 +212,7 @@ class WebDatasetSource(SpeechFiles):
 
     def _slices(self, file: SourceFile) -> Iterator[Slice]:
         with open_binary(file.path) as tar:
-            # no buffer: it would read 8 KiB for each header of 512 bytes
+            # unbuffered: a buffer would read 8 KiB for each header of 512 bytes
             headers = getattr(tar, "raw", tar)
             yield from cut(map(_span, read_samples(headers, 0, None)), self.unit_records)
 
@@ -250,7 +251,7 @@ def _sidecars(tar: BinaryIO, sample: Sample) -> dict[str, Any]:
         try:
             text = _read(tar, sample.members["txt"]).decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
-            raise BadRecord("broken_text", f"the .txt is no UTF-8: {error.reason}") from None
+            raise BadRecord("broken_text", f"the .txt is not valid UTF-8: {error.reason}") from None
         fields.setdefault("txt", text)
         fields.setdefault("text", text)
     return fields

@@ -1,4 +1,4 @@
-"""The layouts of instruction data, all turned into (user, answer) pairs of plain text."""
+"""The layouts of instruction data, each read as (user, answer) pairs of plain text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def turns(
 ) -> list[tuple[str, str]]:
     """Read a record as (user, answer) turns, at least one.
 
-    Messages of one role in a row are joined by a line break; a system message goes before the
+    Consecutive messages of one role are joined by a line break; a system message is put before the
     next user message; a last user message without an answer is left out if turns remain.
 
     Raises: BadRecord missing_instruction, missing_answer, or bad_conversation (wrong types,
@@ -90,7 +90,7 @@ def _messages(
 
 
 def _merged(messages: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Join messages of one role in a row, and fold system messages into the next user's."""
+    """Join consecutive messages of one role, and put system messages before the next user's."""
     merged: list[tuple[str, str]] = []
     system: list[str] = []
     for role, content in messages:
@@ -120,7 +120,7 @@ def _pairs(merged: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _require_unicode(text: str, where: str) -> None:
-    # JSON may spell half of a surrogate pair, which no encoder accepts.
+    # JSON may hold half of a surrogate pair, which no encoder accepts.
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

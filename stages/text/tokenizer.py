@@ -1,4 +1,4 @@
-"""The Llama 3 tokenizer: loaded whole for export, and as an encoder of nothing but plain text.
+"""The Llama 3 tokenizer: complete for export, and as an encoder of nothing but plain text.
 
 Source of the split pattern: meta-llama/llama-models, `models/llama3/tokenizer.py`; names of the
 special tokens: `tokenizer.json` of meta-llama/Llama-3.1 and 3.2.
@@ -61,7 +61,7 @@ def special_tokens() -> list[str]:
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """Load the Llama 3 tokenizer from the package `llama-models`, a folder, or the hub.
 
-    Raises: ConfigError when it cannot be had or is not Llama 3's.
+    Raises: ConfigError when it cannot be loaded or is not Llama 3's.
     """
     tokenizer = _from_package() if name == PACKAGE else _from_pretrained(name)
     ids = tokenizer.convert_tokens_to_ids([_BEGIN, _TURN])
@@ -134,15 +134,15 @@ class _RankConverter(TikTokenConverter):
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Hash all that decides a tokenizer's ids (vocabulary, merges, split pattern)."""
+    """Hash everything that decides a tokenizer's ids: vocabulary, merges, split pattern."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def orpheus_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """Add Orpheus' 28,682 tokens: `<custom_token_{i}>` has the id 128256 + i, len is 156,938.
 
-    They are not special, as in Orpheus' own script: its decoder reads them in decoded text, where
-    `skip_special_tokens` must not remove them. Returns a new tokenizer.
+    As in Orpheus' own script they are not special tokens: its decoder reads them from decoded text,
+    from which `skip_special_tokens` must not remove them. Returns a new tokenizer.
     Raises: ContractError when the base leaves other ids free.
     """
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -168,18 +168,18 @@ def orpheus_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizer
 class TextTokenizer:
     """What workers need to encode plain text, carried inside the stage.
 
-    Converting the package's file takes 3.5 s and a hub id may move between two workers; the 6 MB
-    of JSON take 0.9 s to open and are the same for all.
+    Converting the package's file would take 3.5 s, and the files behind a hub id may change between
+    two workers; the 6 MB of JSON take 0.9 s to open and are the same for all.
     """
 
-    sha256: str  # of the whole tokenizer
+    sha256: str  # of the complete tokenizer
     backend_json: str = field(repr=False)
 
     def open(self) -> TextEncoder:
         return _open(self.backend_json)
 
 
-@lru_cache(maxsize=2)  # stages of several sources in one process share the second it takes
+@lru_cache(maxsize=2)  # it takes a second: stages of several sources in one process share it
 def _open(backend_json: str) -> TextEncoder:
     return TextEncoder(Tokenizer.from_str(backend_json))
 
@@ -195,13 +195,13 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerFast) -> TextTokenizer:
 
 
 class TextEncoder:
-    """Encodes plain text, whatever it spells, to ids below 128000."""
+    """Encodes plain text to ids below 128000, even text that spells a special token."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode a batch of texts (valid Unicode) to as many lists of ids.
+        """Encode texts (valid Unicode), each to a list of ids.
 
         Raises: ContractError when an id is not one of text.
         """

@@ -30,7 +30,7 @@ def source_of(kind, path, unit_records=3, **fields):
 
 
 def ingest(source, max_seconds=60.0):
-    """Run all units of a source; every unit's books must close."""
+    """Run all units of a source; every unit's record counts must add up."""
     stage = IngestStage((source,), IngestConfig(max_seconds=max_seconds))
     transform = stage.open()
     kept, quarantined = [CLIP.empty_table()], []
@@ -207,7 +207,7 @@ def test_every_kind_of_source_gives_the_same_clips(tmp_path, unit_records):
         assert list(read_clips(kept)) == audio, kind
 
 
-def test_a_cut_tar_closes_its_books(tmp_path):
+def test_record_counts_of_a_truncated_tar_add_up(tmp_path):
     path = tmp_path / "a.tar"
     infos = write_tar(path, [m for n in range(5) for m in sample(str(n))])
     path.write_bytes(path.read_bytes()[: infos[7].offset_data + 100])  # within the fourth's audio

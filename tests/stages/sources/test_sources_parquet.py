@@ -181,7 +181,7 @@ def test_a_truncated_file_is_one_fault(tmp_path, keep):
     path.write_bytes(data[: int(keep * len(data)) if 0 < keep < 1 else keep])
     (unit,) = source_of(path).units()
     assert unit.records == 0
-    assert "not a whole Parquet file" in unit.fault
+    assert "not a complete Parquet file" in unit.fault
     assert list(source_of(path).read(unit)) == []
 
 

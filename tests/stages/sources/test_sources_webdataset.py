@@ -195,9 +195,13 @@ def test_a_damaged_header_keeps_what_precedes(tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "empty"), (b"<html>not found</html>", "no tar archive"), (b"\x1f\x8b" * 600, "no tar")],
+    [
+        (b"", "empty"),
+        (b"<html>not found</html>", "not a tar archive"),
+        (b"\x1f\x8b" * 600, "not a tar"),
+    ],
 )
-def test_what_is_no_tar_is_one_fault(tmp_path, data, message):
+def test_what_is_not_a_tar_is_one_fault(tmp_path, data, message):
     path = tmp_path / "a.tar"
     path.write_bytes(data)
     (unit,) = source_of(path).units()
