@@ -176,7 +176,7 @@ def _ours(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
             for (row, _), codes in zip(batch, encoded, strict=True):
                 yield names[row], codes
 
-    return encode, {"engine": codec.engine, "label": spec.label}
+    return encode, {"engine": spec.engine, "label": spec.label}
 
 
 if __name__ == "__main__":

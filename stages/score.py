@@ -18,7 +18,7 @@ from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import CODEC_HZ
 from stages.audio.decode import resample
 from stages.clips import codes_column, load_clips, load_file, location
-from stages.dnsmos.engines import ovrl_error
+from stages.dnsmos.engines import ovrl_error, resolve_engine
 from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer, Scores
 from stages.settings import ScoreConfig, Windows
 from stages.snac.codec import Codec, CodecSpec, clip_seed
@@ -30,8 +30,8 @@ class ScoreStage:
 
     The scorer `source` takes `source_ovrl` and decodes nothing; any other needs `model`. The signal
     `reconstruction` scores what `codec` makes of the clip and keeps its codes, so that the encode
-    stage need not repeat it. `p808` adds the score of that model. The engine is not part of the
-    content: the scores of all engines agree to about 1e-6.
+    stage need not repeat it. `p808` adds the score of that model. The engine of the settings is one
+    that `resolve_engine` named, so that all workers compute the same bits.
     """
 
     settings: ScoreConfig = field(default_factory=ScoreConfig)
@@ -60,7 +60,8 @@ class ScoreStage:
         if self.model is None:
             return {"scorer": "source"}
         decisive = {"scorer", "signal", "windows", "provider", "precision"}
-        content = self.settings.model_dump(include=decisive) | {"model_sha256": self.model.sha256}
+        content = self.settings.model_dump(include=decisive)
+        content |= {"engine": self.settings.engine, "model_sha256": self.model.sha256}
         if self.p808 is not None:
             content["p808_sha256"] = self.p808.sha256
         if self._reconstructs is not None:
@@ -92,16 +93,13 @@ class ScoreStage:
         """Return how far a score may lie from FP32, which near the threshold decides."""
         if self.model is None:
             return 0.0
-        return ovrl_error(self.settings.precision, self.settings.provider)
+        return ovrl_error(self.settings.precision)
 
     def exact(self) -> ScoreStage:
         """Return the stage that gives the same scores in FP32."""
         provider = self.settings.provider
-        changes = {
-            "precision": "fp32",
-            "provider": "cuda" if provider == "tensorrt" else provider,
-            "engine": "auto",
-        }
+        engine = resolve_engine("auto", provider, "fp32")
+        changes = {"precision": "fp32", "engine": engine}
         return replace(self, settings=self.settings.model_copy(update=changes))
 
     @property

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from koe.settings import PathOrName, PathOrUrl, Strict, WorkerConfig
 
 Windows = Literal["reference", "all"]
-Provider = Literal["cpu", "cuda", "tensorrt"]
+Provider = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 ScorerEngine = Literal["auto", "native", "torch", "onnxruntime"]
 Device = Literal["cpu", "cuda"]
@@ -66,10 +66,17 @@ class ScoreConfig(WorkerConfig):
     )
     engine: ScorerEngine = Field(
         default="auto",
-        description="How the model is computed: the scores of all engines agree to about 1e-6. "
+        description="How the model is computed, chosen once for a run; scores of engines agree to about 1e-6. "
         "native needs a C compiler; auto on CUDA is torch.",
     )
     p808: bool = Field(default=False, description="Adds the P.808 score.")
+
+    @field_validator("provider", mode="before")
+    @classmethod
+    def _no_tensorrt(cls, value: object) -> object:
+        if value == "tensorrt":
+            raise ValueError("tensorrt is no longer a provider: set score.provider: cuda")
+        return value
 
 
 class SnacConfig(Strict):
@@ -90,7 +97,8 @@ class SnacConfig(Strict):
     device: Device = Field(default="cpu", description="Where clips are encoded.")
     engine: CodecEngine = Field(
         default="auto",
-        description="How clips are encoded; the codes are the same. native needs a C compiler.",
+        description="How clips are encoded, chosen once for a run: one or two codes in a hundred "
+        "depend on it. native needs a C compiler.",
     )
 
 

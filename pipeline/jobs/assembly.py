@@ -100,7 +100,7 @@ class Assembly:
 
     def encode(self) -> Stage:
         # Made only where scores are inexact: encoding alone must not ask for the DNSMOS model.
-        inexact = ovrl_error(self.config.score.precision, self.config.score.provider) > 0
+        inexact = ovrl_error(self.config.score.precision) > 0
         rescores = inexact and self.config.score.scorer == "dnsmos"
         exact_scores = self.score().exact() if rescores else None
         return EncodeStage(self.codec, self.config.encode, exact_scores)

@@ -34,7 +34,7 @@ from stages.dnsmos.network import (
 )
 from stages.dnsmos.on_torch import bf16_shared, torch_parts
 from stages.dnsmos.onnx_session import Run, open_session, require_provider, runner, shapes
-from stages.native.compiler import Unavailable, load_library
+from stages.native.compiler import Unavailable, instruction_set, load_library
 from stages.settings import Precision, Provider, ScorerEngine
 
 # How far a clip's ovrl may lie from FP32 when the convolutions run in BF16.
@@ -43,10 +43,9 @@ BF16_OVRL_ERROR = 0.03
 _LOG = logging.getLogger(__name__)
 
 
-def ovrl_error(precision: Precision, provider: Provider) -> float:
+def ovrl_error(precision: Precision) -> float:
     """Return how far a clip's ovrl may lie from its FP32 value; 0 for FP32 itself."""
-    # TensorRT may round products to TF32, which is finer than BF16.
-    return 0.0 if precision == "fp32" and provider != "tensorrt" else BF16_OVRL_ERROR
+    return 0.0 if precision == "fp32" else BF16_OVRL_ERROR
 
 
 def require_precision(precision: Precision, provider: Provider) -> None:
@@ -56,12 +55,6 @@ def require_precision(precision: Precision, provider: Provider) -> None:
     """
     if precision == "fp32" or provider == "cuda":
         return
-    if provider == "tensorrt":
-        raise ConfigError(
-            "score.precision bf16 cannot be used with score.provider tensorrt",
-            "the BF16 convolutions are torch's",
-            "Set score.provider: cuda, or score.precision: fp32.",
-        )
     found = torch.cpu.get_capabilities()
     if not (found.get("avx512_bf16") or found.get("amx_bf16")):
         raise ConfigError(
@@ -84,23 +77,24 @@ def require_gpu() -> None:
         )
 
 
-def resolve_engine(engine: ScorerEngine, provider: Provider, precision: Precision) -> ScorerEngine:
-    """Replace `auto` by what is fastest here: decided once, for all workers of a run.
+def resolve_engine(engine: ScorerEngine, provider: Provider, precision: Precision) -> str:
+    """Choose the engine here, once for all workers of a run; `auto` is what is fastest.
 
+    The name says how sums are taken, which decides a score's last bits: on a CPU with the
+    instruction set, `native-avx512`.
     Raises: ConfigError for an engine that does not run here, or not with the others.
     """
+    chosen = _choose(engine, provider, precision)
+    return f"{chosen}-{instruction_set()}" if provider == "cpu" else chosen
+
+
+def _choose(engine: ScorerEngine, provider: Provider, precision: Precision) -> ScorerEngine:
     if provider == "cuda" and engine == "auto":
         return "torch"
     if engine == "onnxruntime" and (provider, precision) == ("cuda", "bf16"):
         raise ConfigError(
             "score.engine onnxruntime cannot be used with score.precision bf16",
             "the BF16 convolutions are torch's",
-            "Set score.engine: auto.",
-        )
-    if engine == "torch" and provider == "tensorrt":
-        raise ConfigError(
-            "score.engine torch cannot be used with score.provider tensorrt",
-            "TensorRT is an execution provider of onnxruntime",
             "Set score.engine: auto.",
         )
     if engine in ("torch", "onnxruntime"):
@@ -120,6 +114,21 @@ def resolve_engine(engine: ScorerEngine, provider: Provider, precision: Precisio
     return "onnxruntime"
 
 
+def _required(engine: str, provider: Provider, precision: Precision) -> ScorerEngine:
+    """Return what a name of `resolve_engine`, or of the settings, stands for.
+
+    Raises: ConfigError when this machine cannot run just that engine.
+    """
+    name, _, wanted = engine.partition("-")
+    if wanted and wanted != instruction_set():
+        raise ConfigError(
+            f"the run's scorer engine {engine} cannot be used on this machine ({platform.node()})",
+            f"it computes with {instruction_set()}, by which the last bits of scores would differ",
+            "Run koe and its workers on machines of one kind.",
+        )
+    return _choose(name, provider, precision)  # pyright: ignore[reportArgumentType]
+
+
 def _require_native(provider: Provider, precision: Precision) -> None:
     if provider != "cpu" or precision != "fp32":
         raise Unavailable(f"it is FP32 on a CPU, not {precision} on {provider}")
@@ -133,7 +142,7 @@ def open_network(
     path: str,
     provider: Provider,
     precision: Precision,
-    engine: ScorerEngine,
+    engine: str,
     map_segments: Callable[..., object],
 ) -> Network:
     """Load the model file and bind its parts; `map_segments` as `Network` takes it.
@@ -141,7 +150,7 @@ def open_network(
     Raises: ConfigError for another kind of model, or what this machine lacks.
     """
     require_precision(precision, provider)
-    engine = resolve_engine(engine, provider, precision)
+    engine = _required(engine, provider, precision)
     model = Path(path).read_bytes()
     if not (engine == "torch" and provider == "cuda"):
         require_provider(provider)

@@ -14,11 +14,10 @@ from stages.settings import Provider
 Run = Callable[[np.ndarray], np.ndarray]
 
 # Heuristic choice, because an exhaustive search times kernels and may pick another each run;
-# no TF32, because scores are promised in FP32 (TensorRT has no such switch).
+# no TF32, because scores are promised in FP32.
 _PROVIDERS: dict[Provider, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
-    "tensorrt": ("TensorrtExecutionProvider", {}),
 }
 
 

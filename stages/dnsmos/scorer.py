@@ -21,7 +21,7 @@ from stages.dnsmos.network import HOP_SAMPLES, WINDOW_SAMPLES
 from stages.dnsmos.onnx_session import open_session, runner
 from stages.dnsmos.p808 import P808
 from stages.native.repeatable import deterministic_inference
-from stages.settings import Precision, Provider, ScorerEngine, Windows
+from stages.settings import Precision, Provider, Windows
 
 SCORER_HZ = 16_000
 P835_FILE, P808_FILE = "sig_bak_ovr.onnx", "model_v8.onnx"
@@ -126,7 +126,7 @@ class DnsmosScorer:
         expected_sha256: str | None = None,
         precision: Precision = "fp32",
         p808: DnsmosModel | None = None,
-        engine: ScorerEngine = "auto",
+        engine: str = "auto",
     ) -> None:
         """Load the models; `num_threads` segments of a clip are computed at once.
 

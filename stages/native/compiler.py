@@ -1,9 +1,10 @@
-"""Compiles the C sources of this folder, for the CPU that runs them, in the process that loads them."""
+"""Compiles C sources for the CPU that runs them, in the process that loads them."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -11,15 +12,31 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
+
 _COMPILERS = ("cc", "gcc", "clang")
 # Compiled by every process anew, in 0.3 s: nothing to invalidate, nothing built for another CPU.
 # Vectors wider than the CPU's registers never leave a file, so that their calling convention,
 # which GCC warns about, does not matter.
-_FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-Wno-psabi")
+_FLAGS = ("-O3", "-fPIC", "-shared", "-Wno-psabi")
+# CPUs of one instruction set get the same code; -march=native would tell them apart.
+_ARCHITECTURES = {
+    "avx512": ("-march=skylake-avx512", "-mtune=generic"),
+    "avx2": ("-march=haswell", "-mtune=generic"),
+}
 
 
 class Unavailable(Exception):
     """Compiled code cannot be used here; the text says why."""
+
+
+def instruction_set() -> str:
+    """Name what torch and the compiled code compute with here: `avx512`, `avx2`, or the machine.
+
+    Sums are taken in another order by another instruction set, so it decides their last bits.
+    """
+    found = torch.backends.cpu.get_cpu_capability().lower()
+    return found if found in _ARCHITECTURES else platform.machine().lower()
 
 
 @cache
@@ -30,7 +47,8 @@ def load_library(source: Path) -> ctypes.CDLL:
     """
     with tempfile.TemporaryDirectory(prefix="koe-native-") as folder:
         path = Path(folder) / f"{source.stem}.so"
-        command = [*_compiler(), *_FLAGS, "-o", str(path), str(source)]
+        architecture = _ARCHITECTURES.get(instruction_set(), ("-march=native",))
+        command = [*_compiler(), *_FLAGS, *architecture, "-o", str(path), str(source)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode:

@@ -17,25 +17,26 @@ from koe.memory import keep_memory
 from koe.vocabulary import FRAME_SAMPLES, flatten_codes, unflatten_codes
 from stages.settings import CodecEngine, Device
 from stages.snac.architecture import fold_weight_norm
-from stages.snac.engines import guarded, open_engine
+from stages.snac.encoder import supports
+from stages.snac.engines import guarded, open_engine, resolve_engine
 from stages.snac.untrained import RECIPE
-from stages.snac.weights import UNTRAINED, find_weights, load_model
+from stages.snac.weights import UNTRAINED, architecture_of, find_weights, load_model
 
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """Resolved weights, the same for every worker of a run. Picklable.
+    """Weights and engine, resolved once and the same for every worker of a run. Picklable.
 
     `weights` is `untrained` or a folder, `sha256` (hex) that of the weights file or, untrained,
-    of the seeded state; `seed` is of the untrained weights and of the decoder's noise. `engine`
-    says how a worker encodes (see `stages/snac/engines.py`), which does not change the codes.
+    of the seeded weights. `engine` is a name of `resolve_engine`, never `auto`. `seed` is of the
+    untrained weights and of the decoder's noise.
     """
 
     weights: str
     sha256: str
+    engine: str
     seed: int = 0
     device: Device = "cpu"
-    engine: CodecEngine = "auto"
 
     @property
     def trained(self) -> bool:
@@ -55,6 +56,7 @@ class CodecSpec:
             "trained": self.trained,
             "sha256": self.sha256,
             "device": self.device,
+            "engine": self.engine,
         }
         return described if self.trained else described | {"seed": self.seed, "recipe": RECIPE}
 
@@ -66,14 +68,16 @@ def resolve_codec(
     device: Device = "cpu",
     engine: CodecEngine = "auto",
 ) -> CodecSpec:
-    """Find and check the weights once, before any work.
+    """Find and check the weights, and choose the engine: once, before any work.
 
     `weights` is `untrained` (then `sha256` does not apply), a folder, or a hub id; `sha256`
     None accepts any weights file.
-    Raises: ConfigError with a remedy when they are absent, differ, or are not SNAC 24 kHz.
+    Raises: ConfigError with a remedy when they are absent, differ, or are not SNAC 24 kHz, or the
+    engine does not run here.
     """
     location, found = find_weights(weights, sha256, seed)
-    return CodecSpec(location, found, seed, device, engine)
+    name = resolve_engine(engine, device, supports(architecture_of(location)))
+    return CodecSpec(location, found, name, seed, device)
 
 
 def clip_seed(clip_id: str, seed: int) -> int:
@@ -88,16 +92,13 @@ def padded_samples(num_samples: int) -> int:
 
 
 class Codec:
-    """A SNAC model ready to run. Not picklable: open one per worker from a `CodecSpec`.
-
-    `engine` is the one that encodes, never `auto`.
-    """
+    """A SNAC model ready to run. Not picklable: open one per worker from a `CodecSpec`."""
 
     def __init__(self, spec: CodecSpec, model: SNAC) -> None:
         self.spec = spec
         self._model = model
         self._device = torch.device(spec.device)
-        self.engine, self._encode = open_engine(model, spec.engine, spec.device)
+        self._encode = open_engine(model, spec.engine, spec.device)
 
     @classmethod
     def open(cls, spec: CodecSpec) -> Codec:

@@ -114,16 +114,13 @@ class TiledEncoder:
         return load
 
 
-def supports(model: SNAC) -> bool:
-    """Tell whether the encoder is built of what this module computes."""
-    encoder: Any = model.encoder
-    _, *blocks, last = encoder.block
-    depthwise = [last, *(unit.block[1] for block in blocks for unit in block.block[:-2])]
+def supports(architecture: dict[str, Any]) -> bool:
+    """Tell whether an encoder of these settings is built of what this module computes."""
+    rates = architecture["encoder_rates"]
     return (
-        all(isinstance(conv, nn.Conv1d) for conv in depthwise)
-        and all(conv.groups == conv.in_channels for conv in depthwise)
-        and all(conv.in_channels % LANES == 0 for conv in depthwise)
-        and all(block.block[-1].stride[0] % 2 == 0 for block in blocks)
+        bool(architecture.get("depthwise"))
+        and architecture["encoder_dim"] % LANES == 0
+        and all(rate % 2 == 0 for rate in rates)
     )
 
 

@@ -10,14 +10,19 @@ On CUDA eager runs clips of several lengths at once (`snac_masking`): 1,022 audi
 an H200 in batches of 60 s.
 
 `auto` is native, or tiled without a compiler, on a CPU, and eager on CUDA: a rule and no measurement
-at the start, which noise would decide differently in two workers. Engines sum in another order, by
-which a code could flip where two distances are equal to some 1e-6. None of 12,761 did (113 clips,
-2.5 minutes of real and synthetic audio, native and tiled, weights with 3,373 different codes).
+at the start, which noise would decide differently. Tiled stays because it is faster than eager
+where there is no compiler, and its memory does not grow with the clip.
+
+Engines sum in another order, and so do instruction sets: of codes that compete, one or two in a
+hundred are near ties that fall to the other side (`tests/stages/snac/test_distance.py`). So the engine
+is chosen once, where the run starts, under a name that says both, `native-avx512`; it is part of
+receipts and of the shards' metadata, and a worker that cannot run just that one refuses.
 """
 
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import get_args
@@ -27,9 +32,10 @@ from torch import Tensor
 
 from koe.errors import ConfigError, StageError
 from koe.vocabulary import FRAME_SAMPLES
+from stages.native.compiler import instruction_set
 from stages.native.repeatable import deterministic_inference
 from stages.settings import CodecEngine, Device
-from stages.snac.encoder import TiledEncoder, supports
+from stages.snac.encoder import TiledEncoder
 from stages.snac.kernels import Kernels, TorchKernels, Unavailable, native_kernels
 from stages.snac.masking import MaskedEncoder
 
@@ -40,44 +46,70 @@ Encode = Callable[[Tensor, Sequence[int]], list[list[Tensor]]]
 _LOG = logging.getLogger(__name__)
 
 
-def open_engine(model: SNAC, engine: CodecEngine, device: Device) -> tuple[CodecEngine, Encode]:
-    """Choose the engine of `model`, whose weight norm is removed and which is on `device`.
+def resolve_engine(engine: CodecEngine, device: Device, encoder_rearranges: bool) -> str:
+    """Choose the engine here, once for all workers of a run; `open_engine` takes its name.
 
-    Returns its name and the encoder, which gives a clip the same codes in any batch.
+    `encoder_rearranges` is what `supports` says of the weights.
     Raises: ConfigError for a named engine that does not run here.
     """
     if engine not in get_args(CodecEngine):
         raise _refused(engine, "there is no such engine")
-    if device == "cpu" and engine in ("auto", "native", "tiled"):
-        try:
-            return _open_tiled(model, engine)
-        except Unavailable as error:
-            if engine != "auto":
-                raise _refused(engine, str(error)) from error
-    if engine in ("native", "tiled"):
-        raise _refused(engine, f"it runs on a CPU and snac.device is {device}")
-    return "eager", _of_modules(model, device)
+    if device == "cuda":
+        if engine in ("native", "tiled"):
+            raise _refused(engine, f"it runs on a CPU and snac.device is {device}")
+        return "eager"
+    return f"{_on_cpu(engine, encoder_rearranges)}-{instruction_set()}"
 
 
-def _open_tiled(model: SNAC, engine: CodecEngine) -> tuple[CodecEngine, Encode]:
-    if not supports(model):
-        raise Unavailable("the encoder of these weights is not built as the published one is")
-    kernels: Kernels = TorchKernels()
-    chosen: CodecEngine = "tiled"
-    if engine != "tiled":
-        try:
-            kernels, chosen = native_kernels(), "native"
-        except Unavailable as error:
-            if engine == "native":
-                raise
-            _LOG.warning("SNAC encodes at some 0.6 of its speed without compiled code: %s", error)
+def _on_cpu(engine: CodecEngine, encoder_rearranges: bool) -> CodecEngine:
+    if engine == "eager" or (engine == "auto" and not encoder_rearranges):
+        return "eager"
+    if not encoder_rearranges:
+        raise _refused(engine, "the encoder of these weights is not built as the published one is")
+    if engine == "tiled":
+        return engine
+    try:
+        native_kernels()
+        return "native"
+    except Unavailable as error:
+        if engine == "native":
+            raise _refused(engine, str(error)) from error
+        _LOG.warning("SNAC encodes at about 0.6 of its speed without compiled code: %s", error)
+        return "tiled"
+
+
+def open_engine(model: SNAC, engine: str, device: Device) -> Encode:
+    """Bind the engine `resolve_engine` named to `model`, whose weight norm is removed.
+
+    Returns the encoder, which gives a clip the same codes in any batch.
+    Raises: ConfigError when this machine cannot run just that engine.
+    """
+    name, _, wanted = engine.partition("-")
+    if device == "cpu" and wanted != instruction_set():
+        why = f"this machine computes with {instruction_set()}, by which some codes would differ"
+        raise _unequal(engine, why)
+    if name == "eager":
+        return _of_modules(model, device)
+    try:
+        kernels: Kernels = native_kernels() if name == "native" else TorchKernels()
+    except Unavailable as error:
+        raise _unequal(engine, str(error)) from error
     encoder = TiledEncoder(model, kernels)
 
     def encode(audio: Tensor, frames: Sequence[int]) -> list[list[Tensor]]:
         pairs = zip(audio, frames, strict=True)
         return [list(encoder.encode(clip[: FRAME_SAMPLES * n])) for clip, n in pairs]
 
-    return chosen, encode
+    return encode
+
+
+def _unequal(engine: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"the run's codec engine {engine} cannot be used on this machine ({platform.node()})",
+        why,
+        "Run koe and its workers on machines of one kind, each with the same C compiler; or set "
+        "snac.engine: tiled, which needs no compiler.",
+    )
 
 
 def _of_modules(model: SNAC, device: Device) -> Encode:

@@ -54,6 +54,11 @@ def find_weights(weights: str, sha256: str | None, seed: int) -> tuple[str, str]
     return str(folder), found
 
 
+def architecture_of(weights: str) -> dict[str, Any]:
+    """Return the settings of the model that `find_weights` found."""
+    return ARCHITECTURE if weights == UNTRAINED else read_architecture(Path(weights))
+
+
 def load_model(weights: str, seed: int) -> tuple[SNAC, str]:
     """Load what `find_weights` found, and return it with its SHA-256.
 

@@ -115,4 +115,4 @@ def test_gpus_and_cpus_of_the_workers_decide_the_hours(measured):
 def test_what_a_run_would_refuse_the_estimate_refuses(measured):
     path, _, plan, _ = measured
     with pytest.raises(ConfigError, match="cannot be used"):
-        estimate_run(load_config(path, ["score.provider=tensorrt"]), plan, num_clips=2)
+        estimate_run(load_config(path, ["score.provider=cuda"]), plan, num_clips=2)

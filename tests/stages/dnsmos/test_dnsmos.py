@@ -153,7 +153,7 @@ def test_another_file_than_the_planned_one_is_refused(tmp_path):
 @pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="has CUDA"
 )
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("provider", ["cuda"])
 def test_a_missing_gpu_provider_never_becomes_the_cpu(provider):
     require_provider("cpu")
     with pytest.raises(ConfigError, match="onnxruntime-gpu"):
@@ -184,7 +184,7 @@ def test_a_gpu_scores_as_a_cpu(seconds, scorer):
 
 @pytest.mark.parametrize(
     ("engine", "provider", "precision"),
-    [("torch", "tensorrt", "fp32"), ("onnxruntime", "cuda", "bf16"), ("auto", "tensorrt", "bf16")],
+    [("onnxruntime", "cuda", "bf16")],
 )
 def test_engines_that_do_not_go_together_are_refused(engine, provider, precision):
     with pytest.raises(ConfigError, match=r"cannot be used with score\."):

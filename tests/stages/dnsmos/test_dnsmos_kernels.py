@@ -16,7 +16,7 @@ from stages.dnsmos.engines import open_network, resolve_engine
 from stages.dnsmos.kernels import NativeShared
 from stages.dnsmos.network import cut
 from stages.dnsmos.scorer import DnsmosScorer, find_model
-from stages.native.compiler import Unavailable
+from stages.native.compiler import Unavailable, instruction_set
 from tests.stages.speech import speech_16k
 
 PARTS = cut(Path(find_model().path).read_bytes())
@@ -87,18 +87,17 @@ def test_scores_of_the_engines_agree(native, seconds):
 
 
 def test_auto_is_native_where_it_compiles(native):
-    assert resolve_engine("auto", "cpu", "fp32") == "native"
-    assert resolve_engine("onnxruntime", "cpu", "fp32") == "onnxruntime"
-    assert resolve_engine("auto", "cpu", "bf16") == "onnxruntime"
+    assert resolve_engine("auto", "cpu", "fp32") == f"native-{instruction_set()}"
+    assert resolve_engine("onnxruntime", "cpu", "fp32").startswith("onnxruntime-")
+    assert resolve_engine("auto", "cpu", "bf16").startswith("onnxruntime-")
     assert resolve_engine("auto", "cuda", "fp32") == "torch"
     assert resolve_engine("auto", "cuda", "bf16") == "torch"
-    assert resolve_engine("auto", "tensorrt", "fp32") == "onnxruntime"
     with pytest.raises(ConfigError, match="bf16 on cpu"):
         resolve_engine("native", "cpu", "bf16")
 
 
 def test_without_a_compiler_auto_is_onnxruntime_and_says_so(no_compiler, caplog):
-    assert resolve_engine("auto", "cpu", "fp32") == "onnxruntime"
+    assert resolve_engine("auto", "cpu", "fp32").startswith("onnxruntime-")
     assert "no C compiler" in caplog.text
     with pytest.raises(ConfigError, match="no C compiler") as caught:
         resolve_engine("native", "cpu", "fp32")
@@ -107,7 +106,7 @@ def test_without_a_compiler_auto_is_onnxruntime_and_says_so(no_compiler, caplog)
 
 def test_without_avx2_onnxruntime_is_taken(monkeypatch, caplog):
     monkeypatch.setattr("torch.cpu.get_capabilities", dict)
-    assert resolve_engine("auto", "cpu", "fp32") == "onnxruntime"
+    assert resolve_engine("auto", "cpu", "fp32").startswith("onnxruntime-")
     assert "AVX2" in caplog.text
 
 
@@ -121,3 +120,10 @@ def test_compiled_code_that_computes_something_else_is_not_used(native, monkeypa
 def test_other_layers_are_not_given_to_it():
     with pytest.raises(Unavailable, match="not those"):
         NativeShared(PARTS.weights[:-1])
+
+
+def test_a_worker_that_computes_otherwise_than_the_run_refuses(no_compiler):
+    with pytest.raises(ConfigError, match=r"native-vax cannot be used on this machine.*last bits"):
+        DnsmosScorer(find_model().path, engine="native-vax")
+    with pytest.raises(ConfigError, match="no C compiler"):
+        DnsmosScorer(find_model().path, engine=f"native-{instruction_set()}")

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from snac import SNAC
-from torch.nn.utils import parametrize
 
 from koe.errors import ConfigError
 from koe.memory import keep_memory
-from stages.native.compiler import Unavailable
+from stages.native.compiler import Unavailable, instruction_set
 from stages.snac import kernels as snac_kernels
-from stages.snac.architecture import ARCHITECTURE
+from stages.snac.architecture import ARCHITECTURE, fold_weight_norm
 from stages.snac.codec import Codec, resolve_codec
 from stages.snac.encoder import TiledEncoder, Tiles, supports
-from stages.snac.engines import open_engine
+from stages.snac.engines import open_engine, resolve_engine
 from stages.snac.kernels import CONSTANTS, TorchKernels, native_kernels
 from stages.snac.masking import MaskedEncoder
 from tests.stages.speech import synthetic_speech, write_snac_weights
@@ -56,14 +56,7 @@ def referee(weights) -> SNAC:
 
 @pytest.fixture(scope="module")
 def model(weights) -> SNAC:
-    return _folded(SNAC.from_pretrained(str(weights)))
-
-
-def _folded(model: SNAC) -> SNAC:
-    for module in list(model.modules()):
-        for name in list(getattr(module, "parametrizations", {})):
-            parametrize.remove_parametrizations(module, name)
-    return model.eval().requires_grad_(False)
+    return fold_weight_norm(SNAC.from_pretrained(str(weights)))
 
 
 @pytest.fixture(params=["native", "tiled"])
@@ -120,7 +113,7 @@ def test_a_batch_has_the_bytes_of_each_clip_alone(engine, weights):
         codec = Codec.open(resolve_codec(str(weights), engine=engine))
     except ConfigError as error:
         pytest.skip(str(error))
-    assert codec.engine == engine
+    assert codec.spec.engine == f"{engine}-{instruction_set()}"
     sizes = (9_000, 30_000, 2_048, 8_200)
     batch = [synthetic_speech(size, 24_000, seed) for seed, size in enumerate(sizes)]
     alone = [codec.encode(clip[None])[0] for clip in batch]
@@ -147,19 +140,19 @@ def test_auto_is_native_where_it_compiles(weights):
         native_kernels()
     except Unavailable as error:
         pytest.skip(str(error))
-    assert Codec.open(resolve_codec(str(weights))).engine == "native"
+    assert resolve_codec(str(weights)).engine == f"native-{instruction_set()}"
 
 
 def test_without_a_compiler_auto_is_tiled_and_says_so(no_compiler, weights, caplog):
     with caplog.at_level(logging.WARNING):
-        codec = Codec.open(resolve_codec(str(weights)))
-    assert codec.engine == "tiled"
+        spec = resolve_codec(str(weights))
+    assert spec.engine == f"tiled-{instruction_set()}"
     assert "no C compiler" in caplog.text
 
 
 def test_without_a_compiler_native_is_refused(no_compiler, weights):
     with pytest.raises(ConfigError, match=r"snac\.engine native.*no C compiler") as caught:
-        Codec.open(resolve_codec(str(weights), engine="native"))
+        resolve_codec(str(weights), engine="native")
     assert "snac.engine: auto" in caught.value.remedy
 
 
@@ -204,32 +197,44 @@ def test_a_gpu_gives_the_codes_of_a_cpu_in_any_batch(weights):
 
 
 @pytest.mark.parametrize("engine", ["native", "tiled"])
-def test_engines_of_the_cpu_do_not_run_on_cuda(engine, model):
+def test_engines_of_the_cpu_do_not_run_on_cuda(engine):
     with pytest.raises(ConfigError, match=r"snac\.device is cuda"):
-        open_engine(model, engine, "cuda")
-    assert open_engine(model, "auto", "cuda")[0] == "eager"
+        resolve_engine(engine, "cuda", True)
+    assert resolve_engine("auto", "cuda", True) == "eager"
 
 
 def test_an_encoder_of_another_build_runs_eagerly():
-    other = _folded(SNAC(**{**ARCHITECTURE, "encoder_dim": 8, "depthwise": False}))
-    assert not supports(other)
-    engine, encode = open_engine(other, "auto", "cpu")
-    assert engine == "eager"
+    settings = {**ARCHITECTURE, "encoder_dim": 8, "depthwise": False}
+    assert supports(ARCHITECTURE)
+    assert not supports(settings)
+    engine = resolve_engine("auto", "cpu", False)
+    assert engine.startswith("eager-")
+    other = fold_weight_norm(SNAC(**settings))
+    encode = open_engine(other, engine, "cpu")
     clip = torch.from_numpy(np.resize(synthetic_speech(3_000, 24_000), 4096))[None]
     with torch.inference_mode():
         for book, expected in zip(encode(clip, [2])[0], other.encode(clip[None]), strict=True):
             assert torch.equal(book, expected[0])
-        with pytest.raises(ConfigError, match="not built as the published one"):
-            open_engine(other, "tiled", "cpu")
+    with pytest.raises(ConfigError, match="not built as the published one"):
+        resolve_engine("tiled", "cpu", False)
 
 
-def test_an_unknown_engine_is_refused(model):
+def test_an_unknown_engine_is_refused():
     with pytest.raises(ConfigError, match="no such engine"):
-        open_engine(model, "turbo", "cpu")  # pyright: ignore[reportArgumentType]
+        resolve_engine("turbo", "cpu", True)  # pyright: ignore[reportArgumentType]
 
 
-def test_the_engine_is_no_part_of_what_decides_the_codes(weights):
-    descriptions = [
-        resolve_codec(str(weights), engine=engine).describe() for engine in ("auto", "eager")
-    ]
-    assert descriptions[0] == descriptions[1]
+def test_the_engine_is_part_of_what_decides_the_codes(weights):
+    tiled, eager = (resolve_codec(str(weights), engine=name) for name in ("tiled", "eager"))
+    assert tiled.describe()["engine"] == f"tiled-{instruction_set()}"
+    assert tiled.describe() != eager.describe()
+
+
+def test_a_worker_that_cannot_run_the_engine_of_the_run_refuses(weights, no_compiler):
+    """With the resolved engine there is no other to fall back to."""
+    spec = resolve_codec(str(weights), engine="tiled")
+    with pytest.raises(ConfigError, match=r"native-\w+ cannot be used on this machine.*compiler"):
+        Codec.open(replace(spec, engine=f"native-{instruction_set()}"))
+    with pytest.raises(ConfigError, match=r"tiled-vax.*this machine computes with") as caught:
+        Codec.open(replace(spec, engine="tiled-vax"))
+    assert "machines of one kind" in caught.value.remedy
