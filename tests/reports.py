@@ -14,6 +14,7 @@ from pipeline.config.load import load_config
 from pipeline.execution.selection import select_stages
 from pipeline.jobs.run import run_job
 from pipeline.report import write_data_report
+from pipeline.report.clips import Reconstruction
 from pipeline.report.page import Content
 from pipeline.report.survey import LeftOut
 from pipeline.run_dir.ledger import Ledger
@@ -99,7 +100,7 @@ def left_out(*tables: pa.Table, limit: int = 100) -> LeftOut:
 
 def content(stats: RunStats, found: LeftOut | None = None, **changes: Any) -> Content:
     made: dict[str, Any] = {"name": "run", "about": "", "stats": stats, "threshold": 2.5}
-    made |= {"left_out": found or left_out(), "clips": [], "codec": "snac", "trained": True}
+    made |= {"left_out": found or left_out(), "clips": [], "codec": Reconstruction(None, "snac")}
     return Content(**made | changes)
 
 

@@ -80,9 +80,7 @@ def write_data_report(
         threshold=threshold,
         left_out=found.left_out,
         clips=shown_clips(ledger, picked, codec, progress),
-        codec=codec.label,
-        trained=codec.trained,
-        problem=codec.problem,
+        codec=codec,
     )
     return write_page(folder / PAGE, page(content))
 

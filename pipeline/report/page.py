@@ -10,7 +10,7 @@ from koe import numbers
 from koe.schema import EXCLUDED, SPEECH, TEXT
 from koe.webpage import Chart, Tile, render
 from pipeline.report import figures
-from pipeline.report.clips import KINDS, MAX_SECONDS, ShownClip
+from pipeline.report.clips import KINDS, MAX_SECONDS, Reconstruction, ShownClip
 from pipeline.report.flow import waterfalls
 from pipeline.report.survey import LeftOut
 from pipeline.stats.model import RunStats
@@ -32,11 +32,7 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Content:
-    """All that the page shows.
-
-    `codec` names what decoded the clips, `trained` says whether its sound means anything;
-    `problem` is why there is no codec.
-    """
+    """All that the page shows; `codec` is what decoded the clips."""
 
     name: str
     about: str
@@ -44,9 +40,7 @@ class Content:
     threshold: float
     left_out: LeftOut
     clips: Sequence[ShownClip]
-    codec: str
-    trained: bool
-    problem: str = ""
+    codec: Reconstruction
 
 
 def page(content: Content) -> str:

@@ -14,6 +14,7 @@ from training.report.data import GeneratedSamples, Run, number
 
 MAX_DOCUMENTS = 3  # of an event, those of the highest loss
 MAX_SOUND_BYTES = 2_000_000  # of audio inside the page
+MFUS = ("causal", "full")  # counted with the attention of causal pairs only, or of all
 
 
 @dataclass(frozen=True)
@@ -50,46 +51,34 @@ def tiles(run: Run) -> list[Tile]:
     """Work out the headline figures; "–" where the logs do not tell."""
     column, main = run.metrics.column, run.main
     tokens, norms = _last(column("total_tokens")[main]), column("gradient_norm")
-    largest, at_step = np.nan, ""
-    if _any(norms):
+    largest, where = np.nan, ""
+    if np.isfinite(norms).any():
         largest = np.nanmax(norms)
-        at_step = f"at step {numbers.count(column('step')[np.nanargmax(norms)])}"
-    odd = sum(name == "gradient_norm" for name, _, _ in run.metrics.not_finite)
+        where = f"at step {numbers.count(column('step')[np.nanargmax(norms)])}"
+    if odd := sum(name == "gradient_norm" for name, _, _ in run.metrics.not_finite):
+        where += f", {odd} not finite"
     kinds = Counter(str(event.get("event")) for event in run.events)
+    lowered = kinds["lower_rate"] + kinds["climbing"]
     undone = sum(len(piece) for piece in run.abandoned)
     waits, seconds = column("data_wait_seconds"), column("seconds")
     known = np.isfinite(waits) & np.isfinite(seconds)
-    share = 100 * waits[known].sum() / seconds[known].sum() if seconds[known].sum() > 0 else np.nan
-    mfu, full = (100 * _median(column(f"mfu_{kind}")) for kind in ("causal", "full"))
+    waited, total = waits[known].sum(), seconds[known].sum()
+    share = numbers.decimal(100 * waited / total if total > 0 else None, 2, "%")
+    speed = numbers.short(_median(column("tokens_per_second")))
+    mfu, full = (numbers.decimal(100 * _median(column(f"mfu_{kind}")), 1, "%") for kind in MFUS)
+    of_mfu = "device not known" if full == numbers.UNKNOWN else f"causal; full {full}"
+    last_step, last_loss = (_last(column(name)[main]) for name in ("step", "loss"))
     return [
-        Tile(
-            "Steps",
-            numbers.count(_last(column("step")[main])),
-            f"and {undone:,} undone" if undone else "applied",
-        ),
+        Tile("Steps", numbers.count(last_step), f"and {undone:,} undone" if undone else "applied"),
         Tile("Tokens", numbers.short(tokens), numbers.count(tokens)),
-        Tile("Last loss", numbers.decimal(_last(column("loss")[main]), 4), "nats per token"),
-        Tile(
-            "Largest gradient norm",
-            numbers.decimal(largest, 3),
-            at_step + (f", {odd} not finite" if odd else ""),
-        ),
+        Tile("Last loss", numbers.decimal(last_loss, 4), "nats per token"),
+        Tile("Largest gradient norm", numbers.decimal(largest, 3), where),
         Tile("Steps clipped", numbers.count(run.metrics.actions.count("clip")), "by the guard"),
         Tile("Steps skipped", numbers.count(len(run.skipped)), "gradient not used"),
-        Tile(
-            "Rollbacks",
-            numbers.count(kinds["roll_back"]),
-            f"learning rate lowered: {kinds['lower_rate'] + kinds['climbing']}",
-        ),
-        Tile("Throughput", numbers.short(_median(column("tokens_per_second"))), "tokens/s, median"),
-        Tile(
-            "MFU",
-            numbers.decimal(mfu, 1, "%"),
-            f"causal; full {numbers.decimal(full, 1, '%')}"
-            if np.isfinite(full)
-            else "device not known",
-        ),
-        Tile("Waiting for data", numbers.decimal(share, 2, "%"), "of the time"),
+        Tile("Rollbacks", numbers.count(kinds["roll_back"]), f"learning rate lowered: {lowered}"),
+        Tile("Throughput", speed, "tokens/s, median"),
+        Tile("MFU", mfu, of_mfu),
+        Tile("Waiting for data", share, "of the time"),
     ]
 
 
@@ -150,12 +139,8 @@ def recordings(found: GeneratedSamples) -> list[Recording]:
     return made
 
 
-def _any(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).any())
-
-
 def _median(values: np.ndarray) -> float:
-    return float(np.nanmedian(values)) if _any(values) else np.nan
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else np.nan
 
 
 def _last(values: np.ndarray) -> float:

@@ -191,16 +191,11 @@ def medians(curve: Curve, buckets: int) -> Curve:
 
 def hardest(events: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     """Choose at most `limit` events, those of the hardest kinds, in the order written."""
-    ranked = sorted(range(len(events)), key=lambda place: (severity(events[place]), place))
+    late = len(_SEVERITY)  # kinds that are not the guard's, but before the mildest
+    ranks = {kind: rank for rank, kind in enumerate(_SEVERITY)} | {_MILDEST: late + 1}
+    kinds = [str(event.get("event")) for event in events]
+    ranked = sorted(range(len(events)), key=lambda place: (ranks.get(kinds[place], late), place))
     return [events[place] for place in sorted(ranked[:limit])]
-
-
-def severity(event: dict[str, Any]) -> int:
-    """Rank an event: 0 is the guard's hardest; kinds that are not the guard's come late."""
-    kind = str(event.get("event"))
-    if kind in _SEVERITY:
-        return _SEVERITY.index(kind)
-    return len(_SEVERITY) + (kind == _MILDEST)
 
 
 def number(value: Any) -> float:

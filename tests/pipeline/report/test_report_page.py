@@ -10,7 +10,7 @@ from importlib.resources import files
 import pytest
 
 from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, RED, SLOT_COLOURS
-from pipeline.report.clips import ShownClip, Sound
+from pipeline.report.clips import Reconstruction, ShownClip, Sound
 from pipeline.report.page import page
 from pipeline.stats.model import RunStats
 from pipeline.trace.outcomes import ClipOutcome
@@ -31,7 +31,13 @@ def test_every_part_of_the_statistics_may_be_empty():
 
 def test_no_text_becomes_markup():
     rows = excluded(1, EVIL, source=EVIL, detail=EVIL, location=EVIL)
-    found = Page(page(content(written_stats(EVIL), left_out(rows), name=EVIL, codec=EVIL)))
+    found = Page(
+        page(
+            content(
+                written_stats(EVIL), left_out(rows), name=EVIL, codec=Reconstruction(None, EVIL)
+            )
+        )
+    )
     assert "img" not in found.tags
     assert found.tags.count("script") == 4
     assert found.data["left-out"]["records"] == [
@@ -57,7 +63,13 @@ def test_hostile_text_is_shown_as_it_is(text: str):
         "ovrl": 2.0,
     }
     clip = ShownClip("worst", row, ClipOutcome("rejected", text), Sound(text), Sound(text))
-    made = content(written_stats(text), left_out(rows), name=text, codec=text, clips=[clip])
+    made = content(
+        written_stats(text),
+        left_out(rows),
+        name=text,
+        codec=Reconstruction(None, text),
+        clips=[clip],
+    )
     found = Page(page(made))
     assert found.tags.count("script") == 4
     assert not {"b", "img"} & {e.tag for e in found.elements if "onmouseover" in e.named}
