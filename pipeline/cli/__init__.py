@@ -20,7 +20,7 @@ from pipeline.cli.common import err
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; typer ends one that was interrupted without a word."""
+        """Run a command; typer ends an interrupted one without a message."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -31,7 +31,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="koe",
     cls=_Commands,
-    help="From speech clips and instruction samples to shards and a trained model.",
+    help="Turn speech clips and instruction samples into shards and a trained model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # without boxes `koe --help` fits 24 lines
@@ -64,14 +64,14 @@ def _options(
     show_version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version", callback=_print_version, is_eager=True, help="Print the version of koe."
         ),
     ] = False,
 ) -> None:
     pass
 
 
-# What writing to stdout fails with; an error of a file has its name.
+# What writing to stdout fails with; an error of a file carries the file's name.
 _OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIPE)
 
 
@@ -85,22 +85,22 @@ def main() -> None:
             app()  # exits with 2 on wrong use and 130 on Ctrl-C by itself
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, since no one hears of a failure when Python ends
+                sys.stdout.flush()  # here, because a failure while Python ends is never reported
     except ConfigError as error:
-        _say(str(error))
+        _print_error(str(error))
         sys.exit(2)
     except KoeError as error:
-        _say(str(error))
+        _print_error(str(error))
         sys.exit(1)
     except OSError as error:
         if error.filename is not None or error.errno not in _OUTPUT_FAULTS:
             raise
         if error.errno != errno.EPIPE:  # a reader that has seen enough, as `head`
-            _say(f"the output cannot be written: {error.strerror}.")
-        # else Python writes what is left of it once more as it ends, and fails again
+            _print_error(f"the output cannot be written: {error.strerror}.")
+        # otherwise Python tries to write the rest once more as it ends, and fails again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
 
 
-def _say(what: str) -> None:
+def _print_error(what: str) -> None:
     err.print(f"koe: {escape_control_characters(what)}", style="red", markup=False, soft_wrap=True)

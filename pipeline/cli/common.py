@@ -24,11 +24,12 @@ _HAS_WIDTH = "COLUMNS" in os.environ or (sys.stdout is not None and sys.stdout.i
 out = Console(width=None if _HAS_WIDTH else 120)
 err = Console(stderr=True)
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The run's configuration.")]
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration of the run.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key: encode.threshold_ovrl=2.8")
+    list[str] | None,
+    typer.Option("--set", help="Override a setting, as in encode.threshold_ovrl=2.8."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only, on stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 DEFAULT_CONFIG = Path("pipeline.yaml")
 
 
@@ -44,13 +45,13 @@ def opened(settings: PipelineConfig) -> tuple[Plan, Ledger]:
 
 
 def numbers(option: str, text: str) -> list[float]:
-    """Read numbers set off by commas. Raises: ConfigError naming the option."""
+    """Read numbers separated by commas. Raises: ConfigError naming the option."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         found = []
     if not found or not all(map(isfinite, found)):
-        raise ConfigError(f"{option} {text} is no list of numbers", remedy="Write 2.0,2.5,3.0.")
+        raise ConfigError(f"{option} {text} is not a list of numbers", remedy="Write 2.0,2.5,3.0.")
     return found
 
 

@@ -25,8 +25,6 @@ from pipeline.cli.common import (
 )
 from pipeline.config.load import load_config
 from pipeline.config.models import PipelineConfig
-from pipeline.run_dir.plan import load_plan
-from pipeline.run_dir.storage import Storage
 
 if TYPE_CHECKING:
     from pipeline.trace.document import Document
@@ -36,29 +34,29 @@ if TYPE_CHECKING:
 def stats(
     config: ConfigOption = DEFAULT_CONFIG,
     what_if: Annotated[
-        str, typer.Option("--what-if", help="Thresholds of ovrl: clips and hours above each.")
+        str, typer.Option("--what-if", help="Show what each of these ovrl thresholds would keep.")
     ] = "2.0,2.5,3.0,3.5",
     source: Annotated[
         str | None,
-        typer.Option(help="Show this source only; --json and --html tell of all."),
+        typer.Option(help="Show only this source; --json and --html always cover all."),
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
     html: Annotated[
         str | None,
         typer.Option(
-            "--html", metavar="FOLDER", help="Write a page with charts and sound in this folder."
+            "--html", metavar="FOLDER", help="Write a page with charts and audio into this folder."
         ),
     ] = None,
     html_clips: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Best, worst and borderline clips on the page, of each; half as many outliers.",
+            help="Number of best, worst and borderline clips on the page; half as many outliers.",
         ),
     ] = 6,
 ) -> None:
-    """Show where every clip went, and what clips and shards are like."""
+    """Show what became of every record, and what the shards hold."""
     from pipeline.execution.progress import counting
     from pipeline.stats import full_stats, stats_json
     from pipeline.terminal.stats import require_source, stats_view
@@ -91,31 +89,34 @@ def inspect(
     place: Annotated[
         str,
         typer.Argument(
-            help="SHARD or SHARD:ROW (train-00000:12, path/x.arrow:12), or a record's id: it holds "
-            "a / and does not end in .arrow.",
+            help="A row of a shard (train-00000:12 or path/x.arrow:12; row 0 if none is named), or "
+            "the id of a record.",
             metavar="SHARD:ROW|ID",
         ),
     ],
     config: ConfigOption = DEFAULT_CONFIG,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Token ids of a row, the special ones by name.")
+        bool, typer.Option("--raw", help="Show the token ids of a row, special ones by name.")
     ] = False,
     wav: Annotated[
         str | None,
         typer.Option(
-            "--wav", metavar="FOLDER", help="Write originals and reconstructions in this folder."
+            "--wav",
+            metavar="FOLDER",
+            help="Write originals and reconstructions as WAV into this folder.",
         ),
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Decode a row, or show what became of a record."""
-    from pipeline.trace.document import documents_of, find_shard
+    """Decode a row of a shard, or show what became of a record."""
+    from pipeline.trace.document import documents_of, find_shard, split_place
 
     settings = load_config(config, overrides)
     folder = _folder("--wav", wav)
-    found = _split(settings, place)
-    if found is None:
+    name, row = split_place(place)
+    shard = find_shard(name, settings.run_dir)
+    if shard is None:
         if raw:
             raise ConfigError(
                 "--raw shows a row of a shard, not a record",
@@ -126,25 +127,12 @@ def inspect(
         documents = [record.document for record in records]
         show = partial(_show_records, settings, place, records, as_json)
     else:
-        shard = find_shard(found[0], settings.run_dir)
-        documents = documents_of(shard, found[1])
-        show = partial(_show_row, settings, shard.name, found[1], documents, raw, as_json)
+        documents = documents_of(shard, row)
+        show = partial(_show_row, settings, shard.name, row, documents, raw, as_json)
     if folder is None:
         show()
     else:
         _with_wavs(settings, documents, folder, show)
-
-
-def _split(settings: PipelineConfig, place: str) -> tuple[str, int] | None:
-    """Read SHARD:ROW; None for the id of a record, one that ends in .arrow too."""
-    from pipeline.trace.document import names_record, split_place
-
-    found = split_place(place)
-    if found is None or "/" not in place or "://" in place:
-        return found
-    storage = Storage(settings.run_dir)
-    plan = load_plan(storage)
-    return None if plan and names_record(place, found[0], plan, storage) else found
 
 
 def _folder(option: str, text: str | None) -> Path | None:
@@ -153,8 +141,8 @@ def _folder(option: str, text: str | None) -> Path | None:
         return None
     if not text or "://" in text or text.lower().endswith((".html", ".htm", ".wav")):
         raise ConfigError(
-            f"{option} {text!r} names no local folder",
-            remedy="Name a folder for the files; it is made where there is none.",
+            f"{option} {text!r} does not name a local folder",
+            remedy="Name a folder for the files; it is created if need be.",
         )
     return Path(text)
 
@@ -162,10 +150,10 @@ def _folder(option: str, text: str | None) -> Path | None:
 def _with_wavs(
     settings: PipelineConfig, documents: list[Document], folder: Path, show: Callable[[], None]
 ) -> None:
-    """Show documents, and write their audio; a folder that cannot be made comes to light first."""
+    """Show documents, and write their audio; a folder that cannot be made is reported first."""
     if all(document.clip is None and document.codes is None for document in documents):
         show()
-        _warn("nothing was written: there is no audio, only text or what ingest left out")
+        _warn("no audio was written: the documents are text, or ingest left them out")
         return
     from pipeline.jobs.single_files import make_folder, write_wavs
 
@@ -240,14 +228,12 @@ def _warn(what: str) -> None:
 
 def verify(
     config: ConfigOption = DEFAULT_CONFIG,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Accept a run that is not whole.")
-    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Accept an incomplete run.")] = False,
     overrides: SetOption = None,
 ) -> None:
-    """Read everything again and prove that it is right.
+    """Read every file again and prove that the run is right.
 
-    Hashes, schemas, counts, ids, codes, grammar, order, shards, index and card.
+    Proves hashes, schemas, record counts, ids, codes, token layout, order, shards, index and card.
     """
     from pipeline.verify import not_made, verify_run
 
@@ -261,6 +247,6 @@ def verify(
         ),
     )
     if missing := not_made(*run):
-        _warn(f"not whole, nothing contradicts itself so far; not made: {', '.join(missing)}")
+        _warn(f"the run is incomplete, but consistent so far; missing: {', '.join(missing)}")
         if not partial:
             raise typer.Exit(1)

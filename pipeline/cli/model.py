@@ -25,9 +25,11 @@ _SCORE, _ENCODE = ScoreConfig(), EncodeConfig()
 
 def score(
     files: Annotated[list[Path], typer.Argument(help="Audio files.")],
-    windows: Annotated[Windows, typer.Option(help="Windows to score.")] = _SCORE.windows,
+    windows: Annotated[
+        Windows, typer.Option(help="Which windows of a clip are scored.")
+    ] = _SCORE.windows,
     threshold: Annotated[
-        float, typer.Option(help="Clips are kept whose ovrl is above it.")
+        float, typer.Option(help="Mark clips with a higher ovrl as kept.")
     ] = _ENCODE.threshold_ovrl,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,7 +45,10 @@ def encode(
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode audio files to SNAC codes, with the config's codec."""
+    """Encode audio files into SNAC codes.
+
+    The codec is that of the configuration.
+    """
     from pipeline.jobs.single_files import encode_paths
 
     _print_files(encode_paths(files, load_config(config, overrides)), as_json)
@@ -51,16 +56,16 @@ def encode(
 
 def train(
     config: ConfigOption = DEFAULT_CONFIG,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint.")] = True,
     overrides: SetOption = None,
     replay: Annotated[
-        str | None, typer.Option(help="Run the step of an event (E0003) again, and stop.")
+        str | None, typer.Option(help="Repeat the step of an event, as in E0003, and stop.")
     ] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Write the run's report.html, and stop.")
+        bool, typer.Option("--report", help="Write the report of the training run, and stop.")
     ] = False,
 ) -> None:
-    """Train on the shards: on local GPUs, CPUs, or a Ray cluster."""
+    """Train on the shards, on GPUs, CPUs or a Ray cluster."""
     from pipeline.jobs import train as job
     from pipeline.terminal import results as views
 
@@ -80,10 +85,14 @@ def train(
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="A new folder for model and tokenizer.")],
+    folder: Annotated[Path, typer.Argument(help="The new folder for model and tokenizer.")],
     config: ConfigOption = DEFAULT_CONFIG,
-    checkpoint: Annotated[int | None, typer.Option(help="Its step; the newest if none.")] = None,
-    dtype: Annotated[Literal["bf16", "fp32"], typer.Option(help="Of the weights.")] = "bf16",
+    checkpoint: Annotated[
+        int | None, typer.Option(help="The step of the checkpoint; the newest by default.")
+    ] = None,
+    dtype: Annotated[
+        Literal["bf16", "fp32"], typer.Option(help="The data type of the weights.")
+    ] = "bf16",
     overrides: SetOption = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder with its tokenizer."""

@@ -27,16 +27,20 @@ from pipeline.execution.selection import select_stages
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to write the corpus.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write the corpus into.")],
     clips: Annotated[
-        int | None, typer.Option(min=24, help="Speech clips. Default: all 150 of the package.")
+        int | None,
+        typer.Option(min=24, help="Number of speech clips; by default all 150 of the package."),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=20, help="Instruction samples. Default: all of the package.")
+        int | None,
+        typer.Option(min=20, help="Number of instruction samples; by default all of the package."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides how strongly clips are degraded.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed that decides how strongly clips are degraded.")
+    ] = 0,
 ) -> None:
-    """Write a small corpus of real Japanese speech and text, and a config."""
+    """Write a small corpus of real Japanese data, and a configuration."""
     from pipeline.demo.corpus import write_demo
 
     written = write_demo(folder, num_clips=clips, num_samples=samples, seed=seed)
@@ -52,23 +56,23 @@ def _stages(incomplete: str) -> list[str]:
 def run(
     config: ConfigOption = DEFAULT_CONFIG,
     from_stage: Annotated[
-        str | None, typer.Option("--from", autocompletion=_stages, help="First stage to run.")
+        str | None, typer.Option("--from", autocompletion=_stages, help="The first stage to run.")
     ] = None,
     to_stage: Annotated[
-        str | None, typer.Option("--to", autocompletion=_stages, help="Last stage to run.")
+        str | None, typer.Option("--to", autocompletion=_stages, help="The last stage to run.")
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", autocompletion=_stages, help="The one stage to run.")
+        str | None, typer.Option("--only", autocompletion=_stages, help="The only stage to run.")
     ] = None,
     overrides: SetOption = None,
     force: Annotated[
         list[str] | None,
-        typer.Option("--force", autocompletion=_stages, help="Do a stage's units again."),
+        typer.Option("--force", autocompletion=_stages, help="Do all units of this stage again."),
     ] = None,
 ) -> None:
-    """Run the pipeline, or go on with it.
+    """Run the pipeline, or resume it.
 
-    Stages: ingest, score, encode, tokenize, interleave, train. What is done is not done again.
+    Stages: ingest, score, encode, tokenize, interleave, train. Finished work is not done again.
     """
     from pipeline.jobs.run import run_job
     from pipeline.stats import run_stats
@@ -82,7 +86,7 @@ def run(
     except KeyboardInterrupt:
         command = shlex.join(["koe", *sys.argv[1:]])
         err.print(
-            f"koe: interrupted, what is done stays done. Go on with: {command}",
+            f"koe: interrupted. Finished work is kept; resume with: {command}",
             style="yellow", markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         raise typer.Exit(130) from None
@@ -93,7 +97,7 @@ def run(
     if report.failed:
         err.print(
             f"{len(report.failed)} units failed (listed above). Run the same command again: "
-            "only they and what depends on them are done.",
+            "it does only these units and what depends on them.",
             style="red",
         )
         raise typer.Exit(1)
@@ -102,13 +106,15 @@ def run(
 def plan(
     config: ConfigOption = DEFAULT_CONFIG,
     clips: Annotated[
-        int, typer.Option(min=0, help="Clips to measure on, at most; 0: only list the units.")
+        int, typer.Option(min=0, help="Measure on at most this many clips; 0 only lists the units.")
     ] = 200,
-    seconds: Annotated[float, typer.Option(min=1, help="About how long to measure.")] = 30,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Measure for about this long, in seconds.")
+    ] = 30,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the units, and measure on a few clips what a run will cost."""
+    """List the units, and estimate from a few clips what a run costs."""
     from dataclasses import asdict
 
     from pipeline.estimate import estimate_run
@@ -141,12 +147,14 @@ def plan(
 
 def status(
     config: ConfigOption = DEFAULT_CONFIG,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow until all is done.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between readings.")] = 2.0,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep showing it until the run is done.")
+    ] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two readings.")] = 2.0,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is done and left of every stage, and the time left."""
+    """Show how far each stage is, and how much time is left."""
     from pipeline.execution.status import StatusReader, follow, status_table
 
     _, ledger = opened(load_config(config, overrides))

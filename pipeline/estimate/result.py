@@ -1,4 +1,4 @@
-"""What one stage will take."""
+"""What one stage will cost."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What one stage will take.
+    """What one stage will cost.
 
     `measured` records took `seconds` of one worker; `amounts` are what they held, by unit
-    (windows, audio seconds, tokens). `records` and `totals` are the corpus'. `error` is the
+    (windows, audio seconds, tokens). `records` and `totals` are those of the corpus. `error` is the
     relative half-width of a 95 % interval of the work, from the spread between records and between
     units: 0 where all of them were measured, None where too few were to tell it. That the machine
     is busy at times is not in it. Hours are None where they cannot be told, and `note` says why.
@@ -32,6 +32,6 @@ class StageEstimate:
     note: str = ""
 
     def rates(self) -> dict[str, float]:
-        """Return records and amounts a second of one worker."""
+        """Return the records and amounts per second of one worker."""
         amounts = {"records": float(self.measured), **self.amounts}
         return {name: value / self.seconds for name, value in amounts.items() if self.seconds > 0}

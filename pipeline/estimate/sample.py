@@ -1,4 +1,4 @@
-"""Measures the stages on a sample of a source and scales each to the whole source.
+"""Measures the stages on a sample of a source and scales each up to the source.
 
 What is not kept counts: a stage's records are those that the stage before it kept. What is known
 of more clips than were measured is used: lengths are of all clips whose headers were read, scores
@@ -29,7 +29,7 @@ from stages.dnsmos.scorer import SCORER_HZ, window_starts
 from stages.settings import Windows
 
 # Of a source's time. The clips scored tell how many of all will pass, and the headers read how
-# long they are; of what passes, few clips tell the codes and tokens a second.
+# long they are; of what passes, few clips are enough to tell the codes and tokens per second.
 _SHARES = {"ingest": 0.1, "score": 0.6, "encode": 0.25, "tokenize": 0.05}
 
 
@@ -92,7 +92,7 @@ def measure_speech(
 
 
 def measure_text(stage: Stage, units: Sequence[Unit], seconds: float, clock: Clock) -> Track:
-    """Measure whole units of a text source, one at least, in about `seconds`."""
+    """Measure units of a text source, at least one, in about `seconds`."""
     read = read_units(Opened(stage, clock), units, seconds, _rng(units[0].source))
     found = _of_units(read, work_of(stage.name, read.kept), _scale(read, units))
     return _read_track(stage.name, TEXT, read, units, found)

@@ -102,7 +102,7 @@ def _corpus(tracks: Iterable[Track], shrink: float) -> list[UnitSamples]:
     for track in tracks:
         number = round(track.kept.num_rows * track.scale / shrink)
         for table in _copies(track.kept, number):
-            # A copy is no duplicate of the sample, so its ids are others.
+            # A copy is not a duplicate of the sample, so it gets other ids.
             unit = unit_samples(len(units), track.units[0].unit, partial(_same, table))
             ids = unit.id_hashes + np.int64(len(units))
             units.append(replace(unit, id_hashes=ids))

@@ -1,7 +1,7 @@
 """Takes units and clips through a stage, one worker in this process, until its time is up.
 
 Both are taken in random order, clips from all units that were read, so that stopping after any of
-them is no bias.
+them introduces no bias.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Read:
 def read_units(
     stage: Opened, units: Sequence[Unit], seconds: float, rng: np.random.Generator
 ) -> Read:
-    """Take whole units through a stage until its time is up; at least one that has records."""
+    """Take units through a stage until its time is up; at least one that has records."""
     found: dict[int, pa.Table] = {}
     read, spent = 0, 0.0
     for place in rng.permutation(len(units)).tolist():

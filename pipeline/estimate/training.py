@@ -72,14 +72,14 @@ def _gpu_hours(config: PipelineConfig, tokens: float) -> tuple[float | None, str
     return hours, (
         f"{hours_each:,.{1 if hours_each >= 1 else 4}f} h on {train.workers} GPU"
         f"{'' if train.workers == 1 else 's'}, not measured: "
-        f"{flops / 1e9:.3g} GFLOP a token of {parameters / 1e9:.3g} B parameters at "
+        f"{flops / 1e9:.3g} GFLOP per token for {parameters / 1e9:.3g} B parameters at "
         f"{_UTILISATION:.0%} of {peak:g} TFLOP/s"
         f"{'' if train.peak_tflops else ', an H100'}"
     )
 
 
 def _shape(name: str) -> LlamaConfig | None:
-    """Find a model's shape on this machine or among those known; None if it is no known Llama."""
+    """Find a model's shape on this machine or among those known; None if it is not a known Llama."""
     try:
         # A plan must not wait for the network, nor need it.
         found = AutoConfig.from_pretrained(name, local_files_only=True)

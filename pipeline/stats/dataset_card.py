@@ -50,7 +50,7 @@ def dataset_card(index: dict[str, Any], stats: RunStats) -> str:
         _front_matter(stats.shards),
         "# Packed speech and text tokens\n",
         "Training rows of an Orpheus-style speech LLM (Llama 3 and SNAC tokens), made by koe. "
-        f"A row holds whole documents of at most {index['max_row_tokens']:,} tokens together.\n",
+        f"A row holds documents of at most {index['max_row_tokens']:,} tokens together.\n",
     ]
     if not stats.has_trained_codec:
         parts.append(

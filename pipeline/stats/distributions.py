@@ -30,7 +30,7 @@ class Values:
         """Return a source's values, float32 [n], not to be written to."""
         return np.frombuffer(self._bytes.get(source, b""), np.float32)
 
-    def whole(self) -> np.ndarray:
+    def all(self) -> np.ndarray:
         """Return a copy of the values of all sources, float32 [n]."""
         parts = [self.of(source) for source in self._bytes]
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
@@ -51,13 +51,13 @@ def distributions(
     total: dict[str, Distribution] = {}
     quantities = [(name, name, values) for name, values in of_clips.items()]
     for name, name_in_all, values in [*quantities, ("tokens", "text_tokens", tokens_of_samples)]:
-        whole = values.whole()
-        if not len(whole):
+        everything = values.all()
+        if not len(everything):
             continue
-        edges = _SCORE_EDGES if name in SCORES else _edges(whole)
+        edges = _SCORE_EDGES if name in SCORES else _edges(everything)
         for source in values.sources():
             found[source][name] = _describe(values.of(source).copy(), edges)
-        total[name_in_all] = _describe(whole, edges)
+        total[name_in_all] = _describe(everything, edges)
     return {ALL: total} | found
 
 

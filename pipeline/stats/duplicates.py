@@ -19,7 +19,7 @@ class Duplicates:
     Equal codes are the same audio to the trainer, though the files may differ in what the codec
     does not hear; the same audio cut elsewhere has other codes and is not found. An untrained
     codec gives short clips the same codes by chance. Texts are equal to the character: one
-    sentence read by two speakers counts, and is no fault by itself.
+    sentence read by two speakers counts, and is not a fault by itself.
     Compared by 64-bit hashes: among 15 M clips some pair collides with a chance of 6 in a million.
     A clip takes 20 bytes.
     """

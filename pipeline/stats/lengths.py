@@ -1,4 +1,4 @@
-"""How long clips and samples are: seconds, characters, characters a second, tokens."""
+"""How long clips and samples are: seconds, characters, characters per second, tokens."""
 
 from __future__ import annotations
 

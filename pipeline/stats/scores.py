@@ -62,7 +62,7 @@ class ScoreTally:
         """Describe the scores; None where no unit was scored. A score that no clip has is absent."""
         if not self._units:
             return None
-        values = {name: found.whole() for name, found in self.values.items()}
+        values = {name: found.all() for name, found in self.values.items()}
         quantiles = {name: quantiles_of(found) for name, found in values.items() if len(found)}
         return ScoreStats(self._clips, self._windows, sorted(self._scorers), quantiles)
 

@@ -15,7 +15,7 @@ from pipeline.terminal.tables import grid, titled
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
-    """Sum the plan up, a dictionary a source."""
+    """Sum up the plan, one dictionary per source."""
     rows = []
     for source, modality in plan.modalities.items():
         units = [unit for unit in plan.units if unit.source == source]
@@ -33,7 +33,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def plan_view(plan: Plan) -> RenderableType:
-    """Render the units of `koe plan`, and below them the places where files break off."""
+    """Render the units of `koe plan`, and below them where source files are cut short."""
     rows = plan_rows(plan)
     table = grid("Plan", "source", "units", "records", "files", "faults")
     for row in rows:
@@ -45,7 +45,7 @@ def plan_view(plan: Plan) -> RenderableType:
 
 def estimate_view(estimates: Sequence[StageEstimate], cpus: int) -> RenderableType:
     """Render what `koe plan` measured, for a machine of `cpus` CPUs."""
-    table = grid("Estimate", "stage", "of the corpus", "a worker", "CPU time", "GPU time", "disk")
+    table = grid("Estimate", "stage", "of the corpus", "per worker", "CPU time", "GPU time", "disk")
     for item in estimates:
         # Last comes what the work is counted in: windows, audio seconds or tokens.
         totals = {name: total for name, total in item.totals.items() if total}

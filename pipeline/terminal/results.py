@@ -44,11 +44,11 @@ def _cell(value: Any) -> Text:
     if isinstance(value, float):
         return Text(f"{value:.3f}")
     if isinstance(value, list):  # three codebooks
-        books = (
+        codebooks = (
             " ".join(map(str, book[:_MAX_CODES])) + " ..." * (len(book) > _MAX_CODES)
             for book in value
         )
-        return Text("\n".join(books))
+        return Text("\n".join(codebooks))
     return Text(str(value))
 
 

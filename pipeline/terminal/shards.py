@@ -40,8 +40,8 @@ def shards_table(shards: ShardStats) -> RenderableType:
 
 
 def mix_table(parts: Sequence[MixPart]) -> Table:
-    """Show the way through the training rows in ten steps."""
-    table = grid("On the way through the training rows")
+    """Show how the mix changes along the training rows, in ten steps."""
+    table = grid("Mix along the training rows")
     if not parts:
         return table
     by_tenth: dict[int, list[MixPart]] = {}

@@ -30,7 +30,7 @@ _MAX_CODES = 3  # shown of each codebook: three of them fit one line of 80 colum
 
 
 def documents_view(documents: Sequence[Document], decode_text: Decode, raw: bool) -> RenderableType:
-    """Render the documents of a row, a panel each: blue for speech, green for text."""
+    """Render the documents of a row, one panel each: blue for speech, green for text."""
     panels: list[RenderableType] = []
     for number, document in enumerate(documents):
         head = f"{document.modality}, {len(document.input_ids):,} tokens, unit {document.unit}"
@@ -46,7 +46,7 @@ def documents_view(documents: Sequence[Document], decode_text: Decode, raw: bool
 
 
 def records_view(records: Sequence[RecordTrace], decode_text: Decode) -> RenderableType:
-    """Render the way of each record through the stages, a panel a record."""
+    """Render the way of each record through the stages, one panel per record."""
     panels: list[RenderableType] = []
     for record in records:
         clip = record.clip or {}

@@ -29,7 +29,6 @@ from koe.vocabulary import (
     split_speech_ids,
 )
 from pipeline.run_dir.ledger import Ledger
-from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.storage import Storage
 
 SHARD_SUFFIX = ".arrow"
@@ -61,29 +60,17 @@ class Shard:
     ledger: Ledger
 
 
-def split_place(argument: str) -> tuple[str, int] | None:
-    """Read SHARD or SHARD:ROW (row 0 if none); None for the id of a record.
-
-    An id is SOURCE/..., so what holds a slash and does not end in .arrow (before :ROW) is one.
-    Raises: ConfigError for a row that is no number.
-    """
-    shard, colon, row = argument.rpartition(":")
-    if not colon or "/" in row:  # none, or that of a URL
-        shard, row = argument, "0"
-    if "/" in shard and not shard.endswith(SHARD_SUFFIX):
-        return None
-    if not row.isdecimal():
-        raise ConfigError(
-            f"{argument} does not name a row", remedy="Write SHARD:ROW, as train-00000:12."
-        )
-    return shard, int(row)
+def split_place(argument: str) -> tuple[str, int]:
+    """Split NAME:ROW; the row is 0 where none is named."""
+    name, colon, row = argument.rpartition(":")
+    return (name, int(row)) if colon and row.isdecimal() else (argument, 0)
 
 
-def find_shard(name: str, run_dir: str) -> Shard:
-    """Open a shard by path, URL, file name or stem.
+def find_shard(name: str, run_dir: str) -> Shard | None:
+    """Open a shard of the run by its name, or any by its path or URL; None where there is none.
 
     Of a file that lies in no folder `shards`, clips are traced in the run of `run_dir`.
-    Raises: ConfigError listing the shards there are, or for a table that is no shard.
+    Raises: ConfigError for an Arrow file that is not a shard, or a name that can be nothing else.
     """
     run = Ledger(Storage(run_dir))
     path = _file_named(name)
@@ -93,60 +80,39 @@ def find_shard(name: str, run_dir: str) -> Shard:
         root, _, parent = folder.rpartition("/")
         ledger = Ledger(Storage(root)) if parent == "shards" else run
         return Shard(file, _require_rows(Storage(folder).read_table(file), name), ledger)
-    known = _shards_of(run.storage)
-    file = name.rpartition("/")[2]
-    for candidate in (file, f"{file}{SHARD_SUFFIX}"):
-        if candidate in known:
-            rows = run.storage.read_table(f"shards/{candidate}")
-            return Shard(candidate, _require_rows(rows, name), run)
+    known = [file for file in run.storage.names("shards") if file.endswith(SHARD_SUFFIX)]
+    file = name.removeprefix("shards/").removesuffix(SHARD_SUFFIX) + SHARD_SUFFIX
+    if file in known:
+        rows = run.storage.read_table(f"shards/{file}")
+        return Shard(file, _require_rows(rows, name), run)
+    if "/" in name:  # the id of a record, SOURCE/...
+        return None
     raise ConfigError(
         f"there is no shard {name}",
-        f"{run_dir}/shards holds {shorten_list(known, file)}",
-        "Name a shard as in train-00000:12, or a record by its whole id, SOURCE/...",
-    )
-
-
-def names_record(argument: str, shard: str, plan: Plan, storage: Storage) -> bool:
-    """Tell whether an argument that reads like the path of a shard is the id of a record.
-
-    It is where it begins with a source of the plan and there is neither such a file nor shard.
-    """
-    return (
-        argument.partition("/")[0] in plan.modalities
-        and _file_named(shard) is None
-        and shard.rpartition("/")[2] not in _shards_of(storage)
+        f"{run_dir}/shards holds {shorten_list(known, name)}",
+        "Write SHARD:ROW, as in train-00000:12, or the complete id of a record, SOURCE/...",
     )
 
 
 def _file_named(name: str) -> str | None:
-    """Return the URL, or whole path, of the file of this name; None where there is none."""
+    """Return the URL or the absolute path of an Arrow file; None where there is none."""
+    if not name.endswith(SHARD_SUFFIX):
+        return None
     if "://" in name:
         folder, _, file = name.rpartition("/")
         return None if Storage(folder).size(file) is None else name
     return str(Path(name).resolve()) if Path(name).is_file() else None
 
 
-def _shards_of(storage: Storage) -> list[str]:
-    return [file for file in storage.names("shards") if file.endswith(SHARD_SUFFIX)]
-
-
 def _require_rows(table: pa.Table, name: str) -> pa.Table:
     missing = [column for column in ROW.names if column not in table.column_names]
     if missing:
         raise ConfigError(
-            f"{name} is no shard",
+            f"{name} is not a shard",
             f"it has no column {', '.join(missing)}",
             "Name a file of a run's folder shards.",
         )
     return table
-
-
-def read_documents(ledger: Ledger, shard: str, row: int) -> list[Document]:
-    """Take a row of a run's shard apart, and trace every speech document to its clip.
-
-    Raises: ConfigError for a row that the shard does not have.
-    """
-    return documents_of(Shard(shard, ledger.storage.read_table(f"shards/{shard}"), ledger), row)
 
 
 def documents_of(shard: Shard, row: int) -> list[Document]:
@@ -183,7 +149,7 @@ def documents_of(shard: Shard, row: int) -> list[Document]:
 
 
 def speech_codes(ids: np.ndarray) -> np.ndarray:
-    """Return the SNAC codes (uint16 [7 frames]) of a whole speech document or of a part of one."""
+    """Return the SNAC codes (uint16 [7 frames]) of a speech document or of a part of one."""
     try:
         return split_speech_ids(ids)[1]
     except ContractError:

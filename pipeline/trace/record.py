@@ -64,7 +64,7 @@ class RecordTrace:
 
     @property
     def document(self) -> Document:
-        """The record as if it were a document, whole."""
+        """The record as if it were one uncut document."""
         ids = np.empty(0, np.int32) if self.input_ids is None else self.input_ids
         return Document(
             self.id, self.source, self.modality, self.unit, 0, ids, self.codes, self.clip
@@ -88,8 +88,8 @@ def find_records(
         raise ConfigError(
             f"{id} is neither a shard nor the id of a record",
             f"the run's sources are {shorten_list(plan.modalities, source)}",
-            "Name a shard as in train-00000:12 (a path ends in .arrow), or a record by its whole "
-            "id, SOURCE/...",
+            "Write SHARD:ROW, as in train-00000:12 (the path of a shard ends in .arrow), or the "
+            "complete id of a record, SOURCE/...",
         )
     units = [(k, unit) for k, unit in enumerate(plan.units) if unit.source == source]
     found: list[RecordTrace] = []

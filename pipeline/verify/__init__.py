@@ -1,4 +1,4 @@
-"""Proves a run from its bytes alone: hashes, books, ids, grammar, order, shards, index and card."""
+"""Proves a run from its bytes alone: hashes, record counts, ids, grammar, order, shards, index and card."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pipeline.run_dir.reading import read_index
 from pipeline.verify.card import prove_card
 from pipeline.verify.documents import prove_pieces
 from pipeline.verify.index import prove_folder, prove_identity, prove_index
+from pipeline.verify.not_made import not_made
 from pipeline.verify.order import (
     RECEIPT,
     prove_distinct,
@@ -28,7 +29,6 @@ from pipeline.verify.receipts import setting
 from pipeline.verify.samples import SampleTable
 from pipeline.verify.shards import prove_shard, shard_figures
 from pipeline.verify.units import Seen, prove_names, prove_units
-from pipeline.verify.whole import not_made
 
 __all__ = ["Proof", "not_made", "verify_run"]
 
@@ -50,8 +50,8 @@ def verify_run(
 ) -> list[Proof]:
     """Read everything again and prove it, in the order of the data flow.
 
-    Of a run that is not whole, what there is is proved: its proofs are fewer (see `not_made`). Holds 9 bytes a
-    sample, as much again while ids are compared, and one shard.
+    An incomplete run is proved as far as it goes (see `not_made`). Holds 9 bytes per sample, as
+    much again while ids are compared, and one shard.
     Raises: ContractError at the first contradiction, naming the file and what it contradicts.
     """
     proofs: list[Proof] = []
@@ -62,9 +62,7 @@ def verify_run(
             on_proof(proofs[-1])
 
     prove_names(plan)
-    proved(
-        "units have names of their own and sources that the plan knows", len(plan.units), "units"
-    )
+    proved("units have unique names and sources that the plan knows", len(plan.units), "units")
     samples, seen = SampleTable(plan, ledger.storage), Seen()
     prove_units(plan, ledger, samples, seen)
     _tell_units(plan, seen, proved)
@@ -72,25 +70,25 @@ def verify_run(
     if order is None:
         if index is not None:
             raise ContractError(
-                f"{INDEX} describes shards of no order",
-                f"{RECEIPT} is missing or torn",
-                "Run `koe run`: what is stale or missing is redone.",
+                f"{INDEX} describes shards without an order",
+                f"{RECEIPT} is missing or corrupt",
+                "Run `koe run`: what is stale or missing is done again.",
             )
         return proofs
     made = _prove_shards(order, index, ledger, samples, proved)
     prove_identity(order, seen)
     proved(
-        "codec and tokenizer are the same in units, order and metadata of the shards",
+        "units, order and metadata of the shards name the same codec and tokenizer",
         len(seen.codecs) + len(seen.tokenizers),
         "identities",
     )
     if index is not None:
         prove_index(index, order, made)
         prove_folder(ledger, index)
-        proved("the index names these shards with their hashes and figures, no other file is there",
+        proved("the index names these shards with their hashes and figures, and there is no other shard",
                len(made), "shards")  # fmt: skip
         has_card = prove_card(plan, ledger, index)
-        proved("the dataset card says what the figures say", int(has_card), "card")
+        proved("the dataset card agrees with the statistics", int(has_card), "card")
     return proofs
 
 
@@ -105,15 +103,17 @@ def _tell_units(plan: Plan, seen: Seen, proved: Proved) -> None:
         "records of stages",
     )
     proved(
-        "each stage's records are those of its input, each once, its columns carried unchanged",
+        "each stage accounts once for every record of its input and carries its columns unchanged",
         seen.outputs,
         "outputs",
     )
-    proved("clips above their threshold have 7 codes a frame, in range", seen.encoded, "clips")
+    proved("clips above the threshold have 7 codes per frame, all in range", seen.encoded, "clips")
     proved(
-        "speech obeys the 7-slot grammar and holds encode's codes", seen.samples[SPEECH], "samples"
+        "speech follows the 7-slot layout and holds the codes that encode stored",
+        seen.samples[SPEECH],
+        "samples",
     )
-    proved("text is turns of user and answer", seen.samples[TEXT], "samples")
+    proved("text consists of turns of user and answer", seen.samples[TEXT], "samples")
 
 
 def _prove_shards(
@@ -126,16 +126,16 @@ def _prove_shards(
     """Prove the order and the shards made of it; return their entries of the index."""
     seconds_left_out = prove_left_out(order, ledger, samples)
     prove_distinct(samples)
-    proved("ids are unique, samples left out have a reason", len(samples), "samples")
+    proved("ids are unique, and samples left out have a reason", len(samples), "samples")
     placing, num_shards, made = Placing(samples), 0, []
     for pieces in shard_pieces(ledger.storage, order.output, len(samples.units)):
         num_shards += 1
         shard = prove_shard(pieces, order, ledger, samples)
         if shard is None and index is not None:
             raise ContractError(
-                f"{INDEX} describes shards that are not all made",
-                f"{receipt_path(INTERLEAVE, pieces.shard)} is missing or torn",
-                "Run `koe run`: what is stale or missing is redone.",
+                f"{INDEX} describes shards that do not all exist",
+                f"{receipt_path(INTERLEAVE, pieces.shard)} is missing or corrupt",
+                "Run `koe run`: what is stale or missing is done again.",
             )
         placing.add(pieces, prove_pieces(pieces, samples, shard and shard[1]))
         if shard is not None:
@@ -150,5 +150,5 @@ def _prove_shards(
     proved(
         "documents follow the order and equal their pieces of the samples", documents, "documents"
     )
-    proved("every sample is placed once and whole, or left out", len(samples), "samples")
+    proved("every sample is placed once and completely, or left out", len(samples), "samples")
     return made

@@ -1,4 +1,4 @@
-"""The dataset card: it says what the figures say; its front matter is the owner's to edit."""
+"""The dataset card: it must agree with the statistics; its front matter is the owner's to edit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def prove_card(plan: Plan, ledger: Ledger, index: dict[str, Any]) -> bool:
     try:
         stored = ledger.storage.read_bytes(CARD).decode()
     except UnicodeDecodeError as error:
-        raise ContractError(f"{CARD} is no text", str(error), _REMEDY) from error
+        raise ContractError(f"{CARD} is not UTF-8 text", str(error), _REMEDY) from error
     first, found = _body(stored)
     _, expected = _body(dataset_card(index, run_stats(plan, ledger)))
     for number, (said, true) in enumerate(zip_longest(found, expected), first):
         if said != true:
             raise ContractError(
-                f"{CARD}:{number} does not say what the run holds",
-                f"it says {said!r:.200}, the run {true!r:.200}",
+                f"{CARD}:{number} does not agree with the run",
+                f"it says {said!r:.200}, the run holds {true!r:.200}",
                 _REMEDY,
             )
     return True

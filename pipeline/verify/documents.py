@@ -120,7 +120,7 @@ def prove_pieces(pieces: Pieces, samples: SampleTable, shard: ShardDocuments | N
 
 
 def _by_unit(unit: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Group pieces by unit, so that each unit's samples are opened once a shard."""
+    """Group pieces by unit, so that each unit's samples are opened once per shard."""
     by_unit = np.argsort(unit, kind="stable")
     cuts = np.flatnonzero(np.diff(unit[by_unit])) + 1
     for members in np.split(by_unit, cuts):

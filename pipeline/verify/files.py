@@ -1,4 +1,4 @@
-"""Tables that a receipt vouches for, read once: hash, size, schema and rows are proved on the way."""
+"""Tables that a receipt vouches for: hash, size, schema and rows are proved in one reading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REMAKE = "Remove it and run `koe run`: it is made again."
 
 
 def vouched_table(storage: Storage, output: Output, schema: pa.Schema) -> pa.Table:
-    """Read a whole table from the bytes that were hashed.
+    """Read a table from the very bytes that were hashed.
 
     Raises: ContractError when file and `output` disagree, or the table breaks its schema.
     """
@@ -71,7 +71,7 @@ def _require_size(storage: Storage, output: Output) -> None:
         raise ContractError(
             f"{output.path} is missing",
             "its receipt vouches for it",
-            "Run `koe run`: the unit is redone.",
+            "Run `koe run`: the unit is done again.",
         )
     if size != output.num_bytes:
         raise ContractError(
@@ -100,7 +100,7 @@ def _require_rows(output: Output, num_rows: int) -> None:
 
 
 def _require_valid(table: pa.Table | pa.RecordBatch, path: str) -> None:
-    """Prove that offsets and strings are sound and that nothing is null which must not be."""
+    """Prove that offsets and strings are sound and that no null is where none may be."""
     table.validate(full=True)
     for field, column in zip(table.schema, table.columns, strict=True):
         if not field.nullable and column.null_count:
@@ -123,4 +123,4 @@ def _explained(path: str) -> Iterator[None]:
     try:
         yield
     except pa.ArrowInvalid as error:
-        raise ContractError(f"{path} is not a sound Arrow file", str(error), REMAKE) from error
+        raise ContractError(f"{path} is not a valid Arrow file", str(error), REMAKE) from error

@@ -1,4 +1,4 @@
-"""From one stage to the next: no record is invented or lost, and what is carried stays as it is."""
+"""From one stage to the next: no record appears or vanishes, and carried columns do not change."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def prove_ids(
     if (times != 1).any():
         row = int(np.argmax(times != 1))
         raise ContractError(
-            f"{path} does not account for {known[row].as_py()} once",
-            f"row {row} of its input is {int(times[row])} times in the output and its excluded "
+            f"{path} does not account for {known[row].as_py()} exactly once",
+            f"row {row} of its input occurs {int(times[row])} times in the output and its excluded "
             "table",
             remedy,
         )
@@ -84,7 +84,7 @@ def prove_carried(
 def prove_scores_kept(
     scored: pa.Table, rows: np.ndarray, kept: pa.Table, rescores: bool, path: str, remedy: str
 ) -> None:
-    """Prove that encode changed no score, but those inexact that it took again in FP32.
+    """Prove that encode changed no score but the inexact ones that it computed again in FP32.
 
     Codes that the score stage had made already must be kept too.
     """
@@ -98,7 +98,7 @@ def prove_scores_kept(
 def prove_threshold(
     scored: pa.Table, kept: pa.Table, excluded: pa.Table, threshold: float, path: str, remedy: str
 ) -> None:
-    """Prove that the threshold of the receipt, and nothing else, parted the clips."""
+    """Prove that the threshold of the receipt alone decided which clips were kept."""
     ovrl = kept["ovrl"].to_numpy()
     if not (ovrl > threshold).all():
         row = int(np.argmin(ovrl > threshold))
@@ -120,7 +120,7 @@ def prove_threshold(
 
 
 def prove_encoded(kept: pa.Table, path: str, remedy: str) -> None:
-    """Prove that each clip has 7 codes a frame, all in range."""
+    """Prove that each clip has 7 codes per frame, all in range."""
     frames = kept["frames"].to_numpy()
     sizes = lengths(kept["codes"])
     wrong = (sizes != SLOTS * frames.astype(np.int64)) | (frames < 1)

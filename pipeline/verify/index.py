@@ -1,4 +1,4 @@
-"""The index and the folder of the shards: they name what there is, and nothing else lies there."""
+"""The index and the folder of the shards: they name the shards there are, and no others."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _REMEDY = f"Remove {INDEX} and run `koe run`: it is written again."
 
 
 def prove_index(index: dict[str, Any], order: Receipt, found: list[dict[str, Any]]) -> None:
-    """Prove that the index says what the bytes say; `found`: an entry a shard, made from them."""
+    """Prove that the index says what the bytes say; `found`: one entry per shard, made from them."""
     named = [entry.get("path") for entry in index["shards"]]
     made = [entry["path"] for entry in found]
     if named != made:
         strange = next((name for name in (*named, *made) if (name in named) != (name in made)), "")
         raise ContractError(
             f"{INDEX} names {len(named)} shards, the order {len(made)}",
-            f"{strange} is only in one of them" if strange else "their sequence differs",
+            f"{strange} is only in one of them" if strange else "their order differs",
             _REMEDY,
         )
     for said, entry in zip(index["shards"], found, strict=True):
@@ -65,8 +65,8 @@ def _require_same(same: bool, path: str, what: str) -> None:
     if not same:
         raise ContractError(
             f"{path} names another {what} than {RECEIPT}",
-            f"all samples of a run are made by one {what}",
-            "Run `koe run`: what is stale is redone.",
+            f"all samples of a run are made by the same {what}",
+            "Run `koe run`: what is stale is done again.",
         )
 
 
@@ -80,7 +80,7 @@ def prove_folder(ledger: Ledger, index: dict[str, Any]) -> None:
     ]
     if strange:
         raise ContractError(
-            f"shards/{strange[0]} is no shard of this run",
+            f"shards/{strange[0]} is not a shard of this run",
             f"{INDEX} does not name it",
-            "Remove it: whoever loads the folder would read it, too.",
+            "Remove it: whoever loads the folder would read it as well.",
         )

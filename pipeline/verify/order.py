@@ -21,7 +21,7 @@ from pipeline.run_dir.ledger import Ledger, Output, Receipt
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import encoded_seconds
 from pipeline.verify.files import vouched_batches
-from pipeline.verify.receipts import reasons_of, require_books, require_receipt, setting
+from pipeline.verify.receipts import reasons_of, require_counts, require_receipt, setting
 from pipeline.verify.samples import DUPLICATE, LEFT_OUT, OPEN, SampleTable
 
 REMEDY = "Run `koe run --force interleave`."
@@ -47,7 +47,7 @@ class Pieces:
 
 
 def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
-    """Prove that the order was made of the samples as they are; None while there is no order."""
+    """Prove that the order was made from the samples as they are; None while there is no order."""
     receipt = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     if receipt is None:
         return None
@@ -56,9 +56,9 @@ def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
     ]
     if missing:
         raise ContractError(
-            f"{RECEIPT} vouches for an order of samples that are not there",
+            f"{RECEIPT} vouches for an order of samples that do not exist",
             f"unit {missing[0]} is not tokenized",
-            "Run `koe run`: what is stale or missing is redone.",
+            "Run `koe run`: what is stale or missing is done again.",
         )
     made_from = sha256_json(
         [list(pair) for pair in zip(samples.units, samples.outputs, strict=True)]
@@ -69,7 +69,7 @@ def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
 
 
 def prove_left_out(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> dict[str, float]:
-    """Prove each excluded sample of the order, and note its fate.
+    """Prove each excluded sample of the order, and note its outcome.
 
     Returns the seconds of the clips among them, by source.
     """
@@ -85,7 +85,7 @@ def prove_left_out(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> di
                     if unit not in numbers:
                         raise ContractError(
                             f"{_EXCLUDED}:{first + begin} lies in unit {unit!r}",
-                            "the plan has none of this name",
+                            "the plan has no unit of this name",
                             REMEDY,
                         )
                     part, number = batch.slice(begin, len(rows)), numbers[unit]
@@ -93,7 +93,7 @@ def prove_left_out(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> di
                     ids = pa.chunked_array([part["id"]])
                     seconds[samples.sources[number]] += encoded_seconds(ledger, unit, ids)
                 first += batch.num_rows
-    require_books(receipt, len(samples), found)
+    require_counts(receipt, len(samples), found)
     return seconds
 
 
@@ -134,27 +134,27 @@ def _leave_out(
     for place, (row, id, stage, source, reason) in enumerate(zip(rows, *columns, strict=True)):
         number = int(samples.bounds[unit]) + row
         if row >= len(opened.tokens) or opened.ids[row].as_py() != id:
-            why = f"row {row} of unit {samples.units[unit]} is another"
+            why = f"row {row} of unit {samples.units[unit]} is another sample"
         elif (stage, source) != expected:
             why = f"its stage and source are {stage} and {source}, not {' and '.join(expected)}"
         elif reason == "overlong" and opened.tokens.lengths[row] <= capacity:
             why = f"its {opened.tokens.lengths[row]} tokens are not too long for a row"
-        elif samples.fate[number] != OPEN:
+        elif samples.outcome[number] != OPEN:
             why = "it is excluded twice"
         else:
-            samples.fate[number] = DUPLICATE if reason == "duplicate_id" else LEFT_OUT
+            samples.outcome[number] = DUPLICATE if reason == "duplicate_id" else LEFT_OUT
             continue
-        raise ContractError(f"{_EXCLUDED}:{first + place} leaves out {id} wrongly", why, REMEDY)
+        raise ContractError(f"{_EXCLUDED}:{first + place} must not leave out {id}", why, REMEDY)
 
 
 def prove_distinct(samples: SampleTable) -> None:
-    """Prove that of the samples of one id the first in plan order stays, and no other."""
+    """Prove that of all samples with one id, only the first in plan order stays."""
     suspects = repeated(samples.take_hashes())
-    wrong = samples.fate == DUPLICATE
+    wrong = samples.outcome == DUPLICATE
     wrong[suspects[~_is_first(samples, suspects)]] ^= True
     if wrong.any():
         number = int(np.argmax(wrong))
-        if samples.fate[number] == DUPLICATE:
+        if samples.outcome[number] == DUPLICATE:
             raise ContractError(
                 f"{samples.name(number)} is excluded as a duplicate",
                 "no earlier sample has its id",
@@ -208,7 +208,7 @@ def shard_pieces(storage: Storage, order: Output, num_units: int) -> Iterator[Pi
                     waiting = []
                 if shard in done:
                     raise ContractError(
-                        f"{order.path}:{first + begin} goes back to {shard}",
+                        f"{order.path}:{first + begin} returns to {shard}",
                         "the order is sorted by shard",
                         REMEDY,
                     )
@@ -229,7 +229,7 @@ def _runs(names: pa.Array) -> Iterator[tuple[str, int, int]]:
 
 
 def _pieces(shard: str, batches: list[pa.RecordBatch]) -> Pieces:
-    """Join the pieces of a shard, and prove that its rows rise from 0 by one."""
+    """Join the pieces of a shard, and prove that its rows are numbered from 0 without a gap."""
     table = pa.Table.from_batches(batches)
     pieces = Pieces(shard, *(table[name].to_numpy() for name in ORDER.names if name != "shard"))
     step = np.diff(pieces.row, prepend=0)
@@ -238,8 +238,8 @@ def _pieces(shard: str, batches: list[pa.RecordBatch]) -> Pieces:
     if wrong.any():
         place = int(np.argmax(wrong))
         raise ContractError(
-            f"the order of {shard} goes to row {pieces.row[place]} at its piece {place}",
-            "the rows of a shard rise from 0 by one",
+            f"the order of {shard} has row {pieces.row[place]} at piece {place}",
+            "the rows of a shard are numbered from 0 without a gap",
             REMEDY,
         )
     return pieces

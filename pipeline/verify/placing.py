@@ -21,22 +21,22 @@ class Placing:
         self._cut: list[np.ndarray] = []  # of cut samples: number, part, start, stop, tokens
 
     def add(self, pieces: Pieces, lengths: np.ndarray) -> None:
-        """Note the fate of samples; `lengths`: their tokens, int64 [pieces].
+        """Note the outcome of samples; `lengths`: their tokens, int64 [pieces].
 
         Raises: ContractError naming a sample that is excluded, or placed before.
         """
         number = self._samples.bounds[pieces.unit] + pieces.sample
         is_whole = (pieces.start == 0) & (pieces.stop == lengths) & (pieces.part == 0)
         whole, cut = number[is_whole], np.flatnonzero(~is_whole)
-        fate = self._samples.fate
-        self._require(fate[whole] == OPEN, whole, pieces.shard)
-        fate[whole] = PLACED
+        outcome = self._samples.outcome
+        self._require(outcome[whole] == OPEN, whole, pieces.shard)
+        outcome[whole] = PLACED
         ordered = np.sort(whole)
         again = ordered[1:][ordered[1:] == ordered[:-1]]
         self._require(np.zeros(len(again), bool), again, pieces.shard)
         of_cut = number[cut]
-        self._require((fate[of_cut] == OPEN) | (fate[of_cut] == CUT), of_cut, pieces.shard)
-        fate[of_cut] = CUT
+        self._require((outcome[of_cut] == OPEN) | (outcome[of_cut] == CUT), of_cut, pieces.shard)
+        outcome[of_cut] = CUT
         columns = (number, pieces.part, pieces.start, pieces.stop, lengths)
         self._cut.append(np.stack([column[cut].astype(np.int64) for column in columns]))
 
@@ -46,8 +46,8 @@ class Placing:
         self._cut = []
         if cut.size:
             self._prove_tiled(*cut[:, np.lexsort((cut[1], cut[0]))])
-            self._samples.fate[cut[0]] = PLACED
-        is_open = self._samples.fate == OPEN
+            self._samples.outcome[cut[0]] = PLACED
+        is_open = self._samples.outcome == OPEN
         if is_open.any():
             raise ContractError(
                 f"{self._samples.name(int(np.argmax(is_open)))} is in no shard",
@@ -92,9 +92,9 @@ class Placing:
         if free.all():
             return
         sample = int(number[np.argmin(free)])
-        placed = self._samples.fate[sample] in (PLACED, CUT)
+        placed = self._samples.outcome[sample] in (PLACED, CUT)
         raise ContractError(
             f"the order places {self._samples.name(sample)} in {shard}",
-            "it is placed before" if placed else "its excluded table leaves it out",
+            "it was placed before" if placed else "its excluded table leaves it out",
             REMEDY,
         )

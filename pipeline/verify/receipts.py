@@ -12,7 +12,7 @@ from koe.fingerprint import sha256_json
 from koe.schema import QUARANTINED, REJECTED
 from pipeline.run_dir.ledger import Receipt
 
-STALE = "Run `koe run`: what is stale or missing is redone."
+STALE = "Run `koe run`: what is stale or missing is done again."
 
 
 def require_receipt(
@@ -35,14 +35,14 @@ def require_receipt(
         raise ContractError(
             f"{path} is the receipt of other work",
             f"it speaks of {', '.join(says)}",
-            "Remove it and run `koe run`: the unit is redone.",
+            "Remove it and run `koe run`: the unit is done again.",
         )
     content = {"stage": receipt.stage, "version": receipt.version, "content": receipt.content}
     if sha256_json(content) != receipt.content_sha256:
         raise ContractError(
             f"{path} names other settings than it fingerprints",
             f"they hash to {sha256_json(content)[:12]}, not {receipt.content_sha256[:12]}",
-            "Remove it and run `koe run`: the unit is redone.",
+            "Remove it and run `koe run`: the unit is done again.",
         )
 
 
@@ -63,17 +63,17 @@ def reasons_of(excluded: pa.Table | pa.RecordBatch) -> Counter[tuple[str, str]]:
     return Counter(pairs)
 
 
-def require_books(receipt: Receipt, records: int, found: Counter[tuple[str, str]]) -> None:
+def require_counts(receipt: Receipt, records: int, found: Counter[tuple[str, str]]) -> None:
     """Prove that in = kept + rejected + quarantined, and that the excluded table says the same.
 
     `records`: what came in; `found`: the rows of the excluded table, by outcome and reason.
     """
     where = f"{receipt.stage}/{receipt.unit}.json"
-    remedy = f"Remove {where} and run `koe run`: the unit is redone."
+    remedy = f"Remove {where} and run `koe run`: the unit is done again."
     ended = receipt.kept + sum(receipt.rejected.values()) + sum(receipt.quarantined.values())
     if not receipt.records_in == ended == records:
         raise ContractError(
-            f"the books of {where} do not close",
+            f"the record counts of {where} do not add up",
             f"{records} came in; it counts {receipt.records_in} in and {ended} out",
             remedy,
         )
@@ -91,7 +91,7 @@ def require_books(receipt: Receipt, records: int, found: Counter[tuple[str, str]
         said, held = counted[outcome, reason], found[outcome, reason]
         if said != held:
             raise ContractError(
-                f"the books of {where} do not close",
+                f"the record counts of {where} do not add up",
                 f"it counts {said} {outcome} for {reason}, its excluded table holds {held}",
                 remedy,
             )

@@ -13,10 +13,10 @@ from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.storage import Storage
 from pipeline.verify.lists import TokenLists, offsets
 
-OPEN, PLACED, CUT, LEFT_OUT, DUPLICATE = 0, 1, 2, 3, 4  # fates; CUT is placed piece by piece
+OPEN, PLACED, CUT, LEFT_OUT, DUPLICATE = 0, 1, 2, 3, 4  # outcomes; CUT: in pieces
 
 # Tables kept open. Units are asked for in plan order, so more of them would only help a run of few;
-# mapped pages count as memory, and a remote table is held whole.
+# mapped pages count as memory, and a remote table is held in memory.
 _MAPPED_UNITS, _READ_UNITS = 8, 32
 
 
@@ -29,7 +29,7 @@ class UnitSamples:
 
 
 class SampleTable:
-    """Counts and hashes the samples while their units are proved, then knows the fate of each.
+    """Counts and hashes the samples while their units are proved, then knows the outcome of each.
 
     A sample's number is its place in plan order: that of its unit's first plus its row.
     """
@@ -39,7 +39,7 @@ class SampleTable:
         self.sources = tuple(unit.source for unit in plan.units)
         self.modalities = tuple(unit.modality for unit in plan.units)
         self.outputs: list[str | None] = []  # SHA-256 of each tokenized table, by unit
-        self.fate = np.empty(0, np.uint8)
+        self.outcome = np.empty(0, np.uint8)
         self._storage = storage
         self._hashes = bytearray()  # grows in place
         self._sizes: list[int] = []
@@ -55,7 +55,7 @@ class SampleTable:
     def close(self) -> None:
         """Know that all units were taken in."""
         self.bounds = offsets(np.array(self._sizes, np.int64))
-        self.fate = np.zeros(len(self), np.uint8)
+        self.outcome = np.zeros(len(self), np.uint8)
 
     def __len__(self) -> int:
         return sum(self._sizes)
@@ -78,8 +78,10 @@ class SampleTable:
         """Count the samples that the shards hold, by source."""
         placed: dict[str, int] = dict.fromkeys(self.sources, 0)
         for unit, source in enumerate(self.sources):
-            fate: Sequence[int] | np.ndarray = self.fate[self.bounds[unit] : self.bounds[unit + 1]]
-            placed[source] += int(np.count_nonzero(fate == PLACED))
+            outcome: Sequence[int] | np.ndarray = self.outcome[
+                self.bounds[unit] : self.bounds[unit + 1]
+            ]
+            placed[source] += int(np.count_nonzero(outcome == PLACED))
         return placed
 
     def _open(self, unit: int) -> UnitSamples:

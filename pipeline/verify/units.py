@@ -1,4 +1,4 @@
-"""Units through their stages: receipts, books, ids and the grammar of what was tokenized."""
+"""Units through their stages: receipts, record counts, ids and the grammar of what was tokenized."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipeline.run_dir.plan import Plan
 from pipeline.verify import flow, grammar
 from pipeline.verify.files import vouched_table
 from pipeline.verify.lists import differ, flat, lengths
-from pipeline.verify.receipts import STALE, reasons_of, require_books, require_receipt, setting
+from pipeline.verify.receipts import STALE, reasons_of, require_counts, require_receipt, setting
 from pipeline.verify.samples import SampleTable
 
 
 @dataclass
 class Seen:
-    """What was proved of the units, and which codec and tokenizer their receipts name."""
+    """What was proved about the units, and which codec and tokenizer their receipts name."""
 
     outputs: int = 0
     excluded: int = 0
@@ -79,7 +79,7 @@ def _prove_unit(unit: Unit, ledger: Ledger, samples: SampleTable, seen: Seen) ->
         if missing:
             raise ContractError(
                 f"{receipt_path(stage, unit.unit)} vouches for work without its input",
-                f"{receipt_path(missing, unit.unit)} is missing or torn",
+                f"{receipt_path(missing, unit.unit)} is missing or corrupt",
                 STALE,
             )
         made_from = before[0].output.sha256 if before else None
@@ -101,7 +101,7 @@ def _prove_stage(
     if receipt.excluded:
         excluded = vouched_table(ledger.storage, receipt.excluded, EXCLUDED)
     path, remedy = receipt.output.path, f"Run `koe run --force {receipt.stage}`."
-    _prove_books(receipt, before[0].kept if before else unit.num_records, excluded)
+    _prove_counts(receipt, before[0].kept if before else unit.num_records, excluded)
     require_same(excluded["stage"], receipt.stage, f"the excluded table of {path}", "stage", remedy)
     for table, where in ((kept, path), (excluded, f"the excluded table of {path}")):
         require_same(table["source"], unit.source, where, "source", remedy)
@@ -126,11 +126,11 @@ def _prove_stage(
     return kept
 
 
-def _prove_books(receipt: Receipt, records: int, excluded: pa.Table) -> None:
-    require_books(receipt, records, reasons_of(excluded))
+def _prove_counts(receipt: Receipt, records: int, excluded: pa.Table) -> None:
+    require_counts(receipt, records, reasons_of(excluded))
     if receipt.kept != receipt.output.rows:
         raise ContractError(
-            f"the books of {receipt_path(receipt.stage, receipt.unit)} do not close",
+            f"the record counts of {receipt_path(receipt.stage, receipt.unit)} do not add up",
             f"it counts {receipt.kept} kept, its output has {receipt.output.rows} rows",
             STALE,
         )
@@ -173,6 +173,6 @@ def require_same(
         row = int(np.argmax(wrong))
         raise ContractError(
             f"{where} has the {what} {column[row].as_py()!r} in row {row}",
-            f"its unit's is {value!r}",
+            f"all rows of its unit have {value!r}",
             remedy,
         )

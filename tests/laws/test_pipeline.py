@@ -1,4 +1,4 @@
-"""The whole way on a small corpus: books close, stages rerun alone, shards decode back."""
+"""The whole way on a small corpus: records are accounted for, stages rerun alone, shards decode back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import load_plan
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import run_stats, stats_json
-from pipeline.trace.document import read_documents
+from pipeline.trace.document import Shard, documents_of
 from pipeline.verify import verify_run
 from tests import calling
 from tests.corpus import run_bytes, write_corpus
@@ -42,6 +42,10 @@ def opened(path: Path):
     plan = load_plan(storage)
     assert plan is not None
     return plan, Ledger(storage)
+
+
+def opened_shard(ledger: Ledger, name: str) -> Shard:
+    return Shard(name, ledger.storage.read_table(f"shards/{name}"), ledger)
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ def test_documents_trace_to_clips(done):
     seen = {}
     for shard in index["shards"]:
         for row in range(shard["rows"]):
-            for document in read_documents(ledger, shard["path"], row):
+            for document in documents_of(opened_shard(ledger, shard["path"]), row):
                 if document.codes is not None:
                     seen[document.id] = document
     encoded = {}
@@ -267,7 +271,7 @@ def test_inspect_writes_original_and_reconstruction(done, tmp_path):
     row = next(
         r
         for r in rows
-        if any(d.codes is not None for d in read_documents(ledger, shard["path"], r))
+        if any(d.codes is not None for d in documents_of(opened_shard(ledger, shard["path"]), r))
     )
     shown = koe("inspect", f"{shard['path']}:{row}", "-c", str(done), "--wav", str(tmp_path / "w"))
     assert shown.returncode == 0, shown.stderr

@@ -133,7 +133,7 @@ def test_an_interrupt_while_a_command_begins_is_said():
 @pytest.mark.parametrize("place", ["", "s3://bucket/page", "page.html", "PAGE.HTM"])
 def test_a_page_goes_into_a_local_folder(sound, tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
-    assert "names no local folder. Name a folder" in refused(
+    assert "does not name a local folder. Name a folder" in refused(
         2, "stats", "-c", sound, "--html", place
     )
     wav = ("inspect", "clips/0.flac", "-c", sound, "--wav", place)
@@ -195,7 +195,7 @@ def test_an_id_may_end_like_a_path(tmp_path, id):
     code, out, err = koe("inspect", id, "-c", str(config))
     assert (code, err) == (0, "")
     assert f"text of {id}" in out
-    shard = koe("inspect", "a/train-00001.arrow:1", "--json", "-c", str(config))
-    assert json.loads(shard[1])["shard"] == "train-00001.arrow"  # there is a shard of this name
+    shard = koe("inspect", "shards/train-00001.arrow:1", "--json", "-c", str(config))
+    assert json.loads(shard[1])["shard"] == "train-00001.arrow"
     strange = refused(2, "inspect", "elsewhere/x.arrow", "-c", str(config))
-    assert "no shard elsewhere/x.arrow" in strange
+    assert "elsewhere/x.arrow is neither a shard nor the id of a record" in strange

@@ -68,7 +68,7 @@ def test_the_terminal_shows_all_of_it_in_80_columns(stats):
     text = shown(stats)
     assert width_of(stats) <= 80
     for title in ("Records", "Rejected", "Quarantined", "Distributions", "Medians", "Codes used",
-                  "Duplicates", "Shards", "On the way", "Shard files", "1.3 is applied"):  # fmt: skip
+                  "Duplicates", "Shards", "Mix along", "Shard files", "1.3 is applied"):  # fmt: skip
         assert title in text
     for reason in ("all_zero_audio", "broken_json", "empty_audio", "missing_transcript"):
         assert reason in text

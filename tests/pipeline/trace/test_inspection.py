@@ -33,29 +33,37 @@ def root(request, tmp_path) -> str:
         ("/data/run/shards/x.arrow:3", ("/data/run/shards/x.arrow", 3)),
         ("memory://run/shards/x.arrow", ("memory://run/shards/x.arrow", 0)),
         ("memory://run/shards/x.arrow:7", ("memory://run/shards/x.arrow", 7)),
-        ("tar/speech-000/koe-00113", None),
-        ("folder/a.wav:3", None),
-        ("manifest/a.jsonl@22923", None),
+        ("tar/speech-000/koe-00113", ("tar/speech-000/koe-00113", 0)),
+        ("folder/a.wav:3", ("folder/a.wav", 3)),
+        ("train-00000:x", ("train-00000:x", 0)),
     ],
 )
-def test_an_argument_is_a_shard_or_an_id_and_never_both(argument, place):
+def test_a_row_is_a_number_behind_the_last_colon(argument, place):
     assert split_place(argument) == place
 
 
-@pytest.mark.parametrize("argument", ["train-00000:x", "train-00000:", "train-00000:-1"])
-def test_a_row_must_be_a_number(argument):
+@pytest.mark.parametrize("name", ["train-00000:x", "train-00000:", "train-00000:-1"])
+def test_what_can_be_no_record_must_be_a_shard(name, tmp_path):
     with pytest.raises(ConfigError, match="Write SHARD:ROW"):
-        split_place(argument)
+        find_shard(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a/train-00001.arrow", "a/0", "elsewhere/shards/x.arrow"])
+def test_a_name_with_a_slash_may_be_the_id_of_a_record(name, tmp_path):
+    write_run(str(tmp_path))
+    assert find_shard(name, str(tmp_path)) is None
 
 
 def test_a_shard_is_found_by_name_path_and_url(root):
     write_run(root)
     for name, run_dir in (
         ("train-00001", root),
+        ("shards/train-00001.arrow", root),
         ("train-00001.arrow", root),
         (f"{root}/shards/train-00001.arrow", f"{root}/elsewhere"),
     ):
         shard = find_shard(name, run_dir)
+        assert shard is not None
         first, second = documents_of(shard, 1)
         assert (first.id, second.id, second.part) == ("a/1", "t/1", 1)
         np.testing.assert_array_equal(first.codes, CODES)
@@ -72,10 +80,12 @@ def test_a_copied_shard_traces_its_clips_in_the_run(tmp_path):
     ledger = write_run(str(tmp_path / "run"))
     copy = tmp_path / "copy.arrow"
     copy.write_bytes(ledger.storage.read_bytes("shards/train-00001.arrow"))
-    (first, _) = documents_of(find_shard(str(copy), str(tmp_path / "run")), 1)
+    shard = find_shard(str(copy), str(tmp_path / "run"))
+    assert shard is not None
+    (first, _) = documents_of(shard, 1)
     assert first.clip is not None
     assert first.clip["audio_path"] == "/audio/a/1.wav"
-    with pytest.raises(ConfigError, match="is no shard because it has no column input_ids"):
+    with pytest.raises(ConfigError, match="is not a shard because it has no column input_ids"):
         find_shard(str(tmp_path / "run/encode/a0.arrow"), str(tmp_path / "run"))
 
 
@@ -91,7 +101,9 @@ def test_turns_have_their_speakers_in_later_parts_too():
 
 def test_documents_as_json_and_as_panels_without_a_blank_line(tmp_path):
     write_run(str(tmp_path))
-    speech, text = documents_of(find_shard("train-00001", str(tmp_path)), 1)
+    shard = find_shard("train-00001", str(tmp_path))
+    assert shard is not None
+    speech, text = documents_of(shard, 1)
     found = document_json(speech, spelled, raw=True)
     assert (found["tokens"], found["frames"], found["text"]) == (len(SPOKEN), 2, "5 6")
     assert found["clip"]["ovrl"] == 3.5

@@ -98,7 +98,7 @@ def test_an_unknown_id_is_refused_and_only_units_of_its_source_are_searched(root
     with pytest.raises(ConfigError, match=r"b/0 is neither a shard.*sources are t, a"):
         find_records(PLAN, ledger, "b/0")
     many = Plan((), {f"source-{k}": "text" for k in range(40)})
-    with pytest.raises(ConfigError, match=r"sources are source-3, .* …and 35 more\. Name"):
+    with pytest.raises(ConfigError, match=r"sources are source-3, .* …and 35 more\. Write"):
         find_records(many, ledger, "sourc-3/0")
     read: list[tuple[str, tuple[str, ...]]] = []
     open_batches = Storage.open_batches

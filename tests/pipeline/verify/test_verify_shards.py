@@ -152,21 +152,21 @@ DAMAGE = {
     "a duplicate left out for another reason": (lambda f: left_out(f, CLIP, reason="bad"), "clips/0.flac of unit clips-.*-00003 has the id of an earlier"),
     "the later of two samples stays": (keep_the_later, "clips/0.flac of unit clips-.*-00000 is excluded as a duplicate"),
     "left out as a duplicate of none": (lambda f: left_out(f, OVERLONG, reason="duplicate_id"), "text/s17 .* is excluded as a duplicate because no earlier"),
-    "another id is left out": (lambda f: left_out(f, TEXT, id="text/x"), f"{LEFT_OUT}:2 leaves out text/x wrongly because row 5"),
-    "of another source": (lambda f: left_out(f, TEXT, source="x"), f"{LEFT_OUT}:2 leaves out text/s3 wrongly because its stage and source"),
-    "left out twice": (leave_out_twice, f"{LEFT_OUT}:2 leaves out clips/0.flac wrongly because it is excluded twice"),
-    "overlong but short": (leave_out_another, f"{LEFT_OUT}:0 leaves out text/s18 wrongly because its .* tokens are not too long"),
+    "another id is left out": (lambda f: left_out(f, TEXT, id="text/x"), f"{LEFT_OUT}:2 must not leave out text/x because row 5"),
+    "of another source": (lambda f: left_out(f, TEXT, source="x"), f"{LEFT_OUT}:2 must not leave out text/s3 because its stage and source"),
+    "left out twice": (leave_out_twice, f"{LEFT_OUT}:2 must not leave out clips/0.flac because it is excluded twice"),
+    "overlong but short": (leave_out_another, f"{LEFT_OUT}:0 must not leave out text/s18 because its .* tokens are not too long"),
     "nowhere": (lambda f: left_out(f, OVERLONG, location="text"), f"{LEFT_OUT}:0 does not say where"),
     "in no unit": (lambda f: left_out(f, OVERLONG, location="x#1"), f"{LEFT_OUT}:0 lies in unit 'x'"),
-    "the order's books": (lambda f: f.amend("interleave", "order", rejected={"overlong": 2}), "books of interleave/order.json.*47 in and 48 out"),
-    "the order's reasons": (lambda f: f.amend("interleave", "order", rejected={"long": 1}), "books of interleave/order.json.*1 rejected for long.*holds 0"),
+    "the order's counts": (lambda f: f.amend("interleave", "order", rejected={"overlong": 2}), "record counts of interleave/order.json.*47 in and 48 out"),
+    "the order's reasons": (lambda f: f.amend("interleave", "order", rejected={"long": 1}), "record counts of interleave/order.json.*1 rejected for long.*holds 0"),
     "the order's input": (lambda f: f.amend("interleave", "order", input_sha256="0" * 64), "order.json was made from another input"),
     "placed by source": (lambda f: measure(f, "order", "placed.clips"), "order.json counts 8 placed.clips because there are 7"),
     "shards of the order": (lambda f: measure(f, "order", "shards"), "order.json counts 5 shards because there are 4"),
     "seconds left out": (lambda f: measure(f, "order", "seconds_left_out.clips"), "order.json counts 1.57 seconds_left_out.clips because there are 0.57"),
     "a sample is forgotten": (lambda f: reorder(f, lambda rows: rows.pop(1)), "sample text/s11 of unit .* is in no shard"),
-    "a sample twice in a shard": (lambda f: reorder(f, lambda rows: piece(rows[9], (5, 13, 21))), "places sample text/s28 of unit .* in train-00000 because it is placed before"),
-    "a sample twice in two shards": (lambda f: reorder(f, lambda rows: piece(rows[15], (4, 10, 53))), "places sample text/s11 of unit .* in train-00001 because it is placed before"),
+    "a sample twice in a shard": (lambda f: reorder(f, lambda rows: piece(rows[9], (5, 13, 21))), "places sample text/s28 of unit .* in train-00000 because it was placed before"),
+    "a sample twice in two shards": (lambda f: reorder(f, lambda rows: piece(rows[15], (4, 10, 53))), "places sample text/s11 of unit .* in train-00001 because it was placed before"),
     "a piece twice": (lambda f: reorder(f, lambda rows: rows[2].update(start=249, stop=375, part=2)), "pieces of sample clips/2.flac .* are not all of it because part 2"),
     "a sample left out is placed": (place_what_is_left_out, "places sample clips/0.flac of unit .*-00003 in train-00000 because its excluded table"),
     "a sample whose end is cut off": (lambda f: reorder(f, lambda rows: rows[1].update(stop=52)), "pieces of sample text/s11 .* are not all of it"),
@@ -176,8 +176,8 @@ DAMAGE = {
     "tokens that no sample has": (lambda f: reorder(f, lambda rows: rows[1].update(stop=54), remake=False), "the order gives train-00000:0 tokens 0 to 54 of sample 10"),
     "a sample that no unit has": (lambda f: reorder(f, lambda rows: rows[1].update(sample=14), remake=False), "the order gives train-00000:0 tokens 0 to 53 of sample 14"),
     "an unknown unit": (lambda f: reorder(f, lambda rows: rows[1].update(unit=7), remake=False), f"{ORDER}:1 names unit 7"),
-    "an order that goes back to a shard": (lambda f: reorder(f, interleave_shards, remake=False), f"{ORDER}:38 goes back to {LAST}"),
-    "an order without a row": (lambda f: reorder(f, leave_a_row_out, remake=False), "the order of train-00000 goes to row 4 at its piece 6"),
+    "an order that goes back to a shard": (lambda f: reorder(f, interleave_shards, remake=False), f"{ORDER}:38 returns to {LAST}"),
+    "an order without a row": (lambda f: reorder(f, leave_a_row_out, remake=False), "the order of train-00000 has row 4 at piece 6"),
     "a row over the bound": (lambda f: reorder(f, merge_rows), f"{SHARD}:0 has 248 tokens in documents of 248 because a row holds at most 128"),
     "the shard's settings": (lambda f: content_of(f, "interleave", [FIRST], seed=1), f"{FIRST}.json names other settings than interleave/order.json"),
     "the shard's order": (lambda f: f.amend("interleave", FIRST, input_sha256="0" * 64), f"{FIRST}.json was made from another input"),
@@ -198,10 +198,10 @@ DAMAGE = {
     "another codec in the metadata": (rename_codec, f"metadata of {SHARD} names another codec"),
     "another tokenizer in a unit": (lambda f: content_of(f, "tokenize", f.units(SPEECH)[:1], tokenizer_sha256="0" * 64), "tokenize/clips-.*-00000.json names another tokenizer than interleave/order.json"),
     "another codec in a unit": (lambda f: content_of(f, "encode", f.units(SPEECH)[1:2], codec={"label": "x"}), "encode/clips-.*-00001.json names another codec than interleave/order.json"),
-    "no order": (lambda f: f.storage.remove("interleave/order.json"), "index.json describes shards of no order"),
-    "a torn index": (lambda f: f.storage.write_bytes("shards/index.json", b'{"shards": ['), "shards/index.json is not valid JSON"),
+    "no order": (lambda f: f.storage.remove("interleave/order.json"), "index.json describes shards without an order"),
+    "a truncated index": (lambda f: f.storage.write_bytes("shards/index.json", b'{"shards": ['), "shards/index.json is not valid JSON"),
     "no index": (lambda f: f.storage.write_bytes("shards/index.json", b"[]"), "shards/index.json is not a shard index"),
-    "a shard that nobody names": (lambda f: f.storage.write_bytes("shards/train-00009.arrow", b""), "shards/train-00009.arrow is no shard of this run"),
+    "a shard that nobody names": (lambda f: f.storage.write_bytes("shards/train-00009.arrow", b""), "shards/train-00009.arrow is not a shard of this run"),
 }  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def test_every_word_of_the_index_is_proved(forged):
     forged.write_index(index | {"shards": index["shards"][1:]})
     refused(forged, f"index.json names 3 shards, the order 4 because {FIRST}.arrow")
     forged.write_index(index | {"shards": index["shards"][::-1]})
-    refused(forged, "index.json names 4 shards, the order 4 because their sequence differs")
+    refused(forged, "index.json names 4 shards, the order 4 because their order differs")
     forged.write_index(index)
     forged.verify()
 
@@ -237,11 +237,11 @@ def test_every_line_of_the_card_is_proved_but_its_front_matter(forged):
     for number in range(body, len(lines)):
         other = [*lines[:number], lines[number] + "1", *lines[number + 1 :]]
         forged.storage.write_bytes(CARD, "\n".join(other).encode())
-        refused(forged, f"{CARD}:{number + 1} does not say what the run holds")
+        refused(forged, f"{CARD}:{number + 1} does not agree with the run")
     forged.storage.write_bytes(CARD, "\n".join(lines[:-3]).encode())
-    refused(forged, f"{CARD}:[0-9]+ does not say what the run holds because it says None")
+    refused(forged, f"{CARD}:[0-9]+ does not agree with the run because it says None")
     forged.storage.write_bytes(CARD, b"\xff")
-    refused(forged, f"{CARD} is no text")
+    refused(forged, f"{CARD} is not UTF-8 text")
     front = ["---", "license: cc-by-4.0", "language: [ja]", "---"]
     for edited in ([*front, *lines[body:]], lines[body:]):
         forged.storage.write_bytes(CARD, "\n".join(edited).encode())

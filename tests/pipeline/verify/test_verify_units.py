@@ -94,7 +94,7 @@ def falsify_score(forged):
 
 
 def add_frame(forged):
-    """Take one frame more than there are codes, in the clip and in the books."""
+    """Take one frame more than there are codes, in the clip and in the record counts."""
     change(forged, ENCODED, 1, frames=9)
     measures = forged.receipt("encode", A).measures
     forged.amend("encode", A, measures=measures | {"frames": measures["frames"] + 1})
@@ -139,21 +139,21 @@ DAMAGE = {
     "a column is gone": (lambda f: drop_column(f, SCORED, "bak"), f"{SCORED} has the wrong schema(.|\n)*bak"),
     "an id is null": (lambda f: change(f, SCORED, 1, id=None), f"{SCORED} holds 1 nulls in id"),
     "a token is null": (lambda f: set_token(f, A, 1, 3, None), f"{TOKENIZED} holds nulls inside the lists of input_ids"),
-    "a file that is no table": (write_garbage, f"{SCORED} is not a sound Arrow file"),
-    "a row less than is kept": (drop_row, f"books of encode/{A}.json.*counts 3 kept, its output has 2 rows"),
+    "a file that is no table": (write_garbage, f"{SCORED} is not a valid Arrow file"),
+    "a row less than is kept": (drop_row, f"record counts of encode/{A}.json.*counts 3 kept, its output has 2 rows"),
     "a setting is not named": (forget_threshold, f"encode/{A}.json does not name threshold_ovrl"),
     "the receipt counts other rows": (count_rows, f"{SCORED} holds 3 rows, not 9"),
     "the receipt is of another unit": (lambda f: f.amend("score", A, unit=B), f"score/{A}.json is the receipt of other work"),
     "settings do not hash": (other_content, f"score/{A}.json names other settings"),
     "another input": (lambda f: f.amend("encode", A, input_sha256="0" * 64), f"encode/{A}.json was made from another input"),
-    "more came in": (lambda f: f.amend("ingest", A, records_in=5, rejected={"x": 1}), f"books of ingest/{A}.json.*4 came in.*5 in"),
-    "one is lost": (lambda f: f.amend("score", A, quarantined={}), f"books of score/{A}.json.*4 in and 3 out"),
-    "another reason": (lambda f: f.amend("encode", LOW, rejected={"bad": 1}), f"books of encode/{LOW}.json.*1 rejected for bad.*holds 0"),
-    "kept without a row": (lambda f: f.amend("encode", LOW, rejected={}, kept=3), f"books of encode/{LOW}.json.*below_threshold"),
+    "more came in": (lambda f: f.amend("ingest", A, records_in=5, rejected={"x": 1}), f"record counts of ingest/{A}.json.*4 came in.*5 in"),
+    "one is lost": (lambda f: f.amend("score", A, quarantined={}), f"record counts of score/{A}.json.*4 in and 3 out"),
+    "another reason": (lambda f: f.amend("encode", LOW, rejected={"bad": 1}), f"record counts of encode/{LOW}.json.*1 rejected for bad.*holds 0"),
+    "kept without a row": (lambda f: f.amend("encode", LOW, rejected={}, kept=3), f"record counts of encode/{LOW}.json.*below_threshold"),
     "measures do not add up": (lambda f: measure(f, "encode", "frames"), f"{ENCODED} holds .* frames"),
     "an invented id": (lambda f: change(f, SCORED, 1, id="clips/x"), f"{SCORED} holds clips/x in row 1"),
     "an id twice": (lambda f: change(f, SCORED, 1, id="clips/0.flac"), f"{SCORED}:1 repeats the id clips/0.flac"),
-    "kept and excluded": (exclude_a_kept_clip, f"encode/{LOW}.arrow does not account for clips/6.flac once"),
+    "kept and excluded": (exclude_a_kept_clip, f"encode/{LOW}.arrow does not account for clips/6.flac exactly once"),
     "an excluded record nobody knows": (lambda f: change(f, f"encode/{LOW}.excluded.arrow", 0, id="clips/x"), f"excluded table of encode/{LOW}.arrow holds clips/x"),
     "excluded by another stage": (lambda f: change(f, f"encode/{LOW}.excluded.arrow", 0, stage="score"), "has the stage 'score' in row 0"),
     "of another source": (lambda f: change(f, INGESTED, 1, source="x"), f"{INGESTED} has the source 'x' in row 1"),

@@ -1,4 +1,4 @@
-"""What a run that is not whole lacks: nothing contradicts itself there, but it is not proved."""
+"""What an incomplete run lacks: nothing contradicts itself there, but it is not proved."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.verify.order import RECEIPT
 
 
 def not_made(plan: Plan, ledger: Ledger) -> list[str]:
-    """Name what is not made yet up to the shards: stages with their units, then files."""
+    """Name what does not exist yet up to the shards: stages with their units, then files."""
     missing: dict[str, int] = {}
     for unit in plan.units:
         for stage in stage_chain(unit.modality):
