@@ -178,7 +178,7 @@ def test_text_has_no_sound_and_a_record_no_raw_row(sound, tmp_path):
     code, out, err = koe("inspect", "text/s1", "-c", sound, "--wav", str(tmp_path / "w"))
     assert code == 0
     assert "text/s1" in out
-    assert "there is no audio" in err
+    assert "no audio was written" in err
     assert not (tmp_path / "w").exists()
     assert "not a record" in refused(2, "inspect", "text/s1", "--raw", "-c", sound)
 
