@@ -55,7 +55,7 @@ def test_the_models_mostly_trained_on_are_known_before_they_are_downloaded(corpu
     # 3.21 B parameters and 28,736 more ids of 3072; 6 a parameter and 28 x 3072 x 2048 x 6
     assert "20.9 GFLOP per token for 3.3 B parameters" in found["Llama-3.2-3B-Instruct"].note
     assert "for 1.29 B parameters" in found["Llama-3.2-1B"].note
-    assert "of 8.27 B parameters" in found["Llama-3.1-8B"].note
+    assert "for 8.27 B parameters" in found["Llama-3.1-8B"].note
     hours = [item.gpu_hours for item in found.values()]
     assert hours == sorted(hours)
     assert "h on 8 GPUs, not measured" in found["Llama-3.1-8B"].note
