@@ -91,7 +91,11 @@ def work_measure(stage: str) -> str:
 
 
 def stage_making(column: str) -> str:
-    """Name the first stage of a chain whose tables have this column: the one that fills it."""
+    """Name the first stage of a chain whose tables have this column.
+
+    It is the one that fills it, but for `codes`, which the score stage mostly leaves empty: the
+    stage that makes codes is that of `frames`.
+    """
     return _with(column)[0]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from koe.dataflow import CARD, INDEX, INTERLEAVE, ORDER_UNIT, SHARDS, output_path, stage_making
+from koe.dataflow import CARD, INDEX, INTERLEAVE, ORDER_UNIT, SHARDS, last_stage_with, output_path
 from koe.errors import StageError
 from koe.fingerprint import sha256_json
 from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SCHEMA_VERSION, split_location
@@ -125,7 +125,7 @@ class OrderWork:
 
 
 def _tokenized(ledger: Ledger, unit: str) -> Receipt:
-    receipt = ledger.receipt(stage_making("input_ids"), unit)
+    receipt = ledger.receipt(last_stage_with("input_ids"), unit)
     if receipt is None:
         raise StageError(
             f"unit {unit} is not tokenized",

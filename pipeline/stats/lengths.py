@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.compute as pc
 
-from koe.dataflow import stage_making
+from koe.dataflow import last_stage_with, stage_making
 from koe.schema import SPEECH, Unit
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.reading import Receipts
@@ -23,7 +23,8 @@ class Lengths:
         self.of_samples = Values()  # tokens of instruction samples
 
     def add(self, unit: Unit, receipts: Receipts) -> None:
-        clips, samples = (receipts.get(stage_making(name)) for name in ("seconds", "input_ids"))
+        clips = receipts.get(stage_making("seconds"))
+        samples = receipts.get(last_stage_with("input_ids"))
         if clips is not None:
             self._add_clips(unit.source, clips.output.path)
         if samples is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import dropwhile, islice
 
 from koe.dataflow import last_stage_with, stage_making
 from koe.schema import SCHEMA_VERSION, SPEECH, TEXT, Unit
@@ -109,11 +110,14 @@ def _collect(plan: Plan, ledger: Ledger, scores: ScoreTally, watches: Sequence[W
 
 
 def _seconds_left_out(ledger: Ledger, unit: Unit, receipts: Receipts) -> float:
-    tokenized = receipts.get(stage_making("input_ids"))
-    if unit.modality != SPEECH or tokenized is None:
+    """Sum the seconds of the clips that the stages after the last one of clips left out."""
+    if unit.modality != SPEECH:
         return 0.0
-    excluded = ledger.read_excluded(tokenized)
-    return 0.0 if excluded is None else encoded_seconds(ledger, unit.unit, excluded["id"])
+    after = dropwhile(lambda stage: stage != last_stage_with("seconds"), receipts)
+    tables = [ledger.read_excluded(receipts[stage]) for stage in islice(after, 1, None)]
+    return sum(
+        encoded_seconds(ledger, unit.unit, table["id"]) for table in tables if table is not None
+    )
 
 
 def _read_encoded(

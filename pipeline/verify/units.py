@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from koe.dataflow import output_path, output_schema, receipt_path, stage_chain, stage_making
+from koe.dataflow import (
+    last_stage_with,
+    output_path,
+    output_schema,
+    receipt_path,
+    stage_chain,
+    stage_making,
+)
 from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.schema import (
@@ -85,7 +92,9 @@ def _prove_unit(unit: Unit, ledger: Ledger, samples: SampleTable, seen: Seen) ->
         made_from = before[0].output.sha256 if before else None
         require_receipt(receipt, stage, unit.unit, output_path(stage, unit.unit), made_from)
         before = receipt, _prove_stage(receipt, unit, ledger, before, seen)
-    tokenized = before if before and before[0].stage == stage_making("input_ids") else (None, None)
+    tokenized = (
+        before if before and before[0].stage == last_stage_with("input_ids") else (None, None)
+    )
     samples.add(*tokenized)
 
 
