@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import last_stage_with, output_path
 from pipeline.run_dir.ledger import Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.storage import Storage
@@ -85,4 +86,5 @@ class SampleTable:
         return placed
 
     def _open(self, unit: int) -> UnitSamples:
-        return UnitSamples(self._storage.read_table(f"tokenize/{self.units[unit]}.arrow"))
+        path = output_path(last_stage_with("input_ids"), self.units[unit])
+        return UnitSamples(self._storage.read_table(path))
