@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -33,9 +32,6 @@ class Evaluation:
     loss_by_slot: list[float | None]  # of the 7 tokens of a frame
     rows: int
     tokens: int  # supervised
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def evaluate(model: nn.Module, rows: ShardRows, ranks: Ranks, config: TrainConfig) -> Evaluation:
@@ -66,8 +62,17 @@ def evaluate(model: nn.Module, rows: ShardRows, ranks: Ranks, config: TrainConfi
             of_batch = loss_sums(losses, batch.labels, batch.source, len(rows.sources))
             sums = of_batch if sums is None else sums + of_batch
     assert sums is not None
-    total = torch.tensor(ranks.sums(sums.flatten().tolist()), dtype=torch.float64).view(sums.shape)
-    return _evaluation(total, rows, len(numbers))
+    sums = torch.tensor(ranks.sums(sums.flatten().tolist()), dtype=torch.float64).view(sums.shape)
+    by_source, by_slot = split_losses(sums, rows.sources)
+    total, count = sums[: len(rows.sources)].sum(0).tolist()
+    return Evaluation(
+        loss=total / count if count else math.nan,
+        loss_by_source=by_source,
+        loss_by_modality=split_by_modality(sums, rows.source_modality),
+        loss_by_slot=by_slot,
+        rows=len(numbers),
+        tokens=int(count),
+    )
 
 
 def chosen_rows(num_rows: int, max_rows: int) -> list[int]:
@@ -99,16 +104,3 @@ def eval_mode(model: nn.Module, device: torch.device) -> Iterator[PackedLlama]:
         for module in plain.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-
-
-def _evaluation(sums: torch.Tensor, rows: ShardRows, num_rows: int) -> Evaluation:
-    by_source, by_slot = split_losses(sums, rows.sources)
-    total, count = sums[: len(rows.sources)].sum(0).tolist()
-    return Evaluation(
-        loss=total / count if count else math.nan,
-        loss_by_source=by_source,
-        loss_by_modality=split_by_modality(sums, rows.source_modality),
-        loss_by_slot=by_slot,
-        rows=num_rows,
-        tokens=int(count),
-    )

@@ -189,14 +189,14 @@ class Guard:
             [*s.skips_since_lowering, data_step], data_step, c.within_steps
         )
         if len(s.skips) >= c.roll_back_after_skips:
-            counted = f"{reason}; {len(s.skips)} steps skipped of the last {c.within_steps}"
+            counted = f"{reason}; {len(s.skips)} of the last {c.within_steps} steps were skipped"
             if s.rollbacks >= c.max_rollbacks:
                 return Verdict(Action.STOP, f"{counted}, after {s.rollbacks} rollbacks", limits)
             return Verdict(Action.ROLL_BACK, counted, limits)
         if len(s.skips_since_lowering) >= c.lower_rate_after_skips:
             number = len(s.skips_since_lowering)
             self._lower()
-            counted = f"{reason}; {number} steps skipped of the last {c.within_steps}"
+            counted = f"{reason}; {number} of the last {c.within_steps} steps were skipped"
             return Verdict(Action.LOWER_RATE, counted, limits)
         return Verdict(Action.SKIP, reason, limits)
 

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,18 +126,16 @@ def _running_ray(config: TrainConfig) -> str | None:
     return ray.get_runtime_context().gcs_address if ray.is_initialized() else None
 
 
-@contextmanager
-def _ray(address: str | None, num_cpus: int | None) -> Iterator[None]:
+def _ray(address: str | None, num_cpus: int | None) -> AbstractContextManager[None]:
     import ray
 
     # Below ERROR, Ray Train's helper actor complains every second that there is no dashboard
-    # (2.60, placement_group_cleaner.py). A cluster logs as it was told.
+    # (2.60, placement_group_cleaner.py). A cluster logs as it was configured.
     quiet = None if address else ray.LoggingConfig(log_level="ERROR")
     # Nothing takes this machine's node away, and Ray's core prints an error for the actor that
     # waits for it (ray issue 53727).
     environment = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-    with ray_session(address, num_cpus, environment, logging_config=quiet):
-        yield
+    return ray_session(address, num_cpus, environment, logging_config=quiet)
 
 
 def _train_on_ray(

@@ -66,11 +66,7 @@ class RunLog:
         if applied and row["step"] % self._every and row["step"] != self._max_steps:
             return
         say(_line(row, self._max_steps))
-        numbers = dict(_numbers("train", row))
-        for name, value in numbers.items():
-            self.board.add_scalar(name, value, row["data_step"])
-        if self._wandb:
-            self._wandb.log(numbers, step=row["data_step"])
+        self._plot("train", row)
 
     def event(self, kind: str, progress: Progress, **details: Any) -> str:
         """Write an event and force it to disk; return its id."""
@@ -94,11 +90,7 @@ class RunLog:
         """Write what was measured on the validation split and about the spoken prompts."""
         row = {"step": progress.steps, "data_step": progress.data_steps, **row}
         self._append(EVALUATIONS_FILE, row)
-        numbers = dict(_numbers("validation", row))
-        for name, value in numbers.items():
-            self.board.add_scalar(name, value, progress.data_steps)
-        if self._wandb:
-            self._wandb.log(numbers, step=progress.data_steps)
+        self._plot("validation", row)
         say(f"validation at step {progress.steps}: loss {row['loss']:.4f}")
 
     def sync(self) -> None:
@@ -107,6 +99,13 @@ class RunLog:
             file.flush()
             os.fsync(file.fileno())
         self.board.flush()
+
+    def _plot(self, prefix: str, row: dict[str, Any]) -> None:
+        numbers = dict(_numbers(prefix, row))
+        for name, value in numbers.items():
+            self.board.add_scalar(name, value, row["data_step"])
+        if self._wandb:
+            self._wandb.log(numbers, step=row["data_step"])
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         self._files[name].write(json.dumps(_finite(row), allow_nan=False) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class Run:
             self.progress.steps, self.log.board if self.log else None,
         )  # fmt: skip
         if self.log:
-            self.log.evaluation(self.progress, found.as_dict() | {"samples": samples})
+            self.log.evaluation(self.progress, asdict(found) | {"samples": samples})
 
 
 def open_run(

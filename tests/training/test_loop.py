@@ -235,7 +235,7 @@ def test_a_step_without_anything_to_predict_is_refused(tmp_path):
         accumulate_gradients(small_model(), [batch], RANKS, "fp32", 2)
 
 
-def test_torn_last_lines_and_what_came_after_the_checkpoint_are_dropped(tmp_path):
+def test_incomplete_last_lines_and_what_came_after_the_checkpoint_are_dropped(tmp_path):
     lines = [json.dumps({"step": n, "data_step": n}) + "\n" for n in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"st')
     events = [{"id": f"E{n}", "event": kind, "data_step": n, "step": n}
