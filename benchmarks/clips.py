@@ -34,7 +34,7 @@ def recordings(data: Path) -> list[Path]:
     """
     found = sorted(path for path in data.rglob("*") if path.suffix.lower() in _EXTENSIONS)
     if not found:
-        why = "it holds no flac, mp3, ogg, opus or wav" if data.is_dir() else "it is no folder"
+        why = "it holds no flac, mp3, ogg, opus or wav" if data.is_dir() else "it is not a folder"
         raise ConfigError(
             f"there are no recordings in {data}",
             why,

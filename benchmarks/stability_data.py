@@ -130,7 +130,7 @@ def read_records(path: Path) -> list[Record]:
     """
     if not path.is_file():
         raise ConfigError(
-            f"there are no records in {path}", "it is no file", "Name one with --data."
+            f"there are no records in {path}", "there is no such file", "Name one with --data."
         )
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]

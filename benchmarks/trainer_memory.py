@@ -153,7 +153,7 @@ def track(setting: Setting, config: TrainConfig) -> tuple[dict[str, int], int]:
         ).train()
         optimizer = build_optimizer(plain, config)
         # Neither the first step nor any update is tracked: DTensor works out what an operation
-        # returns on fake tensors of the whole size, which the tracker would take for memory.
+        # returns on fake tensors of the full size, which the tracker would take for memory.
         add_gradients(model, config)
         clip(plain, config)
         optimizer.step()

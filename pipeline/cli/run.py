@@ -30,7 +30,7 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="The folder to write the corpus into.")],
     clips: Annotated[
         int | None,
-        typer.Option(min=24, help="Number of speech clips; by default all 150 of the package."),
+        typer.Option(min=24, help="Number of speech clips; by default all that the package holds."),
     ] = None,
     samples: Annotated[
         int | None,

@@ -86,8 +86,8 @@ def tar_files(clips: list[Clip]) -> Files:
     """Lay out WebDataset tars: .json beside .mp3 or .flac. The second tar is cut off."""
     first, second = _members(clips[::2]), _members(clips[1::2])
     audio = clips[0].audio
-    whole = _tar([*second, (f"cut-tar.{clips[0].codec}", audio)])
-    cut = whole[: whole.rindex(audio) + len(audio) // 2]  # half of the last member is missing
+    complete = _tar([*second, (f"cut-tar.{clips[0].codec}", audio)])
+    cut = complete[: complete.rindex(audio) + len(audio) // 2]  # half of the last member is missing
     return {"speech/tar/speech-000.tar": _tar(first), "speech/tar/speech-001.tar": cut}
 
 
