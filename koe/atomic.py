@@ -1,4 +1,4 @@
-"""Local files that appear whole or not at all, and files that hash what is written to them."""
+"""Local files that appear complete or not at all, and files that hash what is written to them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Hashed:
 
 @contextmanager
 def atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a local file that appears under its name once it is whole and synced."""
+    """Open a local file that appears under its name once it is complete and synced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:

@@ -93,7 +93,7 @@ class Exclusions:
         )
 
     def outcome(self, kept: pa.Table) -> Outcome:
-        """Close the books of a unit."""
+        """Return what became of a unit, `kept` and all that was left out."""
         return Outcome(kept, self._table(REJECTED), self._table(QUARANTINED))
 
     def _table(self, outcome: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Runs chains of stages on Ray Data: one row is one unit, one actor pool a stage.
+"""Runs chains of stages on Ray Data: one row is one unit, one actor pool per stage.
 
 Only names of units travel between actors; what the stages read and write lies in the storage.
 Nothing here decides bytes: receipts and unit order in the plan do, so any number of workers and

@@ -26,7 +26,7 @@ class UnitResult:
     """What became of one unit in one stage; `why` says why it was redone, `error` why it failed.
 
     `notes` are what the worker warned of meanwhile (an engine that is slow for want of a compiler).
-    STOPPED means that the run as a whole cannot go on (disk full), not just this unit.
+    STOPPED means that the whole run cannot go on (disk full), not just this unit.
     """
 
     stage: str

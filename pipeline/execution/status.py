@@ -55,7 +55,7 @@ class StatusReader:
         return self._plan
 
     def read(self) -> list[dict[str, Any]]:
-        """Return a dictionary a stage, in the layout of `koe status --json`.
+        """Return one dictionary per stage, in the layout of `koe status --json`.
 
         `units_per_second` and `eta_seconds` are those of one worker, from the seconds that the
         receipts name. `run_rates`, `run_units_per_second` and `run_eta_seconds` are those of all
@@ -88,8 +88,8 @@ class StatusReader:
         order = done.pop(ORDER_UNIT, None)
         if order is None:
             return self._row(INTERLEAVE, (), 1)
-        whole = [r for r in done.values() if r.input_sha256 == order.output_sha256]
-        row = self._row(INTERLEAVE, whole, order.shards)
+        current = [r for r in done.values() if r.input_sha256 == order.output_sha256]
+        row = self._row(INTERLEAVE, current, order.shards)
         return {**row, "done": row["done"] + 1}
 
     def _receipts(
@@ -157,7 +157,7 @@ class StatusReader:
 
 
 def _run_rates(done: list[_Done], now: float) -> list[float]:
-    """Return units and measures a second of all workers together; empty if none worked lately.
+    """Return units and measures per second of all workers together; empty if none worked lately.
 
     A unit counts with the share of its time that lies in the window.
     """

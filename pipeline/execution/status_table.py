@@ -1,4 +1,4 @@
-"""The one table that `koe run` and `koe status` show, a row a stage, in 80 columns."""
+"""The one table that `koe run` and `koe status` show, one row per stage, in 80 columns."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The interleave stage around its pure core: one order for all samples, then a unit a shard.
+"""The interleave stage around its pure core: one order for all samples, then one unit per shard.
 
 The order is a unit of the ledger like any other; so is every shard, so that a kill costs the
-shards in flight. `index.json` is written when the last shard is whole and says what there is.
+shards in flight. `index.json` is written when the last shard is complete, and lists them all.
 """
 
 from __future__ import annotations

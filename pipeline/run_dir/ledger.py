@@ -1,4 +1,4 @@
-"""The ledger: one receipt a stage and unit, written after the output it vouches for.
+"""The ledger: one receipt per stage and unit, written after the output it vouches for.
 
 A unit counts as done only while its receipt matches the input, the stage's settings and version,
 and the size of the output. Plain JSON files, so that any disk or object store can hold them.
@@ -89,14 +89,14 @@ class Ledger:
     storage: Storage
 
     def receipt(self, stage: str, unit: str) -> Receipt | None:
-        """Read a receipt; None where there is none or it is torn."""
+        """Read a receipt; None where there is none or it is incomplete."""
         path = receipt_path(stage, unit)
         if self.storage.size(path) is None:
             return None
         try:
             return Receipt.model_validate_json(self.storage.read_bytes(path))
         except ValidationError:
-            return None  # written by another version or torn: the unit is simply not done
+            return None  # written by another version or incomplete: the unit is not done
 
     def check(self, stage: Recorded, unit: str, input_sha256: str) -> Check:
         """Say whether the unit's output can be used as it is."""
@@ -116,7 +116,7 @@ class Ledger:
             return Check(None, f"settings changed: {', '.join(changed) or 'representation'}")
         for output in (receipt.output, receipt.excluded):
             if output and self.storage.size(output.path) != output.num_bytes:
-                return Check(None, f"{output.path} is torn or missing")
+                return Check(None, f"{output.path} is incomplete or missing")
         return Check(receipt)
 
     def read(self, receipt: Receipt) -> pa.Table:

@@ -99,15 +99,15 @@ def _require_distinct(units: Iterable[Unit]) -> None:
 def load_plan(storage: Storage) -> Plan | None:
     """Read the stored plan; None where nothing was planned yet.
 
-    Raises: ContractError for a plan that is torn, or of another version of koe.
+    Raises: ContractError for a plan that is incomplete, or of another version of koe.
     """
     if storage.size(PLAN) is None:
         return None
     body = _stored_body(storage)
     if body is None:
         raise ContractError(
-            f"{PLAN} in {storage.root} is no whole plan of this version of koe",
-            "its writing was broken off, or another version of koe or another hand wrote it",
+            f"{PLAN} in {storage.root} is not a complete plan of this version of koe",
+            "writing it was interrupted, or another version of koe or somebody else wrote it",
             "Run `koe run`: it is planned again.",
         )
     units = tuple(Unit.from_row(row) for rows in body["files"].values() for row in rows)
@@ -120,12 +120,12 @@ def _stored_files(storage: Storage) -> dict[str, list[dict[str, Any]]]:
 
 
 def _stored_body(storage: Storage) -> dict[str, Any] | None:
-    """Read the stored plan; None if it is not whole, or not of this version."""
+    """Read the stored plan; None if it is not complete, or not of this version."""
     try:
         body = json.loads(storage.read_bytes(PLAN))
         units = [Unit.from_row(row) for rows in body["files"].values() for row in rows]
         known = body["modalities"].keys()
-        is_whole = all(unit.source in known for unit in units)
+        is_complete = all(unit.source in known for unit in units)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return body if is_whole and body.get("schema_version") == SCHEMA_VERSION else None
+    return body if is_complete and body.get("schema_version") == SCHEMA_VERSION else None

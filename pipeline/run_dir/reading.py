@@ -73,7 +73,7 @@ def unit_receipts(plan: Plan, ledger: Ledger) -> Iterator[tuple[Unit, Receipts]]
 def read_index(ledger: Ledger) -> dict[str, Any] | None:
     """Return the shard index; None while the shards are not complete.
 
-    Raises: ContractError for a file that is no index.
+    Raises: ContractError for a file that is not an index.
     """
     if ledger.storage.size(INDEX) is None:
         return None

@@ -94,7 +94,7 @@ class Storage:
 
     @contextmanager
     def _stream(self, path: str) -> Iterator[Any]:
-        """Open a file that appears under its name once it is whole."""
+        """Open a file that appears under its name once it is complete."""
         if self.is_local:
             with atomically(self.local_path(path)) as file:
                 yield file
@@ -113,7 +113,7 @@ class Storage:
     def read_table(self, path: str) -> pa.Table:
         """Read an Arrow IPC file, memory-mapped where the storage is local.
 
-        Raises: ContractError for a file that is torn or not Arrow.
+        Raises: ContractError for a file that is incomplete or not Arrow.
         """
         with self._explained("read", path), _whole(path):
             if self.is_local:
@@ -125,7 +125,7 @@ class Storage:
         """Yield the record batches of an Arrow IPC file one by one, with some columns only.
 
         Read, not mapped: mapped pages would count as this process's memory.
-        Raises: ContractError for a file that is torn, not Arrow, or without one of the columns.
+        Raises: ContractError for a file that is incomplete, not Arrow, or without one of the columns.
         """
         with self._explained("read", path):
             if self.is_local:
@@ -201,10 +201,10 @@ class Storage:
 
     def sweep(self, folder: str) -> int:
         """Remove what a killed writer left under temporary names; return how many."""
-        torn = [name for name in self.names(folder) if name.endswith(TEMPORARY)]
-        for name in torn:
+        unfinished = [name for name in self.names(folder) if name.endswith(TEMPORARY)]
+        for name in unfinished:
             self.remove(f"{folder}/{name}")
-        return len(torn)
+        return len(unfinished)
 
     @contextmanager
     def _explained(self, verb: str, path: str) -> Iterator[None]:
@@ -224,9 +224,9 @@ def _whole(path: str) -> Iterator[None]:
         yield
     except pa.ArrowInvalid as error:
         raise ContractError(
-            f"{path} is not a whole Arrow file",
+            f"{path} is not a complete Arrow file",
             str(error),
-            "Run again: a unit whose output is torn is redone.",
+            "Run again: a unit whose output is incomplete is redone.",
         ) from error
 
 

@@ -100,6 +100,6 @@ def test_corrupt_and_lost_outputs_are_redone(corpus, whole, tmp_path):
     shard.write_bytes(shard.read_bytes()[:100])
     next(run_dir.glob("encode/*.arrow")).unlink()
     output = finish(corpus, "--set", f"run_dir={run_dir}")
-    assert "is torn or missing" in output
+    assert "is incomplete or missing" in output
     assert run_bytes(run_dir) == whole
     shutil.rmtree(run_dir)

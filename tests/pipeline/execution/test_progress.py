@@ -1,7 +1,7 @@
 """The live table and the plain lines: rates of this run's units only, within 80 columns."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -143,3 +143,11 @@ def test_stages_come_in_the_order_of_the_data_and_none_ends_before_the_one_that_
     assert lines[2].split()[-1] == lines[4].split()[-1] == "5m00s"
     assert lines[1].split()[-1] == "-"
     assert flowing([]) == []
+
+
+def test_a_note_of_workers_is_shown_once(plain):
+    _, text, progress = plain
+    progress.expect([Named("score")], 3)
+    for _ in range(3):
+        progress.take(replace(result(), notes=("slow without a compiler",)))
+    assert text.getvalue().count("score: slow without a compiler") == 1

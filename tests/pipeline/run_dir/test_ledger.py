@@ -1,5 +1,6 @@
 """Receipts: a unit is done only while input, settings, version and output agree with them."""
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -148,7 +149,7 @@ def test_a_torn_or_missing_output_is_redone(tmp_path, name):
     path.write_bytes(before[:-1])
     results = run(tmp_path)
     assert results[0].status == DONE
-    assert "is torn or missing" in results[0].why
+    assert "is incomplete or missing" in results[0].why
     assert path.read_bytes() == before
     path.unlink()
     assert run(tmp_path)[0].status == DONE
@@ -204,3 +205,15 @@ def test_a_wrong_output_schema_shows_both_sides(tmp_path):
     wrong = Wrong()._run(None)
     with pytest.raises(ContractError, match=r"(?s)seconds: expected .*double.* found .*int64"):
         check_outcome(Wrong(), 1, wrong)
+
+
+def test_what_a_worker_warns_of_is_part_of_the_result(tmp_path):
+    @dataclass(frozen=True)
+    class Warns(Numbers):
+        def _run(self, table):
+            logging.getLogger("stages.made_up").warning("no %s here", "compiler")
+            return super()._run(table)
+
+    results = run(tmp_path, Warns())
+    assert [result.notes for result in results] == [("no compiler here",), ()] * 3
+    assert not logging.getLogger("stages").handlers

@@ -43,7 +43,9 @@ def body(**changes):
 def test_a_plan_that_is_not_whole_is_refused_and_planned_again(tmp_path, text):
     storage = Storage(str(tmp_path))
     storage.write_bytes(PLAN, text.encode("latin-1"))
-    with pytest.raises(ContractError, match=r"plan\.json in .* is no whole plan.*Run `koe run`"):
+    with pytest.raises(
+        ContractError, match=r"plan\.json in .* is not a complete plan.*Run `koe run`"
+    ):
         load_plan(storage)
     scanned = []
     made = make_plan([(Clips(), {})], storage, lambda source, path: scanned.append(path))

@@ -41,7 +41,7 @@ def test_chunking_of_a_table_does_not_show_in_its_bytes(storage):
 def test_a_torn_table_is_refused(storage):
     storage.write_table("t.arrow", pa.table({"x": [1, 2]}))
     storage.write_bytes("t.arrow", storage.read_bytes("t.arrow")[:-20])
-    with pytest.raises(ContractError, match=r"t\.arrow is not a whole Arrow file"):
+    with pytest.raises(ContractError, match=r"t\.arrow is not a complete Arrow file"):
         storage.read_table("t.arrow")
 
 
@@ -50,7 +50,7 @@ def test_a_torn_table_is_refused_when_its_batches_are_read(storage, keep):
     storage.write_table("t.arrow", pa.table({"x": list(range(3000))}))
     storage.write_bytes("t.arrow", storage.read_bytes("t.arrow")[:keep])
     with (
-        pytest.raises(ContractError, match=r"t\.arrow is not a whole Arrow file.*Run again"),
+        pytest.raises(ContractError, match=r"t\.arrow is not a complete Arrow file.*Run again"),
         storage.open_batches("t.arrow", ["x"]) as batches,
     ):
         list(batches)
@@ -62,7 +62,7 @@ def test_a_batch_that_is_broken_is_refused(storage):
     start = whole.index(b"\xff\xff\xff\xff", 100)  # of the first batch
     storage.write_bytes("t.arrow", whole[:start] + bytes(300) + whole[start + 300 :])
     with (
-        pytest.raises(ContractError, match=r"t\.arrow is not a whole Arrow file"),
+        pytest.raises(ContractError, match=r"t\.arrow is not a complete Arrow file"),
         storage.open_batches("t.arrow", ["x"]) as batches,
     ):
         list(batches)
