@@ -50,6 +50,6 @@ def test_a_run_that_is_not_whole_does_not_pass_unless_it_may(tmp_path_factory, t
     (tmp_path / "run/shards/README.md").unlink()
     code, out, err = koe("verify", "-c", str(path))
     assert code == 1
-    assert "proved every sample is placed once and whole" in out
-    assert err.rstrip().endswith("not made: shards/index.json, shards/README.md")
+    assert "proved every sample is placed once and completely" in out
+    assert err.rstrip().endswith("missing: shards/index.json, shards/README.md")
     assert koe("verify", "--partial", "-c", str(path))[0] == 0
