@@ -16,9 +16,14 @@ from koe.stage import Resources
 
 
 class Strict(BaseModel):
-    """A frozen section of the configuration that refuses unknown keys and numbers like nan."""
+    """A frozen section of the configuration that refuses unknown keys and numbers like nan.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    The docstring of a field is its description in `docs/config.md` and in the schema.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def _absolute(path: str, info: ValidationInfo) -> str:
@@ -52,22 +57,12 @@ PathOrName = Annotated[str, AfterValidator(_absolute_if_local)]
 class WorkerConfig(Strict):
     """Resources of one stage's workers."""
 
-    workers: int | None = Field(
-        default=Resources.workers,
-        ge=1,
-        description="Workers of this stage; null: Ray grows the pool while the stage is the "
-        "bottleneck.",
-    )
-    cpus_per_worker: float = Field(
-        default=Resources.cpus,
-        gt=0,
-        description="CPUs that Ray reserves for each worker; may be a fraction.",
-    )
-    gpus_per_worker: float = Field(
-        default=Resources.gpus,
-        ge=0,
-        description="GPUs that Ray reserves for each worker; may be a fraction.",
-    )
+    workers: int | None = Field(default=Resources.workers, ge=1)
+    """Workers of this stage; null: Ray grows the pool while the stage is the bottleneck."""
+    cpus_per_worker: float = Field(default=Resources.cpus, gt=0)
+    """CPUs that Ray reserves for each worker; may be a fraction."""
+    gpus_per_worker: float = Field(default=Resources.gpus, ge=0)
+    """GPUs that Ray reserves for each worker; may be a fraction."""
 
     @property
     def resources(self) -> Resources:

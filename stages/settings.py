@@ -29,47 +29,32 @@ class IngestConfig(WorkerConfig):
     cpus_per_worker: float = Field(
         default=0.25, gt=0, description=WorkerConfig.model_fields["cpus_per_worker"].description
     )
-    max_seconds: float = Field(
-        default=60.0, gt=0, description="Clips that are longer are quarantined."
-    )
+    max_seconds: float = Field(default=60.0, gt=0)
+    """Clips that are longer are quarantined."""
 
 
 class ScoreConfig(WorkerConfig):
     """Scores every clip with DNSMOS P.835; rejects none."""
 
-    scorer: Literal["dnsmos", "source"] = Field(
-        default="dnsmos",
-        description="dnsmos: score the audio; source: use the score in the field that fields.ovrl "
-        "of the source names.",
-    )
-    signal: Literal["original", "reconstruction"] = Field(
-        default="original",
-        description="What is scored: the clip, or its reconstruction by SNAC, as in the published "
-        "work.",
-    )
-    windows: Windows = Field(
-        default="reference",
-        description="reference: the windows that speechmos scores, which leaves out the 8th and "
-        "later ones; all: every window.",
-    )
-    model: PathOrUrl | None = Field(
-        default=None,
-        description="The DNSMOS model; null: sig_bak_ovr.onnx of the package speechmos.",
-    )
-    provider: Provider = Field(
-        default="cpu", description="Where the model runs; a missing provider stops the run."
-    )
-    precision: Precision = Field(
-        default="fp32",
-        description="Precision of the convolutions; clips near the threshold are scored in fp32 "
-        "in any case.",
-    )
-    engine: ScorerEngine = Field(
-        default="auto",
-        description="How the model is computed, chosen once for a run; scores of engines agree to about 1e-6. "
-        "native needs a C compiler; auto on CUDA is torch.",
-    )
-    p808: bool = Field(default=False, description="Adds the P.808 score.")
+    scorer: Literal["dnsmos", "source"] = "dnsmos"
+    """dnsmos: score the audio; source: use the score in the field that fields.ovrl of the source
+    names."""
+    signal: Literal["original", "reconstruction"] = "original"
+    """What is scored: the clip, or its reconstruction by SNAC, as in the published work."""
+    windows: Windows = "reference"
+    """reference: the windows that speechmos scores, which leaves out the 8th and later ones; all:
+    every window."""
+    model: PathOrUrl | None = None
+    """The DNSMOS model; null: sig_bak_ovr.onnx of the package speechmos."""
+    provider: Provider = "cpu"
+    """Where the model runs; a missing provider stops the run."""
+    precision: Precision = "fp32"
+    """Precision of the convolutions; clips near the threshold are scored in fp32 in any case."""
+    engine: ScorerEngine = "auto"
+    """How the model is computed, chosen once for a run; scores of engines agree to about 1e-6.
+    native needs a C compiler; auto on CUDA is torch."""
+    p808: bool = False
+    """Adds the P.808 score."""
 
     @field_validator("provider", mode="before")
     @classmethod
@@ -82,39 +67,27 @@ class ScoreConfig(WorkerConfig):
 class SnacConfig(Strict):
     """The codec of encode, of evaluation and of `koe inspect --wav`."""
 
-    weights: PathOrName = Field(
-        default="hubertsiuzdak/snac_24khz",
-        validate_default=True,
-        description="A Hugging Face id, a local folder, or `untrained`.",
-    )
-    sha256: str | None = Field(
-        default="4b8164cc6606bfa627f1a784734c1e539891518f1191ed9194fe1e3b9b4bff40",
-        description="SHA-256 that pytorch_model.bin must have; null: any.",
-    )
-    seed: int = Field(
-        default=0, description="Seed of the untrained weights and of the decoder's noise."
-    )
-    device: Device = Field(default="cpu", description="Where clips are encoded.")
-    engine: CodecEngine = Field(
-        default="auto",
-        description="How clips are encoded, chosen once for a run: one or two codes in a hundred "
-        "depend on it. native needs a C compiler.",
-    )
+    weights: PathOrName = Field(default="hubertsiuzdak/snac_24khz", validate_default=True)
+    """A Hugging Face id, a local folder, or `untrained`."""
+    sha256: str | None = "4b8164cc6606bfa627f1a784734c1e539891518f1191ed9194fe1e3b9b4bff40"
+    """SHA-256 that pytorch_model.bin must have; null: any."""
+    seed: int = 0
+    """Seed of the untrained weights and of the decoder's noise."""
+    device: Device = "cpu"
+    """Where clips are encoded."""
+    engine: CodecEngine = "auto"
+    """How clips are encoded, chosen once for a run: one or two codes in a hundred depend on it.
+    native needs a C compiler."""
 
 
 class EncodeConfig(WorkerConfig):
     """Rejects clips that score too low, and encodes the others with SNAC."""
 
-    threshold_ovrl: float = Field(
-        default=2.5,
-        description="Clips are kept whose ovrl is above it. Changing it never scores clips again.",
-    )
-    batch_seconds: float | None = Field(
-        default=None,
-        ge=0,
-        description="Seconds of audio that are encoded at once; 0: clip by clip; null: 0 on a CPU, "
-        "where that is fastest, and 60 on CUDA.",
-    )
+    threshold_ovrl: float = 2.5
+    """Clips are kept whose ovrl is above it. Changing it never scores clips again."""
+    batch_seconds: float | None = Field(default=None, ge=0)
+    """Seconds of audio that are encoded at once; 0: clip by clip; null: 0 on a CPU, where that is
+    fastest, and 60 on CUDA."""
 
 
 class TokenizeConfig(WorkerConfig):
@@ -123,19 +96,13 @@ class TokenizeConfig(WorkerConfig):
     cpus_per_worker: float = Field(
         default=0.5, gt=0, description=WorkerConfig.model_fields["cpus_per_worker"].description
     )
-    tokenizer: PathOrName = Field(
-        default="llama-models",
-        validate_default=True,
-        description="Where Llama 3's tokenizer comes from: the package llama-models, a folder, or "
-        "a Hugging Face id.",
-    )
-    speech_prompt: str = Field(
-        default="{text}",
-        description="Template of a speech sample's prompt: must name {text}, may name {speaker}.",
-    )
-    drop_repeated_frames: bool = Field(
-        default=False, description="Drops a frame whose first code repeats that of the one before."
-    )
+    tokenizer: PathOrName = Field(default="llama-models", validate_default=True)
+    """Where Llama 3's tokenizer comes from: the package llama-models, a folder, or a Hugging Face
+    id."""
+    speech_prompt: str = "{text}"
+    """Template of a speech sample's prompt: must name {text}, may name {speaker}."""
+    drop_repeated_frames: bool = False
+    """Drops a frame whose first code repeats that of the one before."""
 
     @field_validator("speech_prompt")
     @classmethod
@@ -153,25 +120,19 @@ class TokenizeConfig(WorkerConfig):
 class InterleaveConfig(WorkerConfig):
     """Packs samples into rows and puts the rows into the order of training."""
 
-    max_row_tokens: int = Field(
-        default=2048, ge=64, description="Tokens that a packed row holds at most."
-    )
-    ratio: Ratio = Field(
-        default="natural",
-        description="natural: as the corpora have it; or a list of places in the run, from 0.0 to "
-        "1.0, each with the ratio of text rows to speech rows there.",
-    )
-    overlong_speech: Overlong = Field(
-        default="drop",
-        description="What becomes of a clip longer than a row; split: cut it between frames.",
-    )
-    overlong_text: Overlong = Field(
-        default="split", description="What becomes of a text sample longer than a row."
-    )
-    shard_megabytes: float = Field(default=256, gt=0, description="Approximate size of a shard.")
-    validation_share: float = Field(
-        default=0.005, ge=0, lt=0.5, description="Share of each modality's rows for validation."
-    )
+    max_row_tokens: int = Field(default=2048, ge=64)
+    """Tokens that a packed row holds at most."""
+    ratio: Ratio = "natural"
+    """natural: as the corpora have it; or a list of places in the run, from 0.0 to 1.0, each with
+    the ratio of text rows to speech rows there."""
+    overlong_speech: Overlong = "drop"
+    """What becomes of a clip longer than a row; split: cut it between frames."""
+    overlong_text: Overlong = "split"
+    """What becomes of a text sample longer than a row."""
+    shard_megabytes: float = Field(default=256, gt=0)
+    """Approximate size of a shard."""
+    validation_share: float = Field(default=0.005, ge=0, lt=0.5)
+    """Share of each modality's rows for validation."""
 
     @field_validator("ratio")
     @classmethod

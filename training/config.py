@@ -52,33 +52,31 @@ RENAMED: dict[str, str] = {}
 class TinyModelConfig(Strict):
     """Shape of a Llama with random weights, for demos and tests."""
 
-    hidden_size: int = Field(default=64, description="Width of the model.")
-    intermediate_size: int = Field(default=192, description="Width of each layer's MLP.")
-    num_hidden_layers: int = Field(default=2, description="Number of layers.")
-    num_attention_heads: int = Field(default=4, description="Query heads of each layer.")
-    num_key_value_heads: int = Field(default=2, description="Key and value heads of each layer.")
-    vocab_size: int | None = Field(
-        default=None,
-        ge=2,
-        description="null: all Orpheus ids; a smaller one suits shards made for tests.",
-    )
+    hidden_size: int = 64
+    """Width of the model."""
+    intermediate_size: int = 192
+    """Width of each layer's MLP."""
+    num_hidden_layers: int = 2
+    """Number of layers."""
+    num_attention_heads: int = 4
+    """Query heads of each layer."""
+    num_key_value_heads: int = 2
+    """Key and value heads of each layer."""
+    vocab_size: int | None = Field(default=None, ge=2)
+    """null: all Orpheus ids; a smaller one suits shards made for tests."""
 
 
 class NewRowsConfig(Strict):
     """The embedding rows that the base model does not have: control ids and audio codes."""
 
-    init: Literal["mean_cov", "per_codebook", "small_random"] = Field(
-        default="per_codebook",
-        description="mean_cov: drawn from the mean and covariance of the old rows; per_codebook: "
-        "the same, but rows of one slot share a part, and so do rows of one code of a codebook; "
-        "small_random: N(0, 0.02).",
-    )
-    learning_rate_factor: float = Field(
-        default=1.0, gt=0, description="Learning rate of these rows divided by that of the rest."
-    )
-    warmup_steps: int | None = Field(
-        default=None, ge=0, description="Warm-up of these rows; null: the same as for the rest."
-    )
+    init: Literal["mean_cov", "per_codebook", "small_random"] = "per_codebook"
+    """mean_cov: drawn from the mean and covariance of the old rows; per_codebook: the same, but
+    rows of one slot share a part, and so do rows of one code of a codebook; small_random: drawn
+    from N(0, 0.02)."""
+    learning_rate_factor: float = Field(default=1.0, gt=0)
+    """Learning rate of these rows divided by that of the rest."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Warm-up of these rows; null: the same as for the rest."""
 
 
 class GuardConfig(Strict):
@@ -88,79 +86,60 @@ class GuardConfig(Strict):
     their median absolute deviation; both are robust against the very spikes they look for.
     """
 
-    enabled: bool = Field(default=True, description="false: only steps that are not finite stop.")
-    window_steps: int = Field(
-        default=128, ge=8, description="Accepted steps that the limits are computed from."
-    )
-    clip_sigmas: float = Field(
-        default=4.0, gt=0, description="A gradient norm above this is clipped to the median."
-    )
-    skip_sigmas: float = Field(
-        default=8.0, gt=0, description="A step with a loss or gradient norm above this is skipped."
-    )
-    least_deviation: float = Field(
-        default=0.02, gt=0, description="Lower bound of the deviation, as a share of the median."
-    )
+    enabled: bool = True
+    """false: only a loss or gradient norm that is not finite stops the run."""
+    window_steps: int = Field(default=128, ge=8)
+    """Accepted steps that the limits are computed from."""
+    clip_sigmas: float = Field(default=4.0, gt=0)
+    """A gradient norm above this is clipped to the median."""
+    skip_sigmas: float = Field(default=8.0, gt=0)
+    """A step with a loss or gradient norm above this is skipped."""
+    least_deviation: float = Field(default=0.02, gt=0)
+    """Lower bound of the deviation, as a share of the median."""
     # A guess among all 156,938 ids has a loss of log(156,938) = 12: above 15 the model is far worse
     # than if it knew nothing. docs/stability.md: 30 let the spike of the exploding settings pass.
-    max_loss: float = Field(default=15.0, gt=0, description="Loss limit until the window is full.")
-    max_gradient_norm: float = Field(
-        default=1000.0, gt=0, description="Limit of the gradient norm until the window is full."
-    )
-    within_steps: int = Field(
-        default=64, ge=1, description="Skips within this many batches count together."
-    )
-    lower_rate_after_skips: int = Field(
-        default=3,
-        ge=1,
-        description="Skips within within_steps, and since the last lowering, that lower the rate.",
-    )
-    rate_factor: float = Field(
-        default=0.5, gt=0, lt=1, description="Factor by which each lowering multiplies the rate."
-    )
-    restore_rate_after_steps: int = Field(
-        default=500, ge=1, description="Accepted steps in a row that take one lowering back."
-    )
-    climb_factor: float = Field(
-        default=5.0,
-        gt=1,
-        description="The rate is also lowered when the median gradient norm reaches this multiple "
-        "of its lowest value so far.",
-    )
-    roll_back_after_skips: int = Field(
-        default=6, ge=1, description="Skips within within_steps that cause a rollback."
-    )
-    roll_back_steps: int = Field(
-        default=100,
-        ge=1,
-        description="Steps to go back at least; the next older checkpoint is loaded.",
-    )
-    skip_data_steps: int = Field(
-        default=200,
-        ge=0,
-        description="Batches left out after the spike; PaLM left out 200 to 500.",
-    )
-    max_rollbacks: int = Field(default=3, ge=0, description="One rollback more stops the run.")
+    max_loss: float = Field(default=15.0, gt=0)
+    """Loss limit until the window is full."""
+    max_gradient_norm: float = Field(default=1000.0, gt=0)
+    """Limit of the gradient norm until the window is full."""
+    within_steps: int = Field(default=64, ge=1)
+    """Skips within this many batches count together."""
+    lower_rate_after_skips: int = Field(default=3, ge=1)
+    """Skips within within_steps, and since the last lowering, that lower the rate."""
+    rate_factor: float = Field(default=0.5, gt=0, lt=1)
+    """Factor by which each lowering multiplies the rate."""
+    restore_rate_after_steps: int = Field(default=500, ge=1)
+    """Accepted steps in a row that take one lowering back."""
+    climb_factor: float = Field(default=5.0, gt=1)
+    """The rate is also lowered when the median gradient norm reaches this multiple of its lowest
+    value so far."""
+    roll_back_after_skips: int = Field(default=6, ge=1)
+    """Skips within within_steps that cause a rollback."""
+    roll_back_steps: int = Field(default=100, ge=1)
+    """Steps to go back at least; the next older checkpoint is loaded."""
+    skip_data_steps: int = Field(default=200, ge=0)
+    """Batches left out after the spike; PaLM left out 200 to 500."""
+    max_rollbacks: int = Field(default=3, ge=0)
+    """One rollback more stops the run."""
 
 
 class EvaluationConfig(Strict):
     """What is measured on the validation shards, and what is generated."""
 
-    every_steps: int = Field(default=500, ge=0, description="Steps between evaluations; 0: never.")
-    max_rows: int = Field(default=256, ge=1, description="Most rows of the validation split used.")
-    prompts: int = Field(
-        default=3, ge=0, description="Speech documents of the validation split to speak."
-    )
-    texts: list[str] = Field(default=[], description="Further sentences to speak.")
-    max_frames: int = Field(
-        default=150, ge=1, description="Most frames of generated speech, of 85.3 ms each."
-    )
-    temperature: float = Field(
-        default=0.6, ge=0, description="Temperature of generation; 0: always the likeliest token."
-    )
-    top_p: float = Field(
-        default=0.95, gt=0, le=1, description="Share of the probability that is sampled from."
-    )
+    every_steps: int = Field(default=500, ge=0)
+    """Steps between evaluations; 0: never."""
+    max_rows: int = Field(default=256, ge=1)
+    """Rows of the validation split that are used at most."""
+    prompts: int = Field(default=3, ge=0)
+    """Speech documents of the validation split whose text is spoken."""
+    texts: list[str] = Field(default=[])
+    """Further sentences that are spoken."""
+    max_frames: int = Field(default=150, ge=1)
+    """Frames of 85.3 ms that are generated at most."""
+    temperature: float = Field(default=0.6, ge=0)
+    """Temperature of generation; 0: always the likeliest token."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Share of the probability that is sampled from."""
 
 
 class TrainConfig(Strict):
@@ -169,120 +148,84 @@ class TrainConfig(Strict):
     64 sequences per step = workers 8 x micro_batch_rows 2 x accumulation_steps 4.
     """
 
-    launcher: Literal["ray", "inline"] = Field(
-        default="ray", description="ray: Ray Train; inline: one worker in this process."
-    )
-    device: Literal["cuda", "cpu"] = Field(default="cuda", description="Device to train on.")
-    workers: int = Field(default=8, ge=1, description="Number of processes, one per GPU.")
-    cpus_per_worker: int | None = Field(
-        default=None,
-        ge=1,
-        description="null: 1 with a GPU; on CPUs, an equal share of the machine.",
-    )
-    max_worker_failures: int = Field(
-        default=3,
-        ge=0,
-        description="Restarts from the last checkpoint when workers die (Ray only).",
-    )
-    parallel: Literal["fsdp", "ddp"] = Field(
-        default="fsdp",
-        description="fsdp: weights, gradients and moments are sharded (FSDP2); ddp: replicated.",
-    )
-    compile: bool | None = Field(
-        default=None,
-        description="torch.compile every layer, which needs a C compiler; null: on CUDA only.",
-    )
-    attention: Literal["auto", "varlen", "mask"] = Field(
-        default="auto", description="auto: varlen; mask: the plain one that varlen must equal."
-    )
-    loss_kernel: Literal["auto", "chunked", "plain"] = Field(
-        default="auto", description="auto: chunked; plain: holds all logits, for comparison."
-    )
-    base_model: PathOrName | None = Field(
-        default="meta-llama/Llama-3.2-3B",
-        validate_default=True,
-        description="Name on the Hugging Face hub, or a folder; null: `tiny`, random weights.",
-    )
+    launcher: Literal["ray", "inline"] = "ray"
+    """ray: Ray Train; inline: one worker in this process."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """Device to train on."""
+    workers: int = Field(default=8, ge=1)
+    """Number of processes, one per GPU."""
+    cpus_per_worker: int | None = Field(default=None, ge=1)
+    """null: 1 with a GPU; on CPUs, an equal share of the machine."""
+    max_worker_failures: int = Field(default=3, ge=0)
+    """Restarts from the last checkpoint when workers die (Ray only)."""
+    parallel: Literal["fsdp", "ddp"] = "fsdp"
+    """fsdp: weights, gradients and moments are sharded (FSDP2); ddp: replicated."""
+    compile: bool | None = None
+    """torch.compile every layer, which needs a C compiler; null: on CUDA only."""
+    attention: Literal["auto", "varlen", "mask"] = "auto"
+    """auto: varlen; mask: the plain one that varlen must equal."""
+    loss_kernel: Literal["auto", "chunked", "plain"] = "auto"
+    """auto: chunked; plain: holds all logits, for comparison."""
+    base_model: PathOrName | None = Field(default="meta-llama/Llama-3.2-3B", validate_default=True)
+    """Name on the Hugging Face hub, or a folder; null: `tiny`, random weights."""
     tiny: TinyModelConfig = TinyModelConfig()
     new_rows: NewRowsConfig = NewRowsConfig()
-    precision: Literal["bf16", "fp32", "fp16"] = Field(
-        default="bf16", description="Precision of compute; fp16 is refused unless allowed."
-    )
-    master_weights: Literal["fp32", "bf16"] = Field(
-        default="fp32",
-        description="Precision of the weights that are updated; bf16 is refused unless allowed.",
-    )
-    allow: list[Literal[*REFUSALS]] = Field(  # pyright: ignore[reportInvalidTypeForm]
-        default=[], description="Names of refused settings to train with all the same."
-    )
-    loss_on: Literal["all", "response"] = Field(
-        default="all", description="response: only what follows start_of_ai is predicted."
-    )
-    z_loss: float = Field(
-        default=0.0,
-        ge=0,
-        description="Weight of the squared log normaliser; 1e-4 to 1e-5 where it is used.",
-    )
-    micro_batch_rows: int = Field(default=2, ge=1, description="Rows per worker and micro-batch.")
-    accumulation_steps: int = Field(default=4, ge=1, description="Micro-batches per step.")
-    max_steps: int = Field(default=100_000, ge=1, description="Steps; the cosine ends there.")
+    precision: Literal["bf16", "fp32", "fp16"] = "bf16"
+    """Precision of compute; fp16 is refused unless allowed."""
+    master_weights: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the weights that are updated; bf16 is refused unless allowed."""
+    allow: list[Literal[*REFUSALS]] = Field(default=[])  # pyright: ignore[reportInvalidTypeForm]
+    """Names of refused settings to train with all the same."""
+    loss_on: Literal["all", "response"] = "all"
+    """response: only what follows start_of_ai is predicted."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of the squared log normaliser; 1e-4 to 1e-5 where it is used."""
+    micro_batch_rows: int = Field(default=2, ge=1)
+    """Rows per worker and micro-batch."""
+    accumulation_steps: int = Field(default=4, ge=1)
+    """Micro-batches per step."""
+    max_steps: int = Field(default=100_000, ge=1)
+    """Steps; the cosine ends there."""
     # The public report (canopyai/Orpheus-TTS issue 78) says the rate was "lowered from 5e-5 to
     # 6e-5", which contradicts itself: 6e-5 is higher. The default stays at the stated start.
-    learning_rate: float = Field(
-        default=5e-5, gt=0, description="Highest learning rate, reached after the warm-up."
-    )
-    min_learning_rate_share: float = Field(
-        default=0.1, ge=0, le=1, description="Share of learning_rate left at the cosine's end."
-    )
-    warmup_steps: int = Field(
-        default=10_000,
-        ge=0,
-        description="Steps in which the rate rises; 0 is refused unless allowed.",
-    )
-    weight_decay: float = Field(
-        default=0.1, ge=0, description="Weight decay of the matrices between the layers."
-    )
-    beta1: float = Field(default=0.9, description="AdamW's decay of the mean gradient.")
-    beta2: float = Field(default=0.95, description="AdamW's decay of the mean squared gradient.")
-    max_gradient_norm: float = Field(
-        default=1.0, gt=0, description="Gradients are clipped to this norm in every step."
-    )
-    loss_chunk_tokens: int = Field(
-        default=1024, ge=1, description="Tokens whose logits exist at the same time."
-    )
-    activation_checkpointing: bool = Field(
-        default=False, description="Recompute each layer in the backward pass: less memory, slower."
-    )
-    checkpoint_every_steps: int = Field(default=500, ge=1, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(
-        default=3, ge=1, description="Newest checkpoints kept, besides one to roll back to."
-    )
-    async_checkpoints: bool = Field(
-        default=True, description="true: written while training goes on; false: training waits."
-    )
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Highest learning rate, reached after the warm-up."""
+    min_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of learning_rate left at the cosine's end."""
+    warmup_steps: int = Field(default=10_000, ge=0)
+    """Steps in which the rate rises; 0 is refused unless allowed."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Weight decay of the matrices between the layers."""
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    beta2: float = 0.95
+    """AdamW's decay of the mean squared gradient."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm in every step."""
+    loss_chunk_tokens: int = Field(default=1024, ge=1)
+    """Tokens whose logits exist at the same time."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, slower."""
+    checkpoint_every_steps: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(default=3, ge=1)
+    """Newest checkpoints kept, besides one to roll back to."""
+    async_checkpoints: bool = True
+    """true: written while training goes on; false: training waits."""
     guard: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    log_every_steps: int = Field(
-        default=1,
-        ge=1,
-        description="Steps between lines on the console and in TensorBoard; metrics.jsonl has all.",
-    )
-    monitor_every_steps: int = Field(
-        default=10,
-        ge=1,
-        description="Steps between norms of weights and updates, which cost a pass over both.",
-    )
-    peak_tflops: float | None = Field(
-        default=None, gt=0, description="Dense BF16 peak of a GPU; null: by its name, if known."
-    )
-    wandb_project: str | None = Field(
-        default=None,
-        description="Log to this Weights & Biases project too; wandb must be installed.",
-    )
-    resume_on_other_shards: bool = Field(
-        default=False, description="Continue a checkpoint even if the shards have changed since."
-    )
-    seed: int = Field(default=0, description="Seed of new rows and of later epochs' order.")
+    log_every_steps: int = Field(default=1, ge=1)
+    """Steps between lines on the console and in TensorBoard; metrics.jsonl has all."""
+    monitor_every_steps: int = Field(default=10, ge=1)
+    """Steps between norms of weights and updates, which cost a pass over both."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Dense BF16 peak of a GPU; null: by its name, if known."""
+    wandb_project: str | None = None
+    """Log to this Weights & Biases project too; wandb must be installed."""
+    resume_on_other_shards: bool = False
+    """Continue a checkpoint even if the shards have changed since."""
+    seed: int = 0
+    """Seed of new rows and of later epochs' order."""
 
     @field_validator("attention", mode="before")
     @classmethod

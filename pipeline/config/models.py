@@ -33,47 +33,41 @@ RENAMED = {
 class SourcesConfig(Strict):
     """What is read: at least one source of either kind."""
 
-    speech: list[SpeechSourceConfig] = Field(default=[], description="Corpora of speech clips.")
-    text: list[TextSourceConfig] = Field(default=[], description="Corpora of instruction samples.")
+    speech: list[SpeechSourceConfig] = Field(default=[])
+    """Corpora of speech clips."""
+    text: list[TextSourceConfig] = Field(default=[])
+    """Corpora of instruction samples."""
 
 
 class PlanConfig(Strict):
     """Sizes of the units of work: a worker that is killed loses at most the unit it works on."""
 
-    clips_per_unit: int = Field(default=1000, ge=1, description="Speech clips of a unit.")
-    samples_per_unit: int = Field(default=5000, ge=1, description="Instruction samples of a unit.")
+    clips_per_unit: int = Field(default=1000, ge=1)
+    """Speech clips of a unit."""
+    samples_per_unit: int = Field(default=5000, ge=1)
+    """Instruction samples of a unit."""
 
 
 class RayConfig(Strict):
     """Where the work runs."""
 
-    address: str | None = Field(
-        default=None, description="null: start a local Ray; auto: join the cluster of this machine."
-    )
-    num_cpus: int | None = Field(
-        default=None, ge=1, description="CPUs of the local Ray; null: all of the machine."
-    )
+    address: str | None = None
+    """null: start a local Ray; auto: join the cluster of this machine."""
+    num_cpus: int | None = Field(default=None, ge=1)
+    """CPUs of the local Ray; null: all of the machine."""
 
 
 class PipelineConfig(Strict):
     """The keys at the top of the file, and its sections."""
 
-    run_dir: PathOrUrl = Field(
-        description="Folder or URL of outputs, receipts, shards and checkpoints."
-    )
-    seed: int = Field(
-        default=0, description="Decides shuffling, packing order and the validation split."
-    )
-    engine: Literal["ray", "inline"] = Field(
-        default="ray", description="inline: everything in one process, for debugging."
-    )
-    max_quarantine_share: float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description="Share of all records that may be quarantined; above it the run stops before "
-        "interleave.",
-    )
+    run_dir: PathOrUrl
+    """Folder or URL of outputs, receipts, shards and checkpoints."""
+    seed: int = 0
+    """Decides shuffling, packing order and the validation split."""
+    engine: Literal["ray", "inline"] = "ray"
+    """inline: everything in one process, for debugging."""
+    max_quarantine_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of all records that may be quarantined; above it the run stops before interleave."""
     sources: SourcesConfig
     plan: PlanConfig = PlanConfig()
     ingest: IngestConfig = IngestConfig()

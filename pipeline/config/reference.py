@@ -115,7 +115,7 @@ def _table(path: str, model: type[BaseModel]) -> str:
         else:
             kind, default = _kind(field), _default(field)
             meaning = field.description or ""
-        cells = (f"`{key}`", kind, default, meaning)
+        cells = (f"`{key}`", kind, default, " ".join(meaning.split()))  # wrapped in the source
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

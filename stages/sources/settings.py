@@ -17,28 +17,20 @@ _ID = "The record's id; null: made from the file's name and the record's place i
 class SpeechFields(Strict):
     """Names of the fields of a record; dots descend into nested fields, as in meta.text."""
 
-    text: str = Field(default="text", min_length=1, description="The transcript.")
-    audio: str | None = Field(
-        default=None,
-        description="The audio, or its path; in a webdataset the file extension. Null: the usual "
-        "name for this kind of source.",
-    )
+    text: str = Field(default="text", min_length=1)
+    """The transcript."""
+    audio: str | None = None
+    """The audio, or its path; in a webdataset the file extension. Null: the usual name for this
+    kind of source."""
     id: str | None = Field(default=None, description=_ID)
-    speaker: str | None = Field(
-        default=None,
-        description="The speaker, for tokenize.speech_prompt; null: the source names none.",
-    )
-    start_seconds: str | None = Field(
-        default="offset", description="Where the clip starts in its file, in seconds."
-    )
-    seconds: str | None = Field(
-        default="duration",
-        description="Length of the clip in seconds; used only where the record has a start.",
-    )
-    ovrl: str | None = Field(
-        default=None,
-        description="A DNSMOS score that the source already has, for score.scorer: source.",
-    )
+    speaker: str | None = None
+    """The speaker, for tokenize.speech_prompt; null: the source names none."""
+    start_seconds: str | None = "offset"
+    """Where the clip starts in its file, in seconds."""
+    seconds: str | None = "duration"
+    """Length of the clip in seconds; used only where the record has a start."""
+    ovrl: str | None = None
+    """A DNSMOS score that the source already has, for score.scorer: source."""
 
     def named(self) -> list[str]:
         """List the names in use, except that of the audio."""
@@ -49,17 +41,15 @@ class SpeechFields(Strict):
 class SpeechSourceConfig(Strict):
     """A corpus of speech clips with their transcripts."""
 
-    name: str = Field(pattern=_NAME, description="Prefix of every clip's id.")
-    kind: Literal["webdataset", "parquet", "manifest", "folder"] = Field(
-        description="How records are stored: in tars, in Parquet, as lines of JSON, or as a "
-        "metadata file beside the audio."
-    )
-    paths: list[PathOrUrl] = Field(min_length=1, description="Files or globs; fsspec URLs too.")
-    audio_root: PathOrUrl | None = Field(
-        default=None,
-        description="The folder that relative audio paths start from; null: that of the file that "
-        "names them.",
-    )
+    name: str = Field(pattern=_NAME)
+    """Prefix of every clip's id."""
+    kind: Literal["webdataset", "parquet", "manifest", "folder"]
+    """How records are stored: in tars, in Parquet, as lines of JSON, or as a metadata file beside
+    the audio."""
+    paths: list[PathOrUrl] = Field(min_length=1)
+    """Files or globs; fsspec URLs too."""
+    audio_root: PathOrUrl | None = None
+    """The folder that relative audio paths start from; null: that of the file that names them."""
     fields: SpeechFields = SpeechFields()
 
     @model_validator(mode="after")
@@ -76,38 +66,31 @@ class TextFields(Strict):
     """Names of the fields of an instruction sample; which of them are used depends on the layout."""
 
     id: str | None = Field(default=None, description=_ID)
-    instruction: str = Field(
-        default="instruction", description="Layout instruction: what the user asks."
-    )
-    input: str = Field(
-        default="input",
-        description="Layout instruction: follows what the user asks; may be missing or empty.",
-    )
-    output: str = Field(default="output", description="Layout instruction: the answer.")
-    messages: str | None = Field(
-        default=None,
-        description="The list of messages; null: messages, or in sharegpt conversations.",
-    )
-    role: str | None = Field(
-        default=None, description="Who writes a message; null: role, or in sharegpt from."
-    )
-    content: str | None = Field(
-        default=None, description="The text of a message; null: content, or in sharegpt value."
-    )
+    instruction: str = "instruction"
+    """Layout instruction: what the user asks."""
+    input: str = "input"
+    """Layout instruction: follows what the user asks; may be missing or empty."""
+    output: str = "output"
+    """Layout instruction: the answer."""
+    messages: str | None = None
+    """The list of messages; null: messages, or in sharegpt conversations."""
+    role: str | None = None
+    """Who writes a message; null: role, or in sharegpt from."""
+    content: str | None = None
+    """The text of a message; null: content, or in sharegpt value."""
 
 
 class TextSourceConfig(Strict):
     """A corpus of instruction samples."""
 
-    name: str = Field(pattern=_NAME, description="Prefix of every sample's id.")
-    kind: Literal["jsonl", "json", "parquet"] = Field(
-        description="How samples are stored: one JSON object on each line, one JSON array of "
-        "objects, or the rows of a Parquet file."
-    )
-    layout: ConversationLayout = Field(
-        default="instruction",
-        description="instruction: fields instruction, input, output; messages: a list of role and "
-        "content; sharegpt: a list of from and value.",
-    )
-    paths: list[PathOrUrl] = Field(min_length=1, description="Files or globs; fsspec URLs too.")
+    name: str = Field(pattern=_NAME)
+    """Prefix of every sample's id."""
+    kind: Literal["jsonl", "json", "parquet"]
+    """How samples are stored: one JSON object on each line, one JSON array of objects, or the rows
+    of a Parquet file."""
+    layout: ConversationLayout = "instruction"
+    """instruction: fields instruction, input, output; messages: a list of role and content;
+    sharegpt: a list of from and value."""
+    paths: list[PathOrUrl] = Field(min_length=1)
+    """Files or globs; fsspec URLs too."""
     fields: TextFields = TextFields()
