@@ -25,7 +25,7 @@ MAX_DESCRIBED = 12  # traces of a figure that are put into words
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its heading and what it shows; `figure` is None where there is no data.
+    """A figure with its heading and what it shows; a page says so where it `is_empty`.
 
     No two charts of a page share a `title`. `height` is in pixels; `span` is how many
     of the page's six columns it takes, and a `tall` one stands beside two others. A `scalable` one
@@ -35,7 +35,7 @@ class Chart:
 
     title: str
     note: str
-    figure: go.Figure | None
+    figure: go.Figure
     height: int = 260
     span: int = 3
     tall: bool = False
@@ -43,9 +43,15 @@ class Chart:
     by_source: bool = False
     words: str = ""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no trace has a point."""
+        traces: Any = self.figure.data
+        return not any(trace.x is not None and len(trace.x) for trace in traces)
+
+    @property
     def description(self) -> str:
-        """Say what the picture shows, for those who hear the page. Needs a figure."""
-        assert self.figure is not None
+        """What the picture shows, for those who hear the page."""
         return f"{self.title}. {self.words or described(self.figure)}"
 
 
@@ -57,14 +63,18 @@ def new_figure(x: str, y: str, **layout: Any) -> go.Figure:
             "hovermode": "closest",
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "xaxis": {"title": {"text": x}, "zeroline": False},
-            "yaxis": {
-                "title": {"text": y, "standoff": 8},
-                "zeroline": False,
-                "automargin": True,
-            },
+            "yaxis": {"title": {"text": y, "standoff": 8}, "zeroline": False, "automargin": True},
         }
     )
     return figure.update_layout(**layout)
+
+
+def add_right_axis(figure: go.Figure, title: str, **style: Any) -> None:
+    """Give a figure a second value axis, "y2", on its right."""
+    figure.update_layout(
+        yaxis2={"title": {"text": title}, "overlaying": "y", "side": "right", "showgrid": False}
+        | style
+    )
 
 
 def described(figure: go.Figure) -> str:

@@ -47,12 +47,8 @@ def render(
     element that holds it as JSON. `values` are what the template itself shows, and what the frame
     shows: `name` (of the run), `kind` (of report), `sections` (headings by id) and `tiles`.
     """
-    figures = {
-        chart.title: chart.figure
-        for group in charts.values()
-        for chart in group
-        if chart.figure is not None
-    }
+    shown = [chart for group in charts.values() for chart in group if not chart.is_empty]
+    figures = {chart.title: chart.figure for chart in shown}
     page = _environment(package).get_template(template)
     return page.render(charts=charts, data={"figures": figures, **(data or {})}, **values)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from koe.errors import ConfigError, StorageError
-from koe.webpage import is_own_page, run_name, write_page
+from koe.webpage.page import is_own_page, run_name, write_page
 from pipeline.config.models import PipelineConfig
 from pipeline.report.clips import Reconstruction, shown_clips
 from pipeline.report.page import Content, page

@@ -14,15 +14,7 @@ from koe.errors import BadRecord, ConfigError, StorageError
 from koe.schema import CLIP
 from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, SLOTS
 from pipeline.report.spectrogram import RANGE_DB, mp3, picture, power
-from pipeline.report.survey import (
-    BEST,
-    BORDERLINE,
-    FASTEST,
-    LONGEST,
-    SLOWEST,
-    WORST,
-    ClipPlace,
-)
+from pipeline.report.survey import BEST, BORDERLINE, FASTEST, LONGEST, SLOWEST, WORST, ClipPlace
 from pipeline.run_dir.ledger import Ledger
 from pipeline.stats.model import CodecUsed
 from pipeline.trace.outcomes import ClipOutcome, ClipOutcomes
@@ -136,17 +128,14 @@ def shown_clips(
     ledger: Ledger,
     picked: dict[str, list[ClipPlace]],
     reconstruct: Reconstruction,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None],
 ) -> list[ShownClip]:
     """Read, decode and draw the clips picked, by kind. `progress` is told (done, total).
 
     Sound beyond MAX_SOUND_BYTES is left out, and says so.
     """
-    scored = [
-        (kind, place.unit, _read(ledger, place))
-        for kind, places in picked.items()
-        for place in places
-    ]
+    chosen = [(kind, place) for kind, places in picked.items() for place in places]
+    scored = [(kind, place.unit, _read(ledger, place)) for kind, place in chosen]
     outcomes = ClipOutcomes(ledger, {(unit, row["id"]) for _, unit, row in scored})
     shown, bytes_left = [], MAX_SOUND_BYTES
     for kind, unit, row in scored:

@@ -6,13 +6,13 @@ import html
 
 import plotly.graph_objects as go
 
-from koe import webpage
-from koe.webpage import RED
+from koe.webpage import charts
+from koe.webpage.charts import RED
 
 
 def new_figure(x: str, y: str) -> go.Figure:
     """Make an empty figure; `x` and `y` name the axes and their units."""
-    return webpage.new_figure(
+    return charts.new_figure(
         x,
         y,
         margin={"l": 56, "r": 14, "t": 10, "b": 40},

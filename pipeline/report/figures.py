@@ -10,7 +10,7 @@ import numpy as np
 
 from koe import numbers
 from koe.schema import SPEECH, TEXT
-from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, SLOT_COLOURS, Chart
+from koe.webpage.charts import AMBER, BLUE, GREEN, GREY, ORANGE, SLOT_COLOURS, Chart, add_right_axis
 from pipeline.report.drawing import mark_x, new_figure
 from pipeline.stats.model import Distribution, MixPart, RunStats, SlotUse
 
@@ -72,7 +72,7 @@ def _histogram(stats: RunStats, name: str) -> Chart:
     return Chart(
         title,
         note,
-        figure if figure.data else None,
+        figure,
         span=2 if name in THIRDS else 3,
         by_source=True,
         words=f"{axis}: {summary(of_all)}" if of_all else "",
@@ -122,9 +122,9 @@ def _what_if(stats: RunStats) -> Chart:
     title = "What another threshold would keep"
     note = "Share and hours of the clips above a threshold. A new threshold scores no clip again."
     rows = sorted(stats.thresholds.what_if, key=lambda row: row.threshold)
-    if not rows or "ovrl" not in stats.distributions.get(ALL, {}):
-        return Chart(title, note, None)
     figure, places = new_figure("threshold of ovrl", "clips kept, %"), [r.threshold for r in rows]
+    if not rows or "ovrl" not in stats.distributions.get(ALL, {}):
+        return Chart(title, note, figure)
     shares = [numbers.percent(row.share) for row in rows]
     texts = [
         f"{row.clips:,} clips, {row.hours:,.2f} h"
@@ -178,7 +178,7 @@ def _mix(rows: Sequence[MixPart]) -> Chart:
     figure.update_xaxes(range=[0, 100], dtick=25)
     figure.update_yaxes(range=[0, 100])
     note = "In the order in which training reads the rows: bars of equal height mean an even mix."
-    return Chart("Mix over progress", note, figure if rows else None, 300)
+    return Chart("Mix over progress", note, figure, 300)
 
 
 def _fill(rows: Sequence[MixPart]) -> Chart:
@@ -196,15 +196,14 @@ def _fill(rows: Sequence[MixPart]) -> Chart:
             line={"color": colour, "width": 2},
             hovertemplate=f"%{{x:.0f}}%: {name} %{{y:.2f}}<extra></extra>",
         )
-    right = {"title": {"text": "documents per row", "standoff": 8}, "automargin": True}
-    right |= {"overlaying": "y", "side": "right", "tickmode": "auto", "nticks": 6}
-    right |= {"rangemode": "tozero", "showgrid": False, "zeroline": False}
-    figure.update_layout(yaxis2=right, showlegend=True, margin={"t": 30, "r": 54})
+    ticks = {"tickmode": "auto", "nticks": 6, "rangemode": "tozero", "zeroline": False}
+    add_right_axis(figure, "documents per row", automargin=True, **ticks)
+    figure.update_layout(showlegend=True, margin={"t": 30, "r": 54})
     figure.update_xaxes(range=[0, 100], dtick=25)
     least = min((row.fill for row in rows), default=0)
     figure.update_yaxes(range=[min(90, 100 * least - 2), 100.5], selector={"side": None})
     note = "How full rows are, and how many documents are packed into one."
-    return Chart("Packing over progress", note, figure if rows else None, 300)
+    return Chart("Packing over progress", note, figure, 300)
 
 
 def codebooks(stats: RunStats) -> list[Chart]:
@@ -233,7 +232,7 @@ def _codes_used(slots: Sequence[SlotUse]) -> Chart:
     figure.update_xaxes(tickangle=0)
     figure.update_yaxes(tickformat=",d")
     note = "Perplexity: the number of codes that, used evenly, would be as hard to guess."
-    return Chart("Codes used by slot", note, figure if slots else None, 320)
+    return Chart("Codes used by slot", note, figure, 320)
 
 
 def _code_ranks(slots: Sequence[SlotUse]) -> Chart:
@@ -254,7 +253,7 @@ def _code_ranks(slots: Sequence[SlotUse]) -> Chart:
     figure.update_xaxes(type="log", dtick=1)
     figure.update_yaxes(type="log", dtick=1, tickformat="~g", rangemode="normal")
     note = "A flat line uses its codebook evenly; one that falls early uses few codes."
-    return Chart("How often each code occurs", note, figure if slots else None, 320)
+    return Chart("How often each code occurs", note, figure, 320)
 
 
 def _total(ranks: np.ndarray, counts: np.ndarray) -> float:

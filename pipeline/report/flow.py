@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from koe import numbers
 from koe.schema import QUARANTINED, REJECTED, SPEECH, TEXT
-from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, RED, Chart
+from koe.webpage.charts import AMBER, BLUE, GREEN, GREY, ORANGE, RED, Chart
 from pipeline.report.drawing import new_figure
 from pipeline.stats.model import Account, RunStats, ShardStats
 

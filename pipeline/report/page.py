@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from koe import numbers
 from koe.schema import EXCLUDED, SPEECH, TEXT
-from koe.webpage import Chart, Tile, render
+from koe.webpage.charts import Chart
+from koe.webpage.page import Tile, render
 from pipeline.report import figures
 from pipeline.report.clips import KINDS, MAX_SECONDS, Reconstruction, ShownClip
 from pipeline.report.flow import waterfalls
@@ -89,7 +90,7 @@ def _sections(content: Content, charts: Mapping[str, Iterable[Chart]]) -> dict[s
         "duplicates": stats.duplicates,
         "shards": stats.shard_files,
     }
-    found |= {id: any(chart.figure is not None for chart in charts[id]) for id in charts}
+    found |= {id: not all(chart.is_empty for chart in charts[id]) for id in charts}
     return {id: heading for id, heading in SECTIONS.items() if found[id]}
 
 

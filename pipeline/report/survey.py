@@ -178,13 +178,11 @@ def survey(plan: Plan, ledger: Ledger, threshold: float, num_clips: int, limit: 
 
 def _measured(ledger: Ledger, score: Receipt) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read ovrl, characters and seconds of a unit's clips, float64 [clips] each."""
-    parts: list[list[np.ndarray]] = [[np.empty(0)], [np.empty(0)], [np.empty(0)]]
+    parts = [(np.empty(0),) * 3]
     with ledger.storage.open_batches(score.output.path, ["ovrl", "text", "seconds"]) as batches:
         for batch in batches:
             characters = pc.call_function("utf8_length", [batch["text"]])
-            for part, column in zip(
-                parts, (batch["ovrl"], characters, batch["seconds"]), strict=True
-            ):
-                part.append(column.to_numpy())
-    ovrl, characters, seconds = map(np.concatenate, parts)
+            columns = batch["ovrl"], characters, batch["seconds"]
+            parts.append(tuple(column.to_numpy() for column in columns))
+    ovrl, characters, seconds = map(np.concatenate, zip(*parts, strict=True))
     return ovrl, characters, seconds

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from koe.webpage import render, run_name, write_page
+from koe.webpage.page import render, run_name, write_page
 from training.report.charts import draw_charts
-from training.report.content import about, event_of, recordings, tiles
+from training.report.content import about, recordings, tiles, worst
 from training.report.data import Run, hardest, read_run
 
 REPORT_FILE = "report.html"
@@ -48,7 +48,7 @@ def page(name: str, run: Run) -> str:
         tiles=tiles(run),
         sections=SECTIONS,
         charts=draw_charts(run),
-        events=[event_of(event) for event in shown],
+        events=[(event, worst(event.get("documents"))) for event in shown],
         event_kinds=Counter(str(event.get("event")) for event in run.events),
         events_left_out=len(run.events) - len(shown),
         samples=run.samples,

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from koe.vocabulary import SLOT_CODEBOOKS
-from koe.webpage import AMBER, RED, SLOT_COLOURS, Chart
+from koe.webpage.charts import AMBER, RED, SLOT_COLOURS, Chart, add_right_axis
 from training.report.data import Curve, Run, Table, thin
 from training.report.drawing import (
     BUCKETS,
@@ -103,7 +103,6 @@ def _loss(run: Run) -> Chart:
         "Mean cross-entropy of the step's supervised tokens. The strong line is the median of "
         "neighbouring steps; grey lines are steps that a rollback undid.",
         figure,
-        "loss" in run.metrics.columns,
         wide=True,
     )
 
@@ -117,7 +116,6 @@ def _gradient_norm(run: Run) -> Chart:
         "Gradient norm",
         "Over all parameters and ranks, before clipping.",
         figure,
-        "gradient_norm" in run.metrics.columns,
         wide=True,
     )
 
@@ -130,11 +128,10 @@ def _learning_rate(run: Run) -> Chart:
     if len(factor):
         style = {"width": 1.5, "line": {"shape": "hv"}, "yaxis": "y2"}
         draw_line(figure, thin(factor, BUCKETS), "guard's factor", COLOURS[1], **style)
-        right = {"title": {"text": "guard's factor"}, "overlaying": "y", "side": "right"}
-        right |= {"range": [0, 1.05], "dtick": 0.25, "showgrid": False}
-        figure.update_layout(yaxis2=right, margin={"r": 60})
+        add_right_axis(figure, "guard's factor", range=[0, 1.05], dtick=0.25)
+        figure.update_layout(margin={"r": 60})
     note = "As applied: warm-up and cosine decay, times the guard's factor."
-    return _chart("Learning rate", note, figure, len(rate) > 0)
+    return _chart("Learning rate", note, figure)
 
 
 def _data_wait(run: Run) -> Chart:
@@ -147,14 +144,13 @@ def _data_wait(run: Run) -> Chart:
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(showlegend=False)
     note = "Time in which rank 0 has no batch to work on."
-    return _chart("Waiting for data", note, figure, len(curve) > 0)
+    return _chart("Waiting for data", note, figure)
 
 
 def _evaluation(run: Run) -> Chart:
     names = [("all", "loss"), *_under(run.evaluations, "loss_by_source")]
     figure = _measured(run.evaluations, names, LOSS)
-    has_data = _any(run.evaluations, "loss")
-    return _chart("Evaluation loss", "On the validation shards.", figure, has_data)
+    return _chart("Evaluation loss", "On the validation shards.", figure)
 
 
 def _generated(run: Run) -> Chart:
@@ -168,7 +164,7 @@ def _generated(run: Run) -> Chart:
     note = (
         "Frames whose seven tokens lie in their slots, and samples that end within the token limit."
     )
-    return _chart("Generated speech", note, figure, bool(names))
+    return _chart("Generated speech", note, figure)
 
 
 def _lines(
@@ -195,7 +191,7 @@ def _lines(
     figure.update_layout(showlegend=len(names) > 1)
     if log:
         use_log_scale(figure, axis, "~e")
-    return _chart(title, note, figure, any(len(curve) for _, curve in curves))
+    return _chart(title, note, figure)
 
 
 def _measured(table: Table, names: Names, axis: str) -> go.Figure:
@@ -225,13 +221,9 @@ def _fit(figure: go.Figure, values: np.ndarray) -> None:
     figure.update_yaxes(range=[low - space, high + space])
 
 
-def _chart(title: str, note: str, figure: go.Figure, has_data: bool, wide: bool = False) -> Chart:
+def _chart(title: str, note: str, figure: go.Figure, wide: bool = False) -> Chart:
     height, span = (WIDE_HEIGHT, 6) if wide else (HEIGHT, 3)
-    return Chart(title, note, figure if has_data else None, height, span, scalable=True)
-
-
-def _any(table: Table, column: str) -> bool:
-    return bool(np.isfinite(table.column(column)).any())
+    return Chart(title, note, figure, height, span, scalable=True)
 
 
 def _main(run: Run, column: str) -> Curve:
@@ -240,9 +232,8 @@ def _main(run: Run, column: str) -> Curve:
 
 def _under(table: Table, prefix: str) -> list[tuple[str, str]]:
     """List (label, column) of the columns under a prefix that hold a number."""
-    return [
-        (name.removeprefix(f"{prefix}/"), name) for name in table.names(prefix) if _any(table, name)
-    ]
+    names = [name for name in table.names(prefix) if np.isfinite(table.column(name)).any()]
+    return [(name.removeprefix(f"{prefix}/"), name) for name in names]
 
 
 def _last_of_each_step(curve: Curve) -> Curve:

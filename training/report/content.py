@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from koe import numbers
-from koe.webpage import Tile, cut
+from koe.webpage.page import Tile, cut
 from training.report.data import GeneratedSamples, Run, number
 
 MAX_DOCUMENTS = 3  # of an event, those of the highest loss
@@ -24,18 +24,6 @@ class Document:
     loss: str
     id: Any
     place: str
-
-
-@dataclass(frozen=True)
-class Event:
-    """A row of the table of events; `documents` are those of the highest loss."""
-
-    kind: str
-    id: Any
-    step: Any
-    data_step: Any
-    reason: str
-    documents: list[Document]
 
 
 @dataclass(frozen=True)
@@ -93,19 +81,7 @@ def about(run: Run) -> str:
     return ", ".join(["Training report", *parts])
 
 
-def event_of(found: dict[str, Any]) -> Event:
-    """Take a row of the table from an event of the log."""
-    return Event(
-        str(found.get("event")),
-        found.get("id"),
-        found.get("step"),
-        found.get("data_step"),
-        found.get("reason") or "",
-        _worst(found.get("documents")),
-    )
-
-
-def _worst(documents: Any) -> list[Document]:
+def worst(documents: Any) -> list[Document]:
     """Choose the documents of the highest loss; one that is not finite counts as the highest."""
     if not isinstance(documents, list):
         return []

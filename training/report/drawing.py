@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from koe import webpage
-from koe.webpage import BLUE, GREEN, ORANGE, RED
+from koe.webpage import charts
+from koe.webpage.charts import BLUE, GREEN, ORANGE, RED
 from training.report.data import Curve, medians, thin
 
 BUCKETS = 400  # of a thinned curve, at most 4 points each
@@ -21,7 +21,7 @@ DARK_RED, VIOLET = "#c0392b", "#b07aa1"
 def new_figure(axis: str) -> go.Figure:
     """Make an empty figure over steps; `axis` names the values and their unit."""
     margin = {"l": 68, "r": 18, "t": 8, "b": 44}
-    return webpage.new_figure("step", axis, margin=margin, xaxis={"tickformat": ",d"})
+    return charts.new_figure("step", axis, margin=margin, xaxis={"tickformat": ",d"})
 
 
 def draw_noisy(figure: go.Figure, curve: Curve, label: str, colour: str, **style: Any) -> None:

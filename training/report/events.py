@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from koe.webpage import AMBER, GREY, RED, cut
+from koe.webpage.charts import AMBER, GREY, RED
+from koe.webpage.page import cut
 from training.report.data import Curve, Run, hardest, number, thin
 from training.report.drawing import (
     BUCKETS,
@@ -42,6 +43,8 @@ _REJECTING = ("skip", "lower_rate", "roll_back", "stop")
 def draw_with_events(run: Run, column: str, label: str, axis: str) -> go.Figure:
     """Draw one column with its abandoned pieces, skipped steps and events."""
     figure = new_figure(axis)
+    if column not in run.metrics.columns:
+        return figure
     for place, piece in enumerate(run.abandoned):
         curve = thin(run.metrics.curve(column, piece), BUCKETS // 4)
         style = {"width": 1, "opacity": 0.6, "legendgroup": "undone", "showlegend": place == 0}

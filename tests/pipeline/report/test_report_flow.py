@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 from koe.schema import SPEECH, TEXT
-from koe.webpage import Chart
+from koe.webpage.charts import Chart
 from pipeline.report.flow import MAX_REASONS, Loss, waterfalls
 from pipeline.stats.model import Account, ShardStats
 from tests.reports import empty_stats

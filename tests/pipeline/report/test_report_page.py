@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import pytest
 
-from koe.webpage import AMBER, BLUE, GREEN, GREY, ORANGE, RED, SLOT_COLOURS
+from koe.webpage.charts import AMBER, BLUE, GREEN, GREY, ORANGE, RED, SLOT_COLOURS
 from pipeline.report.clips import Reconstruction, ShownClip, Sound
 from pipeline.report.page import page
 from pipeline.stats.model import RunStats
