@@ -56,7 +56,12 @@ def _stages(incomplete: str) -> list[str]:
 def run(
     config: ConfigOption = DEFAULT_CONFIG,
     from_stage: Annotated[
-        str | None, typer.Option("--from", autocompletion=_stages, help="The first stage to run.")
+        str | None,
+        typer.Option(
+            "--from",
+            autocompletion=_stages,
+            help=f"The first stage to run; the stages are {', '.join(stage_names())}.",
+        ),
     ] = None,
     to_stage: Annotated[
         str | None, typer.Option("--to", autocompletion=_stages, help="The last stage to run.")
@@ -72,7 +77,7 @@ def run(
 ) -> None:
     """Run the pipeline, or resume it.
 
-    Stages: ingest, score, encode, tokenize, interleave, train. Finished work is not done again.
+    Finished work is not done again.
     """
     from pipeline.jobs.run import run_job
     from pipeline.stats import run_stats
@@ -155,12 +160,12 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show how far each stage is, and how much time is left."""
-    from pipeline.execution.status import StatusReader, follow, status_table
+    from pipeline.execution.status import StatusReader, follow, status_json, status_table
 
     _, ledger = opened(load_config(config, overrides))
     reader = StatusReader(ledger)
     if as_json:
-        print_json(reader.read())
+        print_json(status_json(reader.read()))
     elif watch:
         with contextlib.suppress(KeyboardInterrupt):
             follow(reader, out, interval)

@@ -13,14 +13,15 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from koe.dataflow import INTERLEAVE, ORDER_UNIT, rates_of, stage_names
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, stage_names
+from pipeline.execution.rates import UnitWork, rate_measures, recent_rates
 from pipeline.execution.runner import FAILED, SKIPPED, STOPPED, UnitResult, Work
 from pipeline.execution.status_table import StageRow, StageTable, flowing, stage_line
 
 _LINE_SECONDS = 10.0  # at least, between plain lines of one stage
 _QUIET_SECONDS = 60.0  # at most, while less than _LINE_SHARE was done since the last one
 _LINE_SHARE = 0.1
-_RECENT_UNITS = 256  # that rates are taken over: later stages and busier hours change them
+_RECENT_UNITS = 256  # that rates are taken over at most, so that drawing them stays cheap
 
 
 @dataclass
@@ -33,10 +34,8 @@ class StageTally:
     done: int = 0
     skipped: int = 0
     sums: Counter[str] = field(default_factory=Counter)
-    # When a unit was done, and all that was done by then: units and measures.
-    recent: deque[tuple[float, dict[str, float]]] = field(
-        default_factory=lambda: deque(maxlen=_RECENT_UNITS)
-    )
+    recent: deque[UnitWork] = field(default_factory=lambda: deque(maxlen=_RECENT_UNITS))
+    since: float = float("-inf")  # when the unit ended that `recent` dropped last
 
     def add(self, result: UnitResult) -> None:
         self.done += 1
@@ -45,24 +44,18 @@ class StageTally:
         if result.status == SKIPPED:
             self.skipped += 1
             return
-        now = self.clock()
-        if not self.recent:  # work began when the first worker began
-            self.recent.append((now - result.seconds, {}))
-        before, new = self.recent[-1][1], {"units": 1.0, **result.measures}
-        names = ("units", *rates_of(self.stage))
-        work = {name: before.get(name, 0.0) + new.get(name, 0.0) for name in names}
-        self.recent.append((now, work))
+        if len(self.recent) == _RECENT_UNITS:
+            self.since = self.recent[0].ended
+        measures = rate_measures(self.stage, result.measures)
+        self.recent.append(UnitWork(self.clock(), result.seconds, measures))
 
     def row(self) -> StageRow:
         """Return the stage's row, with its rates over the recent units until now."""
-        rates, eta = {}, None
-        if len(self.recent) > 1:
-            (began, before), (last, work) = self.recent[0], self.recent[-1]
-            # Between two units the clock runs on: a stage that stalls shows it.
-            ended = last if self.done >= self.units else self.clock()
-            elapsed = max(ended - began, 1e-3)
-            rates = {name: (work[name] - before.get(name, 0.0)) / elapsed for name in work}
-            eta = (self.units - self.done) / rates.pop("units")
+        through = self.done >= self.units and self.recent  # its rates stay as they were at the end
+        now = self.recent[-1].ended if through else self.clock()
+        rates = recent_rates(self.stage, self.recent, now, self.since)
+        per_second = rates.pop("units", None)
+        eta = (self.units - self.done) / per_second if per_second else None
         return StageRow(
             self.stage, self.done, self.units, self.sums["records_in"], self.sums["kept"],
             self.sums["rejected"], self.sums["quarantined"], rates, eta,

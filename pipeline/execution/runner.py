@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from koe.errors import KoeError, StageError, StorageError
 from koe.fingerprint import sha256_json
@@ -72,22 +73,73 @@ class Stop:
 UnitFunction = Callable[[str], UnitResult]
 
 
-class Work(Protocol):
-    """A picklable description of what one pool of workers does to a unit."""
+@dataclass(frozen=True)
+class UnitOutput:
+    """What work made of a unit; `kept` and `measures` as in `Ledger.commit`."""
+
+    outcome: Outcome | Streamed
+    records_in: int
+    kept: int | None = None
+    measures: dict[str, float] | None = None
+
+
+# The fingerprint of a unit's input, and the function that makes its output.
+UnitTask = tuple[str, Callable[[], UnitOutput]]
+
+
+class PooledStage(Recorded, Protocol):
+    """A stage as far as a pool of workers needs it."""
 
     @property
-    def name(self) -> str: ...
-    @property
     def resources(self) -> Resources: ...
-    def open(self) -> UnitFunction: ...
+
+
+S = TypeVar("S", bound=PooledStage, covariant=True)
+
+
+class Work(ABC, Generic[S]):
+    """A picklable description of what one pool of workers does to a unit."""
+
+    stage: S
+    root: str  # the run directory
+    force: bool
+
+    @property
+    def name(self) -> str:
+        """What results are shown under."""
+        return self.stage.name
+
+    @property
+    def resources(self) -> Resources:
+        return self.stage.resources
+
+    @abstractmethod
+    def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
+        """Return the function that tells what is to be done for a unit.
+
+        Models and tables are opened by the first unit that needs them: a worker whose units are
+        all done loads nothing.
+        """
+
+    def open(self) -> UnitFunction:
+        """Return the function that takes a unit through the work and records its outcome."""
+        ledger = Ledger(Storage(self.root))
+        task = self.tasks(ledger)
+
+        def run(unit: str) -> UnitResult:
+            input_sha256, make = task(unit)
+            result = do_unit(self.stage, ledger, unit, input_sha256, make, self.force)
+            return replace(result, stage=self.name)
+
+        return lambda unit: guarded(self.name, unit, lambda: run(unit))
 
 
 @dataclass(frozen=True)
-class StageWork:
+class StageWork(Work[Stage]):
     """One stage over the units of one modality.
 
-    `upstream` is the stage whose output is read; None hands the unit itself over. `reading` maps
-    names of sources to the fingerprint of how their records are read.
+    `upstream` is the stage whose output is read; None passes the unit itself to the stage.
+    `reading` maps names of sources to the fingerprint of how their records are read.
     """
 
     stage: Stage
@@ -97,21 +149,7 @@ class StageWork:
     reading: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
 
-    @property
-    def name(self) -> str:
-        return self.stage.name
-
-    @property
-    def resources(self) -> Resources:
-        return self.stage.resources
-
-    def open(self) -> UnitFunction:
-        """Return the function that takes a unit through the stage.
-
-        The model is bound at the first unit that needs it: a worker whose units are all done
-        loads nothing.
-        """
-        ledger = Ledger(Storage(self.root))
+    def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
         opened: list[Transform] = []
 
         def make(unit: str, upstream: Receipt | None) -> UnitOutput:
@@ -119,13 +157,11 @@ class StageWork:
                 opened.append(self.stage.open())
             return _transformed(self, ledger, unit, upstream, opened[0])
 
-        def run(unit: str) -> UnitResult:
-            input_sha256, upstream = unit_input(ledger, self, unit)
-            return do_unit(
-                self.stage, ledger, unit, input_sha256, lambda: make(unit, upstream), self.force
-            )
+        def task(unit: str) -> UnitTask:
+            input_sha256, upstream = _unit_input(ledger, self, unit)
+            return input_sha256, lambda: make(unit, upstream)
 
-        return lambda unit: guarded(self.name, unit, lambda: run(unit))
+        return task
 
 
 def guarded(stage: str, unit: str, run: Callable[[], UnitResult]) -> UnitResult:
@@ -160,16 +196,6 @@ def _collected_notes() -> Iterator[list[str]]:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-
-
-@dataclass(frozen=True)
-class UnitOutput:
-    """What work made of a unit; `kept` and `measures` as in `Ledger.commit`."""
-
-    outcome: Outcome | Streamed
-    records_in: int
-    kept: int | None = None
-    measures: dict[str, float] | None = None
 
 
 def do_unit(
@@ -225,7 +251,7 @@ def _transformed(
         ) from error
 
 
-def unit_input(ledger: Ledger, work: StageWork, unit: str) -> tuple[str, Receipt | None]:
+def _unit_input(ledger: Ledger, work: StageWork, unit: str) -> tuple[str, Receipt | None]:
     """Return the fingerprint of a unit's input and, after the first stage, the receipt of it.
 
     Raises: StageError when the stage before has not done the unit.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from rich.console import Console, RenderableType
@@ -13,28 +14,51 @@ from rich.live import Live
 from koe.dataflow import INTERLEAVE, ORDER_UNIT, PLAN, rates_of, stage_chain, stage_names
 from koe.numbers import clock_time
 from koe.schema import SPEECH, TEXT
+from pipeline.execution.rates import RECENT_SECONDS, UnitWork, rate_measures, recent_rates
 from pipeline.execution.status_table import StageRow, StageTable, flowing
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.reading import trace_history
 
-_RECENT_SECONDS = 600.0  # what the rates of the whole run are taken over, at least
-_RECENT_UNITS = 4.0  # and as many times the duration of a unit, where that is longer
-
 
 class _Done(NamedTuple):
     """What a receipt says, as little as the table needs: a large run has 60,000."""
 
-    stamp: tuple[int, float]
     input_sha256: str
     output_sha256: str
     records: int
     kept: int
     rejected: int
     quarantined: int
-    seconds: float
-    measures: tuple[float, ...]  # rates of the stage
     shards: int
+    work: UnitWork
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far a stage is; the fields are those of `koe status --json`.
+
+    `done` and `left` count units. `units_per_second`, `rates` and `eta_seconds` are those of one
+    worker, from the seconds that the receipts name. `run_units_per_second`, `run_rates` and
+    `run_eta_seconds` are those of all workers together, from when recent receipts were written;
+    None or empty when none was.
+    """
+
+    stage: str
+    done: int
+    left: int
+    records: int
+    kept: int
+    rejected: int
+    quarantined: int
+    seconds: float
+    units_per_second: float
+    rates: dict[str, float]
+    eta_seconds: float | None
+    run_units_per_second: float | None
+    run_rates: dict[str, float]
+    run_eta_seconds: float | None
+    newest_seconds_ago: float | None
 
 
 class StatusReader:
@@ -54,13 +78,8 @@ class StatusReader:
             self._plan, self._plan_stamp = load_plan(self._ledger.storage), stamp
         return self._plan
 
-    def read(self) -> list[dict[str, Any]]:
-        """Return one dictionary per stage, in the layout of `koe status --json`.
-
-        `units_per_second` and `eta_seconds` are those of one worker, from the seconds that the
-        receipts name. `run_rates`, `run_units_per_second` and `run_eta_seconds` are those of all
-        workers together, from when recent receipts were written; None when none was.
-        """
+    def read(self) -> list[StageStatus]:
+        """Read how far each stage is, in the order of the data."""
         plan = self.plan()
         chains = {modality: stage_chain(modality) for modality in (SPEECH, TEXT)}
         stages = [stage for stage in stage_names() if any(stage in c for c in chains.values())]
@@ -81,7 +100,7 @@ class StatusReader:
         rows = [self._row(stage, done[stage], numbers[stage]) for stage in stages]
         return [*rows, self._shards_row()]
 
-    def _shards_row(self) -> dict[str, Any]:
+    def _shards_row(self) -> StageStatus:
         stamps = self._ledger.storage.stamps(INTERLEAVE, ".json")
         names = [name[:-5] for name in stamps]
         done = self._receipts(INTERLEAVE, names, stamps)
@@ -90,7 +109,7 @@ class StatusReader:
             return self._row(INTERLEAVE, (), 1)
         current = [r for r in done.values() if r.input_sha256 == order.output_sha256]
         row = self._row(INTERLEAVE, current, order.shards)
-        return {**row, "done": row["done"] + 1}
+        return replace(row, done=row.done + 1)
 
     def _receipts(
         self,
@@ -116,93 +135,68 @@ class StatusReader:
         if receipt is None:
             return None
         return _Done(
-            stamp,
             receipt.input_sha256,
             receipt.output.sha256,
             receipt.records_in,
             receipt.kept,
             sum(receipt.rejected.values()),
             sum(receipt.quarantined.values()),
-            receipt.seconds,
-            tuple(receipt.measures.get(name, 0.0) for name in rates_of(stage)),
             int(receipt.measures.get("shards", 0)),
+            UnitWork(stamp[1], receipt.seconds, rate_measures(stage, receipt.measures)),
         )
 
-    def _row(self, stage: str, receipts: Iterable[_Done], num_units: int) -> dict[str, Any]:
-        done = list(receipts)
-        seconds = sum(receipt.seconds for receipt in done)
+    def _row(self, stage: str, done: Collection[_Done], num_units: int) -> StageStatus:
+        now = self._clock()
+        seconds = sum(receipt.work.seconds for receipt in done)
         left = max(0, num_units - len(done))
         rate = len(done) / seconds if seconds else 0.0
-        measured = [sum(r.measures[k] for r in done) for k in range(len(rates_of(stage)))]
-        run = _run_rates(done, self._clock())
-        return {
-            "stage": stage,
-            "done": len(done),
-            "left": left,
-            "records": sum(receipt.records for receipt in done),
-            "kept": sum(receipt.kept for receipt in done),
-            "rejected": sum(receipt.rejected for receipt in done),
-            "quarantined": sum(receipt.quarantined for receipt in done),
-            "seconds": seconds,
-            "units_per_second": rate,
-            "rates": _named(stage, [value / seconds for value in measured] if seconds else []),
-            "eta_seconds": left / rate if rate else None,
-            "run_units_per_second": run[0] if run else None,
-            "run_rates": _named(stage, run[1:]),
-            "run_eta_seconds": left / run[0] if run else None,
-            "newest_seconds_ago": max(0.0, self._clock() - max(r.stamp[1] for r in done))
-            if done
-            else None,
-        }
+        measured = [sum(r.work.measures[k] for r in done) for k in range(len(rates_of(stage)))]
+        run_rates = recent_rates(stage, (receipt.work for receipt in done), now)
+        run_units = run_rates.pop("units", None)
+        return StageStatus(
+            stage=stage,
+            done=len(done),
+            left=left,
+            records=sum(receipt.records for receipt in done),
+            kept=sum(receipt.kept for receipt in done),
+            rejected=sum(receipt.rejected for receipt in done),
+            quarantined=sum(receipt.quarantined for receipt in done),
+            seconds=seconds,
+            units_per_second=rate,
+            rates=dict(zip(rates_of(stage), (value / seconds for value in measured), strict=True))
+            if seconds
+            else {},
+            eta_seconds=left / rate if rate else None,
+            run_units_per_second=run_units,
+            run_rates=run_rates,
+            run_eta_seconds=left / run_units if run_units else None,
+            newest_seconds_ago=max(0.0, now - max(r.work.ended for r in done)) if done else None,
+        )
 
 
-def _run_rates(done: list[_Done], now: float) -> list[float]:
-    """Return units and measures per second of all workers together; empty if none worked lately.
-
-    A unit counts with the share of its time that lies in the window.
-    """
-    if not done:
-        return []
-    newest = max(receipt.stamp[1] for receipt in done)
-    mean = sum(receipt.seconds for receipt in done) / len(done)
-    window = max(_RECENT_SECONDS, _RECENT_UNITS * mean)
-    recent = [receipt for receipt in done if receipt.stamp[1] > now - window]
-    if not recent:
-        return []
-    began = max(now - window, min(r.stamp[1] - r.seconds for r in recent))
-    elapsed = max(now, newest) - began
-    if elapsed <= 0:
-        return []
-    shares = [min(1.0, (r.stamp[1] - began) / r.seconds) if r.seconds else 1.0 for r in recent]
-    sums = [sum(shares)]
-    for k in range(len(recent[0].measures)):
-        sums.append(sum(s * r.measures[k] for s, r in zip(shares, recent, strict=True)))
-    return [value / elapsed for value in sums]
+def status_json(rows: list[StageStatus]) -> list[dict[str, Any]]:
+    """Return what `koe status --json` prints."""
+    return [asdict(row) for row in rows]
 
 
-def _named(stage: str, values: list[float]) -> dict[str, float]:
-    return dict(zip(rates_of(stage), values, strict=True)) if values else {}
-
-
-def finished(rows: list[dict[str, Any]]) -> bool:
+def finished(rows: list[StageStatus]) -> bool:
     """Say whether every stage up to the shards is done."""
-    return not any(row["left"] for row in rows)
+    return not any(row.left for row in rows)
 
 
-def status_rows(rows: list[dict[str, Any]]) -> tuple[list[StageRow], str]:
-    """Return the rows of the table, and what their rates are.
+def status_rows(rows: list[StageStatus]) -> tuple[list[StageRow], str]:
+    """Return the rows of the table, and a note that says what their rates are.
 
     While receipts are written the rates are the whole run's; otherwise those of one worker.
     """
-    ages = [row["newest_seconds_ago"] for row in rows if row["newest_seconds_ago"] is not None]
-    running = any(row["run_units_per_second"] for row in rows if row["left"])
-    kind = "run_" if running else ""
+    ages = [row.newest_seconds_ago for row in rows if row.newest_seconds_ago is not None]
+    running = any(row.run_units_per_second for row in rows if row.left)
     found = [
         StageRow(
-            row["stage"], row["done"], row["done"] + row["left"], row["records"], row["kept"],
-            row["rejected"], row["quarantined"],
-            row["run_rates"] if running and row["left"] else row["rates"] if not running else {},
-            row[f"{kind}eta_seconds"],
+            row.stage, row.done, row.done + row.left, row.records, row.kept, row.rejected,
+            row.quarantined,
+            (row.run_rates if row.left else {}) if running else row.rates,
+            row.run_eta_seconds if running else row.eta_seconds,
         )
         for row in rows
     ]  # fmt: skip
@@ -213,24 +207,24 @@ def status_rows(rows: list[dict[str, Any]]) -> tuple[list[StageRow], str]:
         return flowing(found), f"rates and ETA of all workers, over their last units; {newest}"
     if finished(rows):
         return found, f"all is done; {newest}"
-    lately = "no rate yet" if min(ages) < _RECENT_SECONDS else "nothing was done lately"
+    lately = "no rate yet" if min(ages) < RECENT_SECONDS else "nothing was done lately"
     return found, f"rates and ETA of one worker, {lately}; {newest}"
 
 
-def status_table(rows: list[dict[str, Any]]) -> RenderableType:
+def status_table(rows: list[StageStatus]) -> RenderableType:
     """Render `koe status`."""
     found, note = status_rows(rows)
     return StageTable(found, [note])
 
 
 def follow(reader: StatusReader, console: Console, seconds: float) -> None:
-    """Show the table anew every so many seconds, until every stage is done."""
+    """Show the table again every `seconds` seconds, until every stage is done."""
     rows = reader.read()
     with Live(console=console, auto_refresh=False) as live:
         while True:
             if console.is_terminal:
                 live.update(status_table(rows), refresh=True)
-            else:  # a live table would come out once, at the end
+            else:  # a live table would be printed only once, at the end
                 console.print(status_table(rows))
             if finished(rows):
                 return

@@ -6,10 +6,9 @@ shards in flight. `index.json` is written when the last shard is complete, and l
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
@@ -22,28 +21,22 @@ from koe.dataflow import CARD, INDEX, INTERLEAVE, ORDER_UNIT, SHARDS, last_stage
 from koe.errors import StageError
 from koe.fingerprint import sha256_json
 from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SCHEMA_VERSION, split_location
-from koe.stage import Outcome, Resources
-from pipeline.execution.runner import UnitFunction, UnitOutput, UnitResult, do_unit, guarded
+from koe.stage import Outcome
+from pipeline.execution.runner import UnitOutput, UnitTask, Work
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import encoded_seconds
-from stages.interleave import (
-    Order,
-    OrderStage,
-    gather_rows,
-    plan_order,
-    unit_samples,
-)
+from stages.interleave import Order, OrderStage, gather_rows, plan_order, unit_samples
 
 _OPEN_UNITS = 256  # sample tables that a worker keeps mapped
 
 
 @dataclass(frozen=True)
-class OrderWork:
+class OrderWork(Work[OrderStage]):
     """Decides which sample goes where; its one unit is the order.
 
-    Work of a worker, not of the process that runs the engine: that one's memory must not grow with
-    the number of samples.
+    A worker does it, and not the process that runs the engine: the memory of that process must not
+    grow with the number of samples.
     """
 
     stage: OrderStage
@@ -54,31 +47,16 @@ class OrderWork:
 
     @property
     def name(self) -> str:
-        return ORDER_UNIT
+        return ORDER_UNIT  # shown apart from the shards: samples are not the shards' documents
 
-    @property
-    def resources(self) -> Resources:
-        return self.stage.resources
+    def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
+        def task(_: str) -> UnitTask:
+            outputs = [_tokenized(ledger, unit).output for unit in self.units]
+            pairs = zip(self.units, outputs, strict=True)
+            input_sha256 = sha256_json([[unit, output.sha256] for unit, output in pairs])
+            return input_sha256, lambda: self._make(ledger, [output.path for output in outputs])
 
-    def open(self) -> UnitFunction:
-        ledger = Ledger(Storage(self.root))
-        return lambda unit: guarded(ORDER_UNIT, unit, lambda: self._run(ledger))
-
-    def _run(self, ledger: Ledger) -> UnitResult:
-        outputs = [_tokenized(ledger, unit).output for unit in self.units]
-        input_sha256 = sha256_json(
-            [[unit, output.sha256] for unit, output in zip(self.units, outputs, strict=True)]
-        )
-        result = do_unit(
-            self.stage,
-            ledger,
-            ORDER_UNIT,
-            input_sha256,
-            lambda: self._make(ledger, [output.path for output in outputs]),
-            self.force,
-        )
-        # Shown apart from the shards: the order's samples are not the shards' documents.
-        return dataclasses.replace(result, stage=ORDER_UNIT)
+        return task
 
     def _make(self, ledger: Ledger, paths: Sequence[str]) -> UnitOutput:
         order = plan_order(
@@ -138,7 +116,7 @@ def _tokenized(ledger: Ledger, unit: str) -> Receipt:
 
 
 @dataclass(frozen=True)
-class ShardWork:
+class ShardWork(Work[OrderStage]):
     """Makes shards from their slices of the order; a unit is a shard's name."""
 
     stage: OrderStage
@@ -147,17 +125,7 @@ class ShardWork:
     units: tuple[str, ...]  # names, by the index that the order uses
     force: bool = False
 
-    @property
-    def name(self) -> str:
-        return INTERLEAVE
-
-    @property
-    def resources(self) -> Resources:
-        return self.stage.resources
-
-    def open(self) -> UnitFunction:
-        ledger = Ledger(Storage(self.root))
-
+    def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
         @lru_cache(maxsize=1)
         def order() -> tuple[pa.Table, dict[str, tuple[int, int]]]:
             return ledger.read(self.order), shard_places(ledger.storage, self.order)
@@ -180,11 +148,7 @@ class ShardWork:
                 measures=_row_measures(rows),
             )
 
-        def run(shard: str) -> UnitResult:
-            input_sha256 = self.order.output.sha256
-            return do_unit(self.stage, ledger, shard, input_sha256, lambda: make(shard), self.force)
-
-        return lambda shard: guarded(self.name, shard, lambda: run(shard))
+        return lambda shard: (self.order.output.sha256, lambda: make(shard))
 
 
 def shard_places(storage: Storage, order: Receipt) -> dict[str, tuple[int, int]]:

@@ -86,7 +86,7 @@ def test_ctrl_c_and_resume_same_bytes(corpus, whole, tmp_path, engine, presses):
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "press Ctrl-C again to stop now" in errors
-    assert "Go on with: koe run --to interleave -c" in errors
+    assert "Finished work is kept; resume with: koe run --to interleave -c" in errors
     assert "failed" not in errors
     if presses == 1:
         assert_whole(run_dir)

@@ -76,11 +76,11 @@ def run_to(folder, last: str):
 def test_stage_of_clips(tmp_path, monkeypatch):
     declare(monkeypatch, "ingest", (SPEECH,), CLIP)
     plan, ledger = run_to(tmp_path, "sieve")
-    rows = {row["stage"]: row for row in StatusReader(ledger).read()}
+    rows = {row.stage: row for row in StatusReader(ledger).read()}
     assert list(rows) == ["ingest", "sieve", "score", "encode", "tokenize", "interleave"]
     num_units = len(plan.units_of(SPEECH))
-    assert (rows["sieve"]["done"], rows["sieve"]["left"]) == (num_units, 0)
-    assert rows["sieve"]["rates"].keys() == {"seconds"}
+    assert (rows["sieve"].done, rows["sieve"].left) == (num_units, 0)
+    assert rows["sieve"].rates.keys() == {"seconds"}
     clips = run_stats(plan, ledger).clips
     assert clips.adds_up
     assert clips.rejected == {"first": num_units}

@@ -66,21 +66,24 @@ def test_counts_and_the_rates_of_one_worker_and_of_all(ledger):
     for k in range(4):  # two workers, the last two units 30 s ago
         commit_scored(ledger, f"u{k}", ago=30 + 20 * (k // 2))
     row = reader(ledger).read()[1]
-    counts = {name: row[name] for name in ("stage", "done", "left", "records", "kept", "rejected")}
+    counts = {
+        name: getattr(row, name)
+        for name in ("stage", "done", "left", "records", "kept", "rejected")
+    }
     assert counts == {
         "stage": "score", "done": 4, "left": 6, "records": 40, "kept": 36, "rejected": 4,
     }  # fmt: skip
-    assert row["units_per_second"] == 4 / 80
-    assert row["rates"] == {"windows": 4 * 27 / 80, "seconds": 4 * 18 / 80}
-    assert row["run_units_per_second"] == pytest.approx(4 / 70)  # 40 s of two workers, 30 s idle
-    assert row["run_eta_seconds"] == pytest.approx(6 * 70 / 4)
-    assert row["run_rates"]["windows"] == pytest.approx(4 * 27 / 70)
+    assert row.units_per_second == 4 / 80
+    assert row.rates == {"windows": 4 * 27 / 80, "seconds": 4 * 18 / 80}
+    assert row.run_units_per_second == pytest.approx(4 / 70)  # 40 s of two workers, 30 s idle
+    assert row.run_eta_seconds == pytest.approx(6 * 70 / 4)
+    assert row.run_rates["windows"] == pytest.approx(4 * 27 / 70)
 
 
 def test_a_pause_before_the_recent_units_is_not_in_the_rates(ledger):
     commit_scored(ledger, "u0", ago=50_000)
     commit_scored(ledger, "u1", ago=0)
-    assert reader(ledger).read()[1]["run_units_per_second"] == pytest.approx(1 / 20)
+    assert reader(ledger).read()[1].run_units_per_second == pytest.approx(1 / 20)
 
 
 def test_only_changed_receipts_are_read_again(ledger, monkeypatch):
@@ -98,7 +101,7 @@ def test_only_changed_receipts_are_read_again(ledger, monkeypatch):
     assert len(read) == 3
     commit(ledger, "ingest", "u1", ago=10)
     commit(ledger, "ingest", "u3", ago=10)
-    assert followed.read()[0]["done"] == 4
+    assert followed.read()[0].done == 4
     assert sorted(read[3:]) == [("ingest", "u1"), ("ingest", "u3")]
 
 
@@ -106,12 +109,12 @@ def test_a_unit_whose_input_was_replaced_is_not_done(ledger):
     before = commit(ledger, "ingest", "u0", ago=30)
     commit(ledger, "score", "u0", ago=20, before=before)
     followed = reader(ledger)
-    assert [row["done"] for row in followed.read()[:2]] == [1, 1]
+    assert [row.done for row in followed.read()[:2]] == [1, 1]
     commit(ledger, "encode", "u0", ago=20, before=ledger.receipt("score", "u0").output_sha256)
-    assert [row["done"] for row in followed.read()[:3]] == [1, 1, 1]
+    assert [row.done for row in followed.read()[:3]] == [1, 1, 1]
     commit(ledger, "ingest", "u0", ago=10, mark="new")
     # what was made from a stale output is no more done than the stale output itself
-    assert [row["done"] for row in followed.read()[:3]] == [1, 0, 0]
+    assert [row.done for row in followed.read()[:3]] == [1, 0, 0]
 
 
 def test_a_run_on_an_object_store_is_read_the_same_way():
@@ -122,8 +125,8 @@ def test_a_run_on_an_object_store_is_read_the_same_way():
     ledger.commit(stage, "u0", "", Outcome(none, none, none), records_in=0, seconds=1.0)
     assert ledger.storage.stamps("ingest", ".json").keys() == {"u0.json"}
     row = StatusReader(ledger).read()[0]
-    assert (row["done"], row["left"]) == (1, NUM_UNITS - 1)
-    assert row["newest_seconds_ago"] < 60
+    assert (row.done, row.left) == (1, NUM_UNITS - 1)
+    assert row.newest_seconds_ago < 60
 
 
 def test_rates_are_named_for_what_they_are(ledger):
