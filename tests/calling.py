@@ -11,6 +11,7 @@ import click
 import typer
 
 from pipeline import cli
+from pipeline.cli.app import app
 
 
 def koe(*arguments: str) -> tuple[int, str, str]:
@@ -31,7 +32,7 @@ def koe(*arguments: str) -> tuple[int, str, str]:
 
 def parse_koe(*arguments: str) -> None:
     """Parse arguments of `koe` and run nothing. Raises: what click raises for wrong use."""
-    parse_click(typer.main.get_command(cli.app), "koe", *arguments)
+    parse_click(typer.main.get_command(app), "koe", *arguments)
 
 
 def parse_click(group: click.Command, name: str, *arguments: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from fsspec.config import set_conf_env
 
-from pipeline import cli
+from pipeline.cli.app import app
 from tests.calling import koe, parse_click, parse_koe
 from tests.corpus import write_corpus
 from tests.docs.blocks import ROOT, commands
@@ -201,7 +201,7 @@ def test_help_fits_a_screen(monkeypatch):
     assert code == 0
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
-    for command in cli.app.registered_commands:
+    for command in app.registered_commands:
         assert command.callback is not None
         name = command.name or command.callback.__name__
         assert re.search(rf"^\W*{name}\b.*[.a-z]", out, re.MULTILINE)

@@ -53,3 +53,27 @@ def test_a_run_that_is_not_whole_does_not_pass_unless_it_may(tmp_path_factory, t
     assert "proved every sample is placed once and completely" in out
     assert err.rstrip().endswith("missing: shards/index.json, shards/README.md")
     assert koe("verify", "--partial", "-c", str(path))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("handler", "code", "out", "err"),
+    [("default_int_handler", 130, "", "koe: interrupted.\n"), ("SIG_IGN", 0, "koe ", "")],
+)
+def test_ctrl_c_while_koe_is_being_imported(handler, code, out, err):
+    script = f"""
+import signal, sys
+
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pipeline.cli.run":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.{handler})
+sys.meta_path.insert(0, Press())
+sys.argv = ["koe", "--version"]
+from pipeline.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, err)
+    assert done.stdout.startswith(out)

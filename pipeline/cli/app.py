@@ -1,0 +1,106 @@
+"""The commands as one program, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from koe.errors import ConfigError, KoeError
+from koe.printable import escape_control_characters
+from pipeline.cli import init, look, model, run
+from pipeline.cli.common import err
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; typer ends an interrupted one without a message."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print("koe: interrupted.", style="yellow", markup=False)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="koe",
+    cls=_Commands,
+    help="Turn speech clips and instruction samples into shards and a trained model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # without boxes `koe --help` fits 24 lines
+)
+for _command in (  # in the order of `koe --help`
+    init.init,
+    run.demo,
+    run.run,
+    run.plan,
+    run.status,
+    look.stats,
+    look.inspect,
+    look.verify,
+    model.score,
+    model.encode,
+    model.train,
+    model.export,
+):
+    app.command()(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"koe {version('koe-pretrain')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version of koe."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+# What writing to stdout fails with; an error of a file carries the file's name.
+_OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIPE)
+
+
+def run_app() -> None:
+    """Run the command that the arguments name, and turn typed errors into one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal's encoding has every letter
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            app()  # exits with 2 on wrong use and 130 on Ctrl-C by itself
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, because a failure while Python ends is never reported
+    except ConfigError as error:
+        _print_error(str(error))
+        sys.exit(2)
+    except KoeError as error:
+        _print_error(str(error))
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_FAULTS:
+            raise
+        if error.errno != errno.EPIPE:  # a reader that has seen enough, as `head`
+            _print_error(f"the output cannot be written: {error.strerror}.")
+        # otherwise Python tries to write the rest once more as it ends, and fails again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+
+
+def _print_error(what: str) -> None:
+    err.print(f"koe: {escape_control_characters(what)}", style="red", markup=False, soft_wrap=True)
