@@ -10,11 +10,15 @@ demo: $(STAMP)
 	$(BIN)/koe demo build/demo
 	$(BIN)/koe run -c build/demo/pipeline.yaml
 
-test: $(STAMP)  # two processes of one thread each: more would wait for each other on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes of one thread each: more would wait for each other on two cores. Without reordering, or
+# the files with the fewest tests, which take longest, would come last: see tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(STAMP)
+	$(PYTEST)
 
 test-fast: $(STAMP)  # the inner loop: what takes under two seconds a test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations 10 --durations-min 2
+	$(PYTEST) -m "not slow" --durations 10 --durations-min 2
 
 lint: $(STAMP) site
 	$(BIN)/ruff check .

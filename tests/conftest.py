@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent
+# The files that take longest, longest first: they start Ray, runs that are killed, many ranks.
+LONGEST = [
+    "laws/test_interrupt.py",
+    "laws/test_resume.py",
+    "training/test_launch.py",
+    "laws/test_pipeline.py",
+    "docs/test_commands.py",
+    "laws/test_world_size.py",
+    "laws/test_engine.py",
+]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that hold the most slow tests, so that no process is left with one."""
+    """Begin with the longest files, then with the most slow tests, so that none is left to the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    longest = {ROOT / name: len(LONGEST) - place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (-longest.get(item.path, 0), -slow[item.path]))

@@ -1,5 +1,5 @@
 """Law: the number of ranks changes neither the rows of a step, nor its loss and gradients, nor
-what the guard makes of it. 64 sequences a step: 8 ranks x 2 rows x 4 micro-batches."""
+what the guard makes of it. 64 sequences a step: 8 ranks x 4 rows x 2 micro-batches."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from training.step import accumulate_gradients
 __all__ = ["one_thread"]  # applies to every test here
 
 SEQUENCES = 64
+ROWS = 4  # of a micro-batch
 STEPS = 3
 
 
 def config_for(world: int, **changes) -> TrainConfig:
     settings = {
         "workers": world,
-        "micro_batch_rows": 2,
-        "accumulation_steps": SEQUENCES // 2 // world,
+        "micro_batch_rows": ROWS,
+        "accumulation_steps": SEQUENCES // ROWS // world,
         "max_steps": STEPS,
         "checkpoint_every_steps": STEPS,
         "learning_rate": 1e-3,

@@ -13,13 +13,15 @@ import torch.multiprocessing as mp
 
 from training.model.distributed import from_process_group
 
+_LATER = ["pandas"]  # what every rank would import by itself: pyarrow does so as it reads rows
+
 
 def run_ranks(function: Callable[..., None], world: int, *args: Any) -> None:
     """Call `function(ranks, *args)` in `world` processes joined by gloo; raise what they raise.
 
     Forked from a server that has imported the trainer once: eight imports cost more than the test.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["training.loop"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["training.loop", *_LATER])
     mp.start_processes(
         _enter, (world, _free_port(), function, args), nprocs=world, start_method="forkserver"
     )
