@@ -203,8 +203,7 @@ def part_order(root: Path, num_clips: int) -> None:
 def full_order(root: Path) -> None:
     """Make and write the order of the full run from samples that are never stored."""
     from koe.schema import ORDER
-    from stages.interleave import plan_order
-    from stages.packing.order import unit_samples
+    from stages.packing.order import plan_order, unit_samples
     from stages.settings import InterleaveSettings
 
     units = [unit for source in sources(FULL_CLIPS) for unit in source.units()]

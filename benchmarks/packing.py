@@ -38,7 +38,7 @@ from pipeline.execution.runner import DONE
 from pipeline.jobs.interleave import ShardWork, shard_places
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
-from stages.interleave import UnitSamples, plan_order
+from stages.packing.order import UnitSamples, plan_order
 from stages.packing.pack import pack, row_sums
 from stages.settings import InterleaveSettings
 

@@ -14,7 +14,7 @@ TEMPORARY = ".tmp"
 
 
 class Hashed:
-    """A file to write to that counts and hashes what passes."""
+    """A file to write to, which counts and hashes what passes through it."""
 
     closed = False
 

@@ -1,6 +1,6 @@
-"""The one table of stages: their order, what each makes and is counted in, and the run's files.
+"""The one table of stages: their order, what each makes and is measured in, and the run's files.
 
-Everything that has to know which stages there are asks here, so a new stage is one more entry.
+Whatever needs to know which stages exist asks here, so a new stage is one more entry.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from koe.schema import CLIP, ENCODED, ROW, SAMPLE, SCORED, SPEECH, TEXT
 
 @dataclass(frozen=True)
 class StageEntry:
-    """What everybody may know of a stage without importing it.
+    """What any module may know about a stage without importing it.
 
     `chains`: the modalities whose units pass through it; none for a stage of the run as a whole.
     `output`: the schema of its tables; None where it makes no tables. `rates`: the measures of its
-    receipts that progress and status show per second. Stages that only pass a quantity on (encode
-    knows its clips' windows) have no rate of it. `work`: the measure that its cost is proportional
-    to, by which `koe plan` scales a sample; empty where none tells (ingest reads headers).
+    receipts that progress and status show per second. A stage that only passes a quantity on (encode
+    knows its clips' windows) has no rate for it. `work`: the measure that its cost is proportional
+    to, by which `koe plan` scales a sample; empty where there is none (ingest reads headers).
     """
 
     name: str
@@ -52,7 +52,9 @@ SHARDS = "shards"
 INDEX = f"{SHARDS}/index.json"
 CARD = f"{SHARDS}/README.md"
 
-ORDER_UNIT = "order"  # of the interleave stage: where each sample goes; its other units are shards
+ORDER_UNIT = (
+    "order"  # unit of interleave that says where each sample goes; its other units are shards
+)
 
 
 def stage_names() -> tuple[str, ...]:
@@ -73,7 +75,7 @@ def output_schema(stage: str) -> pa.Schema:
     schema = next((entry.output for entry in TABLE if entry.name == stage), None)
     if schema is None:
         raise ContractError(
-            f"there is no output schema for stage {stage}",
+            f"stage {stage} has no output schema",
             "koe/dataflow.py does not declare one",
             "Add the stage to its table.",
         )
@@ -81,20 +83,20 @@ def output_schema(stage: str) -> pa.Schema:
 
 
 def rates_of(stage: str) -> tuple[str, ...]:
-    """List the measures of a stage that are shown per second; none of what is not declared."""
+    """List the measures of a stage that are shown per second; none for a stage that is not declared."""
     return next((entry.rates for entry in TABLE if entry.name == stage), ())
 
 
 def work_measure(stage: str) -> str:
-    """Name the measure that the cost of a stage is proportional to; empty where none tells."""
+    """Name the measure that the cost of a stage is proportional to; empty where there is none."""
     return next((entry.work for entry in TABLE if entry.name == stage), "")
 
 
 def stage_making(column: str) -> str:
     """Name the first stage of a chain whose tables have this column.
 
-    It is the one that fills it, but for `codes`, which the score stage mostly leaves empty: the
-    stage that makes codes is that of `frames`.
+    That stage fills the column. Only `codes` differs, which the score stage mostly leaves empty:
+    the stage that makes codes is the one that makes `frames`.
     """
     return _with(column)[0]
 
@@ -113,17 +115,17 @@ def _with(column: str) -> list[str]:
 
 
 def receipt_path(stage: str, unit: str) -> str:
-    """Name the receipt of a unit."""
+    """Return where the receipt of a unit lies."""
     return f"{stage}/{unit}.json"
 
 
 def output_path(stage: str, unit: str) -> str:
-    """Name the table of what a stage kept of a unit; a shard lies apart from the others."""
+    """Return where the table of what a stage kept of a unit lies; shards have a folder of their own."""
     if stage == INTERLEAVE and unit != ORDER_UNIT:
         return f"{SHARDS}/{unit}.arrow"
     return f"{stage}/{unit}.arrow"
 
 
 def excluded_path(stage: str, unit: str) -> str:
-    """Name the table of what a stage left out of a unit, with the reasons."""
+    """Return where the table of what a stage left out of a unit lies, with the reasons."""
     return f"{stage}/{unit}.excluded.arrow"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class KoeError(Exception):
@@ -13,16 +17,8 @@ class KoeError(Exception):
 
     def __init__(self, what: str, why: str = "", remedy: str = "") -> None:
         self.what, self.why, self.remedy = what, why, remedy
-        parts = [what]
-        if why:
-            parts.append(f"because {why}")
-        text = " ".join(parts)
-        super().__init__(f"{text}. {remedy}".rstrip() if remedy else text)
-
-    def __reduce__(
-        self,
-    ) -> tuple[Any, ...]:  # keeps the fields when the error crosses a process boundary
-        return type(self), (self.what, self.why, self.remedy)
+        text = f"{what} because {why}" if why else what
+        super().__init__(f"{text}. {remedy}" if remedy else text)
 
 
 class ConfigError(KoeError):
@@ -52,20 +48,6 @@ class StageError(KoeError):
         super().__init__(what, why, remedy)
         self.stage, self.unit, self.clip_id = stage, unit, clip_id
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_stage_error, (
-            self.what,
-            self.why,
-            self.remedy,
-            self.stage,
-            self.unit,
-            self.clip_id,
-        )
-
-
-def _rebuild_stage_error(what, why, remedy, stage, unit, clip_id) -> StageError:
-    return StageError(what, why, remedy, stage=stage, unit=unit, clip_id=clip_id)
-
 
 class StorageError(KoeError):
     """The run directory cannot be written or read (disk full, permission, lost mount).
@@ -82,8 +64,16 @@ class BadRecord(Exception):
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.reason, self.detail)
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | BadRecord:
+    """Return the function's result, or the BadRecord that it raises."""
+    try:
+        return function(*args, **kwargs)
+    except BadRecord as bad:
+        return bad

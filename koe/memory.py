@@ -22,7 +22,7 @@ def keep_memory() -> None:
     """Let the process keep the memory of one clip's activations for the next.
 
     glibc returns every activation (tens of megabytes) to the kernel and faults it in again: with
-    clips of 2 to 9 s on one Zen 3 core, 4.2 M page faults and 2.3 audio-seconds a second against
+    clips of 2 to 9 s on one Zen 3 core, 4.2 M page faults and 2.3 audio-seconds per second against
     0.3 M and 3.9. oneDNN caches its kernels by clip length and keeps 2 GB of buffers with them
     that no other length can use; without that cache nothing is slower.
     """

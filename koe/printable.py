@@ -1,4 +1,4 @@
-"""Words of corpora and of the user as a terminal may show them."""
+"""Text from corpora and from the user, made safe to show in a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SYMBOLS = {
 
 
 def escape_control_characters(text: str) -> str:
-    """Put a symbol for every control character and every mark of direction.
+    """Replace every control character and every mark of direction by a symbol.
 
     What a corpus holds must neither command the terminal nor turn the words around it. Newlines
     and tabs stay.
@@ -26,7 +26,7 @@ def escape_control_characters(text: str) -> str:
 
 
 def shorten_list(names: Iterable[str], wanted: str = "") -> str:
-    """List names, of many the five that are most like `wanted`, and say how many more there are."""
+    """List names; of more than five, those most like `wanted` and how many others there are."""
     known = list(names)
     if not known:
         return "none"

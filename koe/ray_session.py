@@ -21,8 +21,8 @@ def ray_session(
 ) -> Iterator[None]:
     """Join the Ray at `address`, or start a local one of `num_cpus`, until the block ends.
 
-    A Ray that this process is connected to already is used as it is. `local_environment` is set
-    where a Ray is started, unless the user set the variable; a cluster does as it was told.
+    If this process is already connected to Ray, that session is used as it is. `local_environment`
+    is set for a local Ray, except for variables that the user set; a cluster keeps its own.
     `options` are those of `ray.init`.
     Raises: ConfigError when no Ray can be reached or started.
     """
@@ -44,7 +44,7 @@ def ray_session(
                 ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"no Ray could be reached at {address or 'this machine'}",
+                f"Ray could not be {'reached at ' + address if address else 'started'}",
                 str(error).splitlines()[0],
                 "Check ray.address, or leave it null to start a local Ray.",
             ) from error
@@ -57,7 +57,7 @@ def ray_session(
 
 @contextmanager
 def without_greeting() -> Iterator[None]:
-    """Leave out of stderr the line by which Ray's core says that it found its log level."""
+    """Keep the line in which Ray's core reports where its log level comes from out of stderr."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as caught:
         stderr = os.dup(2)  # the core writes there, not to sys.stderr

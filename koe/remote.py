@@ -8,7 +8,7 @@ from fsspec.core import url_to_fs
 
 from koe.errors import ConfigError
 
-_PACKAGES = {"smbclient": "smbprotocol"}  # where a module's package bears another name
+_PACKAGES = {"smbclient": "smbprotocol"}  # where a module's package has another name
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
@@ -30,5 +30,5 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
         raise ConfigError(
             f"{url} cannot be opened",
             str(error),
-            "Name a local path, or a URL of a protocol that fsspec knows, as s3://bucket/folder.",
+            "Name a local path, or a URL of a protocol that fsspec knows, such as s3://bucket/folder.",
         ) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -29,7 +30,7 @@ def with_present_names(data: Any, renamed: Mapping[str, str], where: str) -> Any
     """
     if not any(_holders(data, path) for path in renamed):
         return data
-    data = _copied(data)
+    data = deepcopy(data)
     for path, name in renamed.items():
         former, present = path.rpartition(".")[2], _present(path, name)
         for holder in _holders(data, path):
@@ -73,12 +74,6 @@ def _mappings(places: list[Any]) -> Iterator[dict[str, Any]]:
             yield place
         elif isinstance(place, list):
             yield from _mappings(place)
-
-
-def _copied(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _copied(value) for key, value in data.items()}
-    return [_copied(value) for value in data] if isinstance(data, list) else data
 
 
 @cache

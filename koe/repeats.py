@@ -1,4 +1,4 @@
-"""Values that repeat in a long array of hashes, found without a sorted index of all of it."""
+"""Finds the values that repeat in a long array of hashes, without a sorted index of all of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CHUNK = 1 << 20
 def repeated(hashes: np.ndarray) -> np.ndarray:
     """List the places whose value occurs more than once, int64, ascending.
 
-    `hashes`: int64 [n]. Needs 8 bytes a value beside them: a stable argsort would need 24.
+    `hashes`: int64 [n]. Needs 8 bytes per value beside them; a stable argsort would need 24.
     """
     ordered = np.sort(hashes)
     values = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])

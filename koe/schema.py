@@ -52,7 +52,7 @@ class Unit:
 
     @property
     def num_records(self) -> int:
-        """The records to account for: those of the slice, and the fault."""
+        """Return how many records to account for: those of the slice, and the fault."""
         return self.records + (self.fault is not None)
 
     def to_row(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ _SCORES = [
     pa.field("ovrl_error", pa.float64(), nullable=False),  # at most this far from FP32
     pa.field("scorer", pa.string(), nullable=False),
 ]
-_CODES = pa.field("codes", pa.list_(pa.uint16()))  # 7 a frame in Orpheus slot order, no offset
+_CODES = pa.field("codes", pa.list_(pa.uint16()))  # 7 per frame in Orpheus slot order, no offset
 
 # `codes` is filled only where scoring had to encode anyway (score.signal: reconstruction).
 SCORED = pa.schema([*CLIP, *_SCORES, _CODES])
@@ -132,7 +132,7 @@ def sample_location(unit: str, row: int) -> str:
 def split_location(location: str) -> tuple[str, int]:
     """Invert `sample_location`.
 
-    Raises: ContractError for a text that names no unit and row.
+    Raises: ContractError for a text of another form.
     """
     unit, _, row = location.rpartition("#")
     if not unit or not row.isdecimal():

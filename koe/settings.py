@@ -1,4 +1,4 @@
-"""What every section of `pipeline.yaml` is made of: strict models, paths, the workers of a stage.
+"""What the sections of `pipeline.yaml` are built from: strict models, paths, a stage's workers.
 
 A section is declared beside the code that it configures: `stages/settings.py`,
 `stages/sources/settings.py`, `training/config.py`. `pipeline/config/models.py` only composes them.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from koe.errors import ContractError
+from koe.errors import BadRecord, ContractError
 from koe.schema import EXCLUDED, QUARANTINED, REJECTED, require_schema
 
 
@@ -72,25 +72,13 @@ class Exclusions:
     _rows: list[dict[str, str]] = field(default_factory=list)
 
     def reject(self, id: str, source: str, reason: str, detail: str, location: str = "") -> None:
-        self._add(REJECTED, id, source, reason, detail, location)
+        self._add(id, source, self.stage, REJECTED, reason, detail, location)
 
-    def quarantine(
-        self, id: str, source: str, reason: str, detail: str, location: str = ""
-    ) -> None:
-        self._add(QUARANTINED, id, source, reason, detail, location)
+    def quarantine(self, id: str, source: str, bad: BadRecord, location: str = "") -> None:
+        self._add(id, source, self.stage, QUARANTINED, bad.reason, bad.detail, location)
 
-    def _add(self, outcome, id, source, reason, detail, location) -> None:
-        self._rows.append(
-            {
-                "id": id,
-                "source": source,
-                "stage": self.stage,
-                "outcome": outcome,
-                "reason": reason,
-                "detail": detail,
-                "location": location,
-            }
-        )
+    def _add(self, *values: str) -> None:
+        self._rows.append(dict(zip(EXCLUDED.names, values, strict=True)))
 
     def outcome(self, kept: pa.Table) -> Outcome:
         """Return what became of a unit, `kept` and all that was left out."""
@@ -99,11 +87,6 @@ class Exclusions:
     def _table(self, outcome: str) -> pa.Table:
         rows = [row for row in self._rows if row["outcome"] == outcome]
         return pa.Table.from_pylist(rows, schema=EXCLUDED)
-
-
-def table_of(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Build a table of exactly `schema` from row dictionaries."""
-    return pa.Table.from_pylist(list(rows), schema=schema)
 
 
 def check_outcome(stage: Stage, num_input: int, outcome: Outcome) -> Outcome:

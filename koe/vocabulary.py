@@ -41,6 +41,11 @@ NAMES = {
     PAD: "pad",
 }
 
+# Marks of a sample: before the text, between the text and what the model answers, after speech.
+_OPENING = [START_OF_HUMAN, START_OF_TEXT]
+_TURN_TO_AI = [END_OF_TEXT, END_OF_HUMAN, START_OF_AI]
+_SPEECH_CLOSING = [END_OF_SPEECH, END_OF_AI]
+
 CODEC_HZ = 24_000
 FRAME_SAMPLES = 2048  # at CODEC_HZ: one frame of 7 tokens is 85.3 ms
 
@@ -120,7 +125,7 @@ def _frames(flat: np.ndarray) -> np.ndarray:
     flat = np.asarray(flat)
     if len(flat) % SLOTS:
         raise ContractError(
-            f"{len(flat)} audio tokens are not whole frames", f"a frame has {SLOTS} tokens"
+            f"{len(flat)} audio tokens do not form complete frames", f"a frame has {SLOTS} tokens"
         )
     return flat.reshape(-1, SLOTS)
 
@@ -130,19 +135,8 @@ def speech_ids(text_ids: Sequence[int], flat_codes: np.ndarray) -> np.ndarray:
 
     SOH BOS text EOT EOH SOA SOS codes EOS EOA.
     """
-    head = [
-        START_OF_HUMAN,
-        START_OF_TEXT,
-        *text_ids,
-        END_OF_TEXT,
-        END_OF_HUMAN,
-        START_OF_AI,
-        START_OF_SPEECH,
-    ]
-    tail = [END_OF_SPEECH, END_OF_AI]
-    return np.concatenate(
-        [np.array(head, np.int32), audio_ids(flat_codes), np.array(tail, np.int32)]
-    )
+    head = np.array([*_OPENING, *text_ids, *_TURN_TO_AI, START_OF_SPEECH], np.int32)
+    return np.concatenate([head, audio_ids(flat_codes), np.array(_SPEECH_CLOSING, np.int32)])
 
 
 def conversation_ids(turns: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np.ndarray:
@@ -151,34 +145,28 @@ def conversation_ids(turns: Sequence[tuple[Sequence[int], Sequence[int]]]) -> np
     BOS opens the first turn only, as it opens a document.
     """
     ids: list[int] = []
-    for index, (user, answer) in enumerate(turns):
-        ids += [
-            START_OF_HUMAN,
-            *([START_OF_TEXT] if index == 0 else []),
-            *user,
-            END_OF_TEXT,
-            END_OF_HUMAN,
-        ]
-        ids += [START_OF_AI, *answer, END_OF_TEXT, END_OF_AI]
+    for user, answer in turns:
+        opening = [START_OF_HUMAN] if ids else _OPENING
+        ids += [*opening, *user, *_TURN_TO_AI, *answer, END_OF_TEXT, END_OF_AI]
     return np.array(ids, np.int32)
 
 
 def split_speech_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Take a whole speech sample apart into (text_ids, flat codes).
+    """Take a complete speech sample apart into (text_ids, flat codes).
 
     Raises: ContractError naming the first place that breaks the layout.
     """
     ids = np.asarray(ids)
-    head, tail = [START_OF_HUMAN, START_OF_TEXT], [END_OF_SPEECH, END_OF_AI]
     starts = np.flatnonzero(ids == START_OF_SPEECH)
-    if list(ids[:2]) != head or list(ids[-2:]) != tail or len(starts) != 1:
+    ends = list(ids[:2]), list(ids[-2:])
+    if ends != (_OPENING, _SPEECH_CLOSING) or len(starts) != 1:
         raise ContractError(
             "a speech document does not follow the Orpheus layout",
             "it must open with start_of_human start_of_text, hold start_of_speech once and close "
             "with end_of_speech end_of_ai",
         )
     start = int(starts[0])
-    if list(ids[start - 3 : start]) != [END_OF_TEXT, END_OF_HUMAN, START_OF_AI]:
+    if list(ids[start - 3 : start]) != _TURN_TO_AI:
         raise ContractError(
             "a speech document does not follow the Orpheus layout",
             "end_of_text end_of_human start_of_ai must precede start_of_speech",

@@ -48,7 +48,7 @@ def load_clips(
     """Yield the audio of every row of a CLIP-like table in order.
 
     Gives float32 [samples], mono, at `audio_hz`, or the reason why a clip has none. One thread
-    reads ahead of its use, `num_threads` decode and resample (0.7 ms a second of audio, which a
+    reads ahead of its use, `num_threads` decode and resample (0.7 ms per second of audio, which a
     GPU outruns; the libraries release the interpreter's lock).
     """
     starts = clips["start_seconds"].to_pylist()
@@ -65,7 +65,7 @@ def load_clips(
 def in_threads(
     function: Callable[[S], T], items: Iterable[S], num_threads: int, depth: int = 2
 ) -> Iterator[T]:
-    """Yield `function` of each item in order, at most `depth` a thread computed ahead."""
+    """Yield `function` of each item in order, with at most `depth` per thread computed ahead."""
     pool = ThreadPoolExecutor(num_threads, "load")
     ahead: deque[Future[T]] = deque()
     try:
@@ -97,7 +97,7 @@ def _within_scale(audio: np.ndarray) -> np.ndarray:
 
 
 def load_file(path: str, audio_hz: int) -> tuple[np.ndarray, float]:
-    """Read a whole audio file: float32 [samples] at `audio_hz`, and its length in seconds.
+    """Read a complete audio file: float32 [samples] at `audio_hz`, and its length in seconds.
 
     Raises: BadRecord, also when the file cannot be read.
     """
@@ -110,13 +110,13 @@ def load_file(path: str, audio_hz: int) -> tuple[np.ndarray, float]:
 
 
 def location(clip: dict[str, Any]) -> str:
-    """Say where the bytes of a CLIP-like row lie: a file, or what of which file and at which byte or row."""
+    """Say where a clip's audio lies: its file, or the archive with the member and byte or row in it."""
     path, member, offset = (clip[f"audio_{key}"] for key in ("path", "member", "offset"))
     return f"{path}:{member}@{offset}" if member or offset else path
 
 
 def codes_column(codes: Sequence[np.ndarray | None]) -> pa.ListArray:
-    """Build the Arrow column of flat codes: uint16 [7 F] a row, or null."""
+    """Build the Arrow column of flat codes: uint16 [7 F] per row, or null."""
     present = [flat for flat in codes if flat is not None]
     lengths = [0 if flat is None else len(flat) for flat in codes]
     return pa.ListArray.from_arrays(

@@ -104,9 +104,7 @@ def _encode(
     for row, result in sorted(results.items(), key=lambda item: item[0]):
         if isinstance(result, BadRecord):
             clip = passed.slice(row, 1).to_pylist()[0]
-            exclusions.quarantine(
-                clip["id"], clip["source"], result.reason, result.detail, location(clip)
-            )
+            exclusions.quarantine(clip["id"], clip["source"], result, location(clip))
     return exclusions.outcome(_encoded_table(passed, codes))
 
 
@@ -130,7 +128,8 @@ def _settle_scores(
         )
     outcome = rescore(clips.take(pa.array(near)).select(CLIP.names))
     for row in pa.concat_tables([outcome.rejected, outcome.quarantined]).to_pylist():
-        exclusions.quarantine(*(row[k] for k in ("id", "source", "reason", "detail", "location")))
+        bad = BadRecord(row["reason"], row["detail"])
+        exclusions.quarantine(row["id"], row["source"], bad, row["location"])
     places = np.arange(clips.num_rows)
     again = iter(enumerate(outcome.kept["id"].to_pylist(), start=clips.num_rows))
     place, clip_id = next(again, (-1, None))

@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from koe.errors import BadRecord, ContractError
 from koe.schema import CLIP, Unit, units_in
-from koe.stage import Exclusions, Outcome, Resources, Transform, table_of
+from koe.stage import Exclusions, Outcome, Resources, Transform
 from stages.audio.decode import AudioHeader, segment_frames
 from stages.settings import IngestConfig
 from stages.sources.base import Record, SpeechFiles
 from stages.sources.fields import lookup
-from stages.sources.location import AudioLocation, ClipReader
+from stages.sources.location import ClipReader
 from stages.sources.settings import SpeechFields
 
 
@@ -61,7 +61,7 @@ class IngestStage:
                         "Run again: units are planned with the present configuration.",
                     )
                 rows += self._clips(unit, sources[unit.source], reader, exclusions)
-        return exclusions.outcome(table_of(rows, CLIP))
+        return exclusions.outcome(pa.Table.from_pylist(rows, schema=CLIP))
 
     def _clips(
         self, unit: Unit, source: SpeechFiles, reader: ClipReader, exclusions: Exclusions
@@ -71,23 +71,18 @@ class IngestStage:
         for record in source.read(unit):
             clip_id = f"{source.name}/{record.key}"
             try:
-                if record.reason:
-                    raise BadRecord(record.reason, record.detail)
+                if record.bad:
+                    raise record.bad
                 if clip_id in seen:
                     raise BadRecord("duplicate_id", "an earlier record of the unit has this id")
                 seen.add(clip_id)
                 clip = clip_row(record, source.settings.fields, reader, self.settings.max_seconds)
                 rows.append({"id": clip_id, "source": source.name, **clip})
             except BadRecord as bad:
-                exclusions.quarantine(clip_id, source.name, bad.reason, bad.detail, record.location)
+                exclusions.quarantine(clip_id, source.name, bad, record.location)
         if unit.fault is not None:
-            exclusions.quarantine(
-                f"{source.name}/{unit.unit}",
-                source.name,
-                "truncated_source",
-                unit.fault,
-                f"{unit.path}@{unit.stop}",
-            )
+            bad, place = BadRecord("truncated_source", unit.fault), f"{unit.path}@{unit.stop}"
+            exclusions.quarantine(f"{source.name}/{unit.unit}", source.name, bad, place)
         return rows
 
 
@@ -101,13 +96,8 @@ def clip_row(
     text = lookup(record.fields, fields.text)
     if not isinstance(text, str) or not text.strip():
         raise BadRecord("missing_transcript", f"field {fields.text!r} holds {text!r}")
-    place = AudioLocation(
-        record.audio_kind,
-        record.audio_path,
-        record.audio_member,
-        record.audio_offset,
-        record.audio_bytes,
-    )
+    place = record.audio
+    assert place is not None, "a record of speech that is not bad has audio"
     header, audio_bytes = reader.header(place)
     start_seconds, seconds = clip_range(record.fields, fields, header)
     if seconds > max_seconds:
@@ -116,7 +106,10 @@ def clip_row(
     return {
         "text": text,
         "speaker": None if speaker is None else str(speaker),
-        **{f"audio_{key}": value for key, value in vars(place).items() if key != "num_bytes"},
+        "audio_kind": place.kind,
+        "audio_path": place.path,
+        "audio_member": place.member,
+        "audio_offset": place.offset,
         "audio_bytes": audio_bytes,
         "start_seconds": start_seconds,
         "seconds": seconds,

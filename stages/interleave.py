@@ -18,19 +18,9 @@ from koe.dataflow import INTERLEAVE
 from koe.errors import ContractError
 from koe.schema import ORDER, ROW, SAMPLE, require_schema
 from koe.stage import Resources
-from stages.packing.order import Order, UnitSamples, plan_order, unit_samples
 from stages.settings import InterleaveSettings
 
 VERSION = 2  # of the order and of the rows made from it; 2 counts the seconds it leaves out
-
-__all__ = [
-    "Order",
-    "OrderStage",
-    "UnitSamples",
-    "gather_rows",
-    "plan_order",
-    "unit_samples",
-]
 
 _MAX_TOKENS = 2**31 - 1  # a list column of Arrow counts its values with 32 bits
 _LABELS = ["id", "source", "modality"]

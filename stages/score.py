@@ -189,9 +189,7 @@ def _outcome(clips: pa.Table, *, stage: ScoreStage, score) -> Outcome:
     for row, result in enumerate(score(clips)):
         if isinstance(result, BadRecord):
             clip = clips.slice(row, 1).to_pylist()[0]
-            exclusions.quarantine(
-                clip["id"], clip["source"], result.reason, result.detail, location(clip)
-            )
+            exclusions.quarantine(clip["id"], clip["source"], result, location(clip))
         else:
             kept.append(row)
             results.append(result)

@@ -1,6 +1,6 @@
 """The settings of the stages: one section of `pipeline.yaml` for each, and one for the codec.
 
-A default stands here and nowhere else; the stages take these objects.
+Defaults are declared here and nowhere else; the stages take these objects.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class ScoreConfig(WorkerConfig):
     precision: Precision = "fp32"
     """Precision of the convolutions; clips near the threshold are scored in fp32 in any case."""
     engine: ScorerEngine = "auto"
-    """How the model is computed, chosen once for a run; scores of engines agree to about 1e-6.
-    native needs a C compiler; auto on CUDA is torch."""
+    """How the model is computed, chosen once for a run; the engines' scores agree to about
+    1e-6. native needs a C compiler; auto on CUDA is torch."""
     p808: bool = False
     """Adds the P.808 score."""
 
@@ -126,9 +126,9 @@ class InterleaveConfig(WorkerConfig):
     """natural: as the corpora have it; or a list of places in the run, from 0.0 to 1.0, each with
     the ratio of text rows to speech rows there."""
     overlong_speech: Overlong = "drop"
-    """What becomes of a clip longer than a row; split: cut it between frames."""
+    """What happens to a clip longer than a row; split: it is cut between frames."""
     overlong_text: Overlong = "split"
-    """What becomes of a text sample longer than a row."""
+    """What happens to a text sample longer than a row."""
     shard_megabytes: float = Field(default=256, gt=0)
     """Approximate size of a shard."""
     validation_share: float = Field(default=0.005, ge=0, lt=0.5)

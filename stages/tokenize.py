@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -30,11 +32,8 @@ NAME = "tokenize"
 
 
 @dataclass(frozen=True)
-class TokenizeSpeech:
-    """ENCODED clips to SAMPLE: SOH BOS prompt EOT EOH SOA SOS codes EOS EOA.
-
-    Where the prompt names {speaker}, a clip without a speaker is quarantined.
-    """
+class _Tokenize(ABC):
+    """What the stages of both modalities have in common."""
 
     tokenizer: TextTokenizer
     settings: TokenizeConfig = field(default_factory=TokenizeConfig)
@@ -42,6 +41,23 @@ class TokenizeSpeech:
     name: str = field(default=NAME, init=False)
     version: int = field(default=1, init=False)
     output_schema: pa.Schema = field(default=SAMPLE, init=False, repr=False)
+
+    @property
+    def resources(self) -> Resources:
+        return self.settings.resources
+
+    def open(self) -> Transform:
+        return partial(self._transform, encoder=self.tokenizer.open())
+
+    @abstractmethod
+    def _transform(self, table: pa.Table, encoder: TextEncoder) -> Outcome: ...
+
+
+class TokenizeSpeech(_Tokenize):
+    """ENCODED clips to SAMPLE: SOH BOS prompt EOT EOH SOA SOS codes EOS EOA.
+
+    Where the prompt names {speaker}, a clip without a speaker is quarantined.
+    """
 
     @property
     def content(self) -> dict[str, Any]:
@@ -52,38 +68,23 @@ class TokenizeSpeech:
             "drop_repeated_frames": self.settings.drop_repeated_frames,
         }
 
-    @property
-    def resources(self) -> Resources:
-        return self.settings.resources
-
-    def open(self) -> Transform:
-        encoder = self.tokenizer.open()
-        return lambda clips: self._transform(clips, encoder)
-
-    def _transform(self, clips: pa.Table, encoder: TextEncoder) -> Outcome:
-        require_schema(clips, ENCODED, "the input of stage tokenize")
-        columns = {name: clips[name].to_pylist() for name in ("id", "source", "text", "speaker")}
-        all_codes = _lists(clips["codes"])
+    def _transform(self, table: pa.Table, encoder: TextEncoder) -> Outcome:
+        require_schema(table, ENCODED, "the input of stage tokenize")
+        clips, all_codes = table.drop_columns("codes").to_pylist(), _lists(table["codes"])
         excluded, samples = Exclusions(NAME), _Samples(SPEECH)
-        rows, prompts = [], []
-        for row in range(clips.num_rows):
+        good, prompts = [], []
+        for clip, codes in zip(clips, all_codes, strict=True):
             try:
-                prompts.append(self._prompt(columns["text"][row], columns["speaker"][row]))
-                rows.append(row)
+                prompts.append(self._prompt(clip["text"], clip["speaker"]))
+                good.append((clip, codes))
             except BadRecord as bad:
-                excluded.quarantine(
-                    columns["id"][row],
-                    columns["source"][row],
-                    bad.reason,
-                    bad.detail,
-                    location(clips.slice(row, 1).to_pylist()[0]),
-                )
-        for row, text_ids in zip(rows, encoder.encode(prompts), strict=True):
-            codes = _require_codes(all_codes[row], columns["id"][row])
+                excluded.quarantine(clip["id"], clip["source"], bad, location(clip))
+        for (clip, codes), text_ids in zip(good, encoder.encode(prompts), strict=True):
+            codes = _require_codes(codes, clip["id"])
             if self.settings.drop_repeated_frames:
                 codes = drop_repeated_frames(codes)
             ids = speech_ids(text_ids, codes)
-            samples.add(columns["id"][row], columns["source"][row], len(codes) // SLOTS, ids)
+            samples.add(clip["id"], clip["source"], len(codes) // SLOTS, ids)
         return excluded.outcome(samples.table())
 
     def _prompt(self, text: str, speaker: str | None) -> str:
@@ -96,7 +97,7 @@ class TokenizeSpeech:
 
 
 @dataclass(frozen=True)
-class TokenizeText:
+class TokenizeText(_Tokenize):
     """One row of UNIT to SAMPLE: SOH BOS user EOT EOH SOA answer EOT EOA, turn by turn.
 
     Reads the unit's records from `source`. A record that cannot be read, one that repeats an id
@@ -104,13 +105,7 @@ class TokenizeText:
     unit's records) are quarantined.
     """
 
-    tokenizer: TextTokenizer
-    source: TextFiles
-    settings: TokenizeConfig = field(default_factory=TokenizeConfig)
-
-    name: str = field(default=NAME, init=False)
-    version: int = field(default=1, init=False)
-    output_schema: pa.Schema = field(default=SAMPLE, init=False, repr=False)
+    source: TextFiles = field(kw_only=True)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -122,19 +117,11 @@ class TokenizeText:
             "names": self.source.settings.fields.model_dump(exclude={"id"}),
         }
 
-    @property
-    def resources(self) -> Resources:
-        return self.settings.resources
-
-    def open(self) -> Transform:
-        encoder = self.tokenizer.open()
-        return lambda units: self._transform(units, encoder)
-
-    def _transform(self, units: pa.Table, encoder: TextEncoder) -> Outcome:
-        require_schema(units, UNIT, "the input of stage tokenize")
-        if units.num_rows != 1:
-            raise ContractError(f"tokenize got {units.num_rows} units", "it takes one at a time")
-        (unit,) = units_in(units)
+    def _transform(self, table: pa.Table, encoder: TextEncoder) -> Outcome:
+        require_schema(table, UNIT, "the input of stage tokenize")
+        if table.num_rows != 1:
+            raise ContractError(f"tokenize got {table.num_rows} units", "it takes one at a time")
+        (unit,) = units_in(table)
         excluded, samples = Exclusions(NAME), _Samples(TEXT)
         conversations = dict(self._conversations(unit, excluded))
         texts = [text for pairs in conversations.values() for pair in pairs for text in pair]
@@ -158,15 +145,13 @@ class TokenizeText:
                 if sample_id in seen:
                     raise BadRecord("duplicate_id", "an earlier record of this unit has the id")
             except BadRecord as bad:
-                excluded.quarantine(sample_id, unit.source, bad.reason, bad.detail, record.location)
+                excluded.quarantine(sample_id, unit.source, bad, record.location)
                 continue
             seen.add(sample_id)
             yield sample_id, pairs
         if unit.fault is not None:
-            place = f"{unit.path}:{unit.stop}"
-            excluded.quarantine(
-                f"{unit.unit}#fault", unit.source, "truncated_source", unit.fault, place
-            )
+            bad, place = BadRecord("truncated_source", unit.fault), f"{unit.path}:{unit.stop}"
+            excluded.quarantine(f"{unit.unit}#fault", unit.source, bad, place)
         if num_read != unit.records:
             raise StageError(
                 f"unit {unit.unit} gave {num_read} records instead of {unit.records}",
@@ -177,8 +162,8 @@ class TokenizeText:
             )
 
     def _turns(self, record: Record) -> list[tuple[str, str]]:
-        if record.reason:
-            raise BadRecord(record.reason, record.detail)
+        if record.bad:
+            raise record.bad
         settings = self.source.settings
         return turns(record.fields, settings.layout, settings.fields)
 
@@ -188,11 +173,12 @@ class _Samples:
 
     def __init__(self, modality: str) -> None:
         self._modality = modality
-        self._rows: list[tuple[str, str, int]] = []
+        self._rows: list[dict[str, Any]] = []
         self._ids: list[np.ndarray] = []
 
     def add(self, sample_id: str, source: str, num_frames: int, ids: np.ndarray) -> None:
-        self._rows.append((sample_id, source, num_frames))
+        labels = {"id": sample_id, "source": source, "modality": self._modality}
+        self._rows.append(labels | {"frames": num_frames})
         self._ids.append(ids)
 
     def table(self) -> pa.Table:
@@ -200,17 +186,8 @@ class _Samples:
         np.cumsum([len(ids) for ids in self._ids], out=offsets[1:])
         values = np.concatenate([np.empty(0, np.int32), *self._ids])
         input_ids = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
-        columns = list(zip(*self._rows, strict=True)) or [(), (), ()]
-        return pa.Table.from_arrays(
-            [
-                pa.array(columns[0], pa.string()),
-                pa.array(columns[1], pa.string()),
-                pa.array([self._modality] * len(self._rows), pa.string()),
-                pa.array(columns[2], pa.int32()),
-                input_ids,
-            ],
-            schema=SAMPLE,
-        )
+        labels = pa.Table.from_pylist(self._rows, schema=SAMPLE.remove(len(SAMPLE) - 1))
+        return pa.Table.from_arrays([*labels.columns, input_ids], schema=SAMPLE)
 
 
 def _require_codes(codes: np.ndarray, clip_id: str) -> np.ndarray:

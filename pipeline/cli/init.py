@@ -22,9 +22,9 @@ def init(
     texts = {folder / CONFIG: packaged_config(), folder / SCHEMA: schema_text()}
     if present := [str(path) for path in texts if path.exists()]:
         raise ConfigError(
-            f"{' and '.join(present)} exists already",
+            f"{' and '.join(present)} already {'exists' if len(present) == 1 else 'exist'}",
             "koe init does not overwrite files",
-            "Name another folder, or remove the file first.",
+            "Name another folder, or remove what is there first.",
         )
     for path, text in texts.items():
         try:

@@ -1,7 +1,7 @@
 """The run's configuration: the sections of `pipeline.yaml` put together.
 
 The stages' sections are declared in `stages/settings.py` and `stages/sources/settings.py`, the
-trainer's in `training/config.py`; here stands only what belongs to no stage.
+trainer's in `training/config.py`; this module declares only what belongs to no stage.
 """
 
 from __future__ import annotations

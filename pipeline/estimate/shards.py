@@ -17,7 +17,8 @@ from pipeline.estimate.result import StageEstimate
 from pipeline.estimate.timed import Clock
 from pipeline.estimate.track import Track, stored_bytes
 from pipeline.jobs.assembly import Assembly
-from stages.interleave import Order, UnitSamples, gather_rows, plan_order, unit_samples
+from stages.interleave import gather_rows
+from stages.packing.order import Order, UnitSamples, plan_order, unit_samples
 
 _MAX_SAMPLES = 100_000  # are laid out: so many mix and fill their rows as all of them do
 _MAX_TOKENS = 4_000_000  # are gathered into shards: some seconds

@@ -109,7 +109,7 @@ class Assembly:
         return TokenizeSpeech(self.tokenizer, self.config.tokenize)
 
     def tokenize_text(self, source: str) -> Stage:
-        return TokenizeText(self.tokenizer, self.text_sources[source], self.config.tokenize)
+        return TokenizeText(self.tokenizer, self.config.tokenize, source=self.text_sources[source])
 
     def order(self) -> OrderStage:
         section = dict(self.config.interleave)

@@ -26,7 +26,8 @@ from pipeline.execution.runner import UnitOutput, UnitTask, Work
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import encoded_seconds
-from stages.interleave import Order, OrderStage, gather_rows, plan_order, unit_samples
+from stages.interleave import OrderStage, gather_rows
+from stages.packing.order import Order, plan_order, unit_samples
 
 _OPEN_UNITS = 256  # sample tables that a worker keeps mapped
 

@@ -1,4 +1,4 @@
-"""What audio containers say of their own length, where libsndfile adjusts or guesses it.
+"""What audio containers state as their length, where libsndfile adjusts or guesses it.
 
 libsndfile silently shortens a truncated WAV or Ogg file, takes a WAV written to a pipe for empty,
 and estimates the length of an MP3 file that has no Xing header from its first frame's bitrate.
@@ -6,6 +6,7 @@ and estimates the length of an MP3 file that has no Xing header from its first f
 
 from __future__ import annotations
 
+import io
 import struct
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,7 +28,7 @@ class Readable(Protocol):
 
 
 def inspect(file: Readable, num_bytes: int) -> bool:
-    """Check that a WAV, FLAC, MP3 or Ogg file is whole as far as its container tells.
+    """Check that a WAV, FLAC, MP3 or Ogg file is complete as far as its container tells.
 
     Returns whether `repair` must be applied before libsndfile sees the right length.
 
@@ -55,21 +56,9 @@ def repair(data: bytes) -> bytes:
     Raises: BadRecord with reason truncated_audio or unreadable_audio.
     """
     if data[:4] in (b"RIFF", b"RIFX", b"RF64"):
-        size_at = _inspect_wav(_Bytes(data), len(data))
+        size_at = _inspect_wav(io.BytesIO(data), len(data))
         return data if size_at is None else data[:size_at] + b"\xff" * 4 + data[size_at + 4 :]
-    return _with_xing(data, _skip_id3(_Bytes(data)))
-
-
-class _Bytes:
-    def __init__(self, data: bytes) -> None:
-        self._data, self._place = data, 0
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        self._place = offset
-        return offset
-
-    def read(self, num_bytes: int = -1, /) -> bytes:
-        return self._data[self._place : None if num_bytes < 0 else self._place + num_bytes]
+    return _with_xing(data, _skip_id3(io.BytesIO(data)))
 
 
 def _skip_id3(file: Readable) -> int:
@@ -112,7 +101,7 @@ def _inspect_wav(file: Readable, num_bytes: int) -> int | None:
 
 
 def _require_last_page(file: Readable, num_bytes: int) -> None:
-    """Check that the last Ogg page is whole and marked as the end of its stream (RFC 3533)."""
+    """Check that the last Ogg page is complete and marked as the end of its stream (RFC 3533)."""
     start = max(0, num_bytes - _MAX_OGG_PAGE)
     file.seek(start)
     tail = file.read(num_bytes - start)

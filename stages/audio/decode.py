@@ -30,7 +30,7 @@ _MAX_KERNEL_ENTRIES = 1 << 22
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """What an audio file says of itself; `num_frames` are samples of each channel."""
+    """What the header of an audio file states; `num_frames` counts the samples of each channel."""
 
     num_frames: int
     audio_hz: int
@@ -43,7 +43,7 @@ class AudioHeader:
 
 
 class _Window:
-    """A byte range of a file as a file, which remembers the exception that libsndfile swallows."""
+    """A byte range of a file as a file; it remembers the exception that libsndfile swallows."""
 
     def __init__(self, file: BinaryIO, start: int, num_bytes: int) -> None:
         self._file, self._start, self._size, self._place = file, start, num_bytes, 0
@@ -84,7 +84,7 @@ def read_header(
 ) -> AudioHeader:
     """Read the header of audio given as bytes or as a byte range of a file.
 
-    Reads only what the format needs: the head, and of an Ogg file the tail too. A length that
+    Reads only what the format needs: the head, and the tail of an Ogg file too. A length that
     the header claims but the container visibly lacks is refused here already.
 
     Raises: BadRecord with reason empty_audio, unreadable_audio or truncated_audio; whatever
@@ -118,7 +118,7 @@ def decode(
 def segment_frames(
     header: AudioHeader, start_seconds: float, clip_seconds: float | None
 ) -> tuple[int, int]:
-    """Place a clip in its audio: first sample and number of samples, cut at the audio's end.
+    """Return where a clip lies in its audio: first sample and number of samples, cut at the end.
 
     Raises: BadRecord with reason bad_segment when it is empty or lies outside.
     """

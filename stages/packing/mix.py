@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +21,12 @@ def mix(num_text_rows: int, num_speech_rows: int, ratio: Ratio) -> tuple[np.ndar
     if ratio == "natural":
         return _spread(num_text_rows, num_speech_rows), 0, 0
     schedule = _Schedule(ratio)
-    num_rows = _most_rows(schedule, num_text_rows, num_speech_rows)
+
+    def suffices(num_rows: int) -> bool:
+        text = schedule.text_of(num_rows)
+        return text <= num_text_rows and num_rows - text <= num_speech_rows
+
+    num_rows = largest(num_text_rows + num_speech_rows, suffices)
     is_text = np.diff(schedule.text_before(num_rows)).astype(bool)
     num_text = int(is_text.sum())
     return is_text, num_text_rows - num_text, num_speech_rows - (num_rows - num_text)
@@ -74,14 +80,6 @@ def _text_share(parts: Mapping[str, float]) -> float:
     return text / (text + speech)
 
 
-def _most_rows(schedule: _Schedule, num_text: int, num_speech: int) -> int:
-    """Find the largest number of rows for which there is enough of both modalities."""
-    low, high = 0, num_text + num_speech
-    while low < high:
-        middle = (low + high + 1) // 2
-        text = schedule.text_of(middle)
-        if text <= num_text and middle - text <= num_speech:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def largest(most: int, fits: Callable[[int], bool]) -> int:
+    """Find the largest number up to `most` that fits, by bisection; 0 when none does."""
+    return most - bisect_left(range(most, 0, -1), True, key=fits)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from koe.errors import ConfigError
-from stages.packing.mix import mix
+from stages.packing.mix import largest, mix
 from stages.packing.pack import Pieces, count_rows, cut_speech, cut_text
 from stages.settings import InterleaveSettings
 
@@ -127,14 +127,7 @@ class Queue:
         return Described(self._samples[position], part, start, start + self.lengths[pieces])
 
     def _shorten(self, num_rows: int) -> None:
-        low, high = 0, len(self._samples)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.rows_of(middle) <= num_rows:
-                low = middle
-            else:
-                high = middle - 1
-        self.num_samples = low
+        self.num_samples = largest(len(self._samples), lambda n: self.rows_of(n) <= num_rows)
 
     def _line_up(self, samples: np.ndarray) -> None:
         self._samples = samples

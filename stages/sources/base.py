@@ -2,90 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, TypeVar
 
+from koe.errors import BadRecord
 from koe.schema import SPEECH, TEXT, Unit
+from stages.sources.fields import record_key
+from stages.sources.files import SourceFile, expand, relative_name, stem
+from stages.sources.planning import Known, Slice, plan_units, scan_all
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
+
+Settings = TypeVar("Settings", SpeechSourceConfig, TextSourceConfig)
+
+
+@dataclass(frozen=True)
+class AudioLocation:
+    """Where a clip's audio lies; fields as `audio_*` of `koe.schema.CLIP`."""
+
+    kind: str
+    path: str
+    member: str = ""
+    offset: int = 0
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Record:
     """One record of a slice: its raw fields, or the reason why it has none.
 
-    `key` is unique within the source unless the source itself repeats an id. `audio_*` say
-    where a speech record's audio lies (see `koe.schema.CLIP`). `reason` and `detail` are set
-    when the record could not be read (broken JSON line, tar member outside its archive).
+    `key` is unique within the source unless the source itself repeats an id. `audio` is set for
+    the records of speech. `bad` is set when the record could not be read (broken JSON line, tar
+    member outside its archive).
     """
 
     key: str
     location: str
     fields: dict[str, Any]
-    audio_kind: str = ""
-    audio_path: str = ""
-    audio_member: str = ""
-    audio_offset: int = 0
-    audio_bytes: int = 0
-    reason: str = ""
-    detail: str = ""
+    audio: AudioLocation | None = None
+    bad: BadRecord | None = None
 
 
-# Returns the units of a file that was planned before, by its path and stamp; None for any other.
-Known = Callable[[str, str], Sequence[Unit] | None]
-
-
-def scan_all(path: str, stamp: str) -> None:
-    """Know no file, so that every file is scanned."""
-
-
-class Source(Protocol):
+@dataclass(frozen=True)
+class SourceFiles(ABC, Generic[Settings]):
     """A named set of files of one kind. Frozen and picklable."""
 
+    modality: ClassVar[str]
+    settings: Settings
+    unit_records: int  # how many records a unit holds at most
+
     @property
-    def name(self) -> str: ...
-    @property
-    def modality(self) -> str: ...
+    def name(self) -> str:
+        return self.settings.name
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         """Plan the slices of all files, in a fixed order; files that are `known` are not read.
 
         Raises: ConfigError when a path matches nothing.
         """
-        ...
+        return plan_units(self.name, self.modality, self.files(), self.slices, known)
 
+    def files(self) -> list[SourceFile]:
+        return expand(self.name, self.settings.paths)
+
+    @abstractmethod
+    def slices(self, file: SourceFile) -> Iterator[Slice]:
+        """Cut one file into slices of at most `unit_records` records."""
+
+    @abstractmethod
     def read(self, unit: Unit) -> Iterator[Record]:
         """Yield the records of one slice: exactly `unit.records` of them."""
-        ...
+
+    def record(
+        self,
+        key: str,
+        location: str,
+        fields: dict[str, Any] | BadRecord,
+        audio: AudioLocation | None = None,
+    ) -> Record:
+        """Make a record, whose key is its id if the settings name a field with the id."""
+        if isinstance(fields, BadRecord):
+            return Record(key, location, {}, bad=fields)
+        try:
+            return Record(record_key(fields, self.settings.fields.id, key), location, fields, audio)
+        except BadRecord as bad:
+            return Record(key, location, fields, bad=bad)
+
+    def relative(self, unit: Unit) -> str:
+        """Return the name of the unit's file, on which the keys of its records are based."""
+        return relative_name(unit.path, self.settings.paths)
+
+    def prefix(self, unit: Unit) -> str:
+        """Return `relative` without the extension."""
+        return stem(self.relative(unit))
 
 
-@dataclass(frozen=True)
-class SpeechFiles(Source):
-    """What the readers of speech sources have in common."""
+class SpeechFiles(SourceFiles[SpeechSourceConfig]):
+    """A source of speech clips."""
 
-    settings: SpeechSourceConfig
-    unit_records: int  # how many records a unit holds at most
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def modality(self) -> str:
-        return SPEECH
+    modality = SPEECH
 
 
-@dataclass(frozen=True)
-class TextFiles(Source):
-    """What the readers of instruction sources have in common."""
+class TextFiles(SourceFiles[TextSourceConfig]):
+    """A source of instruction samples."""
 
-    settings: TextSourceConfig
-    unit_records: int  # how many records a unit holds at most
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def modality(self) -> str:
-        return TEXT
+    modality = TEXT

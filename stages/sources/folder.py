@@ -7,21 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from koe.errors import ConfigError
+from koe.errors import BadRecord, ConfigError
 from koe.schema import Unit
-from stages.sources.base import Known, Record, SpeechFiles, scan_all
+from stages.sources.base import Record
 from stages.sources.fields import require_columns
-from stages.sources.files import (
-    SourceFile,
-    expand,
-    join,
-    list_folder,
-    open_binary,
-    open_unit,
-    relative_name,
-)
-from stages.sources.manifest import AUDIO_NAMES, file_record, line_records, line_slices
-from stages.sources.planning import Slice, cut, plan_units
+from stages.sources.files import SourceFile, expand, join, list_folder, open_binary, open_unit
+from stages.sources.manifest import AUDIO_NAMES, ManifestSource
+from stages.sources.planning import Slice, cut
 
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _LJSPEECH_COLUMNS = ("file_name", "text", "normalized_text")
@@ -50,7 +42,11 @@ def read_layout(source: str, path: str, file: BinaryIO, audio: str | None) -> Ta
         columns = next(csv.reader([first], delimiter=delimiter), [])
         if wanted & set(columns):
             if len(set(columns)) != len(columns):
-                raise ConfigError(f"source {source}: {path} repeats a column name", f"{columns}")
+                raise ConfigError(
+                    f"source {source} cannot read {path}",
+                    f"its header repeats a column name: {', '.join(columns)}",
+                    "Give every column a name of its own.",
+                )
             return Table(delimiter, tuple(columns), len(line))
     num_columns = first.count("|") + 1
     if num_columns in (2, 3) and audio is None:
@@ -65,7 +61,7 @@ def read_layout(source: str, path: str, file: BinaryIO, audio: str | None) -> Ta
 def read_rows(
     file: BinaryIO, table: Table, start: int, stop: int | None
 ) -> Iterator[tuple[int, int, list[str] | str]]:
-    """Yield (start, stop, cells) of the rows in a byte range; a broken row has a message as cells.
+    """Yield (start, stop, cells) of the rows in a byte range; for a broken row, cells is a message.
 
     A quoted cell may span several lines. Files with `|` have no quoting, as in LJSpeech.
     """
@@ -103,25 +99,19 @@ def read_rows(
 def _problem(cells: list[str], table: Table) -> str:
     if len(cells) != len(table.columns):
         return f"{len(cells)} cells for {len(table.columns)} columns"
-    return "" if all(map(_is_text, cells)) else "text is not valid UTF-8"
-
-
-def _is_text(cell: str) -> bool:
     try:
-        cell.encode()
+        "".join(cells).encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return "text is not valid UTF-8"
+    return ""
 
 
-@dataclass(frozen=True)
-class FolderSource(SpeechFiles):
+class FolderSource(ManifestSource):
     """Folders of audio with a `metadata.csv` or `metadata.jsonl`, or such metadata files."""
 
-    def units(self, known: Known = scan_all) -> Iterator[Unit]:
+    def files(self) -> list[SourceFile]:
         found = expand(self.name, self.settings.paths, folders=True)
-        files = [self._metadata(file) for file in found]
-        return plan_units(self.name, self.modality, files, self._slices, known=known)
+        return [self._metadata(file) for file in found]
 
     def _metadata(self, file: SourceFile) -> SourceFile:
         """Return the metadata file of a folder, or the file itself."""
@@ -137,9 +127,9 @@ class FolderSource(SpeechFiles):
             )
         return SourceFile(join(file.path, present[0]), f"{file.relative}/{present[0]}")
 
-    def _slices(self, file: SourceFile) -> Iterator[Slice]:
+    def slices(self, file: SourceFile) -> Iterator[Slice]:
         if file.path.endswith(".jsonl"):
-            yield from line_slices(file, self.unit_records)
+            yield from super().slices(file)
             return
         with open_binary(file.path) as opened:
             if not opened.read(1):
@@ -150,31 +140,24 @@ class FolderSource(SpeechFiles):
             yield from cut(((start, stop) for start, stop, _ in rows), self.unit_records)
 
     def _require_columns(self, path: str, table: Table) -> None:
-        fields = self.settings.fields
         columns = set(table.columns) | ({"text"} if "transcription" in table.columns else set())
-        needed = {"text": fields.text, "id": fields.id, "speaker": fields.speaker}
-        require_columns(self.name, path, columns, needed | {"ovrl": fields.ovrl})
+        require_columns(self.name, path, columns, self.settings.fields.required())
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        relative = relative_name(unit.path, self.settings.paths)
         if unit.path.endswith(".jsonl"):
-            for record in line_records(
-                unit, relative, self.settings.audio_root, self.settings.fields
-            ):
-                yield _with_text(record)
+            yield from map(_with_text, super().read(unit))
             return
+        relative = self.relative(unit)
         with open_unit(unit) as file:
             table = read_layout(self.name, unit.path, file, self.settings.fields.audio)
             for start, _, cells in read_rows(file, table, unit.start, unit.stop):
-                place, location = f"{relative}@{start}", f"{unit.path}@{start}"
                 if isinstance(cells, str):
-                    yield Record(place, location, {}, reason="broken_csv", detail=cells)
+                    yield self.clip(BadRecord("broken_csv", cells), unit, relative, start)
                     continue
                 values = dict(zip(table.columns, cells, strict=True))
                 if table.ljspeech and "." not in values["file_name"]:
                     values["file_name"] = f"wavs/{values['file_name']}.wav"
-                args = (unit, place, location, self.settings.audio_root, self.settings.fields)
-                yield _with_text(file_record(values, *args))
+                yield _with_text(self.clip(values, unit, relative, start))
 
 
 def _with_text(record: Record) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ class _Text:
 
     def __init__(self, file: BinaryIO, start: int, stop: int | None) -> None:
         file.seek(start)
-        self._file, self._left = file, stop - start if stop is not None else None
+        self._file, self._left = file, sys.maxsize if stop is None else stop - start
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text, self.at, self.byte, self.ended = "", 0, start, False
 
@@ -33,10 +34,8 @@ class _Text:
         wanted = len(self.text) + chars
         parts, have = [self.text], len(self.text)
         while have < wanted and not self.ended:
-            size = _CHUNK_BYTES if self._left is None else min(_CHUNK_BYTES, self._left)
-            data = self._file.read(size)
-            if self._left is not None:
-                self._left -= len(data)
+            data = self._file.read(min(_CHUNK_BYTES, self._left))
+            self._left -= len(data)
             self.ended = not data
             parts.append(self._decoder.decode(data, final=self.ended))
             have += len(parts[-1])

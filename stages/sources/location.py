@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 
-from koe.errors import BadRecord, StorageError
+from koe.errors import BadRecord, StorageError, attempt
 from stages.audio.decode import AudioHeader, read_header
+from stages.sources.base import AudioLocation
 from stages.sources.files import is_absent, num_bytes, open_binary, reading
 from stages.sources.parquet_file import CellReader
 
 FILE, TAR, PARQUET = "file", "tar", "parquet"
-
-
-@dataclass(frozen=True)
-class AudioLocation:
-    """Where a clip's audio lies; fields as `audio_*` of `koe.schema.CLIP`."""
-
-    kind: str
-    path: str
-    member: str
-    offset: int
-    num_bytes: int
-
-
-def place_of(row: Any) -> AudioLocation:
-    """Return where the audio of a CLIP-like row (a dictionary) lies."""
-    return AudioLocation(
-        row["audio_kind"],
-        row["audio_path"],
-        row["audio_member"],
-        row["audio_offset"],
-        row["audio_bytes"],
-    )
 
 
 class ClipReader:
@@ -128,7 +106,7 @@ class ClipReader:
 
 def _open_file(path: str) -> BinaryIO:
     if "\0" in path:
-        raise BadRecord("missing_audio", "the path holds a zero character")
+        raise BadRecord("missing_audio", "the path contains a NUL character")
     try:
         return open_binary(path)
     except OSError as error:
@@ -147,7 +125,4 @@ def read_clips(clips: pa.Table) -> Iterator[bytes | BadRecord]:
     columns = ["audio_kind", "audio_path", "audio_member", "audio_offset", "audio_bytes"]
     with ClipReader() as reader:
         for row in clips.select(columns).to_pylist():
-            try:
-                yield reader.read(place_of(row))
-            except BadRecord as bad:
-                yield bad
+            yield attempt(reader.read, AudioLocation(*row.values()))

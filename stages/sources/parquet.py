@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -11,26 +10,17 @@ import pyarrow.parquet as pq
 
 from koe.errors import BadRecord, ConfigError
 from koe.schema import Unit
-from stages.sources.base import Known, Record, SpeechFiles, TextFiles, scan_all
-from stages.sources.fields import record_key, require_columns
-from stages.sources.files import (
-    SourceFile,
-    expand,
-    join,
-    parent,
-    reading,
-    relative_name,
-    require_unchanged,
-    stem,
-)
+from stages.sources.base import AudioLocation, Record, SpeechFiles, TextFiles
+from stages.sources.fields import require_columns
+from stages.sources.files import SourceFile, join, parent, reading, require_unchanged
 from stages.sources.parquet_file import BATCH_CELLS, Corrupt, decoding, group_rows, open_parquet
-from stages.sources.planning import Slice, plan_units
+from stages.sources.planning import Slice
 
 
 def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
     """Join row groups up to `unit_records` rows; split only a group that is larger by itself."""
     start, stop = 0, 0
-    for first, last in groups:
+    for _, last in groups:
         if stop > start and last - start > unit_records:
             yield Slice(start, stop, stop - start)
             start = stop
@@ -38,21 +28,20 @@ def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[
         while stop - start > unit_records:
             yield Slice(start, start + unit_records, unit_records)
             start += unit_records
-        assert first <= stop
     if stop > start:
         yield Slice(start, stop, stop - start)
 
 
 def _slices(
-    file: SourceFile, unit_records: int, check: Callable[[pq.ParquetFile], None]
+    path: str, unit_records: int, check: Callable[[str, pa.Schema], None]
 ) -> Iterator[Slice]:
     try:
-        opened = open_parquet(file.path)
+        opened = open_parquet(path)
     except Corrupt as error:
         yield Slice(0, 0, 0, f"not a complete Parquet file: {error}")
         return
     with opened:
-        check(opened)
+        check(path, opened.schema_arrow)
         yield from plan_rows(group_rows(opened), unit_records)
 
 
@@ -79,18 +68,12 @@ def _rows(
 def _values(table: pa.Table) -> list[dict[str, Any] | BadRecord]:
     try:
         return list(table.to_pylist())
-    except UnicodeDecodeError:  # in some cell: find out in which
-        return [_row_values(table.slice(row, 1)) for row in range(table.num_rows)]
-
-
-def _row_values(row: pa.Table) -> dict[str, Any] | BadRecord:
-    try:
-        return row.to_pylist()[0]
     except UnicodeDecodeError as error:
-        return BadRecord("broken_text", f"text is not valid UTF-8: {error.reason}")
+        if table.num_rows == 1:
+            return [BadRecord("broken_text", f"text is not valid UTF-8: {error.reason}")]
+        return [_values(table.slice(row, 1))[0] for row in range(table.num_rows)]
 
 
-@dataclass(frozen=True)
 class ParquetSpeechSource(SpeechFiles):
     """Parquet with audio as bytes, or in Hugging Face's struct of `bytes` and `path`."""
 
@@ -98,57 +81,36 @@ class ParquetSpeechSource(SpeechFiles):
     def _audio(self) -> str:
         return self.settings.fields.audio or "audio"
 
-    def units(self, known: Known = scan_all) -> Iterator[Unit]:
-        files = expand(self.name, self.settings.paths)
-        return plan_units(
-            self.name,
-            self.modality,
-            files,
-            lambda file: _slices(file, self.unit_records, lambda opened: self._check(file, opened)),
-            known=known,
-        )
+    def slices(self, file: SourceFile) -> Iterator[Slice]:
+        return _slices(file.path, self.unit_records, self._check)
 
-    def _check(self, file: SourceFile, opened: pq.ParquetFile) -> None:
-        fields = self.settings.fields
-        columns = opened.schema_arrow.names
-        needed = {"text": fields.text, "id": fields.id, "speaker": fields.speaker}
-        needed |= {"ovrl": fields.ovrl}
-        require_columns(self.name, file.path, columns, needed)
-        require_columns(self.name, file.path, columns, {"audio": self._audio})
-        audio = opened.schema_arrow.field(self._audio).type
+    def _check(self, path: str, schema: pa.Schema) -> None:
+        needed = self.settings.fields.required() | {"audio": self._audio}
+        require_columns(self.name, path, schema.names, needed)
+        audio = schema.field(self._audio).type
         if not _holds_audio(audio):
             raise ConfigError(
                 f"source {self.name} cannot take its audio from column {self._audio!r}",
-                f"{file.path} holds {audio} there, neither bytes nor a struct of bytes and path",
+                f"{path} holds {audio} there, neither bytes nor a struct of bytes and path",
                 "Set fields.audio to the column with the encoded audio.",
             )
 
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.records == 0:
             return
-        prefix = stem(relative_name(unit.path, self.settings.paths))
-        audio = self._audio
+        prefix, audio = self.prefix(unit), self._audio
         with reading(unit.path), open_parquet(unit.path) as file:
             has_struct = pa.types.is_struct(file.schema_arrow.field(audio).type)
             absent = _null_bytes(file, audio, unit) if has_struct else frozenset()
             columns = self._columns(file)
         for row, values in _rows(unit, columns):
-            location = f"{unit.path}:row {row}"
-            key = f"{prefix}/{row:08d}"
-            if isinstance(values, BadRecord):
-                yield Record(key, location, {}, reason=values.reason, detail=values.detail)
-                continue
-            cell = values.pop(audio, None)
-            try:
-                key = record_key(values, self.settings.fields.id, key)
-            except BadRecord as bad:
-                yield Record(key, location, values, reason=bad.reason, detail=bad.detail)
-                continue
+            key, location = f"{prefix}/{row:08d}", f"{unit.path}:row {row}"
+            cell = None if isinstance(values, BadRecord) else values.pop(audio, None)
+            place = AudioLocation("parquet", unit.path, audio, row)
             if row in absent and cell and cell.get("path"):
-                path = join(self.settings.audio_root or parent(unit.path), cell["path"])
-                yield Record(key, location, values, "file", path)
-            else:
-                yield Record(key, location, values, "parquet", unit.path, audio, row)
+                folder = self.settings.audio_root or parent(unit.path)
+                place = AudioLocation("file", join(folder, cell["path"]))
+            yield self.record(key, location, values, place)
 
     def _columns(self, file: pq.ParquetFile) -> list[str]:
         """List the columns to read for a unit: those in use, and only the path of the audio."""
@@ -172,13 +134,9 @@ def _null_bytes(file: pq.ParquetFile, audio: str, unit: Unit) -> frozenset[int]:
     The statistics of row groups tell this of nearly every file; audio is read only in groups that
     mix both kinds.
     """
-    leaf = f"{audio}.bytes"
-    metadata = file.metadata
-    if not metadata.num_row_groups:
-        return frozenset()
-    column = next(
-        (i for i in range(metadata.num_columns) if metadata.schema.column(i).path == leaf), None
-    )
+    leaf, metadata = f"{audio}.bytes", file.metadata
+    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    column = paths.index(leaf) if leaf in paths else None
     rows: set[int] = set()
     for group, (first, last) in enumerate(group_rows(file)):
         wanted = range(max(first, unit.start), min(last, unit.stop))
@@ -206,34 +164,18 @@ def _null_cells(file: pq.ParquetFile, group: int, leaf: str, first: int) -> froz
     return frozenset(rows)
 
 
-@dataclass(frozen=True)
 class ParquetTextSource(TextFiles):
     """Instruction samples in Parquet; a record's fields are the row's columns."""
 
-    def units(self, known: Known = scan_all) -> Iterator[Unit]:
-        def check(file: SourceFile) -> Callable[[pq.ParquetFile], None]:
-            return lambda opened: require_columns(
-                self.name, file.path, opened.schema_arrow.names, {"id": self.settings.fields.id}
-            )
+    def slices(self, file: SourceFile) -> Iterator[Slice]:
+        return _slices(file.path, self.unit_records, self._check)
 
-        files = expand(self.name, self.settings.paths)
-        return plan_units(
-            self.name,
-            self.modality,
-            files,
-            lambda file: _slices(file, self.unit_records, check(file)),
-            known=known,
-        )
+    def _check(self, path: str, schema: pa.Schema) -> None:
+        require_columns(self.name, path, schema.names, {"id": self.settings.fields.id})
 
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.records == 0:
             return
-        prefix = stem(relative_name(unit.path, self.settings.paths))
+        prefix = self.prefix(unit)
         for row, values in _rows(unit, None):
-            key, location = f"{prefix}/{row:08d}", f"{unit.path}:row {row}"
-            try:
-                if isinstance(values, BadRecord):
-                    raise values
-                yield Record(record_key(values, self.settings.fields.id, key), location, values)
-            except BadRecord as bad:
-                yield Record(key, location, {}, reason=bad.reason, detail=bad.detail)
+            yield self.record(f"{prefix}/{row:08d}", f"{unit.path}:row {row}", values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,12 +40,9 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 def group_rows(file: pq.ParquetFile) -> list[tuple[int, int]]:
     """List (first row, row after the last) of every row group."""
-    ranges, place = [], 0
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        ranges.append((place, place + rows))
-        place += rows
-    return ranges
+    groups = range(file.metadata.num_row_groups)
+    rows = (file.metadata.row_group(group).num_rows for group in groups)
+    return list(pairwise(accumulate(rows, initial=0)))
 
 
 class CellReader:

@@ -7,12 +7,11 @@ import multiprocessing
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
 from koe.schema import Unit
-from stages.sources.base import Known, scan_all
 from stages.sources.files import Fault, SourceFile, reading, stamp
 
 _ALONE_SECONDS = 2.0  # before other processes help, which take about as long to start
@@ -29,6 +28,12 @@ class Slice:
 
 
 Slices = Callable[[SourceFile], Iterable[Slice]]
+# Returns the units of a file that was planned before, by its path and stamp; None for any other.
+Known = Callable[[str, str], Sequence[Unit] | None]
+
+
+def scan_all(path: str, stamp: str) -> None:
+    """Know no file, so that every file is scanned."""
 
 
 def cut(spans: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
@@ -61,13 +66,12 @@ def plan_units(
     files: Iterable[SourceFile],
     slices: Slices,
     known: Known = scan_all,
-    parallel: bool = False,
 ) -> Iterator[Unit]:
     """Name the slices of all files; the names depend on each file alone, not on its neighbours.
 
     A name holds 48 bits of a hash of the file's relative name: with 32, two of 50,000 files would
-    have the same one in a quarter of all corpora. With `parallel`, `slices` must be picklable, and
-    one process per core scans files when that takes long; the order of the units stays the same.
+    have the same one in a quarter of all corpora. When scanning takes long, one process per core
+    scans files, for which `slices` must be picklable; the order of the units stays the same.
     """
 
     def named(file: SourceFile, mark: str, parts: Iterable[Slice]) -> Iterator[Unit]:
@@ -78,7 +82,7 @@ def plan_units(
                 place = (part.start, part.stop, part.records, part.fault)
                 yield Unit(name, source, modality, file.path, mark, *place)
 
-    with _Scanner(slices, parallel) as scanner:
+    with _Scanner(slices) as scanner:
         waiting: deque[Iterable[Unit]] = deque()
         for file in files:
             mark = stamp(file.path)
@@ -93,10 +97,10 @@ def plan_units(
 class _Scanner:
     """Scans files in this process at first, and later in a pool of processes."""
 
-    def __init__(self, slices: Slices, parallel: bool) -> None:
+    def __init__(self, slices: Slices) -> None:
         self._slices = slices
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self._workers = cores or 1 if parallel else 1
+        self._workers = cores or 1
         self._pool: ProcessPoolExecutor | None = None
         self._alone_until = time.monotonic() + _ALONE_SECONDS
 

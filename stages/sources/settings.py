@@ -32,10 +32,13 @@ class SpeechFields(Strict):
     ovrl: str | None = None
     """A DNSMOS score that the source already has, for score.scorer: source."""
 
+    def required(self) -> dict[str, str | None]:
+        """Map each key to the name of a field that every record must have, audio aside."""
+        return self.model_dump(include={"text", "id", "speaker", "ovrl"})
+
     def named(self) -> list[str]:
         """List the names in use, except that of the audio."""
-        names = (self.text, self.id, self.speaker, self.start_seconds, self.seconds, self.ovrl)
-        return [name for name in names if name is not None]
+        return [name for name in self.model_dump(exclude={"audio"}).values() if name is not None]
 
 
 class SpeechSourceConfig(Strict):

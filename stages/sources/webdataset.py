@@ -7,24 +7,15 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, NamedTuple
 
-from koe.errors import BadRecord
+from koe.errors import BadRecord, attempt
 from koe.schema import Unit
-from stages.sources.base import Known, Record, SpeechFiles, scan_all
-from stages.sources.fields import parse_object, record_key
-from stages.sources.files import (
-    Fault,
-    SourceFile,
-    expand,
-    num_bytes,
-    open_binary,
-    open_unit,
-    relative_name,
-    stem,
-)
-from stages.sources.planning import Slice, cut, plan_units
+from stages.sources.base import AudioLocation, Record, SpeechFiles
+from stages.sources.fields import parse_object
+from stages.sources.files import Fault, SourceFile, num_bytes, open_binary, open_unit
+from stages.sources.planning import Slice, cut
 
 # Formats that libsndfile cannot read count as audio too: "unreadable" says more than "missing".
 _AUDIO = frozenset(
@@ -156,7 +147,7 @@ def _why_unsafe(info: tarfile.TarInfo) -> str:
 
 def _leads_out(name: str) -> str:
     out = name.startswith("/") or ".." in name.split("/")
-    return "its name leads out of the archive" if out else ""
+    return "its name points outside the archive" if out else ""
 
 
 def read_samples(file: BinaryIO, start: int, stop: int | None) -> Iterator[Sample | Member]:
@@ -196,21 +187,10 @@ def _span(item: Sample | Member) -> tuple[int, int]:
     return item.start, item.stop
 
 
-@dataclass(frozen=True)
 class WebDatasetSource(SpeechFiles):
     """Tars with `.json` or `.txt` beside the audio, as in Emilia."""
 
-    def units(self, known: Known = scan_all) -> Iterator[Unit]:
-        return plan_units(
-            self.name,
-            self.modality,
-            expand(self.name, self.settings.paths),
-            self._slices,
-            known=known,
-            parallel=True,
-        )
-
-    def _slices(self, file: SourceFile) -> Iterator[Slice]:
+    def slices(self, file: SourceFile) -> Iterator[Slice]:
         with open_binary(file.path) as tar:
             # unbuffered: a buffer would read 8 KiB for each header of 512 bytes
             headers = getattr(tar, "raw", tar)
@@ -219,7 +199,7 @@ class WebDatasetSource(SpeechFiles):
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.records == 0:
             return
-        prefix = stem(relative_name(unit.path, self.settings.paths))
+        prefix = self.prefix(unit)
         with open_unit(unit) as tar:
             for item in read_samples(tar, unit.start, unit.stop):
                 yield self._record(tar, unit.path, prefix, item)
@@ -227,19 +207,17 @@ class WebDatasetSource(SpeechFiles):
     def _record(self, tar: BinaryIO, path: str, prefix: str, item: Sample | Member) -> Record:
         if isinstance(item, Member):
             key, location = f"{prefix}/{item.name}", f"{path}:{item.name}@{item.offset}"
-            detail = f"{item.name!r}: {item.unsafe}"
-            return Record(key, location, {}, reason="unsafe_tar_member", detail=detail)
+            bad = BadRecord("unsafe_tar_member", f"{item.name!r}: {item.unsafe}")
+            return self.record(key, location, bad)
         key, location = f"{prefix}/{item.key}", f"{path}:{item.key}@{item.start}"
-        fields: dict[str, Any] = {}
-        try:
-            fields = _sidecars(tar, item)
-            key = record_key(fields, self.settings.fields.id, key)
-            audio = _audio_member(item, self.settings.fields.audio)
-        except BadRecord as bad:
-            return Record(key, location, fields, reason=bad.reason, detail=bad.detail)
-        location = f"{path}:{audio.name}@{audio.data_offset}"
-        place = (audio.name, audio.data_offset, audio.size)
-        return Record(key, location, fields, "tar", path, *place)
+        record = self.record(key, location, attempt(_sidecars, tar, item))
+        if record.bad:
+            return record
+        audio = attempt(_audio_member, item, self.settings.fields.audio)
+        if isinstance(audio, BadRecord):
+            return replace(record, bad=audio)
+        place = AudioLocation("tar", path, audio.name, audio.data_offset, audio.size)
+        return replace(record, location=f"{path}:{audio.name}@{audio.data_offset}", audio=place)
 
 
 def _sidecars(tar: BinaryIO, sample: Sample) -> dict[str, Any]:

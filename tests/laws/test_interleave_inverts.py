@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from koe.schema import QUARANTINED, REJECTED
-from stages.interleave import gather_rows, plan_order
+from stages.interleave import gather_rows
+from stages.packing.order import plan_order
 from stages.settings import InterleaveSettings
 from tests.stages.samples import (
     changed,

@@ -8,8 +8,9 @@ import pyarrow.compute as pc
 import pytest
 
 from koe.schema import SAMPLE, SPEECH, TEXT
-from stages.interleave import gather_rows, plan_order, unit_samples
+from stages.interleave import gather_rows
 from stages.packing.ids import hash_ids
+from stages.packing.order import plan_order, unit_samples
 from stages.settings import InterleaveSettings
 from tests.stages.samples import changed, corpus, described, reader
 

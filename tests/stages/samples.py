@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from koe.schema import EXCLUDED, SAMPLE, SPEECH, TEXT
 from koe.vocabulary import conversation_ids, speech_ids
-from stages.interleave import unit_samples
+from stages.packing.order import unit_samples
 
 
 def text_sample(rng, num_tokens):

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from snac import SNAC
 
-from koe.errors import ContractError
+from koe.errors import BadRecord, ContractError
 from koe.schema import CLIP, SCORED
 from koe.stage import Exclusions, Resources, check_outcome
 from koe.vocabulary import FRAME_SAMPLES, flatten_codes
@@ -230,7 +230,7 @@ class _Exact:
             for row in clips.to_pylist():
                 self.asked.append(row["id"])
                 if self.scores[row["id"]] is None:
-                    exclusions.quarantine(row["id"], row["source"], "gone", "x", "y")
+                    exclusions.quarantine(row["id"], row["source"], BadRecord("gone", "x"), "y")
                 else:
                     rows.append(row)
             values = [self.scores[row["id"]] for row in rows]

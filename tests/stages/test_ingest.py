@@ -12,7 +12,7 @@ import pytest
 
 from koe.errors import ContractError, StorageError
 from koe.schema import CLIP, UNIT
-from koe.stage import check_outcome, table_of
+from koe.stage import check_outcome
 from stages.audio.decode import decode
 from stages.ingest import IngestStage
 from stages.settings import IngestConfig
@@ -35,7 +35,7 @@ def ingest(source, max_seconds=60.0):
     transform = stage.open()
     kept, quarantined = [CLIP.empty_table()], []
     for unit in source.units():
-        outcome = transform(table_of([asdict(unit)], UNIT))
+        outcome = transform(pa.Table.from_pylist([asdict(unit)], schema=UNIT))
         check_outcome(stage, unit.records + (unit.fault is not None), outcome)
         assert outcome.rejected.num_rows == 0
         kept.append(outcome.kept)
@@ -259,7 +259,7 @@ def test_the_stage_can_be_sent_to_workers(tmp_path):
     source = source_of("manifest", path)
     stage = pickle.loads(pickle.dumps(IngestStage((source,), IngestConfig())))
     (unit,) = source.units()
-    assert stage.open()(table_of([asdict(unit)], UNIT)).kept.num_rows == 1
+    assert stage.open()(pa.Table.from_pylist([asdict(unit)], schema=UNIT)).kept.num_rows == 1
 
 
 def test_failures_of_the_machine_are_no_bad_clips(tmp_path):
@@ -269,9 +269,9 @@ def test_failures_of_the_machine_are_no_bad_clips(tmp_path):
     transform = IngestStage((source,), IngestConfig()).open()
     (tmp_path / "a.tar").unlink()
     with pytest.raises(StorageError):
-        transform(table_of([asdict(unit)], UNIT))
+        transform(pa.Table.from_pylist([asdict(unit)], schema=UNIT))
     with pytest.raises(ContractError, match="does not know"):
-        transform(table_of([{**asdict(unit), "source": "other"}], UNIT))
+        transform(pa.Table.from_pylist([{**asdict(unit), "source": "other"}], schema=UNIT))
 
 
 def test_real_clips():

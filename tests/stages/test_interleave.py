@@ -8,7 +8,8 @@ import pytest
 from koe.errors import ConfigError, ContractError
 from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SAMPLE, SPEECH, TEXT
 from koe.vocabulary import split_speech_ids
-from stages.interleave import gather_rows, plan_order, unit_samples
+from stages.interleave import gather_rows
+from stages.packing.order import plan_order, unit_samples
 from stages.settings import InterleaveSettings
 from tests.stages.samples import (
     changed,

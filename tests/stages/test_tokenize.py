@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from koe.errors import ContractError, StageError
+from koe.errors import BadRecord, ContractError, StageError
 from koe.schema import ENCODED, UNIT, Unit
 from koe.stage import check_outcome
 from koe.vocabulary import (
@@ -22,7 +22,8 @@ from koe.vocabulary import (
     split_speech_ids,
 )
 from stages.settings import TokenizeConfig
-from stages.sources.base import Record, TextFiles, scan_all
+from stages.sources.base import Record, TextFiles
+from stages.sources.planning import scan_all
 from stages.sources.settings import TextSourceConfig
 from stages.tokenize import TokenizeSpeech, TokenizeText
 from tests.stages.texts import TEXTS
@@ -122,9 +123,9 @@ def test_content_names_what_decides_the_bytes(tokenizer):
         TokenizeSpeech(tokenizer),
         TokenizeSpeech(tokenizer, TokenizeConfig(speech_prompt="{speaker}{text}")),
         TokenizeSpeech(tokenizer, TokenizeConfig(drop_repeated_frames=True)),
-        TokenizeText(tokenizer, lines()),
-        TokenizeText(tokenizer, lines(layout="messages")),
-        TokenizeText(tokenizer, lines(fields={"output": "a"})),
+        TokenizeText(tokenizer, source=lines()),
+        TokenizeText(tokenizer, source=lines(layout="messages")),
+        TokenizeText(tokenizer, source=lines(fields={"output": "a"})),
     ]
     contents = [json.dumps(stage.content, sort_keys=True) for stage in stages]
     assert len(set(contents)) == len(stages)
@@ -145,6 +146,9 @@ class Lines(TextFiles):
 
     def units(self, known=scan_all):
         yield unit(self)
+
+    def slices(self, file):
+        raise NotImplementedError
 
     def read(self, unit):
         yield from self.records
@@ -189,12 +193,12 @@ def test_text_decodes_back_and_bad_records_are_quarantined(tokenizer, llama):
     source = lines(
         line("0", "質問 <|eot_id|>", "答え"),
         line("1", "", "x"),
-        line("2", "q", "a", reason="broken_json", detail="at 3", fields={}),
+        line("2", "q", "a", bad=BadRecord("broken_json", "at 3"), fields={}),
         line("0", "again", "again"),
         line("4", "q", "half \ud83d"),
         line("5", "q\nq", "a\n\na "),
     )
-    stage = TokenizeText(tokenizer, source)
+    stage = TokenizeText(tokenizer, source=source)
     planned = unit(source, fault="file ends inside a record")
     outcome = check_outcome(stage, 7, stage.open()(units(planned)))
     assert outcome.kept["id"].to_pylist() == ["dolly/0", "dolly/5"]
@@ -220,7 +224,7 @@ def test_conversations_of_several_turns(tokenizer, llama):
         for who, text in (("human", "一"), ("gpt", "二"), ("human", "三"), ("gpt", "四"))
     ]
     source = lines(Record("a", "x:0", {"conversations": messages}), layout="sharegpt")
-    stage = TokenizeText(tokenizer, source)
+    stage = TokenizeText(tokenizer, source=source)
     kept = stage.open()(units(unit(source))).kept
     assert conversation_texts(llama, kept["input_ids"][0].as_py()) == ["一", "二", "三", "四"]
 
@@ -228,12 +232,12 @@ def test_conversations_of_several_turns(tokenizer, llama):
 def test_a_changed_file_fails_the_unit(tokenizer):
     source = lines(line("0", "q", "a"))
     with pytest.raises(StageError, match="1 records instead of 2") as caught:
-        TokenizeText(tokenizer, source).open()(units(unit(source, records=2)))
+        TokenizeText(tokenizer, source=source).open()(units(unit(source, records=2)))
     assert caught.value.unit == "dolly-00000"
 
 
 def test_an_empty_unit_gives_empty_tables(tokenizer):
-    stage = TokenizeText(tokenizer, lines())
+    stage = TokenizeText(tokenizer, source=lines())
     check_outcome(stage, 0, stage.open()(units(unit(lines()))))
     speech = TokenizeSpeech(tokenizer)
     check_outcome(speech, 0, speech.open()(ENCODED.empty_table()))

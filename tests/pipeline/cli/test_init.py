@@ -28,12 +28,20 @@ def test_it_writes_a_config_and_its_schema_and_says_what_is_next(folder, tmp_pat
     ]
 
 
+def test_it_names_all_files_that_exist(tmp_path):
+    for name in FILES:
+        (tmp_path / name).write_text("mine")
+    code, _, err = koe("init", str(tmp_path))
+    assert code == 2
+    assert f"{FILES[1]} already exist because" in " ".join(err.split())
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_it_overwrites_nothing(name, tmp_path):
     (tmp_path / name).write_text("mine")
     code, _, err = koe("init", str(tmp_path))
     assert code == 2
-    assert "exists already" in err
+    assert f"{name} already exists because" in " ".join(err.split())
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine"
 

@@ -11,7 +11,8 @@ from pipeline.execution.runner import DONE, FAILED, SKIPPED
 from pipeline.jobs.interleave import OrderWork, ShardWork, shard_places
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
-from stages.interleave import OrderStage, gather_rows, plan_order
+from stages.interleave import OrderStage, gather_rows
+from stages.packing.order import plan_order
 from stages.settings import InterleaveSettings
 from tests.pipeline.run_dir.test_ledger import Numbers
 from tests.stages.samples import changed, corpus, described, excluded, reader

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 
-from koe.errors import ContractError, StageError
+from koe.errors import BadRecord, ContractError, StageError
 from koe.schema import SPEECH, Unit
-from koe.stage import Exclusions, Resources, check_outcome, table_of
+from koe.stage import Exclusions, Resources, check_outcome
 from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
@@ -46,8 +46,8 @@ class Numbers:
             else:
                 kept.append({"id": str(number), "seconds": 0.5})
         if unit["fault"]:
-            exclusions.quarantine("?", unit["source"], "truncated_source", unit["fault"])
-        return exclusions.outcome(table_of(kept, OUT))
+            exclusions.quarantine("?", unit["source"], BadRecord("truncated_source", unit["fault"]))
+        return exclusions.outcome(pa.Table.from_pylist(kept, schema=OUT))
 
 
 @dataclass(frozen=True)

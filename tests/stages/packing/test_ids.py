@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.interleave import UnitSamples, plan_order
 from stages.packing.ids import first_of_its_id, hash_ids
+from stages.packing.order import UnitSamples, plan_order
 from stages.settings import InterleaveSettings
 
 

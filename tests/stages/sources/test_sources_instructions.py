@@ -11,6 +11,7 @@ from stages.sources.readers import text_source
 from stages.sources.settings import TextSourceConfig
 from tests.real_data import TEXT
 from tests.stages.audio_files import write_lines
+from tests.stages.records import reason
 
 SAMPLES = [
     {
@@ -152,7 +153,7 @@ def test_elements_that_are_no_clean_objects_are_broken(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b'[1, {"a": "\\ud800"}, {"a": "' + b'\xff"}, {"a": "\xe6\x96\x87"}]')
     records = read_all(source_of("json", path))
-    assert [r.reason for r in records] == ["broken_json", "broken_json", "broken_json", ""]
+    assert [reason(r) for r in records] == ["broken_json", "broken_json", "broken_json", ""]
 
 
 def test_json_lines_called_an_array_fail_before_any_work(tmp_path):
@@ -164,7 +165,7 @@ def test_json_lines_called_an_array_fail_before_any_work(tmp_path):
 def test_broken_lines_are_records(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"a": 1}, "{", "", {"a": 2}, "null"])
     records = read_all(source_of("jsonl", path, 1))
-    assert [r.reason for r in records] == ["", "broken_json", "", "broken_json"]
+    assert [reason(r) for r in records] == ["", "broken_json", "", "broken_json"]
     assert len({r.key for r in records}) == 4
 
 

@@ -17,6 +17,7 @@ from stages.sources.planning import Slice
 from stages.sources.readers import speech_source, text_source
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 from tests.stages.audio_files import clip
+from tests.stages.records import reason
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CLIPS = [clip(0.1 + 0.01 * n, kind="wav") for n in range(10)]
@@ -58,11 +59,11 @@ def audio_of(records):
     rows = [
         {
             **dict.fromkeys(CLIP.names),
-            "audio_kind": r.audio_kind,
-            "audio_path": r.audio_path,
-            "audio_member": r.audio_member,
-            "audio_offset": r.audio_offset,
-            "audio_bytes": r.audio_bytes,
+            "audio_kind": r.audio.kind,
+            "audio_path": r.audio.path,
+            "audio_member": r.audio.member,
+            "audio_offset": r.audio.offset,
+            "audio_bytes": r.audio.num_bytes,
         }
         for r in records
     ]
@@ -143,13 +144,13 @@ def test_cells_may_name_files_or_hold_nothing(tmp_path, statistics):
     path = write_speech(tmp_path / "a.parquet", cells, row_group_size=6)
     pq.write_table(pq.read_table(path), path, write_statistics=statistics)
     records = read_all(source_of(path, 4))
-    assert [r.audio_kind for r in records] == ["parquet", "file", "file", *["parquet"] * 3]
+    assert [r.audio.kind for r in records] == ["parquet", "file", "file", *["parquet"] * 3]
     audio = audio_of(records)
     assert audio[:2] == CLIPS[:2]
     assert [bad.reason for bad in audio[2:5]] == ["missing_audio"] * 3
     assert audio[5] == b""
     rooted = read_all(source_of(path, 4, audio_root="/elsewhere"))
-    assert rooted[1].audio_path == "/elsewhere/1.wav"
+    assert rooted[1].audio.path == "/elsewhere/1.wav"
 
 
 def test_nested_fields_and_ids(tmp_path):
@@ -197,7 +198,7 @@ def test_a_damaged_page_costs_its_row_group_only(tmp_path, compression):
         data[place : place + 40] = b"\xff" * 40
     path.write_bytes(data)
     records = read_all(source_of(path))
-    assert [r.reason for r in records] == [*[""] * 4, *["broken_parquet"] * 4, *[""] * 2]
+    assert [reason(r) for r in records] == [*[""] * 4, *["broken_parquet"] * 4, *[""] * 2]
     place = [AudioLocation("parquet", str(path), "audio", row, 0) for row in range(10)]
     with ClipReader() as reader:
         for row in (0, 3, 8, 9, 0):
@@ -214,7 +215,7 @@ def test_text_that_is_no_utf8_costs_its_row_only(tmp_path):
     text = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
     table = pa.table({"audio": pa.array(CLIPS[:3], pa.binary()), "text": text})
     pq.write_table(table, tmp_path / "a.parquet")
-    assert [r.reason for r in read_all(source_of(tmp_path / "a.parquet"))] == [
+    assert [reason(r) for r in read_all(source_of(tmp_path / "a.parquet"))] == [
         "",
         "broken_text",
         "",

@@ -11,6 +11,7 @@ from koe.errors import BadRecord
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
 from tests.stages.audio_files import clip, sample, write_tar
+from tests.stages.records import reason
 
 MEMBERS = [member for n in range(7) for member in sample(f"{n:03d}", 0.2)]
 
@@ -43,9 +44,9 @@ def test_records_say_where_their_audio_lies(tmp_path):
     assert [record.key for record in records] == [f"a/{n:03d}" for n in range(7)]
     data = path.read_bytes()
     for record, (name, audio) in zip(records, MEMBERS[1::2], strict=True):
-        assert (record.audio_kind, record.audio_path) == ("tar", str(path))
-        assert record.audio_member == name
-        assert data[record.audio_offset : record.audio_offset + record.audio_bytes] == audio
+        assert (record.audio.kind, record.audio.path) == ("tar", str(path))
+        assert record.audio.member == name
+        assert data[record.audio.offset : record.audio.offset + record.audio.num_bytes] == audio
         assert record.fields["speaker"] == "S1"
 
 
@@ -54,7 +55,7 @@ def test_the_size_of_units_does_not_change_the_records(tmp_path, unit_records):
     members = [*MEMBERS[:6], ("../evil.flac", b"x"), ("lone.flac", clip()), *MEMBERS[6:]]
     write_tar(tmp_path / "a.tar", members)
     records = read_all(source_of(tmp_path / "a.tar", unit_records))
-    assert records == read_all(source_of(tmp_path / "a.tar", 4))
+    assert repr(records) == repr(read_all(source_of(tmp_path / "a.tar", 4)))
     assert len(records) == 9
 
 
@@ -87,7 +88,7 @@ def test_keys_end_at_the_first_dot_of_the_last_part(tmp_path):
     write_tar(tmp_path / "a.tar", members)
     (record,) = read_all(source_of(tmp_path / "a.tar"))
     assert record.key == "a/d.x/1"
-    assert record.audio_member == "d.x/1.speech.wav"
+    assert record.audio.member == "d.x/1.speech.wav"
     assert record.fields["text"] == "a"
 
 
@@ -103,11 +104,11 @@ def test_the_mapped_id_names_the_record_and_its_absence_is_seen(tmp_path):
     write_tar(tmp_path / "a.tar", [*sample("x", _id="JA_1"), *sample("y", _id=None)])
     first, second = read_all(source_of(tmp_path / "a.tar", id="_id"))
     assert first.key == "JA_1"
-    assert second.reason == "missing_id"
+    assert reason(second) == "missing_id"
 
 
 @pytest.mark.parametrize(
-    ("members", "reason"),
+    ("members", "why"),
     [
         ([("1.json", b"{}")], "missing_audio"),
         ([("1.json", b"{}"), ("1.npy", b"x")], "missing_audio"),
@@ -121,10 +122,10 @@ def test_the_mapped_id_names_the_record_and_its_absence_is_seen(tmp_path):
         ([("/etc/1.wav", b"x")], "unsafe_tar_member"),
     ],
 )
-def test_unusable_samples_have_their_reason(tmp_path, members, reason):
+def test_unusable_samples_have_their_reason(tmp_path, members, why):
     write_tar(tmp_path / "a.tar", [*sample("0"), *members, *sample("9")])
     records = read_all(source_of(tmp_path / "a.tar", 1))
-    assert [record.reason for record in records] == ["", reason, ""]
+    assert [reason(record) for record in records] == ["", why, ""]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_links_and_devices_are_refused(tmp_path, kind):
         info.type, info.linkname = kind, "/etc/passwd"
         tar.addfile(info)
     (record,) = read_all(source_of(tmp_path / "a.tar"))
-    assert record.reason == "unsafe_tar_member"
+    assert reason(record) == "unsafe_tar_member"
 
 
 def test_folders_and_hidden_members_are_no_samples(tmp_path):
@@ -180,7 +181,7 @@ def test_a_tar_cut_anywhere_keeps_what_precedes(tmp_path):
         records = read_all(source)
         num_whole = sum(end <= place and name.endswith(".flac") for end, name in ends)
         assert records[:num_whole] == whole[:num_whole], place
-        assert [record.reason for record in records[num_whole:]] in ([], ["missing_audio"]), place
+        assert [reason(record) for record in records[num_whole:]] in ([], ["missing_audio"]), place
 
 
 def test_a_damaged_header_keeps_what_precedes(tmp_path):
