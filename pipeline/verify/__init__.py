@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from koe.dataflow import INDEX, INTERLEAVE, receipt_path
+from koe.dataflow import CARD, INDEX, INTERLEAVE, receipt_path, stage_chain
 from koe.errors import ContractError
 from koe.schema import SPEECH, TEXT
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.reading import read_index
-from pipeline.verify.card import prove_card
 from pipeline.verify.documents import prove_pieces
-from pipeline.verify.index import prove_folder, prove_identity, prove_index
-from pipeline.verify.not_made import not_made
+from pipeline.verify.index import prove_card, prove_folder, prove_identity, prove_index
 from pipeline.verify.order import (
     RECEIPT,
     prove_distinct,
@@ -25,17 +24,15 @@ from pipeline.verify.order import (
     shard_pieces,
 )
 from pipeline.verify.placing import Placing
-from pipeline.verify.receipts import setting
+from pipeline.verify.receipts import STALE, setting
 from pipeline.verify.samples import SampleTable
 from pipeline.verify.shards import prove_shard, shard_figures
 from pipeline.verify.units import Seen, prove_names, prove_units
 
-__all__ = ["Proof", "not_made", "verify_run"]
-
 
 @dataclass(frozen=True)
 class Proof:
-    """One thing that was proved, and over how much."""
+    """One thing that was proved, and of how many things."""
 
     what: str
     count: int
@@ -65,23 +62,21 @@ def verify_run(
     proved("units have unique names and sources that the plan knows", len(plan.units), "units")
     samples, seen = SampleTable(plan, ledger.storage), Seen()
     prove_units(plan, ledger, samples, seen)
-    _tell_units(plan, seen, proved)
+    _report_units(seen, proved)
     index, order = read_index(ledger), prove_order_receipt(ledger, samples)
     if order is None:
         if index is not None:
             raise ContractError(
                 f"{INDEX} describes shards without an order",
                 f"{RECEIPT} is missing or corrupt",
-                "Run `koe run`: what is stale or missing is done again.",
+                STALE,
             )
         return proofs
     made = _prove_shards(order, index, ledger, samples, proved)
     prove_identity(order, seen)
-    proved(
-        "units, order and metadata of the shards name the same codec and tokenizer",
-        len(seen.codecs) + len(seen.tokenizers),
-        "identities",
-    )
+    num_identities = len(seen.codecs) + len(seen.tokenizers)
+    proved("units, order and metadata of the shards name the same codec and tokenizer",
+           num_identities, "identities")  # fmt: skip
     if index is not None:
         prove_index(index, order, made)
         prove_folder(ledger, index)
@@ -92,10 +87,23 @@ def verify_run(
     return proofs
 
 
-def _tell_units(plan: Plan, seen: Seen, proved: Proved) -> None:
-    num_tables = seen.outputs + seen.excluded
+def not_made(plan: Plan, ledger: Ledger) -> list[str]:
+    """Name what an incomplete run lacks up to the shards: stages with their units, then files."""
+    missing = Counter(
+        stage
+        for unit in plan.units
+        for stage in stage_chain(unit.modality)
+        if ledger.storage.size(receipt_path(stage, unit.unit)) is None
+    )
+    units = [f"{stage} of {number:,} units" for stage, number in missing.items()]
+    return units + [path for path in (RECEIPT, INDEX, CARD) if ledger.storage.size(path) is None]
+
+
+def _report_units(seen: Seen, proved: Proved) -> None:
     proved(
-        "receipts agree with the hash, size, schema and rows of their tables", num_tables, "tables"
+        "receipts agree with the hash, size, schema and rows of their tables",
+        seen.outputs + seen.excluded,
+        "tables",
     )
     proved(
         "in = kept + rejected + quarantined, by reason, for every stage, unit and source",
@@ -113,7 +121,7 @@ def _tell_units(plan: Plan, seen: Seen, proved: Proved) -> None:
         seen.samples[SPEECH],
         "samples",
     )
-    proved("text consists of turns of user and answer", seen.samples[TEXT], "samples")
+    proved("text consists of turns of user and answer", seen.samples[TEXT], "samples")  # fmt: skip
 
 
 def _prove_shards(
@@ -135,20 +143,19 @@ def _prove_shards(
             raise ContractError(
                 f"{INDEX} describes shards that do not all exist",
                 f"{receipt_path(INTERLEAVE, pieces.shard)} is missing or corrupt",
-                "Run `koe run`: what is stale or missing is done again.",
+                STALE,
             )
         placing.add(pieces, prove_pieces(pieces, samples, shard and shard[1]))
         if shard is not None:
             made.append(shard_figures(pieces, *shard, samples))
         del shard  # before the next one is read
-    placing.prove_whole()
+    placing.prove_complete()
     prove_order_measures(order, num_shards, samples, seconds_left_out)
     proved("shards agree with their receipts in hash, rows and tokens", len(made), "shards")
     rows, documents = (sum(entry[key] for entry in made) for key in ("rows", "documents"))
     capacity = setting(order, "max_row_tokens")
     proved(f"rows hold at most {capacity} tokens and exactly their documents", rows, "rows")
-    proved(
-        "documents follow the order and equal their pieces of the samples", documents, "documents"
-    )
+    proved("documents follow the order and equal their pieces of the samples",
+           documents, "documents")  # fmt: skip
     proved("every sample is placed once and completely, or left out", len(samples), "samples")
     return made

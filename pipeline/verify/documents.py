@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from koe.errors import ContractError
 from koe.schema import ROW
-from pipeline.verify.lists import TokenLists, differ, flat, lengths, offsets
-from pipeline.verify.order import REMEDY, Pieces
+from pipeline.verify.lists import TokenLists, differ, first, flat, lengths, offsets
+from pipeline.verify.order import Pieces, order_error
 from pipeline.verify.samples import SampleTable
 
 
@@ -44,17 +43,14 @@ class ShardDocuments:
         """Prove that each row has the documents of the order, all columns alike."""
         number = np.bincount(self._pieces.row)
         if len(number) != table.num_rows:
-            raise ContractError(
-                f"{self.path} has {table.num_rows} rows", f"the order has {len(number)}", REMEDY
-            )
+            what = f"{self.path} has {table.num_rows} rows"
+            raise order_error(what, f"the order has {len(number)}")
         for column in ROW.names[1:]:
             found = lengths(table[column])
-            if (found != number).any():
-                row = int(np.argmax(found != number))
-                raise ContractError(
+            if (row := first(found != number)) is not None:
+                raise order_error(
                     f"{self.path}:{row} lists {found[row]} {column}",
                     f"the order gives the row {number[row]} documents",
-                    REMEDY,
                 )
 
     def _prove_labels(self, table: pa.Table, samples: SampleTable) -> None:
@@ -72,23 +68,19 @@ class ShardDocuments:
             found = flat(table[column])
             if not found.equals(values):
                 document = int(np.argmax(differ(found, values)))
-                raise ContractError(
+                said, wanted = (array[document].as_py() for array in (found, values))
+                raise order_error(
                     f"{self.name(document)} is not the piece that the order gives the row",
-                    f"its {column} says {found[document].as_py()!r}, the order "
-                    f"{values[document].as_py()!r}",
-                    REMEDY,
+                    f"its {column} says {said!r}, the order {wanted!r}",
                 )
 
     def _prove_rows(self, row_begin: np.ndarray, total: int, capacity: int) -> None:
         sums = np.diff(np.append(row_begin, total))
         held = self.tokens.lengths
-        wrong = (held != sums) | (held > capacity)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise ContractError(
+        if (row := first((held != sums) | (held > capacity))) is not None:
+            raise order_error(
                 f"{self.path}:{row} has {held[row]} tokens in documents of {sums[row]}",
                 f"a row holds at most {capacity} and exactly its documents",
-                REMEDY,
             )
 
 
@@ -105,13 +97,11 @@ def prove_pieces(pieces: Pieces, samples: SampleTable, shard: ShardDocuments | N
         if not wrong.any():
             sizes[members] = opened.tokens.lengths[rows]
             wrong = (start < 0) | (start >= stop) | (stop > sizes[members])
-        if wrong.any():
-            place = int(np.argmax(wrong))
-            raise ContractError(
+        if (place := first(wrong)) is not None:
+            raise order_error(
                 f"the order gives {pieces.shard}:{pieces.row[members[place]]} tokens "
                 f"{start[place]} to {stop[place]} of sample {rows[place]} of {samples.units[unit]}",
                 "the sample does not have them",
-                REMEDY,
             )
         if shard is not None:
             ids = opened.ids.take(pa.array(rows)).combine_chunks()
@@ -142,6 +132,4 @@ def _prove_documents(
         place = next(k for k, pair in enumerate(pairs) if not np.array_equal(*pair))
         at = int(np.argmax(found[place] != wanted[place]))
         why = f"token {at} is {found[place][at]}, not {wanted[place][at]}"
-    raise ContractError(
-        f"{shard.name(int(documents[place]))} differs from its tokenized sample", why, REMEDY
-    )
+    raise order_error(f"{shard.name(int(documents[place]))} differs from its tokenized sample", why)

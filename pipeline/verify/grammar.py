@@ -20,15 +20,16 @@ from koe.vocabulary import (
     START_OF_TEXT,
     split_speech_ids,
 )
-from pipeline.verify.lists import offsets
+from pipeline.verify.lists import first, offsets
+from pipeline.verify.receipts import contradiction
 
-_REMEDY = "Run `koe run --force tokenize`."
+_STAGE = "tokenize"
 _HEAD_MARKS, _TAIL_MARKS = 6, 2  # of a speech sample, around its text and codes
 _SLOT_OFFSETS = (FIRST_AUDIO + CODEBOOK_SIZE * np.arange(SLOTS)).astype(np.int32)
 _TURN = np.array(
     [START_OF_HUMAN, END_OF_TEXT, END_OF_HUMAN, START_OF_AI, END_OF_TEXT, END_OF_AI], np.int32
 )
-_FOLLOWS = np.array([True, False, True, True, False, True])  # at once on the mark before it
+_FOLLOWS = np.array([True, False, True, True, False, True])  # directly after the mark before it
 
 
 def speech_codes(
@@ -44,8 +45,7 @@ def speech_codes(
     start = stop - _TAIL_MARKS - SLOTS * frames  # of the codes
     bad = (frames < 1) | (start - begin < _HEAD_MARKS)
     _refuse_speech(bad, values, bounds, frames, path)
-    marks = {0: START_OF_HUMAN, 1: START_OF_TEXT}
-    for place, mark in marks.items():
+    for place, mark in enumerate((START_OF_HUMAN, START_OF_TEXT)):
         bad |= values[begin + place] != mark
     for place, mark in enumerate((END_OF_TEXT, END_OF_HUMAN, START_OF_AI, START_OF_SPEECH), -4):
         bad |= values[start + place] != mark
@@ -65,25 +65,24 @@ def speech_codes(
 def _refuse_speech(
     bad: np.ndarray, values: np.ndarray, bounds: np.ndarray, frames: np.ndarray, path: str
 ) -> None:
-    if not bad.any():
+    if (row := first(bad)) is None:
         return
-    row = int(np.argmax(bad))
     ids = values[bounds[row] : bounds[row + 1]]
     try:
         _, codes = split_speech_ids(ids)
     except ContractError as error:
-        raise ContractError(f"{path}:{row}: {error.what}", error.why, _REMEDY) from error
-    raise ContractError(
-        f"{path}:{row} holds {len(codes)} codes for its {int(frames[row])} frames",
+        raise contradiction(_STAGE, f"{path}:{row}: {error.what}", error.why) from error
+    raise contradiction(
+        _STAGE,
+        f"{path}:{row} holds {len(codes)} codes for its {frames[row]} frames",
         f"a frame has {SLOTS} codes, speech at least one frame, and ids of text are not negative",
-        _REMEDY,
     )
 
 
 def prove_turns(values: np.ndarray, lengths: np.ndarray, path: str) -> None:
     """Prove that text samples are turns of user and answer, and hold no id of speech.
 
-    Raises: ContractError naming the first row that is not.
+    Raises: ContractError naming the first row that breaks this.
     """
     bounds = offsets(lengths)
     place = np.flatnonzero((values < 0) | (values >= NUM_BASE_TEXT))  # of marks
@@ -91,7 +90,7 @@ def prove_turns(values: np.ndarray, lengths: np.ndarray, path: str) -> None:
     counts = np.bincount(sample, minlength=len(lengths))
     bad = (counts < len(_TURN) + 1) | ((counts - 1) % len(_TURN) != 0)
     number = np.arange(len(place)) - offsets(counts)[:-1][sample]  # of each mark in its sample
-    in_turn = np.maximum(number - 1, 0) % len(_TURN)  # start_of_text stands beside the first
+    in_turn = np.maximum(number - 1, 0) % len(_TURN)  # start_of_text follows the first
     wanted = np.where(number == 1, START_OF_TEXT, _TURN[in_turn])
     wrong = values[place] != wanted
     before = np.concatenate([[-1], place[:-1]])
@@ -100,12 +99,12 @@ def prove_turns(values: np.ndarray, lengths: np.ndarray, path: str) -> None:
     wrong |= (number == 0) & (place != bounds[:-1][sample])
     wrong |= (number == counts[sample] - 1) & (place != bounds[1:][sample] - 1)
     bad[sample[wrong]] = True
-    if bad.any():
-        raise ContractError(
-            f"{path}:{int(np.argmax(bad))}: a text sample does not follow the Orpheus layout",
+    if (row := first(bad)) is not None:
+        raise contradiction(
+            _STAGE,
+            f"{path}:{row}: a text sample does not follow the Orpheus layout",
             "it must be turns of start_of_human USER end_of_text end_of_human start_of_ai ANSWER "
             "end_of_text end_of_ai with ids of text, and start_of_text in the first only",
-            _REMEDY,
         )
 
 

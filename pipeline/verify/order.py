@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +20,26 @@ from pipeline.run_dir.ledger import Ledger, Output, Receipt
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import encoded_seconds
 from pipeline.verify.files import vouched_batches
-from pipeline.verify.receipts import reasons_of, require_counts, require_receipt, setting
+from pipeline.verify.lists import first
+from pipeline.verify.receipts import (
+    STALE,
+    agree,
+    contradiction,
+    reasons_of,
+    require_counts,
+    require_receipt,
+    setting,
+)
 from pipeline.verify.samples import DUPLICATE, LEFT_OUT, OPEN, SampleTable
 
-REMEDY = "Run `koe run --force interleave`."
 RECEIPT = receipt_path(INTERLEAVE, ORDER_UNIT)
 _EXCLUDED = excluded_path(INTERLEAVE, ORDER_UNIT)
 _DIGEST_BYTES = 16
+
+
+def order_error(what: str, why: str) -> ContractError:
+    """Return an error whose remedy is to interleave again."""
+    return contradiction(INTERLEAVE, what, why)
 
 
 @dataclass(frozen=True)
@@ -51,19 +63,14 @@ def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
     receipt = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     if receipt is None:
         return None
-    missing = [
-        unit for unit, sha256 in zip(samples.units, samples.outputs, strict=True) if sha256 is None
-    ]
-    if missing:
+    outputs = list(zip(samples.units, samples.outputs, strict=True))
+    if missing := [unit for unit, sha256 in outputs if sha256 is None]:
         raise ContractError(
             f"{RECEIPT} vouches for an order of samples that do not exist",
             f"unit {missing[0]} is not tokenized",
-            "Run `koe run`: what is stale or missing is done again.",
+            STALE,
         )
-    made_from = sha256_json(
-        [list(pair) for pair in zip(samples.units, samples.outputs, strict=True)]
-    )
-    path = output_path(INTERLEAVE, ORDER_UNIT)
+    path, made_from = output_path(INTERLEAVE, ORDER_UNIT), sha256_json(outputs)
     require_receipt(receipt, INTERLEAVE, ORDER_UNIT, path, made_from)
     return receipt
 
@@ -78,28 +85,27 @@ def prove_left_out(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> di
     numbers = {unit: number for number, unit in enumerate(samples.units)}
     if receipt.excluded:
         with vouched_batches(ledger.storage, receipt.excluded, EXCLUDED) as batches:
-            first = 0
+            first_row = 0
             for batch in batches:
                 found += reasons_of(batch)
-                for unit, begin, rows in _by_location(batch["location"], first):
+                for unit, begin, rows in _by_location(batch["location"], first_row):
+                    place = first_row + begin
                     if unit not in numbers:
-                        raise ContractError(
-                            f"{_EXCLUDED}:{first + begin} lies in unit {unit!r}",
-                            "the plan has no unit of this name",
-                            REMEDY,
-                        )
+                        what = f"{_EXCLUDED}:{place} lies in unit {unit!r}"
+                        raise order_error(what, "the plan has no unit of this name")
                     part, number = batch.slice(begin, len(rows)), numbers[unit]
-                    _leave_out(part, rows, number, receipt, samples, first + begin)
+                    _leave_out(part, rows, number, receipt, samples, place)
                     ids = pa.chunked_array([part["id"]])
                     seconds[samples.sources[number]] += encoded_seconds(ledger, unit, ids)
-                first += batch.num_rows
+                first_row += batch.num_rows
     require_counts(receipt, len(samples), found)
     return seconds
 
 
-def _by_location(locations: pa.Array, first: int) -> Iterator[tuple[str, int, list[int]]]:
+def _by_location(locations: pa.Array, first_row: int) -> Iterator[tuple[str, int, list[int]]]:
     """Group the rows of a batch by unit: its name, the first row, and the rows of its samples."""
-    places = [_place(location, row) for row, location in enumerate(locations.to_pylist(), first)]
+    numbered = enumerate(locations.to_pylist(), first_row)
+    places = [_place(location, row) for row, location in numbered]
     begin = 0
     for unit, group in groupby(places, key=lambda place: place[0]):
         rows = [row for _, row in group]
@@ -111,11 +117,8 @@ def _place(location: str, row: int) -> tuple[str, int]:
     try:
         return split_location(location)
     except ContractError as error:
-        raise ContractError(
-            f"{_EXCLUDED}:{row} does not say where its sample lies",
-            f"the location is {location}, not UNIT#ROW",
-            REMEDY,
-        ) from error
+        what = f"{_EXCLUDED}:{row} does not say where its sample lies"
+        raise order_error(what, f"the location is {location}, not UNIT#ROW") from error
 
 
 def _leave_out(
@@ -124,7 +127,7 @@ def _leave_out(
     unit: int,
     receipt: Receipt,
     samples: SampleTable,
-    first: int,
+    first_row: int,
 ) -> None:
     """Prove that excluded records name samples of one unit, each for the first time."""
     capacity = setting(receipt, "max_row_tokens")
@@ -144,7 +147,7 @@ def _leave_out(
         else:
             samples.outcome[number] = DUPLICATE if reason == "duplicate_id" else LEFT_OUT
             continue
-        raise ContractError(f"{_EXCLUDED}:{first + place} must not leave out {id}", why, REMEDY)
+        raise order_error(f"{_EXCLUDED}:{first_row + place} must not leave out {id}", why)
 
 
 def prove_distinct(samples: SampleTable) -> None:
@@ -152,19 +155,12 @@ def prove_distinct(samples: SampleTable) -> None:
     suspects = repeated(samples.take_hashes())
     wrong = samples.outcome == DUPLICATE
     wrong[suspects[~_is_first(samples, suspects)]] ^= True
-    if wrong.any():
-        number = int(np.argmax(wrong))
+    if (number := first(wrong)) is not None:
+        name = samples.name(number)
         if samples.outcome[number] == DUPLICATE:
-            raise ContractError(
-                f"{samples.name(number)} is excluded as a duplicate",
-                "no earlier sample has its id",
-                REMEDY,
-            )
-        raise ContractError(
-            f"{samples.name(number)} has the id of an earlier sample",
-            f"{_EXCLUDED} does not leave it out",
-            REMEDY,
-        )
+            raise order_error(f"{name} is excluded as a duplicate", "no earlier sample has its id")
+        what = f"{name} has the id of an earlier sample"
+        raise order_error(what, f"{_EXCLUDED} does not leave it out")
 
 
 def _is_first(samples: SampleTable, suspects: np.ndarray) -> np.ndarray:
@@ -177,9 +173,9 @@ def _is_first(samples: SampleTable, suspects: np.ndarray) -> np.ndarray:
         for place, name in enumerate(samples.open(unit).ids.take(rows).to_pylist(), int(begin)):
             digest = hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
             digests[place] = np.frombuffer(digest, np.uint8)
-    _, first = np.unique(digests.view(f"V{_DIGEST_BYTES}").ravel(), return_index=True)
+    _, firsts = np.unique(digests.view(f"V{_DIGEST_BYTES}").ravel(), return_index=True)
     is_first = np.zeros(len(suspects), bool)
-    is_first[first] = True
+    is_first[firsts] = True
     return is_first
 
 
@@ -190,31 +186,24 @@ def shard_pieces(storage: Storage, order: Output, num_units: int) -> Iterator[Pi
     """
     done: set[str] = set()
     waiting: list[pa.RecordBatch] = []
-    name, first = "", 0
+    name, first_row = "", 0
     with vouched_batches(storage, order, ORDER) as batches:
         for batch in batches:
             unit = batch["unit"].to_numpy()
-            if ((unit < 0) | (unit >= num_units)).any():
-                row = int(np.argmax((unit < 0) | (unit >= num_units)))
-                raise ContractError(
-                    f"{order.path}:{first + row} names unit {unit[row]}",
-                    f"the plan has {num_units}",
-                    REMEDY,
-                )
+            if (row := first((unit < 0) | (unit >= num_units))) is not None:
+                what = f"{order.path}:{first_row + row} names unit {unit[row]}"
+                raise order_error(what, f"the plan has {num_units}")
             for shard, begin, end in _runs(batch["shard"]):
                 if shard != name and waiting:
                     yield _pieces(name, waiting)
                     done.add(name)
                     waiting = []
                 if shard in done:
-                    raise ContractError(
-                        f"{order.path}:{first + begin} returns to {shard}",
-                        "the order is sorted by shard",
-                        REMEDY,
-                    )
+                    what = f"{order.path}:{first_row + begin} returns to {shard}"
+                    raise order_error(what, "the order is sorted by shard")
                 name = shard
                 waiting.append(batch.slice(begin, end - begin))
-            first += batch.num_rows
+            first_row += batch.num_rows
     if waiting:
         yield _pieces(name, waiting)
 
@@ -235,12 +224,10 @@ def _pieces(shard: str, batches: list[pa.RecordBatch]) -> Pieces:
     step = np.diff(pieces.row, prepend=0)
     wrong = (step < 0) | (step > 1)
     wrong[0] = pieces.row[0] != 0
-    if wrong.any():
-        place = int(np.argmax(wrong))
-        raise ContractError(
+    if (place := first(wrong)) is not None:
+        raise order_error(
             f"the order of {shard} has row {pieces.row[place]} at piece {place}",
             "the rows of a shard are numbered from 0 without a gap",
-            REMEDY,
         )
     return pieces
 
@@ -254,5 +241,5 @@ def prove_order_measures(
     expected |= {f"seconds_left_out.{name}": value for name, value in seconds.items()}
     for name in sorted({*expected, *receipt.measures}):
         said, found = receipt.measures.get(name, 0.0), expected.get(name, 0.0)
-        if not math.isclose(said, found, rel_tol=1e-9, abs_tol=2e-3):  # stored to milliseconds
-            raise ContractError(f"{RECEIPT} counts {said:g} {name}", f"there are {found:g}", REMEDY)
+        if not agree(said, found):
+            raise order_error(f"{RECEIPT} counts {said:g} {name}", f"there are {found:g}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -21,12 +21,12 @@ OPEN, PLACED, CUT, LEFT_OUT, DUPLICATE = 0, 1, 2, 3, 4  # outcomes; CUT: in piec
 _MAPPED_UNITS, _READ_UNITS = 8, 32
 
 
+@dataclass(frozen=True)
 class UnitSamples:
-    """The tokenized table of one unit, proved before."""
+    """The tokenized samples of one unit, proved before."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self.ids = table["id"]
-        self.tokens = TokenLists(table["input_ids"])
+    ids: pa.ChunkedArray
+    tokens: TokenLists
 
 
 class SampleTable:
@@ -54,7 +54,7 @@ class SampleTable:
         self.outputs.append(None if receipt is None else receipt.output.sha256)
 
     def close(self) -> None:
-        """Know that all units were taken in."""
+        """Number the samples, now that all units are taken in."""
         self.bounds = offsets(np.array(self._sizes, np.int64))
         self.outcome = np.zeros(len(self), np.uint8)
 
@@ -62,29 +62,24 @@ class SampleTable:
         return sum(self._sizes)
 
     def take_hashes(self) -> np.ndarray:
-        """Hand out the hashes of all ids, int64 [n], and keep them no longer."""
+        """Return the hashes of all ids, int64 [n], and forget them."""
         hashes, self._hashes = np.frombuffer(self._hashes, np.int64), bytearray()
         return hashes
 
-    def place(self, number: int) -> tuple[int, int]:
-        """Return unit (index in the plan) and row of a sample."""
-        unit = int(np.searchsorted(self.bounds, number, side="right")) - 1
-        return unit, number - int(self.bounds[unit])
-
     def name(self, number: int) -> str:
-        unit, row = self.place(number)
-        return f"sample {self.open(unit).ids[row].as_py()} of unit {self.units[unit]}"
+        unit = int(np.searchsorted(self.bounds, number, side="right")) - 1
+        row = number - int(self.bounds[unit])
+        return f"sample {self.open(unit).ids[row]} of unit {self.units[unit]}"
 
     def placed_by_source(self) -> dict[str, int]:
         """Count the samples that the shards hold, by source."""
         placed: dict[str, int] = dict.fromkeys(self.sources, 0)
         for unit, source in enumerate(self.sources):
-            outcome: Sequence[int] | np.ndarray = self.outcome[
-                self.bounds[unit] : self.bounds[unit + 1]
-            ]
+            outcome = self.outcome[self.bounds[unit] : self.bounds[unit + 1]]
             placed[source] += int(np.count_nonzero(outcome == PLACED))
         return placed
 
     def _open(self, unit: int) -> UnitSamples:
         path = output_path(last_stage_with("input_ids"), self.units[unit])
-        return UnitSamples(self._storage.read_table(path))
+        table = self._storage.read_table(path)
+        return UnitSamples(table["id"], TokenLists(table["input_ids"]))

@@ -9,12 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from koe.dataflow import INTERLEAVE, output_path, receipt_path
-from koe.errors import ContractError
 from koe.schema import ROW
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.verify.documents import ShardDocuments
 from pipeline.verify.files import vouched_table
-from pipeline.verify.order import RECEIPT, REMEDY, Pieces
+from pipeline.verify.order import RECEIPT, Pieces, order_error
 from pipeline.verify.receipts import require_receipt, setting
 from pipeline.verify.samples import SampleTable
 
@@ -30,17 +29,11 @@ def prove_shard(
     require_receipt(receipt, INTERLEAVE, pieces.shard, path, order.output.sha256)
     where = receipt_path(INTERLEAVE, pieces.shard)
     if receipt.content != order.content:
-        raise ContractError(
-            f"{where} names other settings than {RECEIPT}",
-            "order and shards are made by the same",
-            REMEDY,
-        )
+        what = f"{where} names other settings than {RECEIPT}"
+        raise order_error(what, "order and shards are made with the same settings")
     if not receipt.records_in == receipt.kept == len(pieces) or receipt.excluded:
-        raise ContractError(
-            f"{where} counts {receipt.records_in} pieces in and {receipt.kept} out",
-            f"the order gives the shard {len(pieces)}",
-            REMEDY,
-        )
+        what = f"{where} counts {receipt.records_in} pieces in and {receipt.kept} out"
+        raise order_error(what, f"the order gives the shard {len(pieces)}")
     table = vouched_table(ledger.storage, receipt.output, ROW)
     _prove_metadata(table, order, path)
     return receipt, ShardDocuments(path, table, pieces, samples, setting(order, "max_row_tokens"))
@@ -52,20 +45,19 @@ def identity(order: Receipt) -> dict[str, Any]:
 
 
 def _prove_metadata(table: pa.Table, order: Receipt, path: str) -> None:
-    stored = (table.schema.metadata or {}).get(b"koe", b"")
-    said = json.dumps(identity(order), ensure_ascii=False, sort_keys=True)
-    if stored.decode(errors="replace") != said:
-        raise ContractError(
+    said = (table.schema.metadata or {}).get(b"koe", b"").decode(errors="replace")
+    expected = json.dumps(identity(order), ensure_ascii=False, sort_keys=True)
+    if said != expected:
+        raise order_error(
             f"the metadata of {path} names another codec or tokenizer than {RECEIPT}",
-            f"{stored.decode(errors='replace')!r} is not {said!r}",
-            REMEDY,
+            f"{said!r} is not {expected!r}",
         )
 
 
 def shard_figures(
     pieces: Pieces, receipt: Receipt, shard: ShardDocuments, samples: SampleTable
 ) -> dict[str, Any]:
-    """Return a shard's entry of the index, made from its bytes; they must be its receipt's, too."""
+    """Return a shard's entry of the index, made from its bytes, with which its receipt must agree."""
     tokens = np.bincount(
         pieces.unit, weights=pieces.stop - pieces.start, minlength=len(samples.units)
     )
@@ -80,12 +72,10 @@ def shard_figures(
     }
     measures = figures | {f"tokens.{name}": count for name, count in by_modality.items()}
     for name in sorted({*measures, *receipt.measures}):
-        if receipt.measures.get(name) != measures.get(name):
-            raise ContractError(
-                f"{receipt_path(INTERLEAVE, pieces.shard)} counts {receipt.measures.get(name)} {name}",
-                f"its shard holds {measures.get(name)}",
-                REMEDY,
-            )
+        said, found = receipt.measures.get(name), measures.get(name)
+        if said != found:
+            what = f"{receipt_path(INTERLEAVE, pieces.shard)} counts {said} {name}"
+            raise order_error(what, f"its shard holds {found}")
     return {
         "path": f"{pieces.shard}.arrow",
         "split": pieces.shard.rsplit("-", 1)[0],

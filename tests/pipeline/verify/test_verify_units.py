@@ -7,7 +7,7 @@ import pytest
 
 from koe.fingerprint import sha256_bytes
 from koe.schema import SPEECH, TEXT
-from koe.vocabulary import drop_repeated_frames, speech_ids, split_speech_ids
+from koe.vocabulary import SLOTS, drop_repeated_frames, speech_ids, split_speech_ids
 from tests.forging import Forged, refused, sound_run
 
 pytestmark = pytest.mark.slow
@@ -142,7 +142,7 @@ DAMAGE = {
     "a file that is no table": (write_garbage, f"{SCORED} is not a valid Arrow file"),
     "a row less than is kept": (drop_row, f"record counts of encode/{A}.json.*counts 3 kept, its output has 2 rows"),
     "a setting is not named": (forget_threshold, f"encode/{A}.json does not name threshold_ovrl"),
-    "the receipt counts other rows": (count_rows, f"{SCORED} holds 3 rows, not 9"),
+    "the receipt counts other rows": (count_rows, f"{SCORED} is not the file .* it holds 3 rows, not 9"),
     "the receipt is of another unit": (lambda f: f.amend("score", A, unit=B), f"score/{A}.json is the receipt of other work"),
     "settings do not hash": (other_content, f"score/{A}.json names other settings"),
     "another input": (lambda f: f.amend("encode", A, input_sha256="0" * 64), f"encode/{A}.json was made from another input"),
@@ -155,8 +155,8 @@ DAMAGE = {
     "an id twice": (lambda f: change(f, SCORED, 1, id="clips/0.flac"), f"{SCORED}:1 repeats the id clips/0.flac"),
     "kept and excluded": (exclude_a_kept_clip, f"encode/{LOW}.arrow does not account for clips/6.flac exactly once"),
     "an excluded record nobody knows": (lambda f: change(f, f"encode/{LOW}.excluded.arrow", 0, id="clips/x"), f"excluded table of encode/{LOW}.arrow holds clips/x"),
-    "excluded by another stage": (lambda f: change(f, f"encode/{LOW}.excluded.arrow", 0, stage="score"), "has the stage 'score' in row 0"),
-    "of another source": (lambda f: change(f, INGESTED, 1, source="x"), f"{INGESTED} has the source 'x' in row 1"),
+    "excluded by another stage": (lambda f: change(f, f"encode/{LOW}.excluded.arrow", 0, stage="score"), "has 'score' for stage in row 0"),
+    "of another source": (lambda f: change(f, INGESTED, 1, source="x"), f"{INGESTED} has 'x' for source in row 1"),
     "out of order": (lambda f: swap(f, ENCODED), f"{ENCODED}:1 is out of order"),
     "another text": (lambda f: change(f, SCORED, 1, text="別"), rf"{SCORED}:1 \(clips/1.flac\) has another text"),
     "another score": (lambda f: change(f, ENCODED, 1, bak=1.5), rf"{ENCODED}:1 \(clips/1.flac\) has another bak"),
@@ -171,7 +171,7 @@ DAMAGE = {
     "text of a negative id": (lambda f: set_token(f, A, 0, 2, -1), f"{TOKENIZED}:0 holds"),
     "a turn without an answer's end": (lambda f: of_text(f, lambda ids: ids.__setitem__(-2, 7)), "text-.*00000.arrow:2: a text sample does not follow"),
     "a code in text": (lambda f: of_text(f, lambda ids: ids.__setitem__(3, 128300)), "text-.*00000.arrow:2: a text sample does not follow"),
-    "text in a speech unit": (lambda f: change(f, TOKENIZED, 1, modality=TEXT), f"{TOKENIZED} has the modality 'text' in row 1"),
+    "text in a speech unit": (lambda f: change(f, TOKENIZED, 1, modality=TEXT), f"{TOKENIZED} has 'text' for modality in row 1"),
 }  # fmt: skip
 
 
@@ -201,14 +201,28 @@ def test_rescored_clips_may_change_their_scores_and_no_others(forged):
     refused(forged, words.replace(":0", ":2").replace("0.flac", "2.flac"))
 
 
+def repeat_a_code(forged):
+    """Let the second frame of a clip begin with the first frame's code, and its sample hold it."""
+
+    def change_sample(rows):
+        text, codes = split_speech_ids(np.array(rows[1]["input_ids"]))
+        codes[SLOTS] = codes[0]
+        rows[1]["input_ids"] = speech_ids(text, codes).tolist()
+
+    forged.rows(ENCODED, lambda rows: rows[1]["codes"].__setitem__(SLOTS, rows[1]["codes"][0]))
+    forged.rows(TOKENIZED, change_sample)
+    forged.seal()
+
+
 def drop_repeats(rows):
     for row in rows:
         text, codes = split_speech_ids(np.array(row["input_ids"]))
         codes = drop_repeated_frames(codes)
-        row.update(frames=len(codes) // 7, input_ids=speech_ids(text, codes).tolist())
+        row.update(frames=len(codes) // SLOTS, input_ids=speech_ids(text, codes).tolist())
 
 
 def test_repeated_frames_are_gone_where_the_receipt_says_so_and_only_there(forged):
+    repeat_a_code(forged)
     forged.storage.remove("shards/index.json")
     forged.storage.remove("interleave/order.json")
     content, output = (getattr(forged.receipt("tokenize", A), n) for n in ("content", "output"))
