@@ -33,7 +33,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def plan_view(plan: Plan) -> RenderableType:
-    """Render the units of `koe plan`, and below them where source files are cut short."""
+    """Render the units of `koe plan`, and below them the source files that are cut short."""
     rows = plan_rows(plan)
     table = grid("Plan", "source", "units", "records", "files", "faults")
     for row in rows:
@@ -47,7 +47,7 @@ def estimate_view(estimates: Sequence[StageEstimate], cpus: int) -> RenderableTy
     """Render what `koe plan` measured, for a machine of `cpus` CPUs."""
     table = grid("Estimate", "stage", "of the corpus", "per worker", "CPU time", "GPU time", "disk")
     for item in estimates:
-        # Last comes what the work is counted in: windows, audio seconds or tokens.
+        # The last total is what the work is counted in: windows, audio seconds or tokens.
         totals = {name: total for name, total in item.totals.items() if total}
         *_, (name, total) = {"records": item.records, **totals}.items()
         rate = item.rates().get(name)
@@ -61,10 +61,8 @@ def estimate_view(estimates: Sequence[StageEstimate], cpus: int) -> RenderableTy
             file_size(item.disk_bytes),
         )
     data = [item for item in estimates if item.measured]
-    cpu, gpu = (
-        sum(item.cpu_hours or 0.0 for item in data),
-        sum(item.gpu_hours or 0.0 for item in data),
-    )
+    cpu = sum(item.cpu_hours or 0.0 for item in data)
+    gpu = sum(item.gpu_hours or 0.0 for item in data)
     sampled = ", ".join(
         f"{item.stage} {item.measured:,} of {item.records:,.0f} in {duration(item.seconds)}"
         for item in data

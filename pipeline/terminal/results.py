@@ -21,7 +21,7 @@ _MAX_CODES = 8  # shown of each codebook
 def files_view(rows: Sequence[dict[str, Any]]) -> RenderableType:
     """Render `koe score` and `koe encode`: a table, and below it what cannot be read, and why.
 
-    The folder of several files, if it is one, stands above the table.
+    A folder that all of several files share is the title of the table.
     """
     good = [row for row in rows if "error" not in row]
     folders = {os.path.dirname(row["path"]) for row in good}
@@ -54,17 +54,8 @@ def _cell(value: Any) -> Text:
 
 def training_view(metrics: Sequence[dict[str, Any]]) -> RenderableType:
     """Render the last steps of a training run."""
-    table = grid(
-        "Training, last steps",
-        "step",
-        "loss",
-        "text",
-        "speech",
-        "gradient norm",
-        "rate",
-        "tokens/s",
-        "guard",
-    )
+    columns = ("step", "loss", "text", "speech", "gradient norm", "rate", "tokens/s", "guard")
+    table = grid("Training, last steps", *columns)
     for row in metrics:
         by_modality = row["loss_by_modality"]
         table.add_row(
@@ -109,5 +100,5 @@ def replay_view(replay: Replay, most: int = 30) -> RenderableType:
 
 
 def _logged(value: float | str | None, digits: int) -> str:
-    """Write a number of a log, in which NaN and infinities are words."""
+    """Write a number of a log, which holds NaN and infinities as words."""
     return value if isinstance(value, str) else decimal(value, digits)

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from koe.numbers import percent
+from koe.numbers import count, percent
 from koe.schema import SPEECH, TEXT
 from pipeline.stats.model import MixPart, ShardFile, ShardStats
 from pipeline.terminal.tables import grid
@@ -19,7 +19,7 @@ _TENTHS = 10
 
 
 def shards_table(shards: ShardStats) -> RenderableType:
-    """Sum the shards up."""
+    """Show the totals of the shards."""
     if not shards.num_shards:
         return Text("no shards yet", style="yellow")
     tokens = shards.tokens_by_modality
@@ -29,10 +29,7 @@ def shards_table(shards: ShardStats) -> RenderableType:
         "shards", "rows", "documents", "tokens", "speech", "text", "fill",
     )  # fmt: skip
     table.add_row(
-        f"{shards.num_shards:,}",
-        f"{shards.rows:,}",
-        f"{shards.documents:,}",
-        f"{shards.tokens:,}",
+        *map(count, (shards.num_shards, shards.rows, shards.documents, shards.tokens)),
         *(percent(tokens[modality] / max(shards.tokens, 1)) for modality in (SPEECH, TEXT)),
         percent(shards.fill, 2),
     )
@@ -58,11 +55,8 @@ def mix_table(parts: Sequence[MixPart]) -> Table:
 
 
 def _speech_share(parts: Sequence[MixPart]) -> float:
-    speech, text = (
-        sum(part.speech_tokens for part in parts),
-        sum(part.text_tokens for part in parts),
-    )
-    return speech / max(speech + text, 1)
+    speech = sum(part.speech_tokens for part in parts)
+    return speech / max(speech + sum(part.text_tokens for part in parts), 1)
 
 
 def _row_mean(parts: Sequence[MixPart], value: Callable[[MixPart], float]) -> float:
@@ -76,8 +70,7 @@ def shard_files_table(files: Sequence[ShardFile]) -> Table:
     for file in files[:_MAX_SHARDS]:
         table.add_row(
             file.path,
-            f"{file.rows:,}",
-            f"{file.tokens:,}",
+            *map(count, (file.rows, file.tokens)),
             f"{file.bytes / 1e6:,.2f}",
             percent(file.fill, 2),
             file.sha256[:12],

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from koe.errors import ConfigError
-from koe.numbers import audio_hours, decimal, percent
+from koe.numbers import audio_hours, count, decimal, percent
 from koe.printable import escape_control_characters, shorten_list
 from koe.schema import QUARANTINED, REJECTED, SPEECH
 from pipeline.stats.model import (
@@ -28,7 +28,7 @@ from pipeline.terminal.tables import grid, titled
 
 _NAMES = {"characters_per_second": "characters/s", "text_tokens": "text tokens"}
 _MARKS = ("p1", "p5", "p50", "p95", "p99")
-_WHOLE = ("characters", "tokens", "text_tokens")  # quantities shown without decimals
+_INTEGERS = ("characters", "tokens", "text_tokens")  # quantities shown without decimals
 _EXAMPLE = "example"
 
 
@@ -39,12 +39,8 @@ def stats_view(stats: RunStats, source: str | None = None) -> RenderableType:
     Raises: ConfigError for a source that the run does not have.
     """
     if source is None:
-        parts = [
-            *_outcomes(stats, stats.sources),
-            _closing_lines(stats),
-            *_clips(stats),
-            *_rows(stats),
-        ]
+        outcomes = [*_outcomes(stats, stats.sources), _sums(stats)]
+        parts = [*outcomes, *_clips(stats), *_rows(stats)]
     else:
         require_source(stats.sources, source)
         parts = [
@@ -55,7 +51,7 @@ def stats_view(stats: RunStats, source: str | None = None) -> RenderableType:
 
 
 def require_source(sources: Iterable[str], source: str) -> None:
-    """Raises: ConfigError naming the sources of the run where it is none of them."""
+    """Raises: ConfigError, which names the run's sources, where `source` is none of them."""
     if source not in sources:
         raise ConfigError(
             f"there is no source {source!r}",
@@ -66,10 +62,8 @@ def require_source(sources: Iterable[str], source: str) -> None:
 
 def _outcomes(stats: RunStats, sources: Mapping[str, Account]) -> list[RenderableType]:
     """Show where the records of the sources went."""
-    left_out = (
-        _left_out(outcome, sources, stats.quarantine_examples)
-        for outcome in (REJECTED, QUARANTINED)
-    )
+    examples = stats.quarantine_examples
+    left_out = (_left_out(outcome, sources, examples) for outcome in (REJECTED, QUARANTINED))
     return [_records(sources), *left_out]
 
 
@@ -97,7 +91,7 @@ def _rows(stats: RunStats) -> list[RenderableType]:
 
 
 def _spaced(part: RenderableType) -> list[RenderableType]:
-    """Set a part off from the next; a table without rows vanishes with its title."""
+    """Add an empty line below a part; a table without rows is left out with its title."""
     if not isinstance(part, Table):
         return [part, Text("")]
     return [titled(part), Text("")] if part.row_count else []
@@ -108,10 +102,8 @@ def codec_line(codec: CodecUsed | None) -> Text:
         return Text("")
     if codec.trained:
         return Text(f"codec: {codec.label}  sha256 {codec.sha256[:12]}")
-    return Text(
-        f"codec: {codec.label} - the speech tokens are noise, good for trials only",
-        style="bold red",
-    )
+    warning = f"codec: {codec.label} - the speech tokens are noise, good for trials only"
+    return Text(warning, style="bold red")
 
 
 def _records(sources: Mapping[str, Account]) -> Table:
@@ -123,15 +115,11 @@ def _records(sources: Mapping[str, Account]) -> Table:
     if is_pending:
         table.padding = (0, 1, 0, 0)  # so that eight columns of millions of records fit
     for name, account in sources.items():
-        counts = [
-            account.records_in,
-            account.kept,
-            account.rejected.total(),
-            account.quarantined.total(),
-            *([account.pending] if is_pending else []),
-        ]
+        rejected, quarantined = account.rejected.total(), account.quarantined.total()
+        counts = [account.records_in, account.kept, rejected, quarantined]
+        counts += [account.pending] if is_pending else []
         hours = (account.hours_in, account.hours_kept) if account.modality == SPEECH else ()
-        table.add_row(Text(name), *(f"{count:,}" for count in counts), *map(audio_hours, hours))
+        table.add_row(Text(name), *map(count, counts), *map(audio_hours, hours))
     return table
 
 
@@ -147,19 +135,15 @@ def _left_out(
     columns = ["source", "reason", "records", *([_EXAMPLE] if first else [])]
     table = grid(outcome.capitalize(), *columns, left=["reason", _EXAMPLE], cut=_EXAMPLE)
     for source, account in sources.items():
-        for reason, count in account.reasons(outcome).items():
+        for reason, number in account.reasons(outcome).items():
             example = first.get((source, reason))
             shown = f"{example.id}: {example.detail}" if example else ""
-            table.add_row(
-                Text(source),
-                reason,
-                f"{count:,}",
-                *([Text(escape_control_characters(shown))] if first else []),
-            )
+            cells = [Text(escape_control_characters(shown))] if first else []
+            table.add_row(Text(source), reason, count(number), *cells)
     return table
 
 
-def _closing_lines(stats: RunStats) -> Text:
+def _sums(stats: RunStats) -> Text:
     lines = [
         f"{name}: {account.records_in:,} in = {account.kept:,} kept "
         f"+ {account.rejected.total():,} rejected "
@@ -184,22 +168,19 @@ def _distributions(source: str, found: Mapping[str, Distribution]) -> Table:
     for name, values in found.items():
         marks = (values.mean, *(values.quantiles[mark] for mark in _MARKS))
         cells = (_number(name, mark) for mark in marks)
-        table.add_row(_NAMES.get(name, name), f"{values.count:,}", *cells)
+        table.add_row(_NAMES.get(name, name), count(values.count), *cells)
     return table
 
 
 def _medians(stats: RunStats) -> Table:
     names = ("seconds", "characters", "characters_per_second", "tokens", "sig", "bak", "ovrl")
-    found = {source: stats.distributions.get(source, {}) for source in stats.sources}
-    present = [name for name in names if any(name in values for values in found.values())]
+    by_source = {source: stats.distributions.get(source, {}) for source in stats.sources}
+    present = [name for name in names if any(name in found for found in by_source.values())]
     table = grid("Medians", "source", *(_NAMES.get(name, name) for name in present))
-    for source, values in found.items():
-        if values:
-            cells = (
-                _number(name, values[name].quantiles["p50"]) if name in values else ""
-                for name in present
-            )
-            table.add_row(Text(source), *cells)
+    for source, found in by_source.items():
+        if found:
+            medians = {name: _number(name, found[name].quantiles["p50"]) for name in found}
+            table.add_row(Text(source), *(medians.get(name, "") for name in present))
     return table
 
 
@@ -212,26 +193,17 @@ def _thresholds(thresholds: Thresholds) -> Table:
         "ovrl above", "clips", "share", "hours", *(["uncertain"] if is_uncertain else []),
     )  # fmt: skip
     for row in rows:
-        table.add_row(
-            str(row.threshold),
-            f"{row.clips:,}",
-            percent(row.share),
-            audio_hours(row.hours),
-            *([f"{row.uncertain:,}"] if is_uncertain else []),
-        )
+        uncertain = [count(row.uncertain)] if is_uncertain else []
+        kept = (count(row.clips), percent(row.share), audio_hours(row.hours))
+        table.add_row(str(row.threshold), *kept, *uncertain)
     return table
 
 
 def _codebooks(slots: Sequence[SlotUse]) -> Table:
     table = grid("Codes used, of 4,096", "slot", "codebook", "used", "share", "perplexity")
     for slot in slots:
-        table.add_row(
-            str(slot.slot),
-            str(slot.codebook),
-            f"{slot.used:,}",
-            percent(slot.share),
-            f"{slot.perplexity:,.1f}",
-        )
+        used = (count(slot.used), percent(slot.share), decimal(slot.perplexity, 1))
+        table.add_row(str(slot.slot), str(slot.codebook), *used)
     return table
 
 
@@ -245,8 +217,7 @@ def _duplicates(kinds: Mapping[str, DuplicateStats], has_trained_codec: bool) ->
         example = " = ".join(found.examples[0][:2]) if found.examples else ""
         table.add_row(
             "codes" if kind == "audio" else kind,
-            f"{found.groups:,}",
-            f"{found.clips:,}",
+            *map(count, (found.groups, found.clips)),
             audio_hours(found.hours),
             Text(escape_control_characters(example)),
         )
@@ -254,4 +225,4 @@ def _duplicates(kinds: Mapping[str, DuplicateStats], has_trained_codec: bool) ->
 
 
 def _number(quantity: str, value: float) -> str:
-    return decimal(value, 0 if quantity in _WHOLE else 2)
+    return decimal(value, 0 if quantity in _INTEGERS else 2)

@@ -1,4 +1,4 @@
-"""The one look of all tables in the terminal: no lines, dim heads, the title above."""
+"""The form of all tables in the terminal: no lines, dim headings, the title above."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.text import Text
 def grid(
     title: str, *columns: str, left: Sequence[str] = (), cut: str = "", fold: Sequence[str] = ()
 ) -> Table:
-    """Make a table; its first column and those in `left` stand to the left.
+    """Make a table whose first column, and those in `left`, are aligned to the left.
 
-    The column `cut` (or else the first) gives way where the width is short, and ends with an
-    ellipsis; those in `fold` go on in a new line of their cell. All others are never broken.
+    Where the terminal is too narrow, the column `cut` (or else the first) is shortened with an
+    ellipsis, and those in `fold` continue on a new line of their cell. No other is ever broken.
     """
     table = Table(
         title=title, header_style="dim", box=None, padding=(0, 2, 0, 0), pad_edge=False,
@@ -34,6 +34,6 @@ def grid(
 
 
 def titled(table: Table) -> RenderableType:
-    """Set a table's title above it, where it does not wrap at the table's width."""
+    """Put a table's title on a line above it, where it does not wrap at the table's width."""
     title, table.title = str(table.title or ""), None
     return Group(Text(title, style="bold"), table) if title else table

@@ -12,19 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from koe.printable import escape_control_characters
-from koe.schema import SPEECH
+from koe.schema import QUARANTINED, REJECTED, SPEECH
 from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, unflatten_codes
 from pipeline.trace.document import Document, named_ids, num_frames, turns
+from pipeline.trace.outcomes import KEPT, PENDING
 from pipeline.trace.record import RecordTrace, StageOutcome
 
 Decode = Callable[[list[int]], str]
 _BORDERS = {SPEECH: "blue"}  # text is green
-_OUTCOME_STYLES = {
-    "kept": "green",
-    "rejected": "yellow",
-    "quarantined": "red",
-    "pending": "dim",
-}
+_OUTCOME_STYLES = {KEPT: "green", REJECTED: "yellow", QUARANTINED: "red", PENDING: "dim"}
 _LABEL_WIDTH = 10
 _MAX_CODES = 3  # shown of each codebook: three of them fit one line of 80 columns
 
@@ -34,7 +30,7 @@ def documents_view(documents: Sequence[Document], decode_text: Decode, raw: bool
     panels: list[RenderableType] = []
     for number, document in enumerate(documents):
         head = f"{document.modality}, {len(document.input_ids):,} tokens, unit {document.unit}"
-        lines = [("", Text(escape_control_characters(head), style="dim"))]
+        lines = [("", _printable(head, "dim"))]
         if raw:
             lines.append(("ids", Text(" ".join(named_ids(document.input_ids)))))
         else:
@@ -46,20 +42,13 @@ def documents_view(documents: Sequence[Document], decode_text: Decode, raw: bool
 
 
 def records_view(records: Sequence[RecordTrace], decode_text: Decode) -> RenderableType:
-    """Render the way of each record through the stages, one panel per record."""
+    """Render what each stage did with the records, one panel per record."""
     panels: list[RenderableType] = []
     for record in records:
         clip = record.clip or {}
-        lines = [
-            (
-                "",
-                Text(
-                    escape_control_characters(f"{record.modality}, unit {record.unit}"), style="dim"
-                ),
-            )
-        ]
+        lines = [("", _printable(f"{record.modality}, unit {record.unit}", "dim"))]
         if record.modality == SPEECH:
-            lines += [("transcript", Text(escape_control_characters(clip["text"])))] if clip else []
+            lines += [("transcript", _printable(clip["text"]))] if clip else []
             lines += _clip(clip) + _codes(record.codes)
         else:
             lines += _spoken(record.document, decode_text)
@@ -74,6 +63,10 @@ def records_view(records: Sequence[RecordTrace], decode_text: Decode) -> Rendera
     return Group(*panels)
 
 
+def _printable(text: str, style: str = "") -> Text:
+    return Text(escape_control_characters(text), style=style)
+
+
 def _panel(title: str, modality: str, lines: Iterable[tuple[str, Text]]) -> Panel:
     body = Table.grid(padding=(0, 2, 0, 0))
     body.add_column(style="dim", width=_LABEL_WIDTH, no_wrap=True)
@@ -82,19 +75,17 @@ def _panel(title: str, modality: str, lines: Iterable[tuple[str, Text]]) -> Pane
         body.add_row(label, text)
     return Panel(
         body,
-        title=Text(escape_control_characters(title)),
+        title=_printable(title),
         title_align="left",
         border_style=_BORDERS.get(modality, "green"),
     )
 
 
 def _spoken(document: Document, decode_text: Decode) -> list[tuple[str, Text]]:
-    """Say who says what; the prompt of speech is its transcript."""
+    """Show who says what; the prompt of speech is its transcript."""
+    is_speech = document.modality == SPEECH
     return [
-        (
-            "transcript" if document.modality == SPEECH else role or "...",
-            Text(escape_control_characters(decode_text(run).rstrip("\n"))),
-        )
+        ("transcript" if is_speech else role or "...", _printable(decode_text(run).rstrip("\n")))
         for role, run in turns(document.input_ids)
     ]
 
@@ -113,29 +104,23 @@ def _codes(codes: np.ndarray | None) -> list[tuple[str, Text]]:
 
 
 def _clip(clip: dict[str, Any] | None) -> list[tuple[str, Text]]:
-    """Tell a clip's format, scores as far as there are, and where its audio lies."""
+    """Show a clip's format, the scores that it has, and where its audio is stored."""
     if not clip:
         return []
     channels = f"{clip['channels']} channel" + "s" * (clip["channels"] > 1)
     speaker = f", speaker {clip['speaker']}" if clip["speaker"] else ""
     about = f"{clip['seconds']:.2f} s, {clip['audio_hz']} Hz, {channels}{speaker}"
-    lines = [("clip", Text(escape_control_characters(about)))]
+    lines = [("clip", _printable(about))]
     if "ovrl" in clip:
-        scores = "  ".join(
-            f"{name} {clip[name]:.3f}"
-            for name in ("sig", "bak", "ovrl", "p808")
-            if clip[name] is not None
-        )
+        names = [name for name in ("sig", "bak", "ovrl", "p808") if clip[name] is not None]
+        scores = "  ".join(f"{name} {clip[name]:.3f}" for name in names)
         windows = f"{clip['windows']} window" + "s" * (clip["windows"] > 1)
         lines.append(("scores", Text(f"{scores}  over {windows}")))
     member = f" {clip['audio_member']}" if clip["audio_member"] else ""
     place = {"parquet": " row", "tar": " at byte"}.get(clip["audio_kind"])
     offset = f"{place} {clip['audio_offset']}" if place else ""
     start = f" from {clip['start_seconds']:.2f} s" if clip["start_seconds"] else ""
-    lines.append(
-        ("audio", Text(escape_control_characters(f"{clip['audio_path']}{member}{offset}{start}")))
-    )
-    return lines
+    return [*lines, ("audio", _printable(f"{clip['audio_path']}{member}{offset}{start}"))]
 
 
 def _outcome(outcome: StageOutcome) -> list[tuple[str, Text]]:
@@ -143,9 +128,5 @@ def _outcome(outcome: StageOutcome) -> list[tuple[str, Text]]:
     why = ": ".join(part for part in (outcome.reason, outcome.detail) if part)
     if why:
         text.append(f"  {escape_control_characters(why)}")
-    where = (
-        [("at", Text(escape_control_characters(outcome.location), style="dim"))]
-        if outcome.location
-        else []
-    )
+    where = [("at", _printable(outcome.location, "dim"))] if outcome.location else []
     return [(outcome.stage, text), *where]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from koe.dataflow import last_stage_with
 from koe.errors import ConfigError, ContractError
@@ -30,8 +29,10 @@ from koe.vocabulary import (
 )
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
+from pipeline.trace.outcomes import rows_with_id
 
 SHARD_SUFFIX = ".arrow"
+_DOCUMENT_FIELDS = ("lengths", "ids", "sources", "modalities", "units", "parts")
 USER, ASSISTANT = "user", "assistant"
 _OPENED_BY = {START_OF_HUMAN: USER, START_OF_AI: ASSISTANT}
 _CLOSED_BY = {END_OF_HUMAN: USER, END_OF_AI: ASSISTANT}
@@ -61,16 +62,17 @@ class Shard:
 
 
 def split_place(argument: str) -> tuple[str, int]:
-    """Split NAME:ROW; the row is 0 where none is named."""
+    """Split NAME:ROW; the row is 0 where none is given."""
     name, colon, row = argument.rpartition(":")
     return (name, int(row)) if colon and row.isdecimal() else (argument, 0)
 
 
 def find_shard(name: str, run_dir: str) -> Shard | None:
-    """Open a shard of the run by its name, or any by its path or URL; None where there is none.
+    """Open a shard of the run by its name, or any shard by its path or URL.
 
-    Of a file that lies in no folder `shards`, clips are traced in the run of `run_dir`.
-    Raises: ConfigError for an Arrow file that is not a shard, or a name that can be nothing else.
+    None where there is none, and the name may be a record's id. The clips of a file that is not in
+    a folder `shards` are traced in the run of `run_dir`.
+    Raises: ConfigError for an Arrow file that is not a shard, or a name that can only be a shard's.
     """
     run = Ledger(Storage(run_dir))
     path = _file_named(name)
@@ -85,7 +87,7 @@ def find_shard(name: str, run_dir: str) -> Shard | None:
     if file in known:
         rows = run.storage.read_table(f"shards/{file}")
         return Shard(file, _require_rows(rows, name), run)
-    if "/" in name:  # the id of a record, SOURCE/...
+    if "/" in name:  # may be the id of a record, SOURCE/...
         return None
     raise ConfigError(
         f"there is no shard {name}",
@@ -124,27 +126,16 @@ def documents_of(shard: Shard, row: int) -> list[Document]:
     if not 0 <= row < table.num_rows:
         has = f"its rows are 0..{table.num_rows - 1}" if table.num_rows else "it is empty"
         raise ConfigError(f"{shard.name} has no row {row}", has, "Name one of its rows.")
-    columns = {name: table[name][row].as_py() for name in ROW.names if name != "input_ids"}
     ids = table["input_ids"][row].values.to_numpy()
-    stops = np.cumsum(columns["document_lengths"])
-    documents = []
-    for number, stop in enumerate(stops):
-        piece = ids[stop - columns["document_lengths"][number] : stop]
-        id, unit = columns["document_ids"][number], columns["document_units"][number]
-        modality = columns["document_modalities"][number]
-        speech = modality == SPEECH
-        documents.append(
-            Document(
-                id=id,
-                source=columns["document_sources"][number],
-                modality=modality,
-                unit=unit,
-                part=columns["document_parts"][number],
-                input_ids=piece,
-                codes=speech_codes(piece) if speech else None,
-                clip=trace_clip(shard.ledger, unit, id) if speech else None,
-            )
-        )
+    columns = (table[f"document_{name}"][row].as_py() for name in _DOCUMENT_FIELDS)
+    documents, begin = [], 0
+    for length, id, source, modality, unit, part in zip(*columns, strict=True):
+        piece = ids[begin : begin + length]
+        begin += length
+        codes, clip = None, None
+        if modality == SPEECH:
+            codes, clip = speech_codes(piece), trace_clip(shard.ledger, unit, id)
+        documents.append(Document(id, source, modality, unit, part, piece, codes, clip))
     return documents
 
 
@@ -165,12 +156,7 @@ def trace_clip(ledger: Ledger, unit: str, id: str) -> dict[str, Any] | None:
     if receipt is None:
         return None
     columns = [name for name in ENCODED.names if name != "codes"]
-    with ledger.storage.open_batches(receipt.output.path, columns) as batches:
-        for batch in batches:
-            found = batch.filter(pc.field("id") == id)
-            if found.num_rows:
-                return found.slice(0, 1).to_pylist()[0]
-    return None
+    return next(rows_with_id(ledger.storage, receipt.output.path, columns, id), None)
 
 
 def named_ids(ids: np.ndarray) -> list[str]:

@@ -1,8 +1,8 @@
-"""What became of one record: its way through the stages, and its places in the shards."""
+"""What became of one record: what each stage did with it, and where it is in the shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,23 +13,25 @@ import pyarrow.compute as pc
 from koe.dataflow import INTERLEAVE, ORDER_UNIT, stage_chain
 from koe.errors import ConfigError
 from koe.printable import shorten_list
-from koe.schema import EXCLUDED, SPEECH, Unit, sample_location
+from koe.schema import SPEECH, Unit, sample_location
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.reading import unit_history
 from pipeline.run_dir.storage import Storage
 from pipeline.trace.document import Document, document_json, num_frames
-
-KEPT = "kept"
-PENDING = "pending"  # the stage has not seen the unit yet, or not as it is now
+from pipeline.trace.outcomes import KEPT, PENDING, rows_with_id
 
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage did with a record; `location` says where a record that was left out lies."""
+    """What a stage did with a record; `location` says where a record that was left out lies.
+
+    `outcome` is kept, rejected, quarantined, or pending where the stage has not seen the unit, or
+    not as it is now.
+    """
 
     stage: str
-    outcome: str  # kept | rejected | quarantined | pending
+    outcome: str
     reason: str = ""
     detail: str = ""
     location: str = ""
@@ -79,8 +81,8 @@ def find_records(
 ) -> list[RecordTrace]:
     """Find the records with this id; several where units, or one unit, repeat it.
 
-    Reads the ids of its source, which it begins with, and of the rest only its own rows.
-    `progress` is told how many units of how many were searched.
+    Reads all ids of its source, with whose name it begins, but of other columns only its own rows.
+    `progress` is called with the number of units searched, and that of all.
     Raises: ConfigError for an id that no unit holds.
     """
     source = id.partition("/")[0]
@@ -120,7 +122,7 @@ def _of_unit(
 
 
 def _followed(ledger: Ledger, index: int, unit: Unit, id: str) -> RecordTrace:
-    """Follow a record from stage to stage as far as it went."""
+    """Follow a record from stage to stage as far as it came."""
     record = RecordTrace(id, unit.source, unit.modality, unit.unit, ())
     history, row = unit_history(ledger, unit.modality, unit.unit), None
     for stage, receipt in history.receipts.items():
@@ -140,16 +142,13 @@ def _after(record: RecordTrace, *outcomes: StageOutcome) -> RecordTrace:
 
 
 def _filled(storage: Storage, receipt: Receipt, row: int, record: RecordTrace) -> RecordTrace:
-    """Take what the stage knows of the record: its clip, codes or tokens."""
-    values = _row_at(storage, receipt.output.path, row)
+    """Add what the stage knows of the record: its clip, codes or tokens."""
+    (values,) = storage.read_table(receipt.output.path).slice(row, 1).to_pylist()
     if "input_ids" in values:
         return replace(record, input_ids=np.array(values["input_ids"], np.int32))
     codes = values.pop("codes", None)
-    return replace(
-        record,
-        clip=values,
-        codes=record.codes if codes is None else np.array(codes, np.uint16),
-    )
+    codes = record.codes if codes is None else np.array(codes, np.uint16)
+    return replace(record, clip=values, codes=codes)
 
 
 def _placed(ledger: Ledger, index: int, row: int, record: RecordTrace) -> RecordTrace:
@@ -191,15 +190,16 @@ def _places(storage: Storage, path: str, unit: int, sample: int) -> Iterator[Sha
 
 
 def _holds(storage: Storage, place: ShardPlace, id: str) -> bool:
-    """Tell whether a shard has the record where the order says, or is not made yet."""
+    """Tell whether a shard has the record where the order says, or does not exist yet."""
     path = f"shards/{place.shard}.arrow"
     if storage.size(path) is None:
         return True
-    row = _row_at(storage, path, place.row, ["document_ids"])
-    return row["document_ids"][place.document : place.document + 1] == [id]
+    rows = storage.read_table(path).select(["document_ids"]).slice(place.row, 1).to_pylist()
+    return bool(rows) and rows[0]["document_ids"][place.document :][:1] == [id]
 
 
 def _row_of(storage: Storage, path: str, id: str) -> int | None:
+    """Find the row of an id in a table."""
     begin = 0
     with storage.open_batches(path, ["id"]) as batches:
         for batch in batches:
@@ -210,34 +210,18 @@ def _row_of(storage: Storage, path: str, id: str) -> int | None:
     return None
 
 
-def _row_at(
-    storage: Storage, path: str, row: int, columns: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Read one row of a table; none of the others is turned into objects."""
-    if columns is None:
-        return storage.read_table(path).slice(row, 1).to_pylist()[0]
-    with storage.open_batches(path, list(columns)) as batches:
-        for batch in batches:
-            if row < batch.num_rows:
-                return batch.slice(row, 1).to_pylist()[0]
-            row -= batch.num_rows
-    return {column: [] for column in columns}  # the file has fewer rows
-
-
 def _left_out(
     storage: Storage, receipt: Receipt, id: str, location: str | None = None
 ) -> list[StageOutcome]:
-    """Find the record among those that a stage left out, `location` being of it if given."""
-    found: list[StageOutcome] = []
+    """Find what a stage left out under this id, at this `location` if one is given."""
     if receipt.excluded is None or _row_of(storage, receipt.excluded.path, id) is None:
-        return found
-    with storage.open_batches(receipt.excluded.path, EXCLUDED.names) as batches:
-        for batch in batches:
-            for row in batch.filter(pc.field("id") == id).to_pylist():
-                if location is None or row["location"] == location:
-                    keys = ("stage", "outcome", "reason", "detail", "location")
-                    found.append(StageOutcome(**{key: row[key] for key in keys}))
-    return found
+        return []
+    fields = ["id", "stage", "outcome", "reason", "detail", "location"]
+    return [
+        StageOutcome(**{name: row[name] for name in fields[1:]})
+        for row in rows_with_id(storage, receipt.excluded.path, fields, id)
+        if location is None or row["location"] == location
+    ]
 
 
 def record_json(record: RecordTrace, decode_text: Callable[[list[int]], str]) -> dict[str, Any]:
