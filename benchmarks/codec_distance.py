@@ -3,9 +3,9 @@
     taskset -c 1 python -m benchmarks.codec_distance                 12 clips of the demo
     taskset -c 1 python -m benchmarks.codec_distance --clips 40      and how many entries are used
 
-On the untrained weights, whose codes compete. No result file: the counts are no speed. A code that
-differs is judged by its margin: how much closer, in FP64 and after the same codes before it, the
-nearest entry is than the one chosen (squared distances on the unit sphere, 0 to 4).
+On the untrained weights, whose codes compete. A code that differs is judged by its margin: how much
+closer, in FP64 and after the same codes before it, the nearest entry is than the one chosen
+(squared distances on the unit sphere, 0 to 4).
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import argparse
 import copy
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from snac import SNAC
 from torch.nn.functional import avg_pool1d, normalize, pad
 
 from benchmarks.clips import add_data_option, recordings
+from benchmarks.results import run_command, write_figures
 from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, flatten_codes, unflatten_codes
 from stages.clips import load_file
 from stages.snac.codec import Codec, resolve_codec
@@ -44,45 +45,59 @@ def main() -> int:
     files = recordings(options.data)
     chosen = files[:: max(1, len(files) // options.clips)][: options.clips]
     clips = [load_file(str(file), CODEC_HZ)[0] for file in chosen]
-    report(clips)
+    figures = measure(clips)
+    console = Console()
+    console.print_json(data=figures)
+    console.print(write_figures("codec_distance", **figures))
     return 0
 
 
-def report(clips: Sequence[np.ndarray]) -> None:
-    """Print the codes that differ between any two ways, and within one engine."""
+def measure(clips: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Count the codes that differ between any two ways, and within one engine in batches."""
     package, _ = untrained_model(0)
     exact = copy.deepcopy(package).double()
+    exact_latents = [latents(exact, clip) for clip in clips]
     ways: dict[str, list[np.ndarray]] = {
-        EXACT: [package_codes(exact, clip) for clip in clips],
+        EXACT: [quantized(exact, values) for values in exact_latents],
         PACKAGE: [package_codes(package, clip) for clip in clips],
     }
-    console, batches = Console(), Table("engine", "codes that differ in batches", "of")
+    in_batches: dict[str, int] = {}
     for engine in ENGINES:
         codec = Codec.open(resolve_codec("untrained", engine=engine))
-        ways[codec.spec.engine] = [codec.encode([clip])[0] for clip in clips]
-        together = [
-            codes
-            for n in range(0, len(clips), _BATCH)
-            for codes in codec.encode(clips[n:][:_BATCH])
-        ]
-        found = differing(together, ways[codec.spec.engine])
-        batches.add_row(codec.spec.engine, str(found), f"{total(together):,}")
-    table = Table("one", "the other", "codes that differ", "of", "share")
-    for one, other in combinations(ways, 2):
-        found, codes = differing(ways[one], ways[other]), total(ways[one])
-        table.add_row(one, other, str(found), f"{codes:,}", f"{found / codes:.2%}")
-    largest = Table("codes of", "largest margin to the nearest entry in FP64")
-    inputs = [latents(exact, clip) for clip in clips]
-    for name, codes in ways.items():
-        margins = [code_margins(exact, z, c).max() for z, c in zip(inputs, codes, strict=True)]
-        largest.add_row(name, f"{max(margins):.1e}")
-    console.print(table, batches, largest, used_entries(ways[EXACT]))
+        name = codec.spec.engine
+        ways[name] = [codec.encode([clip])[0] for clip in clips]
+        groups = [codec.encode(clips[first:][:_BATCH]) for first in range(0, len(clips), _BATCH)]
+        in_batches[name] = differing([codes for group in groups for codes in group], ways[name])
+    margins = {
+        name: max(
+            float(code_margins(exact, values, found).max())
+            for values, found in zip(exact_latents, codes, strict=True)
+        )
+        for name, codes in ways.items()
+    }
+    return {
+        "clips": len(clips),
+        "audio_seconds": round(sum(map(len, clips)) / CODEC_HZ, 1),
+        "codes": sum(map(len, ways[EXACT])),
+        "entries_used": entries_used(ways[EXACT]),
+        "differing": {
+            f"{one} / {other}": differing(ways[one], ways[other])
+            for one, other in combinations(ways, 2)
+        },
+        f"differing_in_batches_of_{_BATCH}": in_batches,
+        "largest_margin": {name: float(f"{margin:.1e}") for name, margin in margins.items()},
+    }
 
 
 def package_codes(model: SNAC, clip: np.ndarray) -> np.ndarray:
     """Encode as the package does, in the model's own precision: uint16 [7 F]."""
+    return quantized(model, latents(model, clip))
+
+
+def quantized(model: SNAC, values: torch.Tensor) -> np.ndarray:
+    """Choose codes for latents [1, channels, 4 F] as the package does: uint16 [7 F]."""
     with torch.inference_mode():
-        return flatten_codes([b[0].numpy() for b in model.quantizer(latents(model, clip))[1]])
+        return flatten_codes([codebook[0].numpy() for codebook in model.quantizer(values)[1]])
 
 
 def latents(model: SNAC, clip: np.ndarray) -> torch.Tensor:
@@ -100,8 +115,10 @@ def code_margins(exact: SNAC, exact_latents: torch.Tensor, codes: np.ndarray) ->
     """
     margins, residual = [], exact_latents
     with torch.inference_mode():
-        for level, book in zip(exact.quantizer.quantizers, unflatten_codes(codes), strict=True):
-            chosen = torch.from_numpy(book.astype(np.int64))
+        for level, codes_of_level in zip(
+            exact.quantizer.quantizers, unflatten_codes(codes), strict=True
+        ):
+            chosen = torch.from_numpy(codes_of_level.astype(np.int64))
             inputs = level.in_proj(avg_pool1d(residual, level.stride, level.stride))[0].t()
             likeness = normalize(inputs) @ normalize(level.codebook.weight).t()
             own = likeness.gather(1, chosen[:, None])[:, 0]
@@ -115,16 +132,11 @@ def differing(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> int:
     return sum(int((a != b).sum()) for a, b in zip(one, other, strict=True))
 
 
-def total(codes: Sequence[np.ndarray]) -> int:
-    return sum(map(len, codes))
-
-
-def used_entries(codes: Sequence[np.ndarray]) -> str:
-    """Say how many entries of each codebook appear."""
-    books = zip(*map(unflatten_codes, codes), strict=True)
-    counts = [len(np.unique(np.concatenate(book))) for book in books]
-    return f"entries used of 4,096 in each codebook: {', '.join(f'{n:,}' for n in counts)}"
+def entries_used(codes: Sequence[np.ndarray]) -> list[int]:
+    """Count the different entries that appear of each codebook."""
+    codebooks = zip(*map(unflatten_codes, codes), strict=True)
+    return [len(np.unique(np.concatenate(codebook))) for codebook in codebooks]
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

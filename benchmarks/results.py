@@ -61,20 +61,22 @@ def write_result(
     `ours` and `theirs` are in `unit`, where more is better; the ratio is over 1 when koe is faster.
     """
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    date = datetime.now(UTC).date().isoformat()
-    found = {
-        "name": name,
-        "peer": peer,
-        "ratio": round(median(ratios), 4),
-        "ratios": [round(ratio, 4) for ratio in ratios],
-        "unit": unit,
-        "ours": median(ours),
-        "theirs": median(theirs),
-        "commit": commit(),
-        "hardware": hardware(),
-        "date": date,
+    return write_figures(
+        name,
+        peer=peer,
+        ratio=round(median(ratios), 4),
+        ratios=[round(ratio, 4) for ratio in ratios],
+        unit=unit,
+        ours=median(ours),
+        theirs=median(theirs),
         **more,
-    }
+    )
+
+
+def write_figures(name: str, **figures: Any) -> Path:
+    """Write figures with the commit, the hardware and the day; return the file."""
+    date = datetime.now(UTC).date().isoformat()
+    found = {"name": name, **figures, "commit": commit(), "hardware": hardware(), "date": date}
     short = re.sub(r"[^a-z0-9]+", "-", hardware().lower()).strip("-")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}_{short}_{date}.json"
