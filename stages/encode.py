@@ -1,4 +1,4 @@
-"""The encode stage: clips that score above the threshold to SNAC codes."""
+"""The encode stage: it turns clips that score above the threshold into SNAC codes."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _settle_scores(
         return clips
     if rescore is None:
         raise ContractError(
-            f"{len(near)} clips lie within the error of their score of the threshold",
+            f"the scores of {len(near)} clips lie within their error of the threshold",
             "the stage has no scorer in FP32",
             "Give it one with exact_scores.",
         )
@@ -186,7 +186,7 @@ def _encode_clips(
 def similar_length_batches(
     clips: Iterable[tuple[int, np.ndarray]], batch_samples: int
 ) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Group (row, audio at 24 kHz) by length, at most `batch_samples` a batch, padding included.
+    """Group (row, audio at 24 kHz) by length, `batch_samples` per batch at most, padding included.
 
     A clip longer than that is alone in its batch.
     """
@@ -224,9 +224,9 @@ def _encoded_table(clips: pa.Table, codes: dict[int, np.ndarray]) -> pa.Table:
 
 
 def encode_files(paths: Iterable[str], codec: Codec) -> list[dict[str, Any]]:
-    """Encode whole audio files, in order.
+    """Encode complete audio files, in order.
 
-    Returns dictionaries of path, frames, codes (three lists, one a codebook); or of path, error
+    Returns dictionaries of path, frames, codes (three lists, one per codebook); or of path, error
     for a file that cannot be decoded.
     """
     return [_encode_file(path, codec) for path in paths]

@@ -1,4 +1,4 @@
-"""The score stage: clips to speech quality. Every clip is scored, every score is kept."""
+"""The score stage: it rates the speech quality of every clip, and keeps every score."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ScoreStage:
 
     @property
     def label(self) -> str:
-        """Return the `scorer` column: all that one must know to compare two scores."""
+        """Return the `scorer` column: what decides whether two scores can be compared."""
         if self.model is None:
             return "source"
         settings = self.settings
@@ -182,7 +182,7 @@ def _scored(scores: Scores, codes: np.ndarray | None = None) -> _Scored:
 
 
 def _outcome(clips: pa.Table, *, stage: ScoreStage, score) -> Outcome:
-    """Run `score`, which yields one result a row, and split kept from quarantined."""
+    """Run `score`, which yields one result per row, and split kept from quarantined."""
     exclusions = Exclusions(ScoreStage.name)
     kept: list[int] = []
     results: list[_Scored] = []
@@ -216,11 +216,10 @@ def _scored_table(
 def score_files(
     paths: Iterable[str], scorer: DnsmosScorer, windows: Windows, threshold_ovrl: float
 ) -> list[dict[str, Any]]:
-    """Score whole audio files, in order.
+    """Score complete audio files, in order.
 
-    Returns dictionaries of path, seconds, windows, sig, bak, ovrl, keep, and p808 if
-    asked for; or of path, error for
-    a file that cannot be scored.
+    Returns dictionaries of path, seconds, windows, sig, bak, ovrl, keep, and p808 if asked for; or
+    of path, error for a file that cannot be scored.
     Raises: StageError when the model itself fails.
     """
     return [_score_file(path, scorer, windows, threshold_ovrl) for path in paths]

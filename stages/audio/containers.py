@@ -47,7 +47,9 @@ def inspect(file: Readable, num_bytes: int) -> bool:
         return False
     if _mpeg_frame(head[:4]) is not None:
         return not _has_xing(file, start)
-    raise BadRecord("unreadable_audio", f"no WAV, FLAC, MP3 or Ogg file: it begins with {head!r}")
+    raise BadRecord(
+        "unreadable_audio", f"not a WAV, FLAC, MP3 or Ogg file: it begins with {head!r}"
+    )
 
 
 def repair(data: bytes) -> bytes:

@@ -1,14 +1,14 @@
-"""What runs the DNSMOS network: which precision, which engine, and whether this machine has them.
+"""The engines and precisions of the DNSMOS network, and which of them this machine can use.
 
-| engine of the convolutions | runs on | s a window alone, one Zen 4 core |
+| engine of the convolutions | runs on | seconds per window, one Zen 4 core |
 |---|---|---|
 | native, FP32 | CPU; needs a C compiler and AVX2 | 0.12 |
 | torch, BF16 (`precision: bf16`) | CPU with AVX-512 BF16 or AMX, CUDA | 0.21 |
 | onnxruntime, FP32 | any provider | 0.35 |
 | torch, FP32 | CUDA; a CPU too, slowly | |
 
-All else (spectrogram, head) is FP32 and 1 % of the work: torch's with the engine torch, otherwise
-onnxruntime's.
+The spectrogram and the head, 1 % of the work, are FP32 always: torch computes them with the engine
+torch, onnxruntime otherwise.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _choose(engine: ScorerEngine, provider: Provider, precision: Precision) -> S
 
 
 def _required(engine: str, provider: Provider, precision: Precision) -> ScorerEngine:
-    """Return what a name of `resolve_engine`, or of the settings, stands for.
+    """Return the engine that a name of `resolve_engine`, or of the settings, stands for.
 
     Raises: ConfigError when this machine cannot run just that engine.
     """
@@ -180,18 +180,14 @@ def open_network(
 def _torch_network(
     parts: Parts, provider: Provider, precision: Precision, map_segments: Callable[..., object]
 ) -> Network:
-    device = provider
-    if device == "cuda":
+    if provider == "cuda":
         require_gpu()
         map_segments = map  # the GPU computes a segment's values at once as it is
-    spectrogram, shared, head = torch_parts(parts, device)
-    if precision == "bf16":
-        shared = bf16_shared(parts.weights, device)
-    return Network(spectrogram, shared, head, map_segments, device)  # pyright: ignore[reportArgumentType]
+    return Network(*torch_parts(parts, provider, precision), map_segments, provider)  # pyright: ignore[reportArgumentType]
 
 
 def _on_tensors(run: Run) -> Part:
-    """Return what takes and gives arrays as what takes and gives tensors of the same memory."""
+    """Turn a function of arrays into one of tensors, which share their memory."""
     return lambda values: torch.from_numpy(run(values.contiguous().numpy()))
 
 

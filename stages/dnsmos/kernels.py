@@ -1,8 +1,8 @@
 """The convolutions of DNSMOS that windows share, compiled: FP32 by Winograd's F(4x4, 3x3).
 
-A quarter of the products, and no activation that leaves the cache before it is used: 0.12 s a
-window on one Zen 4 core, 0.35 in onnxruntime, 0.21 in torch with BF16. The features differ from
-onnxruntime's by 5e-6 of the largest, the scores by some 1e-6.
+This needs a quarter of the products, and no activation leaves the cache before it is used: 0.12 s
+per window on one Zen 4 core, against 0.35 in onnxruntime and 0.21 in torch with BF16. The features
+differ from onnxruntime's by 5e-6 of the largest, the scores by some 1e-6.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class NativeShared:
     """The shared convolutions: log power [n, 1, frames, 161] to [n, 32, frames // 4, 40]."""
 
     def __init__(self, weights: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Take kernel and bias of each convolution, as `dnsmos_network.Parts` has them.
+        """Take kernel and bias of each convolution, as `network.Parts` has them.
 
         Raises: Unavailable without a C compiler.
         """
@@ -41,7 +41,7 @@ class NativeShared:
         self._run.restype = None
         self._size.argtypes, self._size.restype = [length, length], length
         self._first = _first(*weights[0])
-        # Arrays that the C is given the addresses of.
+        # The C code is given the addresses of these arrays, so they are kept.
         self._points = [_transformed(kernel) for kernel, _ in weights[1:]]
         self._biases = [np.ascontiguousarray(bias, np.float32) for _, bias in weights[1:]]
 

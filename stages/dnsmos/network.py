@@ -1,4 +1,4 @@
-"""The DNSMOS network on overlapping windows, every layer that they share computed once.
+"""The DNSMOS network on overlapping windows, with every layer that they share computed once.
 
 Windows start 100 frames apart, which the two poolings before the last one divide, so a column of
 features is the same in every window that holds it. Only the outermost `EDGE_COLUMNS` of a window
@@ -35,7 +35,7 @@ HOP_FRAMES, HOP_COLUMNS = 100, 25
 EDGE_COLUMNS = 3
 EDGE_FRAMES = 2 * 4 * EDGE_COLUMNS
 _CONTEXT_FRAMES = 4 * EDGE_COLUMNS
-# More frames at once cost memory (82 kB a frame in the first layer) and save nothing.
+# More frames at once cost memory (82 kB per frame in the first layer) and save nothing.
 _BAND_FRAMES = 2_000
 _EDGES_AT_ONCE = _BAND_FRAMES // (2 * EDGE_FRAMES)
 
@@ -109,7 +109,7 @@ def _extract(model: onnx.ModelProto, first: str, last: str) -> bytes:
 
 @dataclass(frozen=True)
 class Network:
-    """The three parts bound to what runs them; `map_segments` may run segments at once."""
+    """The three parts bound to what runs them; `map_segments` may run segments in parallel."""
 
     spectrogram: Part
     shared: Part
@@ -120,7 +120,8 @@ class Network:
     def raw_scores(self, audio: np.ndarray, starts: Sequence[int]) -> np.ndarray:
         """Return the raw outputs of windows of a clip.
 
-        `audio` float32 [samples] at 16 kHz, `starts` of its windows in samples, whole hops.
+        `audio` float32 [samples] at 16 kHz, `starts` of its windows in samples, multiples of
+        the hop.
         Returns float32 [windows, 3] (sig, bak, ovrl before the quadratics).
         """
         samples = torch.from_numpy(audio).to(self.device)
@@ -150,14 +151,14 @@ class Network:
         return self.head(_windows(torch.cat(kept, dim=1), outer, num_windows))
 
 
-def _windows(whole: Tensor, edges: Sequence[Tensor], num_windows: int) -> Tensor:
+def _windows(features: Tensor, edges: Sequence[Tensor], num_windows: int) -> Tensor:
     """Cut windows from the features of their run, and give each the edges of its own.
 
-    `whole` [32, columns, 40]; an item of `edges` [2 k, 32, 6, 40] holds left edges, then right.
+    `features` [32, columns, 40]; an item of `edges` [2 k, 32, 6, 40] holds left edges, then right.
     """
     windows = torch.stack(
         [
-            whole[:, first : first + WINDOW_COLUMNS]
+            features[:, first : first + WINDOW_COLUMNS]
             for first in range(0, HOP_COLUMNS * num_windows, HOP_COLUMNS)
         ]
     )
@@ -172,7 +173,7 @@ def _windows(whole: Tensor, edges: Sequence[Tensor], num_windows: int) -> Tensor
 
 @dataclass(frozen=True)
 class Band:
-    """Frames `start` to `stop`, and which columns of their features are not cut off a neighbour."""
+    """Frames `start` to `stop`; `keep` of their columns, after `skip`, have all of their context."""
 
     start: int
     stop: int

@@ -1,6 +1,6 @@
-"""The DNSMOS network on torch: what runs it on a GPU, with nothing to install beside torch.
+"""The DNSMOS network on torch, which runs it on a GPU without any other package.
 
-FP32 is FP32 under `stages.native.repeatable.exactly`, so that a clip scores the same again.
+`stages.native.repeatable.deterministic_inference` keeps its FP32 from becoming TF32.
 """
 
 from __future__ import annotations
@@ -14,12 +14,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.dnsmos.network import Part, Parts
+from stages.settings import Precision
 
 _MIN_POWER = 1e-12  # the model's, like the rest of the log power
 _POOLED = (3, 4)  # convolutions of `Parts.shared` that a pooling follows
 
 
-def torch_spectrogram(filters: np.ndarray, device: str) -> Part:
+def torch_parts(parts: Parts, device: str, precision: Precision) -> tuple[Part, Part, Part]:
+    """Return spectrogram, shared and head; `precision` is that of shared, the others are FP32."""
+    shared = bf16_shared if precision == "bf16" else _fp32_shared
+    return (
+        _spectrogram(parts.filters, device),
+        shared(parts.weights, device),
+        _head(parts.head_weights, device),
+    )
+
+
+def _spectrogram(filters: np.ndarray, device: str) -> Part:
     """Return `Parts.spectrogram` of its Fourier `filters`."""
     basis = torch.from_numpy(filters.reshape(-1, filters.shape[2]).T.copy()).to(device)
 
@@ -31,7 +42,7 @@ def torch_spectrogram(filters: np.ndarray, device: str) -> Part:
     return run
 
 
-def torch_head(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Part:
+def _head(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Part:
     """Return `Parts.head` of its `head_weights`."""
     layers = [_moved(layer, device) for layer in weights]
     kernel, kernel_bias = layers[0]
@@ -46,14 +57,11 @@ def torch_head(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) ->
     return run
 
 
-def torch_shared(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Part:
+def _fp32_shared(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Part:
     """Return `Parts.shared` in FP32."""
     layers = [_moved(layer, device) for layer in weights]
 
-    def run(power: Tensor) -> Tensor:
-        return _convolve(power, layers)
-
-    return run
+    return lambda power: _convolve(power, layers)
 
 
 def bf16_shared(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Part:
@@ -78,15 +86,6 @@ def bf16_shared(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -
         return _convolve(torch.cat((high, low, high), dim=1), rounded).float()
 
     return run
-
-
-def torch_parts(parts: Parts, device: str) -> tuple[Part, Part, Part]:
-    """Return spectrogram, shared and head, all in FP32."""
-    return (
-        torch_spectrogram(parts.filters, device),
-        torch_shared(parts.weights, device),
-        torch_head(parts.head_weights, device),
-    )
 
 
 def _convolve(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

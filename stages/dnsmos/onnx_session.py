@@ -1,4 +1,4 @@
-"""onnxruntime sessions bound to the execution provider that was asked for, or none at all."""
+"""onnxruntime sessions on the execution provider that was asked for, never on another."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def runner(session: ort.InferenceSession) -> Run:
 
 
 def shapes(session: ort.InferenceSession) -> tuple[list[Any], list[Any]]:
-    """Return what the model takes and gives, less the batch."""
+    """Return the shapes of the model's inputs and outputs, without the batch."""
     takes = [item.shape[1:] for item in session.get_inputs()]
     gives = [item.shape[1:] for item in session.get_outputs()]
     return takes, gives

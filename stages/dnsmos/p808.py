@@ -1,4 +1,4 @@
-"""DNSMOS P.808, one overall score of a window, computed only when asked for.
+"""DNSMOS P.808: one overall score per window, computed only when asked for.
 
 Source: `speechmos/dnsmos.py` of speechmos 0.0.1.1 (`audio_melspec`), which uses librosa's
 `melspectrogram` and `power_to_db`.

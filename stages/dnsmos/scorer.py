@@ -1,4 +1,4 @@
-"""DNSMOS P.835: the reference package's windows and scores; `dnsmos_engines` runs the network.
+"""DNSMOS P.835: the reference package's windows and scores; `engines.py` runs the network.
 
 Source: `speechmos/dnsmos.py` of speechmos 0.0.1.1, the same code as
 microsoft/DNS-Challenge `DNSMOS/dnsmos_local.py`.
@@ -85,7 +85,7 @@ def _packaged_model(name: str) -> Path:
 def repeated_samples(num_samples: int) -> int:
     """Return the length of a clip after doubling it until it fills a window.
 
-    Raises: BadRecord empty_audio for no samples, which the reference doubles for ever.
+    Raises: BadRecord empty_audio for no samples, on which the reference never ends.
     """
     if num_samples <= 0:
         raise BadRecord("empty_audio", "the clip has no samples")
@@ -97,7 +97,7 @@ def repeated_samples(num_samples: int) -> int:
 def window_starts(num_samples: int, windows: Windows) -> list[int]:
     """Return where the windows of a clip start, in samples of the doubled clip at 16 kHz.
 
-    `all` is every whole window at a hop of one second. `reference` leaves out those that the
+    `all` is every complete window at a hop of one second. `reference` leaves out those that the
     reference leaves out: its window ends at `int((i + 9.01) * 16000)`, which rounding makes one
     sample short from the eighth window on, and short windows are skipped.
     Raises: BadRecord empty_audio.
@@ -128,19 +128,18 @@ class DnsmosScorer:
         p808: DnsmosModel | None = None,
         engine: str = "auto",
     ) -> None:
-        """Load the models; `num_threads` segments of a clip are computed at once.
+        """Load the models; `num_threads` segments of a clip are computed in parallel.
 
-        `precision` and `engine` are those of the convolutions (see `dnsmos_engines`). `p808`
+        `precision` and `engine` are those of the convolutions (see `engines.py`). `p808`
         adds the P.808 score.
         Raises: ConfigError for a missing file, one of another sha256 or kind, or a missing
         provider or instruction set.
         """
         keep_memory()
-        self.model = _expect(find_model(model_path), expected_sha256)
-        self.provider: Provider = provider
+        model = _expect(find_model(model_path), expected_sha256)
         pool = ThreadPoolExecutor(num_threads, "dnsmos") if num_threads > 1 else None
         self._network = open_network(
-            self.model.path, provider, precision, engine, pool.map if pool else map
+            model.path, provider, precision, engine, pool.map if pool else map
         )
         self._p808 = _open_p808(p808, provider) if p808 else None
 

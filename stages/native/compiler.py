@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 _COMPILERS = ("cc", "gcc", "clang")
-# Compiled by every process anew, in 0.3 s: nothing to invalidate, nothing built for another CPU.
+# Every process compiles anew, in 0.3 s: no cache to invalidate, and no code built for another CPU.
 # Vectors wider than the CPU's registers never leave a file, so that their calling convention,
 # which GCC warns about, does not matter.
 _FLAGS = ("-O3", "-fPIC", "-shared", "-Wno-psabi")
@@ -41,7 +41,7 @@ def instruction_set() -> str:
 
 @cache
 def load_library(source: Path) -> ctypes.CDLL:
-    """Compile a C file and load it; once a process.
+    """Compile a C file and load it; once per process.
 
     Raises: Unavailable without a compiler (`CC`, cc, gcc or clang), or when it fails.
     """
@@ -63,4 +63,4 @@ def _compiler() -> list[str]:
     for command in (shlex.split(os.environ.get("CC", "")), *([name] for name in _COMPILERS)):
         if command and shutil.which(command[0]):
             return command
-    raise Unavailable(f"no C compiler is found: neither $CC nor {', '.join(_COMPILERS)}")
+    raise Unavailable(f"no C compiler was found: neither $CC nor {', '.join(_COMPILERS)}")

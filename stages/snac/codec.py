@@ -28,8 +28,8 @@ class CodecSpec:
     """Weights and engine, resolved once and the same for every worker of a run. Picklable.
 
     `weights` is `untrained` or a folder, `sha256` (hex) that of the weights file or, untrained,
-    of the seeded weights. `engine` is a name of `resolve_engine`, never `auto`. `seed` is of the
-    untrained weights and of the decoder's noise.
+    of the seeded weights. `engine` is a name of `resolve_engine`, never `auto`. `seed` is for the
+    untrained weights and the decoder's noise.
     """
 
     weights: str
@@ -87,7 +87,7 @@ def clip_seed(clip_id: str, seed: int) -> int:
 
 
 def padded_samples(num_samples: int) -> int:
-    """Return the length to which SNAC pads a clip on the right: whole frames of 2048."""
+    """Return the length to which SNAC pads a clip on the right: complete frames of 2048."""
     return math.ceil(num_samples / FRAME_SAMPLES) * FRAME_SAMPLES
 
 
@@ -123,12 +123,12 @@ class Codec:
             raise ConfigError(
                 "the codec's weights are not those that the run was planned with",
                 f"their sha256 is {sha256}, expected {spec.sha256}",
-                "Put the same weights (untrained: the same torch) on every machine.",
+                "Put the same weights (untrained: the same koe and torch) on every machine.",
             )
         return cls(spec, fold_weight_norm(model).to(spec.device))
 
     def encode(self, clips_24k: Sequence[np.ndarray], clip_id: str = "") -> list[np.ndarray]:
-        """Encode clips together: float32 [samples] to uint16 [7 F] each, as each alone.
+        """Encode clips together: float32 [samples] to uint16 [7 F] each, as if each were alone.
 
         `clip_id` names the clips in errors.
         Raises: BadRecord empty_audio for no samples; StageError when torch fails.
@@ -138,17 +138,17 @@ class Codec:
             raise BadRecord("empty_audio", "the clip has no samples")
         audio = np.zeros((len(frames), max(frames) * FRAME_SAMPLES), np.float32)
         for row, clip in zip(audio, clips_24k, strict=True):
-            row[: len(clip)] = clip  # SNAC too pads to whole frames with zeros
+            row[: len(clip)] = clip  # SNAC too pads to complete frames with zeros
         with guarded(f"encode {len(audio)} x {audio.shape[1]} samples", clip_id):
             encoded = self._encode(torch.from_numpy(audio), frames)
-        return [flatten_codes([book.numpy() for book in books]) for books in encoded]
+        return [flatten_codes([one.numpy() for one in codebooks]) for codebooks in encoded]
 
     def decode(self, flat_codes: np.ndarray, seed: int, clip_id: str = "") -> np.ndarray:
         """Decode one clip: uint16 [7 F] to float32 [2048 F] at 24 kHz.
 
         The decoder adds noise, drawn from `seed` (see `clip_seed`) without touching torch's
         global generator.
-        Raises: ContractError for codes that are not whole frames; StageError when torch fails.
+        Raises: ContractError for codes that are not complete frames; StageError when torch fails.
         """
         codebooks = [torch.from_numpy(codes).unsqueeze(0) for codes in unflatten_codes(flat_codes)]
         devices = [self._device] if self._device.type == "cuda" else []

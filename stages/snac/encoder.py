@@ -4,10 +4,10 @@ The arithmetic is that of `snac/layers.py` (snac 1.2.1), with sums in another or
 steps and columns channels: a 1x1 convolution is then a product of matrices, a strided one too, on
 windows that overlap in memory and are not copied, and the rest runs along the columns. A block
 works on tiles of about a megabyte, each with the rows around it that its convolutions reach, and
-zeros only where the clip ends: what a tile gives is what the whole clip would.
+zeros only where the clip ends: a tile gives what the complete clip would.
 
-One Zen 4 core, 5 s of audio: 16 audio-seconds a second, of which the products of matrices are 80 %
-at 95 GFLOP/s of the core's 105. Memory does not grow with the clip, save for 4 kB a frame.
+One Zen 4 core, 5 s of audio: 16 audio-seconds/s. The products of matrices take 80 % of the
+time, at 95 GFLOP/s of the core's 105. Memory does not grow with the clip, save for 4 kB per frame.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ _MARGIN = TAPS // 2  # of the first convolution
 class Tiles:
     """How much is computed at once: of a block, of the encoder, of the quantiser.
 
-    `values` are floats of a tile: 2^16 to 2^19 gave 13.9, 15.2, 16.2 and 15.5 audio-seconds a
-    second. `latents` are rows of the encoder's output (21 ms each): fewer compute the seams, 0.12 s
-    on either side, again and again. `distances` are rows of the quantiser, 16 kB each.
+    `values` are floats of a tile: 2^16 to 2^19 gave 13.9, 15.2, 16.2 and 15.5
+    audio-seconds/s. `latents` are rows of the encoder's output (21 ms each): with fewer, more of the
+    time goes into the seams, 0.12 s on either side. `distances` are rows of the quantiser, 16 kB
+    each.
     """
 
     values: int = 2**18
@@ -55,7 +56,7 @@ class Tiles:
 
 
 class TiledEncoder:
-    """Clips to codebooks, as `SNAC.encode` gives them, on a CPU."""
+    """Encodes clips to three codebooks, as `SNAC.encode` does, on a CPU."""
 
     def __init__(self, model: SNAC, kernels: Kernels, tiles: Tiles | None = None) -> None:
         """Copy the encoder of `model` (weight norm removed; see `supports`)."""
@@ -71,10 +72,10 @@ class TiledEncoder:
 
     def encode(self, audio: Tensor) -> list[Tensor]:
         """Encode one clip: float32 [samples] to int64 [F], [2 F] and [4 F]."""
-        # Of whole frames: the quantiser averages over 4, 2 and 1 rows.
+        # Of complete frames: the quantiser averages over 4, 2 and 1 rows.
         pieces = self.latents(audio).split(self._tiles.distances // 4 * 4, dim=-1)
         codes = [self._quantizer(piece)[1] for piece in pieces]
-        return [torch.cat(books, dim=-1)[0] for books in zip(*codes, strict=True)]
+        return [torch.cat(level, dim=-1)[0] for level in zip(*codes, strict=True)]
 
     def latents(self, audio: Tensor) -> Tensor:
         """Return what is quantised: float32 [samples] to [1, channels, 4 F]."""
@@ -131,7 +132,7 @@ def _parts(total: int, size: int) -> Iterator[Span]:
 
 
 def _copies(rows: Tensor, first: int) -> Callable[[Span], Tensor]:
-    """Return what copies a span of `rows`, whose first is number `first` of the clip."""
+    """Return a function that copies a span of `rows`, which begin at row `first` of the clip."""
     return lambda span: rows[span[0] - first : span[1] - first].clone()
 
 
@@ -172,8 +173,8 @@ def _snake_constants(snake: Any, offset: Tensor) -> Tensor:
 class _Block:
     """Residual units, Snake and a strided convolution [2 stride C, outputs].
 
-    What is added to every row, the biases of the convolutions before, is not: the next Snake adds
-    their sum to what it reads, which saves a pass over the residual.
+    The biases of the convolutions are not added to the residual: the next Snake adds their sum to
+    what it reads, which saves a pass over the residual.
     """
 
     units: list[_Unit]
@@ -200,7 +201,7 @@ class _Block:
 
     @property
     def row_values(self) -> int:
-        """The values of input to a row of output."""
+        """How many values of the input a row of the output takes."""
         return self.stride * self.width
 
     def needs(self, span: Span, total: int) -> Span:

@@ -1,17 +1,17 @@
-"""The ways to run SNAC's encoder, and which of them a worker takes.
+"""The engines that run SNAC's encoder, and which of them a run uses.
 
-| engine | runs on | what | audio-seconds a second, one Zen 4 core |
+| engine | runs on | what | audio-seconds/s, one Zen 4 core |
 |---|---|---|---|
-| native | CPU | `snac_encoder` on compiled C; needs a C compiler | 16 |
-| tiled | CPU | `snac_encoder` on torch's operations | 9 to 10 |
+| native | CPU | `encoder.py` on compiled C; needs a C compiler | 16 |
+| tiled | CPU | `encoder.py` on torch's operations | 9 to 10 |
 | eager | CPU, CUDA | the package's modules, their weight norm removed | 6 |
 
-On CUDA eager runs clips of several lengths at once (`snac_masking`): 1,022 audio-seconds a second of
-an H200 in batches of 60 s.
+On CUDA, eager runs clips of several lengths at once (`masking.py`), on an H200 with 1,022
+audio-seconds/s in batches of 60 s.
 
-`auto` is native, or tiled without a compiler, on a CPU, and eager on CUDA: a rule and no measurement
-at the start, which noise would decide differently. Tiled stays because it is faster than eager
-where there is no compiler, and its memory does not grow with the clip.
+`auto` is native on a CPU, tiled where there is no compiler, and eager on CUDA: a rule, because a
+measurement at the start would be decided by noise. Tiled is faster than eager where there is no
+compiler, and its memory does not grow with the clip.
 
 Engines sum in another order, and so do instruction sets: of codes that compete, one or two in a
 hundred are near ties that fall to the other side (`tests/stages/snac/test_distance.py`). So the engine
@@ -39,7 +39,7 @@ from stages.snac.encoder import TiledEncoder
 from stages.snac.kernels import Kernels, TorchKernels, Unavailable, native_kernels
 from stages.snac.masking import MaskedEncoder
 
-# Clips padded to one length, [clips, samples], and the whole frames that each has, to the codes of
+# Clips padded to one length, [clips, samples], and the number of frames of each, to the codes of
 # each in three codebooks, int64 on any device.
 Encode = Callable[[Tensor, Sequence[int]], list[list[Tensor]]]
 
@@ -117,10 +117,10 @@ def _of_modules(model: SNAC, device: Device) -> Encode:
 
     def encode(audio: Tensor, frames: Sequence[int]) -> list[list[Tensor]]:
         latents = encoder(audio.to(device).unsqueeze(1), frames)
-        books = [book.cpu() for book in model.quantizer(latents)[1]]
-        sizes = [book.shape[1] // max(frames) for book in books]  # codes a frame
+        codebooks = [codes.cpu() for codes in model.quantizer(latents)[1]]
+        sizes = [codes.shape[1] // max(frames) for codes in codebooks]  # codes per frame
         return [
-            [book[clip, : size * n] for book, size in zip(books, sizes, strict=True)]
+            [codes[clip, : size * n] for codes, size in zip(codebooks, sizes, strict=True)]
             for clip, n in enumerate(frames)
         ]
 

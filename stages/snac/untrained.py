@@ -1,4 +1,4 @@
-"""Weights for trials: seeded, carrying no speech, and with codes that compete as trained ones do.
+"""Seeded weights for trials: their codes carry no speech, but compete as trained ones do.
 
 Weights that are only drawn give latents that hardly move: on speech 97 % of the first codebook's
 codes are one entry, and no error shows. Here each convolution is scaled so that its outputs on real
@@ -185,7 +185,9 @@ def _fit_quantizers(quantizer: Any, latents: Tensor, draws: np.random.Generator)
     """
     residual = latents
     for level in quantizer.quantizers:
-        windows = avg_pool1d(residual, level.stride, 1)  # at every place, not only at whole strides
+        windows = avg_pool1d(
+            residual, level.stride, 1
+        )  # at every place, not only at multiples of the stride
         rows = windows.transpose(1, 2).flatten(0, 1)
         mean = _rounded(rows.mean(0))
         rows = rows - mean

@@ -15,7 +15,7 @@ from stages.encode import EncodeStage
 from stages.score import ScoreStage
 from stages.settings import EncodeConfig, ScoreConfig
 from stages.snac.codec import resolve_codec
-from tests.stages.speech import clip_table, synthetic_speech, write_snac_weights
+from tests.stages.speech import clip_table, speech_24k
 
 # The last is scored in three windows, the others in one; three share a padded length.
 LENGTHS = (7_200, 14_336, 7_100, 7_300, 9_000)
@@ -23,7 +23,7 @@ LENGTHS = (7_200, 14_336, 7_100, 7_300, 9_000)
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> pa.Table:
-    audios = {f"c{i}": synthetic_speech(n, 24_000, i) for i, n in enumerate(LENGTHS)}
+    audios = {f"c{i}": speech_24k(n, 12_000 + 20_000 * i) for i, n in enumerate(LENGTHS)}
     return clip_table(tmp_path_factory.mktemp("clips"), audios)
 
 
@@ -55,8 +55,8 @@ def test_scores_ignore_worker_cpus(score, clips, scored):
 
 @pytest.mark.slow
 @pytest.mark.law
-def test_batch_of_one_equals_batch_of_n_codes(scored, tmp_path):
-    spec = resolve_codec(str(write_snac_weights(tmp_path)))
+def test_batch_of_one_equals_batch_of_n_codes(scored):
+    spec = resolve_codec("untrained")
     stage = EncodeStage(spec, EncodeConfig(threshold_ovrl=0))
     one_by_one = stage.open()(scored).kept
     settings = EncodeConfig(threshold_ovrl=0, batch_seconds=20, cpus_per_worker=2)

@@ -10,10 +10,10 @@ import pyarrow as pa
 import soundfile
 import torch
 import torchaudio
-from snac import SNAC
 
 from koe.schema import CLIP
 from stages.snac.architecture import ARCHITECTURE
+from stages.snac.untrained import untrained_model
 from tests.real_data import UTTERANCES
 
 
@@ -31,13 +31,21 @@ def synthetic_speech(num_samples: int, audio_hz: int, seed: int = 0) -> np.ndarr
 
 def speech_16k(seconds: float) -> np.ndarray:
     """Return real Japanese speech, cut or repeated to `seconds`: float32 [samples]."""
-    num_samples = round(seconds * 16_000)
+    return _speech(round(seconds * 16_000), 16_000)
+
+
+def speech_24k(num_samples: int, begin: int = 12_000) -> np.ndarray:
+    """Return real Japanese speech from sample `begin` on: float32 [samples]."""
+    return _speech(begin + num_samples, 24_000)[begin:]
+
+
+def _speech(num_samples: int, audio_hz: int) -> np.ndarray:
     pieces, length = [], 0
     for path in sorted(UTTERANCES.glob("*.flac")):
         if length >= num_samples:
             break
-        audio, audio_hz = soundfile.read(path, dtype="float32")
-        resampled = torchaudio.functional.resample(torch.from_numpy(audio), audio_hz, 16_000)
+        audio, file_hz = soundfile.read(path, dtype="float32")
+        resampled = torchaudio.functional.resample(torch.from_numpy(audio), file_hz, audio_hz)
         pieces.append(resampled.numpy())
         length += len(pieces[-1])
     return np.clip(np.resize(np.concatenate(pieces), num_samples), -1, 1)
@@ -73,20 +81,8 @@ def clip_row(clip_id: str, path: Path, seconds: float, audio_hz: int = 24_000) -
 
 
 def write_snac_weights(folder: Path) -> Path:
-    """Write weights in the published layout whose codes depend strongly on the audio.
-
-    Freshly seeded weights give some twenty different codes, with which few errors would show.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = SNAC(**ARCHITECTURE)
-        for name, parameter in model.named_parameters():
-            if name.endswith("alpha"):
-                parameter.data.uniform_(0.5, 3)
-            elif name.endswith("bias"):
-                parameter.data.zero_()
-            elif name.endswith("original0") and "encoder" in name:
-                parameter.data.mul_(2)
+    """Write the untrained weights, whose codes compete, in the published layout."""
+    model, _ = untrained_model(0)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps(ARCHITECTURE))
     return folder

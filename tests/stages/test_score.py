@@ -129,7 +129,7 @@ def test_source_scores_are_taken_without_touching_the_audio():
 
 @pytest.mark.slow
 def test_reconstruction_scores_what_the_codec_makes_of_the_clip(tmp_path, scorer):
-    spec = resolve_codec(str(write_snac_weights(tmp_path)), seed=5)
+    spec = resolve_codec(str(write_snac_weights(tmp_path)), seed=5)  # of the noise alone
     # One window each; the second is not of whole frames, so its decoded end is cut off.
     audios = {"a": synthetic_speech(8192, 24_000), "b": synthetic_speech(7200, 24_000, 1)}
     clips = clip_table(tmp_path, audios)

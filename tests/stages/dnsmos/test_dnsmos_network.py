@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def cut_network() -> Network:
 
 
 @pytest.fixture(scope="module")
-def whole():
+def uncut():
     """The uncut model on one window at a time, each computed once."""
     session, answers = _run(MODEL), {}
 
@@ -59,8 +60,8 @@ def whole():
     return raw
 
 
-def _alone(whole, audio, starts) -> np.ndarray:
-    return np.stack([whole(audio[start : start + WINDOW_SAMPLES]) for start in starts])
+def _alone(uncut, audio, starts) -> np.ndarray:
+    return np.stack([uncut(audio[start : start + WINDOW_SAMPLES]) for start in starts])
 
 
 @pytest.mark.slow
@@ -69,26 +70,26 @@ def _alone(whole, audio, starts) -> np.ndarray:
     [[0], [0, 1], [3], [0, 1, 2, 3, 4, 5, 6], [0, 1, 3, 6, 7]],
     ids=["one", "two", "later", "seven", "gaps"],
 )
-def test_shared_windows_score_as_windows_alone(cut_network, whole, starts):
+def test_shared_windows_score_as_windows_alone(cut_network, uncut, starts):
     audio = speech_16k(17)
     places = [HOP_SAMPLES * start for start in starts]
     found = cut_network.raw_scores(audio, places)
-    np.testing.assert_allclose(found, _alone(whole, audio, places), rtol=0, atol=5e-5)
+    np.testing.assert_allclose(found, _alone(uncut, audio, places), rtol=0, atol=5e-5)
 
 
 @pytest.mark.slow
-def test_silence_before_a_window_matters_only_inside_it(cut_network, whole):
+def test_silence_before_a_window_matters_only_inside_it(cut_network, uncut):
     """A window's edges see its own zero padding, never the loud neighbour beyond them."""
     audio = np.zeros(WINDOW_SAMPLES + 2 * HOP_SAMPLES, np.float32)
     audio[:HOP_SAMPLES] = np.random.default_rng(0).uniform(-1, 1, HOP_SAMPLES)
     audio[-HOP_SAMPLES:] = audio[:HOP_SAMPLES]
     starts = [0, HOP_SAMPLES, 2 * HOP_SAMPLES]
     found = cut_network.raw_scores(audio, starts)
-    np.testing.assert_allclose(found, _alone(whole, audio, starts), rtol=0, atol=5e-5)
+    np.testing.assert_allclose(found, _alone(uncut, audio, starts), rtol=0, atol=5e-5)
 
 
 @pytest.mark.slow
-def test_bands_bound_memory_and_change_nothing(cut_network, whole, monkeypatch):
+def test_bands_bound_memory_and_change_nothing(cut_network, uncut, monkeypatch):
     audio, starts = speech_16k(13), [HOP_SAMPLES * i for i in range(4)]
     monkeypatch.setattr(network, "_BAND_FRAMES", 150)
     monkeypatch.setattr(network, "_EDGES_AT_ONCE", 2)
@@ -101,13 +102,13 @@ def test_bands_bound_memory_and_change_nothing(cut_network, whole, monkeypatch):
 
     banded = Network(cut_network.spectrogram, spy, cut_network.head, map)
     found = banded.raw_scores(audio, starts)
-    np.testing.assert_allclose(found, _alone(whole, audio, starts), rtol=0, atol=5e-5)
+    np.testing.assert_allclose(found, _alone(uncut, audio, starts), rtol=0, atol=5e-5)
     assert len(largest) > 8
-    assert max(largest) <= 150 + 24 + 4  # context, and whole columns
+    assert max(largest) <= 150 + 24 + 4  # context, and complete columns
 
 
 @pytest.mark.parametrize("num_frames", [900, 1000, 2000, 2100, 4100, 6000])
-def test_bands_tile_the_frames_at_whole_columns(num_frames):
+def test_bands_cover_the_frames_in_complete_columns(num_frames):
     bands = list(split_bands(num_frames))
     firsts = [band.start + 4 * band.skip for band in bands]
     assert firsts[0] == 0
@@ -131,8 +132,6 @@ def test_starts_are_grouped_by_whole_hops():
 
 @pytest.mark.slow
 def test_the_cut_parts_take_any_number_of_frames_and_threads_change_nothing(cut_network):
-    from concurrent.futures import ThreadPoolExecutor
-
     audio, starts = speech_16k(12), [0, HOP_SAMPLES, 2 * HOP_SAMPLES]
     with ThreadPoolExecutor(3) as pool:
         threaded = Network(cut_network.spectrogram, cut_network.shared, cut_network.head, pool.map)
@@ -152,7 +151,7 @@ def _amplitudes(log_power: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
 
 
 def test_torch_computes_every_part_as_onnxruntime_does(cut_network):
-    spectrogram, shared, head = torch_parts(PARTS, "cpu")
+    spectrogram, shared, head = torch_parts(PARTS, "cpu", "fp32")
     samples = torch.from_numpy(speech_16k(10)).unfold(0, 320, 160).unsqueeze(0)
     samples = torch.cat([samples, torch.zeros(1, 3, 320)], dim=1)  # the least power
     power = cut_network.spectrogram(samples)
@@ -164,10 +163,10 @@ def test_torch_computes_every_part_as_onnxruntime_does(cut_network):
     torch.testing.assert_close(head(windows), cut_network.head(windows), rtol=0, atol=2e-5)
 
 
-def test_the_network_of_torch_scores_as_windows_alone(whole):
+def test_the_network_of_torch_scores_as_windows_alone(uncut):
     audio, starts = speech_16k(13), [HOP_SAMPLES * i for i in range(3)]
-    found = Network(*torch_parts(PARTS, "cpu"), map).raw_scores(audio, starts)
-    np.testing.assert_allclose(found, _alone(whole, audio, starts), rtol=0, atol=5e-5)
+    found = Network(*torch_parts(PARTS, "cpu", "fp32"), map).raw_scores(audio, starts)
+    np.testing.assert_allclose(found, _alone(uncut, audio, starts), rtol=0, atol=5e-5)
 
 
 def test_the_bf16_convolutions_are_those_of_the_model(cut_network):

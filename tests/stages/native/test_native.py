@@ -22,7 +22,7 @@ def test_a_source_is_compiled_and_loaded_once(tmp_path):
 
 
 def test_without_a_compiler_it_says_so(no_compiler, tmp_path):
-    with pytest.raises(Unavailable, match="no C compiler is found"):
+    with pytest.raises(Unavailable, match="no C compiler was found"):
         load_library(tmp_path / "any.c")
 
 
