@@ -76,7 +76,7 @@ class SnacConfig(Strict):
     device: Device = "cpu"
     """Where clips are encoded."""
     engine: CodecEngine = "auto"
-    """How clips are encoded, chosen once for a run: one or two codes in a hundred depend on it.
+    """How clips are encoded, chosen once for a run: near ties between codes depend on it.
     native needs a C compiler."""
 
 

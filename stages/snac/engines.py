@@ -13,10 +13,11 @@ audio-seconds/s in batches of 60 s.
 measurement at the start would be decided by noise. Tiled is faster than eager where there is no
 compiler, and its memory does not grow with the clip.
 
-Engines sum in another order, and so do instruction sets: of codes that compete, one or two in a
-hundred are near ties that fall to the other side (`tests/stages/snac/test_distance.py`). So the engine
-is chosen once, where the run starts, under a name that says both, `native-avx512`; it is part of
-receipts and of the shards' metadata, and a worker that cannot run just that one refuses.
+Engines differ in the order in which they sum, and so do instruction sets, so where two entries are
+nearly as close, one may choose the other. On the untrained weights that is rare: 0 of 4,396 codes
+(`benchmarks/codec_distance.py`); weights that amplify rounding have more. So the engine is chosen
+once, where the run starts, under a name that says both, `native-avx512`; it is part of receipts and
+of the shards' metadata, and a worker that cannot run just that one refuses.
 """
 
 from __future__ import annotations
