@@ -58,9 +58,9 @@ CONTRASTS = """(() => {
 
 
 class Browser:
-    """A page in headless Chromium. Messages are JSON, each ended by a zero byte."""
+    """Headless Chromium, one page at a time. Messages are JSON, each ended by a zero byte."""
 
-    _session = ""
+    _session = ""  # of the page; without one, the browser itself is meant
 
     def __init__(self, profile: Path) -> None:
         assert BROWSER is not None
@@ -77,11 +77,22 @@ class Browser:
         os.close(answers)
         self._numbers, self._buffer = itertools.count(1), b""
         self.problems: list[str] = []  # errors of the console, exceptions, and what was loaded
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+
+    @contextmanager
+    def new_page(self) -> Iterator[None]:
+        """Show an empty page that knows nothing of those before it."""
+        self.problems.clear()
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)
+        target_id = target["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target_id, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.bringToFront")  # or keys would go to another page
+        yield
+        self._session = ""
+        self.call("Target.disposeBrowserContext", browserContextId=context)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._numbers)
@@ -102,7 +113,8 @@ class Browser:
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\0")
         message = json.loads(line)
-        self._watch(message.get("method", ""), message.get("params", {}))
+        if message.get("sessionId") == self._session:  # not a page that was closed
+            self._watch(message.get("method", ""), message.get("params", {}))
         return message
 
     def _watch(self, method: str, params: dict[str, Any]) -> None:
@@ -156,14 +168,19 @@ class Browser:
         os.close(self._in)
 
 
-@contextmanager
-def opened(profile: Path) -> Iterator[Browser]:
-    """Start a browser with a profile of its own, and end it."""
-    browser = Browser(profile)
-    try:
-        yield browser
-    finally:
-        browser.close()
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Start a browser once for all tests: each start takes a second."""
+    browser = Browser(tmp_path_factory.mktemp("browser") / "profile")
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """Show an empty page, which is closed after the test."""
+    with chromium.new_page():
+        yield chromium
 
 
 def check_looks(browser: Browser, path: Path, width: int, theme: str) -> None:

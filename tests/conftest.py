@@ -1,4 +1,4 @@
-"""The order of the files of tests."""
+"""The order of the files of tests, and the browser that they share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from tests.browser import browser, chromium
+
+__all__ = ["browser", "chromium"]
 
 ROOT = Path(__file__).parent
 # The files that take longest, longest first: they start Ray, runs that are killed, many ranks.

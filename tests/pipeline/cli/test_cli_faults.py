@@ -116,7 +116,7 @@ def test_a_reader_that_has_gone_is_no_fault(sound):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_an_interrupt_while_a_command_begins_is_said():
+def test_an_interrupt_while_a_command_begins_is_said(tmp_path):
     hook = (
         "import signal, sys\n"
         # Whoever started the tests may ignore SIGINT, as a shell does for what it puts behind it.
@@ -127,7 +127,7 @@ def test_an_interrupt_while_a_command_begins_is_said():
         "sys.meta_path.insert(0, Interrupt())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", hook + MAIN, "run"], capture_output=True, text=True
+        [sys.executable, "-c", hook + MAIN, "run"], capture_output=True, text=True, cwd=tmp_path
     )
     assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "koe: interrupted.\n")
 

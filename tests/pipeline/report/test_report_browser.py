@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.browser import Browser, check_keyboard, check_looks, needs_browser, opened
+from tests.browser import Browser, check_keyboard, check_looks, needs_browser
 from tests.corpus import write_corpus
 from tests.reports import run_to, write_report
 
@@ -28,12 +27,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest.write_text(f"{lines}{gone}\n", encoding="utf-8")
     run_to(path, "interleave")
     return write_report(path, folder / "report")
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    with opened(tmp_path / "profile") as found:
-        yield found
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from tests.browser import Browser, check_keyboard, check_looks, needs_browser, opened
+from tests.browser import Browser, check_keyboard, check_looks, needs_browser
 from tests.training.logs import event, metrics_row, write_lines
 from training.report import write_report
 
@@ -54,12 +53,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = {"codec": "UNTRAINED", "samples": [{"prompt": {"name": "挨拶"}, "wav": "00.wav"}]}
     (spoken / "samples.json").write_text(json.dumps(found), encoding="utf-8")
     return write_report(folder)
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    with opened(tmp_path / "profile") as found:
-        yield found
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
