@@ -20,9 +20,9 @@ from pipeline.execution.runner import DONE
 from pipeline.execution.selection import select_stages
 from pipeline.jobs.interleave import ShardWork, shard_places, write_index
 from pipeline.jobs.run import run_job
-from pipeline.run_dir.ledger import Ledger, Output, Receipt
+from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan, load_plan
-from pipeline.run_dir.storage import Storage
+from pipeline.run_dir.storage import Output, Storage
 from pipeline.stats.dataset_card import write_card
 from pipeline.verify import Proof, verify_run
 from stages.interleave import OrderStage

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from koe.errors import ConfigError, KoeError
 from koe.printable import escape_control_characters
 from pipeline.cli import init, look, model, run
-from pipeline.cli.common import err
+from pipeline.cli.common import say
 
 
 class _Commands(TyperGroup):
@@ -24,7 +24,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            err.print("koe: interrupted.", style="yellow", markup=False)
+            say("koe: interrupted.", "yellow")
             raise typer.Exit(130) from None
 
 
@@ -78,7 +78,9 @@ _OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIP
 def run_app() -> None:
     """Run the command that the arguments name, and turn typed errors into one message and an exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not every terminal's encoding has every letter
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # not every terminal's encoding has every character
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -95,7 +97,7 @@ def run_app() -> None:
     except OSError as error:
         if error.filename is not None or error.errno not in _OUTPUT_FAULTS:
             raise
-        if error.errno != errno.EPIPE:  # a reader that has seen enough, as `head`
+        if error.errno != errno.EPIPE:  # a reader that has seen enough, such as `head`
             _print_error(f"the output cannot be written: {error.strerror}.")
         # otherwise Python tries to write the rest once more as it ends, and fails again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -103,4 +105,4 @@ def run_app() -> None:
 
 
 def _print_error(what: str) -> None:
-    err.print(f"koe: {escape_control_characters(what)}", style="red", markup=False, soft_wrap=True)
+    say(f"koe: {escape_control_characters(what)}", "red")

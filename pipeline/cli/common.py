@@ -33,7 +33,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on std
 DEFAULT_CONFIG = Path("pipeline.yaml")
 
 
-def opened(settings: PipelineConfig) -> tuple[Plan, Ledger]:
+def open_run(settings: PipelineConfig) -> tuple[Plan, Ledger]:
     """Open the stored run. Raises: ConfigError where there is none."""
     storage = Storage(settings.run_dir)
     planned = load_plan(storage)
@@ -44,7 +44,12 @@ def opened(settings: PipelineConfig) -> tuple[Plan, Ledger]:
     return planned, Ledger(storage)
 
 
-def numbers(option: str, text: str) -> list[float]:
+def say(what: str, style: str = "") -> None:
+    """Write a line to stderr as it stands: no markup, no colours of its own, not cut to the width."""
+    err.print(what, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def parse_numbers(option: str, text: str) -> list[float]:
     """Read numbers separated by commas. Raises: ConfigError naming the option."""
     try:
         found = [float(part) for part in text.split(",")]

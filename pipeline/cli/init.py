@@ -1,4 +1,4 @@
-"""`koe init`: the first files of a project of one's own."""
+"""`koe init`: the first files of a new project."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 
 from koe.atomic import atomically
 from koe.errors import ConfigError, StorageError
-from pipeline.cli.common import err
+from pipeline.cli.common import say
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path(),
+    folder: Annotated[Path, typer.Argument(help="The folder to write them into.")] = Path(),
 ) -> None:
     """Write a pipeline.yaml to start from, and its JSON schema."""
     from pipeline.config.reference import CONFIG, SCHEMA, packaged_config, schema_text
@@ -34,15 +34,15 @@ def init(
             raise StorageError(
                 f"{path} cannot be written",
                 error.strerror or str(error),
-                "Name a folder that can be made and written to.",
+                "Name a folder that can be created and written to.",
             ) from error
-        err.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        say(f"wrote {path}")
     config = str(folder / CONFIG)
     steps = {
         f"edit {shlex.quote(config)}": "name your sources, and the folder of the codec's weights",
         shlex.join(["koe", "plan", "-c", config]): "list the units, and estimate what a run costs",
         shlex.join(["koe", "run", "-c", config]): "run the pipeline",
     }
-    err.print("Next:", markup=False)
+    say("Next:")
     for command, purpose in steps.items():
-        err.print(f"  {command}    # {purpose}", markup=False, highlight=False, soft_wrap=True)
+        say(f"  {command}    # {purpose}")

@@ -1,4 +1,4 @@
-"""Commands that look at what a run left: `koe stats, inspect, verify`."""
+"""Commands that show and check what a run made: `koe stats, inspect, verify`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from pipeline.cli.common import (
     JsonOption,
     SetOption,
     err,
-    numbers,
-    opened,
+    open_run,
     out,
+    parse_numbers,
     print_json,
+    say,
 )
 from pipeline.config.load import load_config
 from pipeline.config.models import PipelineConfig
@@ -61,10 +62,10 @@ def stats(
     from pipeline.stats import full_stats, stats_json
     from pipeline.terminal.stats import require_source, stats_view
 
-    thresholds = numbers("--what-if", what_if)
+    thresholds = parse_numbers("--what-if", what_if)
     page_folder = _folder("--html", html)
     settings = load_config(config, overrides)
-    plan, ledger = opened(settings)
+    plan, ledger = open_run(settings)
     if source is not None:
         require_source(plan.modalities, source)
     if page_folder is not None:
@@ -78,7 +79,7 @@ def stats(
 
         with counting(err, "decoding clips") as report:
             page = write_data_report(settings, plan, ledger, found, page_folder, html_clips, report)
-        err.print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
+        say(f"wrote {page}")
     if as_json:
         print_json(stats_json(found))
     else:
@@ -110,7 +111,9 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Decode a row of a shard, or show what became of a record."""
+    from pipeline.execution.progress import counting
     from pipeline.trace.document import documents_of, find_shard, split_place
+    from pipeline.trace.record import find_records
 
     settings = load_config(config, overrides)
     folder = _folder("--wav", wav)
@@ -123,7 +126,8 @@ def inspect(
                 f"{place} is the id of a record",
                 "Leave --raw out, or name the row that `koe inspect` of this id shows.",
             )
-        records = _find_records(settings, place)
+        with counting(err, "searching units") as report:
+            records = find_records(*open_run(settings), place, report)
         documents = [record.document for record in records]
         show = partial(_show_records, settings, place, records, as_json)
     else:
@@ -160,7 +164,7 @@ def _with_wavs(
     make_folder(folder)
     show()
     for path in write_wavs(settings, documents, folder, _warn):
-        err.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        say(f"wrote {path}")
 
 
 def _show_row(
@@ -182,21 +186,13 @@ def _show_row(
         out.print(documents_view(documents, decode, raw))
 
 
-def _find_records(settings: PipelineConfig, id: str) -> list[RecordTrace]:
-    from pipeline.execution.progress import counting
-    from pipeline.trace.record import find_records
-
-    with counting(err, "searching units") as report:
-        return find_records(*opened(settings), id, report)
-
-
 def _show_records(
     settings: PipelineConfig, id: str, records: list[RecordTrace], as_json: bool
 ) -> None:
     from pipeline.terminal.trace import records_view
     from pipeline.trace.record import record_json
 
-    # The transcript of speech is its clip's; the decoder loads the models' libraries: seconds.
+    # The transcript of speech is its clip's: only text needs the decoder.
     is_text = any(record.modality == TEXT and record.input_ids is not None for record in records)
     decode = _text_decoder(settings) if is_text else _no_text
     if as_json:
@@ -206,10 +202,10 @@ def _show_records(
 
 
 def _text_decoder(settings: PipelineConfig) -> Callable[[list[int]], str]:
-    """Return the function that spells text ids out."""
-    from pipeline.jobs import single_files as files
+    """Return the function that spells text ids out; loading it takes seconds."""
+    from pipeline.jobs.single_files import text_decoder
 
-    return files.text_decoder(settings)
+    return text_decoder(settings)
 
 
 def _no_text(ids: list[int]) -> str:
@@ -217,13 +213,7 @@ def _no_text(ids: list[int]) -> str:
 
 
 def _warn(what: str) -> None:
-    err.print(
-        f"koe: {escape_control_characters(what)}",
-        style="yellow",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"koe: {escape_control_characters(what)}", "yellow")
 
 
 def verify(
@@ -237,7 +227,7 @@ def verify(
     """
     from pipeline.verify import not_made, verify_run
 
-    run = opened(load_config(config, overrides))
+    run = open_run(load_config(config, overrides))
     verify_run(
         *run,
         on_proof=lambda proof: out.print(

@@ -16,6 +16,7 @@ from pipeline.cli.common import (
     err,
     out,
     print_json,
+    say,
 )
 from pipeline.config.load import load_config
 from stages.settings import EncodeConfig, ScoreConfig, Windows
@@ -96,10 +97,10 @@ def export(
     overrides: SetOption = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder with its tokenizer."""
-    from pipeline.jobs.train import export_model
+    from pipeline.jobs.speech_samples import export_run
 
-    export_model(load_config(config, overrides), folder, checkpoint, dtype)
-    err.print(f"wrote {folder}", markup=False, highlight=False, soft_wrap=True)
+    export_run(load_config(config, overrides), folder, checkpoint, dtype)
+    say(f"wrote {folder}")
 
 
 def _print_files(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -18,9 +18,10 @@ from pipeline.cli.common import (
     JsonOption,
     SetOption,
     err,
-    opened,
+    open_run,
     out,
     print_json,
+    say,
 )
 from pipeline.config.load import load_config
 from pipeline.execution.selection import select_stages
@@ -44,9 +45,9 @@ def demo(
     from pipeline.demo.corpus import write_demo
 
     written = write_demo(folder, num_clips=clips, num_samples=samples, seed=seed)
-    err.print(written.describe(), markup=False)
+    say(written.describe())
     command = shlex.join(["koe", "run", "-c", str(folder / "pipeline.yaml")])
-    err.print(f"Next: {command}", markup=False, highlight=False, soft_wrap=True)
+    say(f"Next: {command}")
 
 
 def _stages(incomplete: str) -> list[str]:
@@ -90,20 +91,17 @@ def run(
         report = run_job(settings, selection, err)
     except KeyboardInterrupt:
         command = shlex.join(["koe", *sys.argv[1:]])
-        err.print(
-            f"koe: interrupted. Finished work is kept; resume with: {command}",
-            style="yellow", markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        say(f"koe: interrupted. Finished work is kept; resume with: {command}", "yellow")
         raise typer.Exit(130) from None
-    plan, ledger = opened(settings)
+    plan, ledger = open_run(settings)
     out.print(stats_view(report.stats or run_stats(plan, ledger)))
     if report.training is not None:
         out.print(views.training_view(report.training.last_rows[-5:]))
     if report.failed:
-        err.print(
+        say(
             f"{len(report.failed)} units failed (listed above). Run the same command again: "
             "it does only these units and what depends on them.",
-            style="red",
+            "red",
         )
         raise typer.Exit(1)
 
@@ -137,7 +135,7 @@ def plan(
             settings,
             planned,
             clips,
-            lambda what: err.print(what, markup=False, style="dim"),
+            lambda what: say(what, "dim"),
             seconds=seconds,
         )
     if as_json:
@@ -162,7 +160,7 @@ def status(
     """Show how far each stage is, and how much time is left."""
     from pipeline.execution.status import StatusReader, follow, status_json, status_table
 
-    _, ledger = opened(load_config(config, overrides))
+    _, ledger = open_run(load_config(config, overrides))
     reader = StatusReader(ledger)
     if as_json:
         print_json(status_json(reader.read()))

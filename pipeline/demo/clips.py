@@ -92,7 +92,7 @@ def _make_clip(index: int, recording: dict[str, Any], rng: np.random.Generator) 
             audio = DEGRADATIONS[degradation](audio, audio_hz, rng)
         audio = audio / max(1.0, float(np.abs(audio).max()) / 0.99)
         if index % _STEREO_EVERY == 1:
-            channels = 2  # the voice stands a little to the left
+            channels = 2  # the voice is a little to the left
             audio = np.stack([audio, audio * 0.7], axis=1)
         data = encode(audio, audio_hz, codec)
     return Clip(

@@ -23,7 +23,7 @@ MIN_CLIPS = 24  # fewer would leave a degradation without an example
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the corpus holds; `reused` tells whether it was there already.
+    """What the corpus holds; `reused` says whether it was there already.
 
     `clips` counts good clips, `degraded` those of them that were degraded, by kind; `broken` counts
     records that must be quarantined, by reason; `seconds` is the length of the good clips.
@@ -43,7 +43,7 @@ class DemoReport:
         return self.folder / CONFIG
 
     def describe(self) -> str:
-        """Say in a few lines what there is."""
+        """Describe the corpus in a few lines."""
         verb = "already holds" if self.reused else "now holds"
         broken = ", ".join(f"{reason} {num}" for reason, num in self.broken.items())
         return (
@@ -57,7 +57,7 @@ class DemoReport:
 def write_demo(
     folder: Path, num_clips: int | None = None, num_samples: int | None = None, seed: int = 0
 ) -> DemoReport:
-    """Write the demo corpus into `folder`, or find it there.
+    """Write the demo corpus into `folder`, or complete the one that is there.
 
     The same parameters give the same bytes. None takes all packaged clips, or all samples. Files
     that are missing or differ are written; a configuration may have been edited and stays.
@@ -85,7 +85,7 @@ def write_demo(
         raise StorageError(
             f"the demo cannot be written into {folder}",
             str(error),
-            "Make room or name another folder, then run the command again.",
+            "Free space or name another folder, then run the command again.",
         ) from error
     return DemoReport(
         folder=folder,
@@ -133,7 +133,7 @@ def _files(clips: list[Clip]) -> layouts.Files:
 
 
 def _licences() -> layouts.Files:
-    """Return the licences and attributions, which must go along with the data."""
+    """Return the licences and attributions, which must accompany the data."""
     return {
         f"{room}/{file.name}": file.read_bytes()
         for room in ("speech", "text")

@@ -12,9 +12,9 @@ from pipeline.execution.runner import Stop
 
 @contextmanager
 def interruptible(say: Callable[[str], None]) -> Iterator[Stop]:
-    """Turn the first SIGINT into a request that engines look at between units.
+    """Turn the first SIGINT into a request to stop, which engines check between units.
 
-    `say` is told so at once, whatever the main thread is doing. The second SIGINT raises
+    `say` is called at once, whatever the main thread is doing. The second SIGINT raises
     KeyboardInterrupt, a third ends the process. Outside the main thread nothing changes.
     """
     stop, pressed = Stop(), threading.Event()
@@ -29,22 +29,22 @@ def interruptible(say: Callable[[str], None]) -> Iterator[Stop]:
         stop.requested = True
         pressed.set()
 
-    def speak() -> None:
+    def announce() -> None:
         pressed.wait()
         if stop.requested:
             say(f"{_in_flight(stop.in_flight)}; press Ctrl-C again to stop now")
 
-    # A handler runs in between any two instructions, where the console may be half way through a
-    # write of its own: another thread speaks.
-    speaker = threading.Thread(target=speak, daemon=True)
-    speaker.start()
+    # A handler runs between any two instructions, when the console may be in the middle of a
+    # write: therefore another thread prints the message.
+    announcer = threading.Thread(target=announce, daemon=True)
+    announcer.start()
     before = signal.signal(signal.SIGINT, press)
     try:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
         pressed.set()
-        speaker.join()
+        announcer.join()
 
 
 def _in_flight(units: int) -> str:

@@ -1,6 +1,6 @@
 """Runs chains of stages on Ray Data: one row is one unit, one actor pool per stage.
 
-Only names of units travel between actors; what the stages read and write lies in the storage.
+Only names of units travel between actors; what the stages read and write is in the storage.
 Nothing here decides bytes: receipts and unit order in the plan do, so any number of workers and
 any order of completion give the same result.
 """
@@ -24,16 +24,15 @@ from koe.ray_session import ray_session
 from pipeline.execution.runner import FAILED, STOPPED, Stop, UnitResult, Work
 
 _POLL_SECONDS = 0.3
-_LEAVE_SECONDS = 5.0  # for a stream that stopped to close by itself
+_LEAVE_SECONDS = 5.0  # that a stopped stream may take to close by itself
 
-# For a Ray of our own; a cluster does as it was told.
+# For a local Ray; a cluster keeps its own settings.
 _LOCAL_RAY = {
     **MEMORY_ENVIRONMENT,
     # Its core prints an error for every actor pool of Ray Data (ray issue 53727: arguments in the
     # object store), which its own driver keeps alive.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # Workers would run at niceness 15, and whatever else the machine does at 0 would get 28 times
-    # their share of a core.
+    # By default workers run at niceness 15: any other process would get 28 times their share of a core.
     "RAY_worker_niceness": "0",
 }
 
@@ -43,7 +42,7 @@ def engine_session(address: str | None, num_cpus: int | None, chain_cpus: float)
     """Join the Ray at `address`, or start a local one, for the time of a run.
 
     `chain_cpus`: what one worker of every stage together asks for. A local Ray offers at least
-    that many logical CPUs, so that a small machine takes turns instead of waiting forever.
+    that many logical CPUs, so that on a small machine stages take turns instead of waiting forever.
     Raises: ConfigError when a cluster offers less.
     """
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -61,13 +60,13 @@ def engine_session(address: str | None, num_cpus: int | None, chain_cpus: float)
         try:
             yield
         finally:
-            # A stream that was left fails when its Ray goes, and would say so at length.
+            # An abandoned stream fails when its Ray shuts down, and would log that at length.
             logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
 
 
 @ray.remote(num_cpus=0)
 class ProgressActor:
-    """Collects results as they arise, so that progress is seen in every stage, not at the end."""
+    """Collects results as they arise, so that progress is seen in every stage, not only at the end."""
 
     def __init__(self) -> None:
         self._results: list[UnitResult] = []
@@ -76,7 +75,7 @@ class ProgressActor:
 
     def begin(self, stage: str, unit: str) -> bool:
         """Say whether a worker may begin a unit."""
-        if self._stopped:  # of a worker that died the unit comes here a second time
+        if self._stopped:  # the unit of a worker that died is begun a second time
             self._in_flight.discard((stage, unit))
         else:
             self._in_flight.add((stage, unit))
@@ -88,7 +87,7 @@ class ProgressActor:
         self._stopped |= result.status == STOPPED
 
     def stop(self) -> None:
-        """Let no more units be begun."""
+        """Let no more units begin."""
         self._stopped = True
 
     def drain(self) -> tuple[list[UnitResult], int, bool]:
@@ -110,12 +109,12 @@ class _Worker:
             if status in (FAILED, STOPPED):  # an earlier stage could not do it
                 statuses.append(status)
                 continue
-            # Once stopped the stream runs dry.
+            # After a stop, the rest of the stream passes through without work.
             if not ray.get(self._progress.begin.remote(self._stage, str(unit))):
                 statuses.append(STOPPED)
                 continue
             result = self._run(str(unit))
-            ray.get(self._progress.post.remote(result))  # here before the unit counts as through
+            ray.get(self._progress.post.remote(result))  # before the stream counts it as done
             statuses.append(result.status)
         return {"unit": batch["unit"], "status": statuses}
 
@@ -128,7 +127,7 @@ class _Consumer(threading.Thread):
         self._dataset = dataset
         self.complete = True
         self.failure: BaseException | None = None
-        self.leave = threading.Event()  # what is left of the stream will do nothing
+        self.leave = threading.Event()  # set once the rest of the stream will do nothing
 
     def run(self) -> None:
         try:
@@ -162,7 +161,7 @@ def run_ray(
     consumer.start()
     seen: set[tuple[str, str]] = set()
     while True:
-        # Asked first: what it has done by now has been reported to the actor.
+        # Asked before draining: once the stream has ended, the actor has all of its results.
         alive = consumer.is_alive()
         if stop.requested:
             progress.stop.remote()
@@ -172,7 +171,7 @@ def run_ray(
             if (result.stage, result.unit) not in seen:
                 seen.add((result.stage, result.unit))
                 on_result(result)
-        if stopped and not stop.in_flight:  # thousands of units may be left to run dry
+        if stopped and not stop.in_flight:  # thousands of units may still have to pass through
             consumer.leave.set()
             consumer.join(_LEAVE_SECONDS)
             return False

@@ -1,4 +1,4 @@
-"""What people see while a run goes on: one live table, or plain lines off a terminal. Stderr."""
+"""Shows a run on stderr while it goes on: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -18,8 +17,8 @@ from pipeline.execution.rates import UnitWork, rate_measures, recent_rates
 from pipeline.execution.runner import FAILED, SKIPPED, STOPPED, UnitResult, Work
 from pipeline.execution.status_table import StageRow, StageTable, flowing, stage_line
 
-_LINE_SECONDS = 10.0  # at least, between plain lines of one stage
-_QUIET_SECONDS = 60.0  # at most, while less than _LINE_SHARE was done since the last one
+_LINE_SECONDS = 10.0  # between plain lines of one stage, at least
+_QUIET_SECONDS = 60.0  # and at most, where less than _LINE_SHARE was done since the last one
 _LINE_SHARE = 0.1
 _RECENT_UNITS = 256  # that rates are taken over at most, so that drawing them stays cheap
 
@@ -73,25 +72,15 @@ class RunProgress:
         self._clock = clock
         self._last_line: dict[str, tuple[float, int]] = {}  # when, and how many units were done
         self._said: set[tuple[str, str]] = set()
-        self._live = (
-            Live(console=console, get_renderable=self.view, refresh_per_second=4)
-            if console.is_terminal
-            else None
-        )
+        self._live = Live(console=console, get_renderable=self.view, refresh_per_second=4)
 
     def __enter__(self) -> RunProgress:
-        if self._live:
+        if self.console.is_terminal:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live:
-            self._live.stop()
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
 
     def expect(self, chain: Sequence[Work], num_units: int) -> None:
         """Announce that the stages of a chain will handle this many (more) units."""
@@ -103,9 +92,7 @@ class RunProgress:
         """Show one unit's result; failures, reasons for doing a unit again and notes get a line."""
         tally = self.tallies[result.stage]
         for note in result.notes:
-            if (result.stage, note) not in self._said:
-                self._said.add((result.stage, note))
-                self.console.print(f"{result.stage}: {note}", style="yellow", markup=False)
+            self._say_once(result.stage, note, f"{result.stage}: {note}", "yellow")
         if result.status in (FAILED, STOPPED):
             if result.status == STOPPED:
                 self.stopped = self.stopped or result
@@ -117,18 +104,20 @@ class RunProgress:
                 soft_wrap=True,
             )
             return
-        if result.why and (result.stage, result.why) not in self._said:
-            self._said.add((result.stage, result.why))
-            self.console.print(
-                f"{result.stage} {result.unit} done again: {result.why} (said once for each reason)",
-                markup=False,
-            )
+        if result.why:
+            again = f"{result.stage} {result.unit} done again: {result.why}"
+            self._say_once(result.stage, result.why, f"{again} (said once for each reason)")
         tally.add(result)
-        if not self._live and self._line_is_due(tally):
+        if not self.console.is_terminal and self._line_is_due(tally):
             note = f"{tally.skipped} units were done before" if tally.skipped else ""
             self.console.print(
                 stage_line(tally.row(), note), markup=False, highlight=False, soft_wrap=True
             )
+
+    def _say_once(self, stage: str, what: str, line: str, style: str = "") -> None:
+        if (stage, what) not in self._said:
+            self._said.add((stage, what))
+            self.console.print(line, style=style, markup=False)
 
     def view(self) -> RenderableType:
         """Draw the live table."""

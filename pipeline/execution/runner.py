@@ -1,4 +1,4 @@
-"""Takes units through stages one by one: what an engine's worker does, and the plain engine."""
+"""Takes units through stages one by one: the work of an engine's worker, and the plain engine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipeline.run_dir.storage import Storage
 
 DONE, SKIPPED, FAILED, STOPPED = "done", "skipped", "failed", "stopped"
 
-_LOGGERS = ("koe", "stages")  # whose warnings are notes: a worker's own log is seen by nobody
+_LOGGERS = ("koe", "stages")  # whose warnings become notes: nobody reads a worker's own log
 
 
 @dataclass(frozen=True)
 class UnitResult:
     """What became of one unit in one stage; `why` says why it was redone, `error` why it failed.
 
-    `notes` are what the worker warned of meanwhile (an engine that is slow for want of a compiler).
+    `notes` are warnings of the worker (such as: the engine is slow because there is no compiler).
     STOPPED means that the whole run cannot go on (disk full), not just this unit.
     """
 
@@ -63,7 +63,7 @@ def result_of(receipt: Receipt, status: str, why: str = "") -> UnitResult:
 class Stop:
     """What a run and its engine tell each other about ending early.
 
-    `requested` asks the engine to begin no more units; `in_flight` says how many it is at.
+    `requested` asks the engine to begin no more units; `in_flight` counts those being worked on.
     """
 
     requested: bool = False
@@ -165,10 +165,10 @@ class StageWork(Work[Stage]):
 
 
 def guarded(stage: str, unit: str, run: Callable[[], UnitResult]) -> UnitResult:
-    """Turn an exception into a failed unit, so that one unit's failure is not the run's.
+    """Turn an exception into a failed unit, so that it does not end the run.
 
-    The unit has no receipt, is listed, and is redone by the next run. Storage that refuses
-    stops the run: every other unit would fail as well.
+    The unit has no receipt, is listed, and is redone by the next run. A storage that fails stops
+    the run, because every other unit would fail as well.
     """
     with _collected_notes() as notes:
         try:
@@ -276,7 +276,7 @@ def run_plain(
     on_result: Callable[[UnitResult], None],
     stop: Stop | None = None,
 ) -> bool:
-    """Take every unit through every stage in this process; the engine's oracle.
+    """Take every unit through every stage in this process; tests compare Ray with it.
 
     Returns False when the run had to stop, or was asked to by `stop`.
     """

@@ -1,4 +1,4 @@
-"""Which stages a command runs, and which of them anew."""
+"""Which stages a command runs, and which of them it does again."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from koe.numbers import clock_time, short
 
-# How a rate of what the stages are counted in is called.
+# The unit of each rate in log lines, by the name of the measure.
 _RATE_NAMES = {"windows": "windows/s", "seconds": "audio-s/s", "tokens": "tokens/s"}
 _HEADS = ("win/s", "aud/s", "tok/s")
 _BAR_WIDTH = 7
@@ -21,7 +21,7 @@ _BAR_WIDTH = 7
 
 @dataclass(frozen=True)
 class StageRow:
-    """How far a stage is. `rates` hold a name of _RATE_NAMES each; None: not known yet."""
+    """How far a stage is. `rates` are named as in _RATE_NAMES; `eta_seconds` is None while unknown."""
 
     stage: str
     units_done: int
@@ -40,7 +40,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class StageTable:
-    """The rows as a table, and notes below it; where it is narrow without bars, then rates."""
+    """The rows as a table with notes below; on a narrow terminal it has no bars, then no rates."""
 
     rows: Sequence[StageRow]
     notes: Sequence[str] = ()
@@ -97,9 +97,9 @@ def stage_line(row: StageRow, note: str = "") -> str:
 
 
 def flowing(rows: Sequence[StageRow]) -> list[StageRow]:
-    """Let no stage that waits for the one before it claim to be done earlier.
+    """Raise the time left of each stage to that of the stages before it, which it waits for.
 
-    The rows are in the order of the data; a stage whose own rate is not known has no time left.
+    The rows are in the order of the data. A stage whose own rate is unknown keeps none.
     """
     found, longest = [], 0.0
     for row in rows:

@@ -1,4 +1,4 @@
-"""Makes sources and stages of a configuration."""
+"""Builds the sources and stages that a configuration describes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stages.tokenize import TokenizeSpeech, TokenizeText
 class Assembly:
     """Sources and stages as the configuration describes them.
 
-    Each part is made when first asked for, so that running one stage demands only its models.
+    Each part is built when it is first used, so that running one stage requires only its models.
     """
 
     config: PipelineConfig
@@ -49,7 +49,7 @@ class Assembly:
 
     @cached_property
     def reading(self) -> dict[str, dict[str, Any]]:
-        """All that decides how a source's files are sliced and read, by the source's name."""
+        """Everything that decides how a source's files are sliced and read, by the source's name."""
         plan = self.config.plan  # under the names that fingerprints of earlier runs have
         sizes = {"unit_clips": plan.clips_per_unit, "unit_samples": plan.samples_per_unit}
         settings = (*self.config.sources.speech, *self.config.sources.text)
@@ -99,7 +99,7 @@ class Assembly:
         )
 
     def encode(self) -> Stage:
-        # Made only where scores are inexact: encoding alone must not ask for the DNSMOS model.
+        # Built only where scores are inexact: otherwise encoding must not require the DNSMOS model.
         inexact = ovrl_error(self.config.score.precision) > 0
         rescores = inexact and self.config.score.scorer == "dnsmos"
         exact_scores = self.score().exact() if rescores else None
@@ -126,7 +126,7 @@ class Assembly:
         )
 
 
-# Who builds the stages that koe/dataflow.py declares.
+# The builders of the stages that koe/dataflow.py declares.
 SPEECH_STAGES: dict[str, Callable[[Assembly], Stage]] = {
     "ingest": Assembly.ingest,
     "score": Assembly.score,

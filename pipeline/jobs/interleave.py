@@ -1,7 +1,7 @@
 """The interleave stage around its pure core: one order for all samples, then one unit per shard.
 
-The order is a unit of the ledger like any other; so is every shard, so that a kill costs the
-shards in flight. `index.json` is written when the last shard is complete, and lists them all.
+The order is a unit of the ledger like any other; so is every shard, so that a
+killed run loses only the shards in flight. `index.json` is written when the last shard is complete, and lists them all.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class OrderWork(Work[OrderStage]):
             ),
             self.stage.settings,
         )
-        for path in (INDEX, CARD):  # they describe the shards of the order before this one
+        for path in (INDEX, CARD):  # they describe the shards of the previous order
             ledger.storage.remove(path)
         rejected, quarantined = order.reasons(REJECTED), order.reasons(QUARANTINED)
         return UnitOutput(
@@ -109,7 +109,7 @@ def _tokenized(ledger: Ledger, unit: str) -> Receipt:
         raise StageError(
             f"unit {unit} is not tokenized",
             "interleave needs the samples of every unit",
-            "Run `koe run` without --only, it does what is missing.",
+            "Run `koe run` without --only: it does what is missing.",
             stage=INTERLEAVE,
             unit=unit,
         )
@@ -159,7 +159,7 @@ def shard_places(storage: Storage, order: Receipt) -> dict[str, tuple[int, int]]
     with storage.open_batches(order.output.path, ["shard"]) as batches:
         for batch in batches:
             names = batch.column(0)
-            if len(names) and names[0] == names[-1]:  # sorted: all of the batch
+            if len(names) and names[0] == names[-1]:  # the column is sorted, so all are equal
                 counts = [(names[0].as_py(), len(names))]
             else:
                 counts = Counter(names.to_pylist()).items()

@@ -1,4 +1,4 @@
-"""A run from the first unit to the trained model: the one place where all rooms meet."""
+"""A run from the first unit to the trained model: here stages, engine and trainer meet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from koe.dataflow import (
     TRAIN,
     stage_chain,
     stage_names,
-)
+)  # fmt: skip
 from koe.errors import StageError
 from koe.fingerprint import sha256_json
 from koe.schema import SPEECH, TEXT
@@ -77,8 +77,8 @@ def run_job(config: PipelineConfig, selection: Selection, console: Console) -> J
 
     Everything is validated before the first unit runs. Units that fail are reported and
     left for the next run; interleave and train wait until there are none.
-    Raises: ConfigError before any work or while another process is at the run directory; StageError
-    when too much is quarantined or storage refuses, and KeyboardInterrupt after Ctrl-C: resumable.
+    Raises: ConfigError before any work or while another process is using the run directory; StageError
+    when too much is quarantined or the storage fails, and KeyboardInterrupt after Ctrl-C: resumable.
     """
     with run_lock(Storage(config.run_dir)):
         return _run_job(config, selection, console)
@@ -102,7 +102,7 @@ def _run_job(config: PipelineConfig, selection: Selection, console: Console) -> 
         RunProgress(console) as progress,
     ):
         chains = [_plan_work(chain, plan, assembly, selection) for chain in built]
-        for works, units in chains:  # before the first one runs: the time left is of all
+        for works, units in chains:  # before the first runs, so that the time left covers all
             progress.expect(works, len(units))
         for works, units in chains:
             _run_chain(engine, works, units, progress)
@@ -153,19 +153,18 @@ def _plan_work(
     units = {unit.unit: unit for unit in plan.units_of(chain.modality, chain.source)}
     reading = {name: sha256_json(value) for name, value in assembly.reading.items()}
     names = stage_chain(chain.modality)
-    works = []
-    for stage in chain.stages:
-        place = names.index(stage.name)
-        works.append(
-            StageWork(
-                stage=stage,
-                upstream=names[place - 1] if place else None,
-                root=assembly.config.run_dir,
-                units=units,
-                reading=reading,
-                force=stage.name in selection.force,
-            )
+    upstream = dict(zip(names[1:], names, strict=False))
+    works = [
+        StageWork(
+            stage=stage,
+            upstream=upstream.get(stage.name),
+            root=assembly.config.run_dir,
+            units=units,
+            reading=reading,
+            force=stage.name in selection.force,
         )
+        for stage in chain.stages
+    ]
     return works, list(units)
 
 
@@ -183,7 +182,7 @@ def _run_chain(
     raise StageError(
         f"the run stopped at {stopped.stage} {stopped.unit}",
         stopped.error.removesuffix("."),
-        "What is done stays done.",
+        "Finished work is kept: run the same command again.",
     )
 
 
@@ -194,7 +193,7 @@ def _open_engine(
     if config.engine == "inline":
         yield partial(run_plain, stop=stop)
         return
-    # seconds of import that inline spares
+    # importing Ray takes seconds, which the inline engine saves
     from pipeline.execution.on_ray import engine_session, run_ray
 
     chain_cpus = max((sum(stage.resources.cpus for stage in c) for c in chains), default=0.0)

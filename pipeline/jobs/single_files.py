@@ -1,4 +1,4 @@
-"""Single audio files through the models, and documents back to sound: `koe score, encode, inspect`."""
+"""Single audio files through the models, and documents as audio: `koe score, encode, inspect`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def text_decoder(config: PipelineConfig) -> Callable[[list[int]], str]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for audio. Raises: StorageError where it cannot be made."""
+    """Create a folder for audio. Raises: StorageError where it cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,7 +71,7 @@ def write_wavs(
             clip = pa.Table.from_pylist([document.clip], schema=CLIP)
             audio = next(iter(load_clips(clip, CODEC_HZ)))
             if isinstance(audio, BadRecord):
-                warn(f"no original of {document.id}: {audio}")
+                warn(f"the original of {document.id} cannot be read: {audio}")
             else:
                 yield _write(folder / f"{base}.original.wav", audio)
         if document.codes is not None and codec is not None:
@@ -99,5 +99,5 @@ def _unwritable(path: Path, error: OSError) -> StorageError:
     return StorageError(
         f"{path} cannot be written",
         error.strerror or str(error),
-        "Name a folder that can be made and written, on a disk with room.",
+        "Name a folder that can be created and written to, on a disk with free space.",
     )

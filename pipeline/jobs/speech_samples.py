@@ -56,7 +56,7 @@ class SnacDecoder:
 
 
 def sample_generator(config: PipelineConfig) -> SampleGenerator | None:
-    """Assemble what evaluations speak, or None where they speak nothing.
+    """Assemble the generator of speech at evaluations; None where nothing is to be generated.
 
     Raises: ConfigError when codec or tokenizer cannot be loaded, or a text does not fit the template.
     """

@@ -1,9 +1,9 @@
-"""Training on a run's shards, and what is made of a trained run: a step again, an export."""
+"""Training on a run's shards, and repeating a step of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -31,16 +31,16 @@ def check_training(config: PipelineConfig) -> None:
 def run_training(config: PipelineConfig, console: Console, resume: bool = True) -> TrainResult:
     """Train on the run's shards, resuming from the newest checkpoint.
 
-    Raises: ConfigError when there are no shards, or not the hardware that the config asks for, or
-    when another process is at the run directory.
+    Raises: ConfigError when there are no shards, when the hardware that the configuration asks for
+    is missing, or when another process is using the run directory.
     """
-    _shards_folder(config)  # a run directory that does not exist is not made
+    _shards_folder(config)  # first, because the lock would create a missing run directory
     with run_lock(Storage(config.run_dir)):
         return train_shards(config, console, resume)
 
 
 def train_shards(config: PipelineConfig, console: Console, resume: bool) -> TrainResult:
-    """Train as `run_training` does; whoever calls it holds the run directory."""
+    """Train as `run_training` does; the caller holds the lock of the run directory."""
     from pipeline.jobs.speech_samples import sample_generator
     from training.launch import launch
 
@@ -58,25 +58,13 @@ def train_shards(config: PipelineConfig, console: Console, resume: bool) -> Trai
 
 
 def replay_event(config: PipelineConfig, event: str) -> Replay:
-    """Run the step of an event of the run's training again, in this process.
+    """Repeat the step of an event of the run's training, in this process.
 
     Raises: ConfigError.
     """
     from training.replay import replay
 
     return replay(config.train, _shards_folder(config), training_folder(config), event)
-
-
-def export_model(
-    config: PipelineConfig, folder: Path, step: int | None, dtype: Literal["bf16", "fp32"]
-) -> None:
-    """Write a checkpoint of the run's training as a Hugging Face folder.
-
-    Raises: ConfigError when there is no such checkpoint, or `folder` is not free.
-    """
-    from pipeline.jobs.speech_samples import export_run
-
-    export_run(config, folder, step, dtype)
 
 
 def training_folder(config: PipelineConfig) -> Path:

@@ -1,7 +1,7 @@
 """The ledger: one receipt per stage and unit, written after the output it vouches for.
 
 A unit counts as done only while its receipt matches the input, the stage's settings and version,
-and the size of the output. Plain JSON files, so that any disk or object store can hold them.
+and the size of the output. Receipts are plain JSON files, so that any disk or object store can hold them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,7 @@ from koe.dataflow import excluded_path, output_path, receipt_path
 from koe.fingerprint import sha256_json
 from koe.schema import EXCLUDED
 from koe.stage import Outcome, Recorded
-from pipeline.run_dir.storage import Storage, Written
-
-
-class Output(BaseModel):
-    """A file that a receipt vouches for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    sha256: str
-    num_bytes: int
-    rows: int
+from pipeline.run_dir.storage import Output, Storage
 
 
 class Receipt(BaseModel):
@@ -67,7 +56,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Streamed:
-    """An outcome too large to hold: its tables are made while they are written.
+    """An outcome too large for memory: its tables are made while they are written.
 
     `kept` has `schema`, `excluded` is EXCLUDED; `rejected` and `quarantined` count it by reason.
     """
@@ -80,7 +69,7 @@ class Streamed:
 
 
 def content_sha256(stage: Recorded) -> str:
-    """Fingerprint all that decides a stage's output apart from its input."""
+    """Fingerprint everything but the input that decides the output of a stage."""
     return sha256_json({"stage": stage.name, "version": stage.version, "content": stage.content})
 
 
@@ -126,7 +115,7 @@ class Ledger:
         return self.storage.read_table(receipt.excluded.path) if receipt.excluded else None
 
     def forget(self, stage: str, unit: str) -> None:
-        """Remove a receipt, so that an output being replaced is never vouched for."""
+        """Remove a receipt before its output is replaced, so that it never vouches for another one."""
         self.storage.remove(receipt_path(stage, unit))
 
     def commit(
@@ -143,7 +132,8 @@ class Ledger:
     ) -> Receipt:
         """Store a unit's outcome: outputs first, then the receipt.
 
-        `kept` differs from the output's rows only where rows are not records (packed shards).
+        `kept` is given where the rows of the output are not records (packed shards), and `measures`
+        where they are not the sums of its columns.
         """
         self.forget(stage.name, unit)
         if isinstance(outcome, Outcome):
@@ -153,7 +143,7 @@ class Ledger:
         output = self.storage.write_tables(path, outcome.schema, outcome.kept)
         path = excluded_path(stage.name, unit)
         if outcome.rejected or outcome.quarantined:
-            excluded = _output(self.storage.write_tables(path, EXCLUDED, outcome.excluded))
+            excluded = self.storage.write_tables(path, EXCLUDED, outcome.excluded)
         else:
             self.storage.remove(path)
             excluded = None
@@ -164,7 +154,7 @@ class Ledger:
             input_sha256=input_sha256,
             content_sha256=content_sha256(stage),
             content=stage.content,
-            output=_output(output),
+            output=output,
             excluded=excluded,
             records_in=records_in,
             kept=output.rows if kept is None else kept,
@@ -177,12 +167,6 @@ class Ledger:
             receipt_path(stage.name, unit), receipt.model_dump_json(indent=1).encode()
         )
         return receipt
-
-
-def _output(written: Written) -> Output:
-    return Output(
-        path=written.path, sha256=written.sha256, num_bytes=written.num_bytes, rows=written.rows
-    )
 
 
 def _streamed(outcome: Outcome) -> Streamed:
@@ -200,7 +184,7 @@ def _reasons(excluded: pa.Table) -> dict[str, int]:
 
 
 def _measures(kept: pa.Table) -> dict[str, float]:
-    """Sum what throughput and totals are counted in: audio seconds, windows, frames, tokens."""
+    """Sum the quantities that rates and totals are given in: seconds, windows, frames, tokens."""
     sums: dict[str, float] = {}
     for column in ("seconds", "windows", "frames"):
         if column in kept.column_names:

@@ -1,4 +1,4 @@
-"""One process works on a run directory at a time; the kernel frees it when that process dies."""
+"""One process works on a run directory at a time; the kernel releases its lock when it dies."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pipeline.run_dir.storage import Storage
 
 @contextmanager
 def run_lock(storage: Storage) -> Iterator[None]:
-    """Hold the run directory for the time of a run.
+    """Lock the run directory for the duration of a run.
 
-    Two runs at once would do every unit twice, and sweep each other's unfinished files away. On an
-    object store, and on a network file system that knows no locks, nothing is held.
-    Raises: ConfigError naming who holds it, StorageError where no folder can be made or written.
+    Two runs at once would do every unit twice, and delete each other's unfinished files. On an
+    object store, and on a network file system without locks, nothing is locked.
+    Raises: ConfigError naming who holds it, StorageError where the folder cannot be created or written to.
     """
     if not storage.is_local:
         yield
@@ -38,7 +38,7 @@ def run_lock(storage: Storage) -> Iterator[None]:
             raise StorageError(
                 f"{storage.root} cannot be used as the run directory",
                 error.strerror or str(error),
-                "Set run_dir to a folder that can be made and written, or restore access to it.",
+                "Set run_dir to a folder that can be created and written to, or restore access to it.",
             ) from error
         yield
 
@@ -73,9 +73,9 @@ def _myself() -> dict[str, Any]:
 def _describe(text: str) -> str:
     try:
         holder = json.loads(text)
-    except json.JSONDecodeError:  # it has the lock and has not written its name yet
+    except json.JSONDecodeError:  # the holder has not written its name yet
         return "another process has just begun to work on it"
     return (
-        f"`{holder['command']}`, process {holder['process']} on {holder['machine']}, works on it "
-        f"since {holder['since']}"
+        f"`{holder['command']}`, process {holder['process']} on {holder['machine']}, has been using "
+        f"it since {holder['since']}"
     )

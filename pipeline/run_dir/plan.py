@@ -17,7 +17,7 @@ from koe.fingerprint import sha256_json
 from koe.schema import SCHEMA_VERSION, Unit
 from pipeline.run_dir.storage import Storage
 
-# Tells the units of a file (path, stamp) that was planned before; None if it was not.
+# Returns the units of a file (path, stamp) that was planned before; None for a new one.
 Known = Callable[[str, str], Sequence[Unit] | None]
 
 
@@ -107,7 +107,7 @@ def load_plan(storage: Storage) -> Plan | None:
     if body is None:
         raise ContractError(
             f"{PLAN} in {storage.root} is not a complete plan of this version of koe",
-            "writing it was interrupted, or another version of koe or somebody else wrote it",
+            "writing it was interrupted, or another version of koe or another program wrote it",
             "Run `koe run`: it is planned again.",
         )
     units = tuple(Unit.from_row(row) for rows in body["files"].values() for row in rows)
@@ -116,7 +116,9 @@ def load_plan(storage: Storage) -> Plan | None:
 
 def _stored_files(storage: Storage) -> dict[str, list[dict[str, Any]]]:
     body = None if storage.size(PLAN) is None else _stored_body(storage)
-    return {} if body is None else body["files"]  # planned afresh: all in it is derived
+    return (
+        {} if body is None else body["files"]
+    )  # unusable: it is planned again, since everything in it is derived
 
 
 def _stored_body(storage: Storage) -> dict[str, Any] | None:

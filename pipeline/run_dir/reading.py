@@ -17,7 +17,7 @@ Receipts = dict[str, Receipt]  # of one unit, by stage
 
 
 class Made(Protocol):
-    """What tells whether an output was made from the output before it as that is now."""
+    """What tells whether an output was made from the current output of the stage before."""
 
     @property
     def input_sha256(self) -> str: ...
@@ -32,8 +32,8 @@ R = TypeVar("R", bound=Made)
 class UnitHistory(Generic[R]):
     """How far a unit came: its receipts by stage, up to the first stage that is not done.
 
-    `pending` is that stage, empty where all are done. A stage is not done either where it was made
-    from an input that has been replaced since: `replaced_by` then names the stage that ran again.
+    `pending` is that stage, empty where all are done. A stage whose
+    input has been replaced since is not done either: `replaced_by` names the stage that ran again.
     """
 
     receipts: dict[str, R]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
 
 from koe.atomic import TEMPORARY, Hashed, atomically
 from koe.errors import ContractError, StorageError
@@ -21,14 +22,15 @@ from koe.remote import file_system
 BATCH_ROWS = 1024  # of a record batch: bounds what one random access has to touch
 
 
-@dataclass(frozen=True)
-class Written:
-    """What a write left behind: path in the storage, SHA-256, size and table rows."""
+class Output(BaseModel):
+    """A file that was written, as receipts vouch for it; `rows` is 0 for one that is no table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     sha256: str
     num_bytes: int
-    rows: int = 0
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Storage:
     """Files below one root, named by relative paths with forward slashes.
 
     A local write goes to a temporary name, is synced and renamed; an object store's single PUT
-    is atomic by itself. Raises StorageError for anything the medium refuses.
+    is atomic by itself. Raises: StorageError for any read or write that fails.
     """
 
     root: str
@@ -47,7 +49,7 @@ class Storage:
 
     @cached_property
     def _remote(self) -> tuple[Any, str]:
-        # object stores have no folders to make
+        # only needed here: object stores have no folders
         options = {"auto_mkdir": True} if self.root.startswith("file://") else {}
         return file_system(self.root, **options)
 
@@ -64,7 +66,7 @@ class Storage:
             )
         return Path(self.root) / path
 
-    def write_bytes(self, path: str, data: bytes | memoryview) -> Written:
+    def write_bytes(self, path: str, data: bytes | memoryview) -> Output:
         with self._explained("write", path):
             if self.is_local:
                 with atomically(self.local_path(path)) as file:
@@ -72,13 +74,13 @@ class Storage:
             else:
                 remote, base = self._remote
                 remote.pipe_file(f"{base}/{path}", bytes(data))
-        return Written(path, sha256_bytes(data), len(data))
+        return Output(path=path, sha256=sha256_bytes(data), num_bytes=len(data), rows=0)
 
-    def write_table(self, path: str, table: pa.Table) -> Written:
+    def write_table(self, path: str, table: pa.Table) -> Output:
         """Write an Arrow IPC file, the same bytes for the same rows."""
         return self.write_tables(path, table.schema, [table])
 
-    def write_tables(self, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> Written:
+    def write_tables(self, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> Output:
         """Write tables one after the other as one Arrow IPC file, holding one of them at a time.
 
         The bytes are those of `write_table` on all of them together.
@@ -90,7 +92,8 @@ class Storage:
                 for table in _in_batches(schema, tables):
                     writer.write_table(table, max_chunksize=BATCH_ROWS)
                     num_rows += table.num_rows
-        return Written(path, hashed.sha256.hexdigest(), hashed.num_bytes, num_rows)
+        sha256 = hashed.sha256.hexdigest()
+        return Output(path=path, sha256=sha256, num_bytes=hashed.num_bytes, rows=num_rows)
 
     @contextmanager
     def _stream(self, path: str) -> Iterator[Any]:
@@ -115,7 +118,7 @@ class Storage:
 
         Raises: ContractError for a file that is incomplete or not Arrow.
         """
-        with self._explained("read", path), _whole(path):
+        with self._explained("read", path), _complete_arrow(path):
             if self.is_local:
                 return pa.ipc.open_file(pa.memory_map(str(self.local_path(path)))).read_all()
             return pa.ipc.open_file(pa.BufferReader(self.read_bytes(path))).read_all()
@@ -133,7 +136,7 @@ class Storage:
             else:
                 source = pa.BufferReader(self.read_bytes(path))
             with source:
-                with _whole(path):
+                with _complete_arrow(path):
                     names = pa.ipc.open_file(source).schema.names
                     _require_columns(columns, names, path)
                     wanted = [names.index(column) for column in columns]
@@ -167,7 +170,7 @@ class Storage:
         return sorted(found)
 
     def stamps(self, folder: str, suffix: str = "") -> dict[str, tuple[int, float]]:
-        """Map the names that end so to size and time of modification (0 where not told)."""
+        """Map each file name with this suffix to its size and modification time (0 where unknown)."""
         with self._explained("list", folder):
             found = {}
             try:
@@ -219,7 +222,7 @@ class Storage:
 
 
 @contextmanager
-def _whole(path: str) -> Iterator[None]:
+def _complete_arrow(path: str) -> Iterator[None]:
     try:
         yield
     except pa.ArrowInvalid as error:
@@ -232,13 +235,13 @@ def _whole(path: str) -> Iterator[None]:
 
 def _batches(opened: Any, path: str) -> Iterator[pa.RecordBatch]:
     for number in range(opened.num_record_batches):
-        with _whole(path):
+        with _complete_arrow(path):
             batch = opened.get_batch(number)
         yield batch
 
 
 def _modified(entry: dict[str, Any]) -> float:
-    """Find the time of modification under the name that a file system gives it."""
+    """Return the modification time, which every file system names differently; 0 where unknown."""
     for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = entry.get(key)
         if isinstance(value, datetime):
@@ -259,18 +262,18 @@ def _require_columns(columns: Iterable[str], names: Sequence[str], path: str) ->
 
 
 def _in_batches(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Cut a sequence of tables anew, into multiples of BATCH_ROWS rows and a rest.
+    """Divide a sequence of tables into tables of a multiple of BATCH_ROWS rows, and a rest.
 
-    How a table was put together must not show in its bytes. Arrow pads the buffers of a batch with
+    How a table was put together must not change its bytes. Arrow pads the buffers of a batch with
     up to 63 bytes of what follows in the array, so a batch is held back until more has come.
     """
     rest = schema.empty_table()
     for table in tables:
         # joins chunks; a table that is in one chunk already is not copied
         joined = (pa.concat_tables([rest, table]) if rest.num_rows else table).combine_chunks()
-        whole = max(joined.num_rows // BATCH_ROWS - 1, 0) * BATCH_ROWS
-        if whole:
-            yield joined.slice(0, whole)
-        rest = joined.slice(whole)
+        num_ready = max(joined.num_rows // BATCH_ROWS - 1, 0) * BATCH_ROWS
+        if num_ready:
+            yield joined.slice(0, num_ready)
+        rest = joined.slice(num_ready)
     if rest.num_rows:
         yield rest

@@ -10,8 +10,7 @@ import pyarrow as pa
 from koe.errors import ContractError
 from koe.fingerprint import sha256_bytes, sha256_file
 from koe.schema import require_schema
-from pipeline.run_dir.ledger import Output
-from pipeline.run_dir.storage import Storage
+from pipeline.run_dir.storage import Output, Storage
 
 _REMEDY = "Remove it and run `koe run`: it is made again."
 

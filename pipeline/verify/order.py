@@ -16,8 +16,8 @@ from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.repeats import repeated
 from koe.schema import EXCLUDED, ORDER, split_location
-from pipeline.run_dir.ledger import Ledger, Output, Receipt
-from pipeline.run_dir.storage import Storage
+from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.storage import Output, Storage
 from pipeline.stats import encoded_seconds
 from pipeline.verify.files import vouched_batches
 from pipeline.verify.lists import first
