@@ -43,14 +43,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.trainer_gpu import ORPHEUS_3B
 from training.config import TrainConfig
+from training.model import loss
 from training.model.distributed import (
     Ranks,
-    clip_gradients_,
     gradient_sync,
     parallelise,
     total_gradient_norm,
 )
-from training.model.llama import build_model, loss
+from training.model.llama import build_model
 from training.model.optim import build_optimizer
 from training.step import compute_precision
 
@@ -196,7 +196,9 @@ def add_gradients(model: nn.Module, config: TrainConfig, tracker: MemTracker | N
 
 def clip(plain: nn.Module, config: TrainConfig) -> None:
     parameters = list(plain.parameters())
-    clip_gradients_(parameters, config.max_gradient_norm, total_gradient_norm(parameters))
+    torch.nn.utils.clip_grads_with_norm_(
+        parameters, config.max_gradient_norm, total_gradient_norm(parameters)
+    )
 
 
 @contextmanager

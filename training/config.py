@@ -46,7 +46,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
 }
 
 # Former path of a key below `train.` -> its present name; see `koe/renamed.py`.
-RENAMED: dict[str, str] = {}
+RENAMED = {"guard.least_deviation": "min_deviation"}
 
 
 class TinyModelConfig(Strict):
@@ -94,7 +94,7 @@ class GuardConfig(Strict):
     """A gradient norm above this is clipped to the median."""
     skip_sigmas: float = Field(default=8.0, gt=0)
     """A step with a loss or gradient norm above this is skipped."""
-    least_deviation: float = Field(default=0.02, gt=0)
+    min_deviation: float = Field(default=0.02, gt=0)
     """Lower bound of the deviation, as a share of the median."""
     # A guess among all 156,938 ids has a loss of log(156,938) = 12: above 15 the model is far worse
     # than if it knew nothing. docs/stability.md: 30 let the spike of the exploding settings pass.

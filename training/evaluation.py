@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ def evaluate(model: nn.Module, rows: ShardRows, ranks: Ranks, config: TrainConfi
     numbers = chosen_rows(len(rows), config.evaluation.max_rows)
     share = split_rows(numbers, ranks.rank, ranks.world, config.micro_batch_rows)
     num_passes = math.ceil(len(numbers) / (config.micro_batch_rows * ranks.world))
-    sums: torch.Tensor | None = None
+    parts: list[torch.Tensor] = []
     with eval_mode(model, ranks.device) as plain:
         for turn in range(num_passes):
             # A rank without rows of its own in the last turn runs along and counts nothing.
@@ -59,10 +60,8 @@ def evaluate(model: nn.Module, rows: ShardRows, ranks: Ranks, config: TrainConfi
                 batch = replace(batch, labels=torch.full_like(batch.labels, IGNORED))
             batch = batch.to(ranks.device)
             losses = forward(plain, batch, config.precision).token_losses
-            of_batch = loss_sums(losses, batch.labels, batch.source, len(rows.sources))
-            sums = of_batch if sums is None else sums + of_batch
-    assert sums is not None
-    sums = torch.tensor(ranks.sums(sums.flatten().tolist()), dtype=torch.float64).view(sums.shape)
+            parts.append(loss_sums(losses, batch.labels, batch.source, len(rows.sources)))
+    sums = ranks.sum_tensor(reduce(torch.add, parts))
     by_source, by_slot = split_losses(sums, rows.sources)
     total, count = sums[: len(rows.sources)].sum(0).tolist()
     return Evaluation(

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
+from koe.atomic import sync
 from koe.errors import ConfigError, ContractError, StorageError
 from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
 from training.checkpoint import folder as checkpoints
-from training.checkpoint.folder import sync
 from training.checkpoint.reader import load_weights
 from training.config import TrainConfig
 from training.generation import REPETITION_PENALTY

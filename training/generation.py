@@ -35,11 +35,11 @@ from koe.vocabulary import (
 from training.config import EvaluationConfig, TrainConfig
 from training.data.shard_rows import MODALITY_BIT, ShardRows
 from training.evaluation import eval_mode
+from training.logs import SAMPLES_FILE, SAMPLES_FOLDER
 from training.model.distributed import Ranks
 from training.model.llama import PackedLlama
 from training.step import compute_precision
 
-SAMPLES_FOLDER = "samples"
 # The lowest value that Orpheus calls stable (canopyai/Orpheus-TTS, README.md).
 REPETITION_PENALTY = 1.1
 
@@ -286,7 +286,7 @@ def write_samples(
                     board.add_audio(f"samples/{number:02d}", audio, steps, CODEC_HZ)
             samples.append(sample)
         text = json.dumps({**summary, "samples": samples}, ensure_ascii=False)
-        (folder / "samples.json").write_text(text, encoding="utf-8")
+        (folder / SAMPLES_FILE).write_text(text, encoding="utf-8")
     except (OSError, soundfile.LibsndfileError) as error:
         raise StorageError(
             f"the samples in {folder} cannot be written",

@@ -119,8 +119,8 @@ class Guard:
         c, s = self.config, self._state
         if len(s.losses) < c.window_steps:
             return Limits(c.max_loss, c.max_gradient_norm, math.inf)
-        loss, loss_deviation = _centre(s.losses, c.least_deviation)
-        norm, norm_deviation = _centre(s.gradient_norms, c.least_deviation)
+        loss, loss_deviation = _centre(s.losses, c.min_deviation)
+        norm, norm_deviation = _centre(s.gradient_norms, c.min_deviation)
         return Limits(
             loss + c.skip_sigmas * loss_deviation,
             norm + c.skip_sigmas * norm_deviation,
@@ -219,11 +219,11 @@ def _violation(loss: float, gradient_norm: float, limits: Limits) -> str:
     return ""
 
 
-def _centre(values: Sequence[float], least_deviation: float) -> tuple[float, float]:
+def _centre(values: Sequence[float], min_deviation: float) -> tuple[float, float]:
     """Return the median and a robust standard deviation."""
     middle = median(values)
     deviation = _DEVIATIONS * median(abs(value - middle) for value in values)
-    return middle, max(deviation, least_deviation * abs(middle))
+    return middle, max(deviation, min_deviation * abs(middle))
 
 
 def _recent(steps: list[int], now: int, within: int) -> list[int]:

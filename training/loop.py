@@ -10,6 +10,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from torch.nn.utils import clip_grads_with_norm_
+
 from koe.errors import StageError
 from training.checkpoint import folder as checkpoints
 from training.checkpoint import rollback
@@ -18,7 +20,7 @@ from training.config import TrainConfig
 from training.generation import SampleGenerator
 from training.guard import Action, Verdict
 from training.metrics import say
-from training.model.distributed import Ranks, clip_gradients_, total_gradient_norm
+from training.model.distributed import Ranks, total_gradient_norm
 from training.model.optim import learning_rate, new_rows_factor, set_learning_rate
 from training.observe import Observer, StepRecord
 from training.run import Run, open_run
@@ -82,7 +84,7 @@ def take_step(run: Run) -> StepRecord:
     verdict = replace(verdict, action=Action(run.ranks.maximum(verdict.action)))
     clip_to = min(config.max_gradient_norm, verdict.clip_to or config.max_gradient_norm)
     if verdict.action.applies:
-        clip_gradients_(run.parameters, clip_to, total_norm)
+        clip_grads_with_norm_(run.parameters, clip_to, total_norm)
         set_learning_rate(run.optimizer, rate)
         with run.new_rows_rate.scaled(new_rows_factor(run.progress.steps, config)):
             run.optimizer.step()

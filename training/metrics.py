@@ -12,20 +12,25 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
+from koe.atomic import atomically
 from koe.errors import ConfigError
 from training.checkpoint.folder import Progress
 from training.config import TrainConfig
+from training.logs import (
+    EVALUATIONS_FILE,
+    EVENTS_FILE,
+    METRICS_FILE,
+    flatten,
+    is_number,
+    read_lines,
+)
 
-METRICS_FILE = "metrics.jsonl"
-EVENTS_FILE = "events.jsonl"
-EVALUATIONS_FILE = "evaluations.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 _LASTING = ("started",)  # events of the process, not of a batch: a resume does not remove them
 
@@ -101,14 +106,18 @@ class RunLog:
         self.board.flush()
 
     def _plot(self, prefix: str, row: dict[str, Any]) -> None:
-        numbers = dict(_numbers(prefix, row))
+        numbers = {
+            name: float(value)
+            for name, value in flatten(row, prefix)
+            if is_number(value) and name.rpartition("/")[2] not in ("step", "data_step")
+        }
         for name, value in numbers.items():
             self.board.add_scalar(name, value, row["data_step"])
         if self._wandb:
             self._wandb.log(numbers, step=row["data_step"])
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
-        self._files[name].write(json.dumps(_finite(row), allow_nan=False) + "\n")
+        self._files[name].write(_as_line(row))
         self._files[name].flush()
 
 
@@ -120,13 +129,13 @@ def say(message: str) -> None:
 
 def read_metrics(out_dir: Path, last: int | None = None) -> list[dict[str, Any]]:
     """Read the rows of metrics.jsonl, or only the `last` ones; an incomplete last line is left out."""
-    rows = _read(out_dir / METRICS_FILE)
+    rows = list(read_lines(out_dir / METRICS_FILE))
     return rows if last is None else rows[max(0, len(rows) - last) :]
 
 
 def read_events(out_dir: Path) -> list[dict[str, Any]]:
     """Read events.jsonl; an incomplete last line is left out."""
-    return _read(out_dir / EVENTS_FILE)
+    return list(read_lines(out_dir / EVENTS_FILE))
 
 
 def require_wandb(config: TrainConfig) -> None:
@@ -155,26 +164,20 @@ def _open_wandb(out_dir: Path, config: TrainConfig) -> Any:
     )
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _complete_lines(path)] if path.exists() else []
-
-
 def _keep(path: Path, data_steps: int) -> None:
-    if not path.exists():
-        return
+    """Remove what a log says of batches after `data_steps`."""
     kept = [
-        line
-        for line in _complete_lines(path)
-        if (row := json.loads(line))["data_step"] <= data_steps or row.get("event") in _LASTING
+        row
+        for row in read_lines(path)
+        if row["data_step"] <= data_steps or row.get("event") in _LASTING
     ]
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text("".join(kept), encoding="utf-8")
-    draft.replace(path)
+    if path.exists():
+        with atomically(path) as file:
+            file.writelines(_as_line(row).encode() for row in kept)
 
 
-def _complete_lines(path: Path) -> list[str]:
-    with open(path, encoding="utf-8") as file:
-        return [line for line in file if line.endswith("\n")]
+def _as_line(row: dict[str, Any]) -> str:
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -186,19 +189,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-def _numbers(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Flatten a row to named numbers such as train/loss_by_source/jchat."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key not in ("step", "data_step"):
-                yield from _numbers(f"{prefix}/{key}", item)
-    elif isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from _numbers(f"{prefix}/{place}", item)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield prefix, float(value)
 
 
 def _line(row: dict[str, Any], max_steps: int) -> str:

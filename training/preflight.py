@@ -38,10 +38,8 @@ def refused_shards(
 
 def single_modality_share(row_modality: np.ndarray, rows_per_step: int, max_steps: int) -> float:
     """Return the share of steps in the first pass over the rows that see one modality only."""
-    if not {1, 2} <= {bit for value in np.unique(row_modality) for bit in (1, 2) if value & bit}:
-        return 0.0
     num_steps = min(max_steps, len(row_modality) // rows_per_step)
-    if not num_steps:
+    if not num_steps or np.bitwise_or.reduce(row_modality) != 3:
         return 0.0
     steps = row_modality[: num_steps * rows_per_step].reshape(num_steps, rows_per_step)
     return float((np.bitwise_or.reduce(steps, axis=1) != 3).mean())

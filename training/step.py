@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,11 +15,9 @@ from torch.distributed.fsdp import FSDPModule
 from koe.errors import ContractError
 from training.data.batches import Batch
 from training.model.attention import document_boundaries
-from training.model.distributed import Ranks, gradient_sync
+from training.model.distributed import COMPUTE_DTYPES, Ranks, gradient_sync
 from training.model.loss import Losses
 from training.monitor import loss_sums
-
-_COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,7 @@ class StepResult:
 
 
 def accumulate_gradients(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    ranks: Ranks,
-    precision: str,
-    num_sources: int,
+    model: nn.Module, batches: Sequence[Batch], ranks: Ranks, precision: str, num_sources: int
 ) -> StepResult:
     """Add up the gradients of one step.
 
@@ -57,7 +52,7 @@ def accumulate_gradients(
     # FSDP and DDP divide the sum of the ranks' gradients by their number; this undoes it.
     scale = ranks.world / supervised
     parts: list[Losses] = []
-    sums: torch.Tensor | None = None
+    sums: list[torch.Tensor] = []
     for place, batch in enumerate(batches):
         boundaries = document_boundaries(batch.document_index)  # while the GPU is still busy
         batch = batch.to(ranks.device)
@@ -65,11 +60,8 @@ def accumulate_gradients(
             losses = forward(model, batch, precision, boundaries)
             (losses.total * scale).backward()
         parts.append(losses)
-        of_batch = loss_sums(losses.token_losses, batch.labels, batch.source, num_sources)
-        sums = of_batch if sums is None else sums + of_batch
-    assert sums is not None
-    summed = ranks.sums(sums.flatten().tolist())
-    total = torch.tensor(summed, dtype=torch.float64).view(sums.shape)
+        sums.append(loss_sums(losses.token_losses, batch.labels, batch.source, num_sources))
+    total = ranks.sum_tensor(reduce(torch.add, sums))
     largest = max(float(losses.largest_logit) for losses in parts)
     return StepResult(
         loss=float(total[:num_sources, 0].sum()) / supervised,
@@ -101,4 +93,4 @@ def compute_precision(
     """Return the autocast for `precision`; FSDP casts by its own policy instead."""
     if precision == "fp32" or isinstance(model, FSDPModule):
         return nullcontext()
-    return torch.autocast(device_type, dtype=_COMPUTE_DTYPE[precision])
+    return torch.autocast(device_type, dtype=COMPUTE_DTYPES[precision])

@@ -49,9 +49,7 @@ def page(content: Content) -> str:
     stats, left_out = content.stats, content.left_out
     charts = {
         "flow": waterfalls(
-            stats,
-            left_out.losses(_sources(stats, SPEECH)),
-            left_out.losses(_sources(stats, TEXT)),
+            stats, left_out.losses(_sources(stats, SPEECH)), left_out.losses(_sources(stats, TEXT))
         ),
         "quality": figures.qualities(stats),
         "lengths": figures.lengths(stats),

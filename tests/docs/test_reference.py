@@ -127,7 +127,7 @@ def test_every_yaml_block_of_the_pages_loads(block, tmp_path: Path):
 
 def test_the_page_about_spikes_names_the_guards_defaults():
     said = {
-        "window_steps": 128, "clip_sigmas": 4.0, "skip_sigmas": 8.0, "least_deviation": 0.02,
+        "window_steps": 128, "clip_sigmas": 4.0, "skip_sigmas": 8.0, "min_deviation": 0.02,
         "max_loss": 15.0, "max_gradient_norm": 1000.0, "within_steps": 64,
         "lower_rate_after_skips": 3, "rate_factor": 0.5, "roll_back_after_skips": 6,
         "roll_back_steps": 100, "skip_data_steps": 200, "max_rollbacks": 3, "climb_factor": 5.0,
@@ -135,5 +135,5 @@ def test_the_page_about_spikes_names_the_guards_defaults():
     }  # fmt: skip
     assert GuardConfig().model_dump() == said
     page = (ROOT / "docs/spikes.md").read_text("utf-8")
-    assert [name for name in said if name not in page] == ["window_steps", "least_deviation"]
+    assert [name for name in said if name not in page] == ["window_steps", "min_deviation"]
     assert [name for name in REFUSALS if f"`{name}`" not in page] == []

@@ -55,7 +55,7 @@ def test_a_spike_is_skipped_and_a_high_norm_clipped_to_the_median():
 
 
 def test_limits_are_those_of_median_and_deviation():
-    one = guard(skip_sigmas=6, clip_sigmas=3, least_deviation=0.001)
+    one = guard(skip_sigmas=6, clip_sigmas=3, min_deviation=0.001)
     losses, norms = [], []
     rng = np.random.default_rng(1)
     for step in range(40):

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from koe.atomic import sync
 from koe.errors import ConfigError, ContractError, StorageError
 
 FORMAT = 2
@@ -250,8 +251,7 @@ def _require(path: Path, expected: FileMark) -> None:
         )
     if found != expected:
         raise ContractError(
-            f"{path} is damaged",
-            f"its sha256 is {found.sha256[:12]}, not {expected.sha256[:12]}",
+            f"{path} is damaged", f"its sha256 is {found.sha256[:12]}, not {expected.sha256[:12]}"
         )
 
 
@@ -273,12 +273,3 @@ def sweep(folder: Path) -> None:
     """Delete what was discarded, now or by a process that was killed before it could delete it."""
     for doomed in folder.glob(f".{_PREFIX}*.deleted"):
         shutil.rmtree(doomed)
-
-
-def sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,12 +14,7 @@ from torch import nn
 
 from koe.errors import ContractError, StorageError
 from training.checkpoint.folder import RANDOM_STATES, STATE, random_state_file, read_manifest
-from training.checkpoint.tensor_files import (
-    MODEL,
-    checkpoint_tensors,
-    model_tensors,
-    read_tensors,
-)
+from training.checkpoint.tensor_files import MODEL, checkpoint_tensors, model_tensors, read_tensors
 from training.model.distributed import Ranks
 
 

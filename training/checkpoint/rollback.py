@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from koe.atomic import atomically
 from koe.errors import ContractError, StorageError
 from training.checkpoint import folder as checkpoints
-from training.checkpoint.folder import discard, sweep, sync, write_synced
+from training.checkpoint.folder import discard, sweep
 
 RECORD = "rollback.json"
 
@@ -35,10 +36,9 @@ class Rollback:
 def record(folder: Path, rollback: Rollback) -> None:
     """Write the record, then delete what it abandons; on rank 0 only. Raises: StorageError."""
     try:
-        draft = folder / f".{RECORD}.tmp"
-        write_synced(draft, json.dumps(asdict(rollback)).encode())
-        draft.replace(folder / RECORD)
-        sync(folder)  # before anything that the record abandons is deleted
+        # on disk before anything that it abandons is deleted
+        with atomically(folder / RECORD) as file:
+            file.write(json.dumps(asdict(rollback)).encode())
         _remove_abandoned(folder, rollback)
     except OSError as error:
         raise StorageError(

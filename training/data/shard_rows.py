@@ -141,15 +141,11 @@ class ShardRows:
         """The modality of every source, ordered by the sources' names."""
         found: dict[str, str] = {}
         for stored in self._stored:
-            (sources, source_names), (modalities, modality_names) = (
-                stored.sources,
-                stored.modalities,
-            )
-            _, first = np.unique(sources.values, return_index=True)
-            for source, modality in zip(
-                sources.values[first], modalities.values[first], strict=True
-            ):
-                found[source_names[source]] = modality_names[modality]
+            sources, source_names = stored.sources
+            modalities, modality_names = stored.modalities
+            codes, first = np.unique(sources.values, return_index=True)
+            for code, modality in zip(codes, modalities.values[first], strict=True):
+                found[source_names[code]] = modality_names[modality]
         return dict(sorted(found.items()))
 
     @property
@@ -193,21 +189,18 @@ class ShardRows:
     def _check(self, row: Row, name: str) -> None:
         num_tokens, num_documents = len(row.input_ids), len(row.document_lengths)
         lengths = row.document_lengths.tolist()
-        described = (
-            row.document_sources,
-            row.document_modalities,
-            row.document_parts,
-            row.stored_ids,
-        )
+        sources, modalities = row.document_sources, row.document_modalities
         problem = ""
         if not 0 < num_tokens <= self.max_row_tokens:
             problem = f"it has {num_tokens} tokens; the index allows 1 to {self.max_row_tokens}"
         elif sum(lengths) != num_tokens or min(lengths) < 1:
             problem = f"its document lengths {lengths} do not add up to {num_tokens} tokens"
-        elif any(len(column) != num_documents for column in described):
+        elif {len(sources), len(modalities), len(row.document_parts), len(row.stored_ids)} != {
+            num_documents
+        }:
             problem = f"a column does not describe all of its {num_documents} documents"
-        elif not set(row.document_modalities) <= set(MODALITIES):
-            problem = f"its modalities are {sorted(set(row.document_modalities))}"
+        elif not set(modalities) <= set(MODALITIES):
+            problem = f"its modalities are {sorted(set(modalities))}"
         if problem:
             raise ContractError(f"row {row.index} ({name}) cannot be used", problem, _AGAIN)
 

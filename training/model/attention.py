@@ -95,27 +95,24 @@ def _attend_varlen(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    _refuse_dropout(dropout)
+    if dropout:
+        raise ConfigError(
+            f"the base model asks for attention dropout of {dropout}",
+            "the kernels for packed rows have no dropout",
+            "Set attention_dropout to 0 in its config.json, or train.attention: mask.",
+        )
     rows, num_tokens = query.shape[0], query.shape[2]
-    query, key, value = (  # each [rows * tokens, heads, width]
-        states.transpose(1, 2).flatten(0, 1) for states in _one_dtype(query, key, value)
+    # To [rows * tokens, heads, width], in the dtype of `value`, which comes straight from its
+    # projection: under autocast that is the low one, while the rotation leaves queries and keys in
+    # FP32, and autocast does not know `varlen_attn`.
+    query, key, value = (
+        states.to(value.dtype).transpose(1, 2).flatten(0, 1) for states in (query, key, value)
     )
     if query.device.type == "cpu":
         attended = _each_document(query, key, value, document_starts, scaling)  # pyright: ignore[reportCallIssue]
     else:
         attended = _flash(query, key, value, document_starts, longest_document, scaling)
     return attended.unflatten(0, (rows, num_tokens)), None
-
-
-def _one_dtype(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cast to the dtype of `value`, which comes straight from its projection.
-
-    Under autocast that dtype is the low one, while the rotation leaves queries and keys in FP32;
-    and autocast does not know `varlen_attn`.
-    """
-    return query.to(value.dtype), key.to(value.dtype), value
 
 
 def _flash(
@@ -164,15 +161,6 @@ def _each_document(
         for document in documents
     ]
     return torch.cat(attended, dim=2).squeeze(0).transpose(0, 1)
-
-
-def _refuse_dropout(dropout: float) -> None:
-    if dropout:
-        raise ConfigError(
-            f"the base model asks for attention dropout of {dropout}",
-            "the kernels for packed rows have no dropout",
-            "Set attention_dropout to 0 in its config.json, or train.attention: mask.",
-        )
 
 
 AttentionInterface.register(IMPLEMENTATIONS["varlen"], _attend_varlen)

@@ -49,6 +49,11 @@ class Ranks:
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total.tolist()
 
+    def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all ranks, in float64 on the CPU."""
+        summed = self.sums(values.flatten().tolist())
+        return torch.tensor(summed, dtype=torch.float64).view(values.shape)
+
     def maximum(self, value: float) -> float:
         """Return the largest value of any rank."""
         if self.world == 1:
@@ -144,9 +149,8 @@ def gradient_sync(model: nn.Module, last: bool) -> Iterator[None]:
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
-        model.set_is_last_backward(
-            last
-        )  # otherwise every backward pass waits for its communication
+        # otherwise every backward pass waits for its communication
+        model.set_is_last_backward(last)
         yield
     elif isinstance(model, DistributedDataParallel) and not last:
         with model.no_sync():
@@ -162,13 +166,6 @@ def total_gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()  # of all ranks' shards
     return norm.float()
-
-
-def clip_gradients_(
-    parameters: Iterable[nn.Parameter], max_norm: float, total_norm: torch.Tensor
-) -> None:
-    """Scale all gradients, whose norm is `total_norm`, to a norm of at most `max_norm`."""
-    nn.utils.clip_grads_with_norm_(parameters, max_norm, total_norm)
 
 
 def single(device: str) -> Ranks:

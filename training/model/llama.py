@@ -121,12 +121,8 @@ def _random(shape: TinyModelConfig) -> PackedLlama:
     vocab_size = shape.vocab_size or rows
     return PackedLlama(
         LlamaConfig(
+            **shape.model_dump(exclude={"vocab_size"}),
             vocab_size=vocab_size,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.num_hidden_layers,
-            num_attention_heads=shape.num_attention_heads,
-            num_key_value_heads=shape.num_key_value_heads,
             max_position_embeddings=8192,
             rope_parameters={"rope_type": "default", "rope_theta": LLAMA_3_ROPE_THETA},
             tie_word_embeddings=True,

@@ -94,10 +94,7 @@ class NewRowsRate:
     """
 
     def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        weight: torch.Tensor,
-        first_new_row: int = NUM_BASE,
+        self, optimizer: torch.optim.Optimizer, weight: torch.Tensor, first_new_row: int = NUM_BASE
     ) -> None:
         for group in optimizer.param_groups:
             if any(parameter is weight for parameter in group["params"]):

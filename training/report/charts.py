@@ -113,10 +113,7 @@ def _gradient_norm(run: Run) -> Chart:
     draw_limit(figure, _main(run, "limits/gradient_norm"), "guard skips above", RED)
     use_log_scale(figure, "L2 norm")
     return _chart(
-        "Gradient norm",
-        "Over all parameters and ranks, before clipping.",
-        figure,
-        wide=True,
+        "Gradient norm", "Over all parameters and ranks, before clipping.", figure, wide=True
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,17 @@ from typing import Any
 import numpy as np
 
 from koe.errors import ConfigError, ContractError
+from training.logs import (
+    EVALUATIONS_FILE,
+    EVENTS_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    SAMPLES_FOLDER,
+    flatten,
+    is_number,
+    read_lines,
+)
 
-METRICS_FILE = "metrics.jsonl"
-EVENTS_FILE = "events.jsonl"
-EVALUATIONS_FILE = "evaluations.jsonl"
-SAMPLES_FOLDER = "samples"
-SAMPLES_FILE = "samples.json"  # in a folder of its own for each step
 APPLIED = ("accept", "clip")
 
 # The guard's actions, hardest first: where events are too many to show, the hardest stay.
@@ -102,7 +106,7 @@ def read_run(out_dir: Path) -> Run:
             f"it has none of {METRICS_FILE}, {EVENTS_FILE}, {EVALUATIONS_FILE}",
             "Name the folder that `koe train` writes its checkpoints and logs to, or train first.",
         )
-    metrics, events = read_table(logs[0]), list(_read_lines(logs[1]))
+    metrics, events = read_table(logs[0]), list(read_lines(logs[1]))
     main, abandoned, skipped = follow(metrics, events)
     return Run(metrics, main, abandoned, skipped, read_table(logs[2]), events, _newest(out_dir))
 
@@ -117,9 +121,11 @@ def read_table(path: Path) -> Table:
     with open(path, "rb") as file:
         table = Table(sum(line.endswith(b"\n") for line in file))
     # the file may have grown in between
-    for place, row in zip(range(table.num_rows), _read_lines(path), strict=False):
+    for place, row in zip(range(table.num_rows), read_lines(path), strict=False):
         table.actions.append(str(row.get("action", APPLIED[0])))
-        for name, value in _flatten("", row):
+        for name, value in flatten(row, ""):
+            if not is_number(value) and value not in ("nan", "inf", "-inf"):
+                continue
             if name not in table.columns:
                 table.columns[name] = np.full(table.num_rows, np.nan)
             found = number(value)
@@ -200,50 +206,10 @@ def hardest(events: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
 
 def number(value: Any) -> float:
     """Read a number of the logs, where NaN and infinities are strings; NaN for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return math.nan
     try:
-        return float(value)
+        return float(value) if is_number(value) or isinstance(value, str) else math.nan
     except ValueError:
         return math.nan
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file; an incomplete last line is left out."""
-    if not path.is_file():
-        return
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for place, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise _unreadable(path, place, str(error)) from error
-            if not isinstance(row, dict):
-                raise _unreadable(path, place, f"it is a {type(row).__name__}, not an object")
-            yield row
-
-
-def _unreadable(path: Path, place: int, why: str) -> ContractError:
-    return ContractError(
-        f"line {place} of {path} cannot be read", why, "Delete the line and report again."
-    )
-
-
-def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (column, value) of all numbers in a row, those spelled as strings too."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    else:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number or value in ("nan", "inf", "-inf"):
-            yield prefix, value
-        return
-    for key, item in items:
-        yield from _flatten(f"{prefix}/{key}" if prefix else str(key), item)
 
 
 def _newest(out_dir: Path) -> GeneratedSamples:

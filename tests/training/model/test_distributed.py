@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_
 
 from koe.errors import ConfigError
 from tests.training.llamas import local_of, loss_of, tiny_llama, whole
@@ -12,7 +13,6 @@ from tests.training.ranks import run_ranks
 from training.model.distributed import (
     Ranks,
     choose_compile,
-    clip_gradients_,
     from_torchrun,
     gradient_sync,
     parallelise,
@@ -75,7 +75,7 @@ def in_ranks(ranks: Ranks, folder) -> None:
         assert plain.lm_head.weight is plain.model.embed_tokens.weight
         grads = gradients_of(plain, model, ranks)
         norm = total_gradient_norm(plain.parameters())
-        clip_gradients_(plain.parameters(), float(norm) / 4, norm)
+        clip_grads_with_norm_(plain.parameters(), float(norm) / 4, norm)
         clipped = total_gradient_norm(plain.parameters())
         if ranks.rank == 1:  # of FSDP's gradients rank 0 has no part of this one
             local_of(next(iter(plain.parameters())).grad)[-1, 0] = float("nan")
