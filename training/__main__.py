@@ -1,4 +1,4 @@
-"""`torchrun -m training --config run/config.json --shards DIR --out DIR`: one process a rank."""
+"""`torchrun -m training --config run/config.json --shards DIR --out DIR`: one process per rank."""
 
 from __future__ import annotations
 

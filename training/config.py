@@ -120,7 +120,7 @@ class GuardConfig(Strict):
     skip_data_steps: int = Field(default=200, ge=0)
     """Batches left out after the spike; PaLM left out 200 to 500."""
     max_rollbacks: int = Field(default=3, ge=0)
-    """One rollback more stops the run."""
+    """Rollbacks that are allowed; one more stops the run."""
 
 
 class EvaluationConfig(Strict):
@@ -175,7 +175,7 @@ class TrainConfig(Strict):
     master_weights: Literal["fp32", "bf16"] = "fp32"
     """Precision of the weights that are updated; bf16 is refused unless allowed."""
     allow: list[Literal[*REFUSALS]] = Field(default=[])  # pyright: ignore[reportInvalidTypeForm]
-    """Names of refused settings to train with all the same."""
+    """Names of refused settings to train with anyway."""
     loss_on: Literal["all", "response"] = "all"
     """response: only what follows start_of_ai is predicted."""
     z_loss: float = Field(default=0.0, ge=0)
@@ -185,7 +185,7 @@ class TrainConfig(Strict):
     accumulation_steps: int = Field(default=4, ge=1)
     """Micro-batches per step."""
     max_steps: int = Field(default=100_000, ge=1)
-    """Steps; the cosine ends there."""
+    """Steps of the run; the cosine ends at the last one."""
     # The public report (canopyai/Orpheus-TTS issue 78) says the rate was "lowered from 5e-5 to
     # 6e-5", which contradicts itself: 6e-5 is higher. The default stays at the stated start.
     learning_rate: float = Field(default=5e-5, gt=0)

@@ -23,7 +23,7 @@ from training.model.distributed import BACKENDS, from_process_group, single
 from training.run import CHECKPOINT_FOLDER
 
 RAY_FOLDER = "ray"
-_WITHOUT = (
+_NO_GPU_REMEDY = (
     "Set train.device: cpu with a small model, or stop before training with "
     "`koe run --to interleave`."
 )
@@ -97,7 +97,7 @@ def _require_gpus(config: TrainConfig, found: int, where: str) -> None:
     if config.device != "cuda" or found >= config.workers:
         return
     if not found:
-        raise ConfigError("train.device is cuda", f"{where} has no usable GPU", _WITHOUT)
+        raise ConfigError("train.device is cuda", f"{where} has no usable GPU", _NO_GPU_REMEDY)
     raise ConfigError(
         f"train.workers is {config.workers}",
         f"{where} has {found} GPUs, and every worker needs one",

@@ -1,4 +1,4 @@
-"""What is recorded of each step: its row of metrics, and an event where the guard interfered."""
+"""What is recorded of each step: its row of metrics, and an event where the guard intervened."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WORST_DOCUMENTS = 32  # of an event
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A step that is over, applied or not. The batches are this rank's, all else is everyone's."""
+    """A finished step, applied or not. The batches are this rank's, all else is of all ranks."""
 
     progress: Progress  # after the step
     verdict: Verdict
@@ -41,7 +41,7 @@ class StepRecord:
     clipped_to: float  # the norm after clipping, had the step been applied
     learning_rate: float
     seconds: float
-    data_wait_seconds: float  # of them, until the batches were there
+    data_wait_seconds: float  # part of `seconds`: waiting for the batches
 
 
 class Observer:

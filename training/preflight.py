@@ -12,7 +12,7 @@ MAX_SINGLE_MODALITY_SHARE = 0.05
 
 
 def refused_settings(config: TrainConfig) -> list[str]:
-    """Name what the settings alone give away."""
+    """Name the refused settings that the config alone reveals."""
     found = {
         "no_warmup": config.warmup_steps == 0,
         "few_sequences": config.rows_per_step < MIN_SEQUENCES,
@@ -25,7 +25,7 @@ def refused_settings(config: TrainConfig) -> list[str]:
 def refused_shards(
     max_row_tokens: int, row_modality: np.ndarray, rows_per_step: int, max_steps: int
 ) -> list[str]:
-    """Name what only the shards give away.
+    """Name the refused settings that only the shards reveal.
 
     `row_modality`: bit 1 for text, bit 2 for speech, of each row in stored order. Steps of one
     modality are counted where the shards hold both; a corpus of one cannot be mixed.

@@ -1,4 +1,4 @@
-"""Runs one logged step again, to see which document made it what it was."""
+"""Runs one logged step again, to see which documents caused its loss and gradient norm."""
 
 from __future__ import annotations
 

@@ -69,12 +69,12 @@ class Run:
             self.log.close()
 
     def event(self, kind: str, **details: Any) -> None:
-        """Write down an event that belongs to no batch."""
+        """Record an event that belongs to no batch."""
         if self.log:
             self.log.event(kind, self.progress, **details)
 
     def save(self) -> None:
-        """Begin to write a checkpoint of this moment."""
+        """Start writing a checkpoint of the present state."""
         if self.log:
             self.log.sync()
         state = {"guard": self.guard.state_dict()}
@@ -101,7 +101,7 @@ def open_run(
     ranks: Ranks,
     sample_generator: SampleGenerator | None,
 ) -> Run:
-    """Refuse what cannot go well, build model and optimizer, and resume.
+    """Check settings and shards, build model and optimizer, and resume.
 
     Raises: ConfigError, ContractError.
     """

@@ -1,1 +1,1 @@
-"""What koe's two HTML reports share: frame, style, script, charts; it knows neither of them."""
+"""What koe's two HTML reports share: frame, style, script and charts."""

@@ -20,7 +20,7 @@ BLUE, ORANGE, GREEN, AMBER, RED, GREY = (
 )
 # One family of hues per codebook: the slots of a frame are c0 c1 c2 c2 c1 c2 c2.
 SLOT_COLOURS = ("#4e79a7", "#de7420", "#2f7d4f", "#59a14f", "#a8763e", "#879a2b", "#3b9a8f")
-MAX_DESCRIBED = 12  # traces of a figure that are put into words
+MAX_DESCRIBED = 12  # traces of a figure whose ranges are listed
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def add_right_axis(figure: go.Figure, title: str, **style: Any) -> None:
 
 
 def described(figure: go.Figure) -> str:
-    """Put a figure into words: its axes, and from where to where each trace goes."""
+    """Put a figure into words: its axes, and the range of each trace."""
     layout: Any = figure.layout
     traces: Any = figure.data
     parts = [f"{layout.yaxis.title.text or ''} over {layout.xaxis.title.text or ''}."]

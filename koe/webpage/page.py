@@ -21,12 +21,12 @@ from koe.webpage.charts import Chart
 
 MAX_TEXT = 400  # characters of a text that are shown
 _GENERATOR = '<meta name="generator" content="koe">'
-_HEAD_BYTES = 4096  # of a page; they hold the generator
+_HEAD_BYTES = 4096  # of a page, in which the generator is named
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A headline figure; `note` says what it is of."""
+    """A headline figure; `note` explains it."""
 
     name: str
     value: str
@@ -78,7 +78,7 @@ def write_page(path: Path, text: str) -> Path:
 
 
 def run_name(folder: Path) -> str:
-    """Name a run by the nearest folder whose name says more than what it holds."""
+    """Name a run after the nearest folder that is not called `run` or `train`."""
     around = (folder, *folder.parents)
     return next((f.name for f in around if f.name not in ("", "run", "train")), folder.name)
 

@@ -58,7 +58,7 @@ def write_data_report(
 
     The page contains everything it needs, plotly.js and audio included, and loads nothing. It
     shows `num_clips` clips of each kind by score and half as many of each kind of outlier;
-    `progress` is told the number of clips (done, in all). Returns the path of the page.
+    `progress` is called with the clips (done, in all). Returns the path of the page.
     Raises: ConfigError for a negative `num_clips` or a folder with a page that koe did not write,
     StorageError when a file cannot be read or the page cannot be written, StageError when the
     codec fails.
@@ -86,6 +86,6 @@ def write_data_report(
 
 
 def _place(run_dir: str) -> str:
-    """Name a run's folder relative to here, so that the page tells less about the machine."""
+    """Write a run's folder relative to the working directory: the page need not show the rest."""
     path = Path(run_dir)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else run_dir

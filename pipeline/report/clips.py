@@ -48,7 +48,7 @@ TOO_LARGE = Sound("left out to keep the page small: ask for fewer clips")
 
 @dataclass(frozen=True)
 class ShownClip:
-    """A clip of the table, shown as one of a kind. `row` has the fields of SCORED but the codes."""
+    """A clip in the table, chosen as one of `kind`; `row` has the fields of SCORED but the codes."""
 
     kind: str
     row: dict[str, Any]
@@ -130,9 +130,9 @@ def shown_clips(
     reconstruct: Reconstruction,
     progress: Callable[[int, int], None],
 ) -> list[ShownClip]:
-    """Read, decode and draw the clips picked, by kind. `progress` is told (done, total).
+    """Read, decode and draw the clips picked, by kind. `progress` is called with (done, total).
 
-    Sound beyond MAX_SOUND_BYTES is left out, and says so.
+    Once the page holds MAX_SOUND_BYTES, a note stands in place of audio.
     """
     chosen = [(kind, place) for kind, places in picked.items() for place in places]
     scored = [(kind, place.unit, _read(ledger, place)) for kind, place in chosen]

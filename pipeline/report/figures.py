@@ -19,7 +19,7 @@ PROGRESS = "progress through the training rows, %"
 LEGEND = {"showlegend": True, "margin": {"t": 30}}
 SCORES = ("ovrl", "sig", "bak")
 MODALITIES = {"clips": SPEECH, "samples": TEXT}
-THIRDS = ("seconds", "characters", "characters_per_second")  # charts three in a line
+THIRDS = ("seconds", "characters", "characters_per_second")  # their charts stand three in a row
 
 # quantity: (title, x axis, what is counted, note)
 QUANTITIES = {
@@ -41,7 +41,7 @@ def qualities(stats: RunStats) -> list[Chart]:
 
 
 def lengths(stats: RunStats) -> list[Chart]:
-    """Draw the histograms of lengths and rates, but for those of a modality without sources."""
+    """Draw the histograms of lengths and rates, except those of a modality without sources."""
     found = {source.modality for source in stats.sources.values()}
     return [
         _histogram(stats, name)

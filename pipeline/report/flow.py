@@ -147,7 +147,10 @@ def _waterfall(steps: Sequence[Step], unit: str) -> go.Figure:
             textposition="outside",
             cliponaxis=False,
             width=0.7,
-            marker={"color": colour, "line": {"color": colour, "width": 1.5}},  # 3 of a million too
+            marker={
+                "color": colour,
+                "line": {"color": colour, "width": 1.5},
+            },  # shows even 3 of a million
             hovertemplate="%{customdata}<extra></extra>",
         )
     most = max((start + step.value for start, step in zip(starts, steps, strict=True)), default=0)

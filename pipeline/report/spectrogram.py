@@ -70,7 +70,7 @@ def png(pixels: np.ndarray, palette: np.ndarray) -> bytes:
 
 
 def _palette() -> np.ndarray:
-    """Return uint8 [colours, 3] from dark to bright, even to the eye."""
+    """Return uint8 [colours, 3] from dark to bright, in steps that look even."""
     anchors = np.array([hex_to_rgb(colour) for colour in sequential.Magma])
     places = np.linspace(0, len(anchors) - 1, _LEVELS)
     channels = [np.interp(places, np.arange(len(anchors)), channel) for channel in anchors.T]

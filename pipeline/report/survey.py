@@ -131,7 +131,7 @@ class LeftOut:
         return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
 
     def shown(self) -> list[dict[str, str]]:
-        """Return at most `limit` records, shared evenly among the groups as far as they have them."""
+        """Return at most `limit` records, shared evenly among the groups."""
         groups = sorted(self.counts, key=lambda group: (self.counts[group], group))
         quotas, left = {}, self.limit
         for place, group in enumerate(groups):

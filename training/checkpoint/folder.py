@@ -185,7 +185,7 @@ def commit(final: Path, manifest: Manifest) -> None:
     content = {"format": FORMAT, "progress": asdict(manifest.progress), "files": files}
     write_synced(draft / MANIFEST, json.dumps(content, indent=1).encode())
     sync(draft)
-    if final.exists():  # corrupt, or from a course that was rolled back
+    if final.exists():  # corrupt, or abandoned by a rollback
         discard(final)
     draft.rename(final)
     sync(final.parent)

@@ -36,7 +36,7 @@ class Recording:
 
 
 def tiles(run: Run) -> list[Tile]:
-    """Work out the headline figures; "–" where the logs do not tell."""
+    """Work out the headline figures; "–" where the logs do not say."""
     column, main = run.metrics.column, run.main
     tokens, norms = _last(column("total_tokens")[main]), column("gradient_norm")
     largest, where = np.nan, ""
@@ -71,7 +71,7 @@ def tiles(run: Run) -> list[Tile]:
 
 
 def about(run: Run) -> str:
-    """Say from when to when the run went, as far as its events tell."""
+    """Say when the run started and was last heard of, as far as its events show."""
     times = [str(event["time"]) for event in run.events if event.get("time")]
     clocks = [time.replace("T", " ").replace("+00:00", " UTC") for time in times]
     starts = sum(event.get("event") == "started" for event in run.events)
