@@ -1,17 +1,15 @@
 """Audio as the page embeds it: an MP3 to play and a small PNG of its spectrogram.
 
-The PNG is written by hand, as it takes one zlib call; a plotly heatmap would hold every point as
-text.
+A plotly heatmap would hold every point as text.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import soundfile
+from PIL import Image
 from plotly.colors import hex_to_rgb, sequential
 
 from koe.vocabulary import CODEC_HZ
@@ -49,24 +47,11 @@ def power(audio: np.ndarray) -> np.ndarray:
 def picture(decibels: np.ndarray, top: float) -> bytes:
     """Draw [bands, columns] as a PNG, low bands at the bottom; `top` dB is the brightest colour."""
     levels = (decibels[::-1] - top + RANGE_DB) / RANGE_DB * (_LEVELS - 1)
-    return png(np.clip(levels, 0, _LEVELS - 1).astype(np.uint8), _palette())
-
-
-def png(pixels: np.ndarray, palette: np.ndarray) -> bytes:
-    """Write a PNG of uint8 [height, width], indices into the uint8 [colours, 3] `palette`."""
-    height, width = pixels.shape
-    lines = np.zeros((height, width + 1), np.uint8)  # each line begins with its filter, 0 for none
-    lines[:, 1:] = pixels
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        (b"PLTE", palette.tobytes()),
-        (b"IDAT", zlib.compress(lines.tobytes(), 9)),
-        (b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-    )
+    image = Image.fromarray(np.clip(levels, 0, _LEVELS - 1).astype(np.uint8))
+    image.putpalette(_palette().tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def _palette() -> np.ndarray:
