@@ -2,17 +2,15 @@ import json
 import os
 import signal
 import threading
-import time
 
 import pytest
-import ray
 import torch
 
 from koe.errors import ConfigError, StageError
 from tests.training.helpers import assert_same_weights, saved_tensors, small_config, small_shards
 from training.__main__ import main
 from training.config import GuardConfig, TrainConfig
-from training.launch import check, launch
+from training.launch import _ray, check, launch
 from training.metrics import EVENTS_FILE, read_metrics
 
 
@@ -85,16 +83,15 @@ def test_the_module_trains_and_returns_exit_codes(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def local_ray():
-    ray.init(num_cpus=2, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with _ray(None, 2):  # as koe starts it, once for all tests here
+        yield
 
 
-def kill_worker_after(out_dir, steps):
-    """Kill the training worker as soon as it has done `steps` steps."""
-    deadline = time.monotonic() + 120
-    while len(read_metrics(out_dir)) < steps and time.monotonic() < deadline:
-        time.sleep(0.01)
+def kill_worker_after(out_dir, steps, ended):
+    """Kill the training worker as soon as it has done `steps` steps, unless training has `ended`."""
+    while len(read_metrics(out_dir)) < steps:
+        if ended.wait(0.01):
+            return
     os.kill(events(out_dir)[0]["process"], signal.SIGKILL)
 
 
@@ -103,10 +100,14 @@ def kill_worker_after(out_dir, steps):
 def test_ray_restarts_a_killed_worker_from_its_checkpoint(tmp_path, capfd):
     shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
     config = small_config(launcher="ray", max_steps=30, cpus_per_worker=1)
-    killer = threading.Thread(target=kill_worker_after, args=(out, 5))
+    ended = threading.Event()
+    killer = threading.Thread(target=kill_worker_after, args=(out, 5, ended))
     killer.start()
-    result = launch(config, shards, out)
-    killer.join()
+    try:
+        result = launch(config, shards, out)
+    finally:
+        ended.set()
+        killer.join()
     assert result.steps == 30
     first, second = (event for event in events(out) if event["event"] == "started")
     assert first["step"] == 0
