@@ -151,3 +151,15 @@ def test_a_note_of_workers_is_shown_once(plain):
     for _ in range(3):
         progress.take(replace(result(), notes=("slow without a compiler",)))
     assert text.getvalue().count("score: slow without a compiler") == 1
+
+
+def test_rates_stay_right_when_early_units_are_no_longer_remembered(plain):
+    clock, _, progress = plain
+    progress.expect([Named("score")], 10_000)
+    for _ in range(400):  # 8 workers, each of whose units takes 8 s: one is done every second
+        clock.now += 1
+        progress.take(result(seconds=8.0))
+    (row,) = (tally.row() for tally in progress.tallies.values())
+    # all but the shares of the units that were in flight at the window's beginning
+    assert row.rates["windows"] == pytest.approx(300, rel=0.02)
+    assert row.eta_seconds == pytest.approx(9600, rel=0.02)
