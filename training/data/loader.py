@@ -28,10 +28,8 @@ class RowOrder:
         """Return the row numbers of a step; steps count from 0 over all epochs."""
         num_rows = len(self._modality)
         places = range(data_step * self._rows_per_step, (data_step + 1) * self._rows_per_step)
-        return [self._row(*divmod(place, num_rows)) for place in places]
-
-    def _row(self, epoch: int, place: int) -> int:
-        return int(self._epoch(epoch)[place]) if epoch else place
+        numbered = (divmod(place, num_rows) for place in places)
+        return [int(self._epoch(epoch)[row]) if epoch else row for epoch, row in numbered]
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if epoch not in self._shuffled:
