@@ -123,7 +123,7 @@ def _required(engine: str, provider: Provider, precision: Precision) -> ScorerEn
     if wanted and wanted != instruction_set():
         raise ConfigError(
             f"the run's scorer engine {engine} cannot be used on this machine ({platform.node()})",
-            f"it computes with {instruction_set()}, by which the last bits of scores would differ",
+            f"it computes with {instruction_set()}, with which the last bits of scores would differ",
             "Run koe and its workers on machines of one kind.",
         )
     return _choose(name, provider, precision)  # pyright: ignore[reportArgumentType]
@@ -201,7 +201,7 @@ def _checked(parts: Parts, reference: Run) -> Run:
     if not difference < 1e-4:
         raise ConfigError(
             "score.engine native cannot be used",
-            f"what the compiler made of {SOURCE.name} is off by {difference:.1e}",
+            f"the code compiled from {SOURCE.name} is off by {difference:.1e}",
             "Set score.engine: onnxruntime, and report the compiler's version.",
         )
     return shared

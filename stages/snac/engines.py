@@ -87,7 +87,7 @@ def open_engine(model: SNAC, engine: str, device: Device) -> Encode:
     """
     name, _, wanted = engine.partition("-")
     if device == "cpu" and wanted != instruction_set():
-        why = f"this machine computes with {instruction_set()}, by which some codes would differ"
+        why = f"this machine computes with {instruction_set()}, with which some codes would differ"
         raise _unequal(engine, why)
     if name == "eager":
         return _of_modules(model, device)

@@ -105,7 +105,7 @@ def native_kernels() -> NativeKernels:
     kernels = NativeKernels(load_library(SOURCE))
     difference = _difference(kernels, TorchKernels())
     if not difference < 1e-4:
-        raise Unavailable(f"what the compiler made of {SOURCE.name} is off by {difference:.1e}")
+        raise Unavailable(f"the code compiled from {SOURCE.name} is off by {difference:.1e}")
     return kernels
 
 

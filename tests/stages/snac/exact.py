@@ -12,8 +12,8 @@ from snac import SNAC
 from benchmarks.codec_distance import code_margins, latents
 from stages.snac.untrained import untrained_model
 
-# Of FP32 with these weights; squared distances between neighbouring entries are about 0.1.
-NEAR_TIE = 2e-3
+# FP32 moves what is quantised by some 5e-6; the second nearest entry is usually 0.03 further away.
+NEAR_TIE = 2e-4
 
 
 @cache

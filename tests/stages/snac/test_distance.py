@@ -63,7 +63,7 @@ def alone(codec, clips) -> list[np.ndarray]:
 
 def test_codes_are_as_near_to_fp64_as_the_packages(alone, clips, exact_codes, package_distance):
     num_codes = sum(map(len, exact_codes))
-    assert differing(alone, exact_codes) <= max(3 * package_distance, 0.03 * num_codes)
+    assert differing(alone, exact_codes) <= max(3 * package_distance, 0.005 * num_codes)
     for clip, codes in zip(clips, alone, strict=True):
         assert_near_ties(codes, clip)
 
@@ -73,7 +73,7 @@ def test_the_bound_tells_near_ties_from_errors(clips, exact_codes):
     assert code_margins(exact_model(), latents, exact_codes[0]).max() < 1e-9
     wrong = exact_codes[0].copy()
     wrong[14] = (wrong[14] + 1) % 4096
-    assert code_margins(exact_model(), latents, wrong).max() > 10 * NEAR_TIE
+    assert code_margins(exact_model(), latents, wrong).max() > 100 * NEAR_TIE
 
 
 def test_the_codes_under_test_compete(exact_codes):
@@ -82,7 +82,6 @@ def test_the_codes_under_test_compete(exact_codes):
         assert used > 0.6 * rows
 
 
-@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
-def test_a_batch_of_any_clips_has_the_codes_of_each_alone(codec, clips, alone, order):
-    assert differing(codec.encode(clips[order]), alone[order]) == 0
+def test_a_batch_of_any_clips_has_the_codes_of_each_alone(codec, clips, alone):
+    assert differing(codec.encode(clips[::-1]), alone[::-1]) == 0
     assert differing(codec.encode(clips[1:4]), alone[1:4]) == 0

@@ -47,7 +47,9 @@ def test_weights_are_computed_once_and_read_again(quick):
     np.testing.assert_array_equal(untrained.untrained_weights(5), first)
     assert quick == [5]
     assert [path.name for path in cache_file(5).parent.iterdir()] == [cache_file(5).name]
-    assert untrained.untrained_weights(6)[0] == 6
+    assert untrained.untrained_weights(6)[0] == 6  # of another seed
+    codecs = [resolve_codec("untrained", seed=seed) for seed in (5, 6)]
+    assert codecs[0].sha256 != codecs[1].sha256
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"0" * 64 + bytes(32)])
