@@ -19,7 +19,7 @@ from koe.vocabulary import CODEC_HZ
 from stages.audio.decode import resample
 from stages.clips import codes_column, load_clips, load_file, location
 from stages.dnsmos.engines import ovrl_error, resolve_engine
-from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer, Scores
+from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer
 from stages.settings import ScoreConfig, Windows
 from stages.snac.codec import Codec, CodecSpec, clip_seed
 
@@ -125,12 +125,13 @@ class ScoreStage:
             self.p808,
             settings.engine,
         )
-        bound = {"scorer": scorer, "windows": settings.windows, "num_threads": num_threads}
-        if self._reconstructs is None:
-            score = partial(_original_scores, **bound)
-        else:
-            codec = Codec.open(self._reconstructs)
-            score = partial(_reconstruction_scores, codec=codec, **bound)
+        score = partial(
+            _model_scores,
+            scorer=scorer,
+            windows=settings.windows,
+            num_threads=num_threads,
+            codec=Codec.open(self._reconstructs) if self._reconstructs else None,
+        )
         return partial(_outcome, stage=self, score=score)
 
 
@@ -152,33 +153,22 @@ def _source_scores(clips: pa.Table) -> Iterator[_Scored | BadRecord]:
             yield _Scored(ovrl, windows=0)
 
 
-def _original_scores(
-    clips: pa.Table, scorer: DnsmosScorer, windows: Windows, num_threads: int
+def _model_scores(
+    clips: pa.Table, scorer: DnsmosScorer, windows: Windows, num_threads: int, codec: Codec | None
 ) -> Iterator[_Scored | BadRecord]:
-    audios = load_clips(clips, SCORER_HZ, num_threads)
-    for clip_id, audio in zip(clips["id"].to_pylist(), audios, strict=True):
-        if isinstance(audio, BadRecord):
-            yield audio
-        else:
-            yield _scored(scorer.score(audio, windows, clip_id))
-
-
-def _reconstruction_scores(
-    clips: pa.Table, scorer: DnsmosScorer, windows: Windows, num_threads: int, codec: Codec
-) -> Iterator[_Scored | BadRecord]:
-    audios = load_clips(clips, CODEC_HZ, num_threads)
+    """Score each clip, or with `codec` what it makes of the clip."""
+    audios = load_clips(clips, CODEC_HZ if codec else SCORER_HZ, num_threads)
     for clip_id, audio in zip(clips["id"].to_pylist(), audios, strict=True):
         if isinstance(audio, BadRecord):
             yield audio
             continue
-        (codes,) = codec.encode([audio], clip_id)
-        decoded = codec.decode(codes, clip_seed(clip_id, codec.spec.seed), clip_id)
-        heard = resample(decoded[: len(audio)], CODEC_HZ, SCORER_HZ)
-        yield _scored(scorer.score(heard, windows, clip_id), codes)
-
-
-def _scored(scores: Scores, codes: np.ndarray | None = None) -> _Scored:
-    return _Scored(scores.ovrl, scores.windows, scores.sig, scores.bak, scores.p808, codes)
+        codes = None
+        if codec:
+            (codes,) = codec.encode([audio], clip_id)
+            decoded = codec.decode(codes, clip_seed(clip_id, codec.spec.seed), clip_id)
+            audio = resample(decoded[: len(audio)], CODEC_HZ, SCORER_HZ)
+        scores = scorer.score(audio, windows, clip_id)
+        yield _Scored(scores.ovrl, scores.windows, scores.sig, scores.bak, scores.p808, codes)
 
 
 def _outcome(clips: pa.Table, *, stage: ScoreStage, score) -> Outcome:
@@ -201,11 +191,10 @@ def _scored_table(
 ) -> pa.Table:
     columns = [
         *clips.take(pa.array(kept, pa.int64())).columns,
-        pa.array([result.sig for result in results], pa.float64()),
-        pa.array([result.bak for result in results], pa.float64()),
-        pa.array([result.ovrl for result in results], pa.float64()),
-        pa.array([result.p808 for result in results], pa.float64()),
-        pa.array([result.windows for result in results], pa.int32()),
+        *(
+            pa.array([getattr(result, name) for result in results], SCORED.field(name).type)
+            for name in ("sig", "bak", "ovrl", "p808", "windows")
+        ),
         pa.array([stage.ovrl_error] * len(results), pa.float64()),
         pa.array([stage.label] * len(results), pa.string()),
         codes_column([result.codes for result in results]),

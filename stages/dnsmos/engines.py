@@ -17,6 +17,7 @@ import logging
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,7 +144,7 @@ def open_network(
     provider: Provider,
     precision: Precision,
     engine: str,
-    map_segments: Callable[..., object],
+    map_segments: Callable[..., Any],
 ) -> Network:
     """Load the model file and bind its parts; `map_segments` as `Network` takes it.
 
@@ -162,7 +163,10 @@ def open_network(
     except UnknownNetwork as error:
         raise _not_dnsmos(path, str(error)) from error
     if engine == "torch":
-        return _torch_network(parts, provider, precision, map_segments)
+        if provider == "cuda":
+            require_gpu()
+            map_segments = map  # the GPU computes a segment's values at once as it is
+        return Network(*torch_parts(parts, provider, precision), map_segments, provider)
     spectrogram, shared, head = (
         runner(open_session(part, provider, path))
         for part in (parts.spectrogram, parts.shared, parts.head)
@@ -173,17 +177,8 @@ def open_network(
         _on_tensors(spectrogram),
         _on_tensors(shared) if precision == "fp32" else bf16_shared(parts.weights, "cpu"),
         _on_tensors(head),
-        map_segments,  # pyright: ignore[reportArgumentType]
+        map_segments,
     )
-
-
-def _torch_network(
-    parts: Parts, provider: Provider, precision: Precision, map_segments: Callable[..., object]
-) -> Network:
-    if provider == "cuda":
-        require_gpu()
-        map_segments = map  # the GPU computes a segment's values at once as it is
-    return Network(*torch_parts(parts, provider, precision), map_segments, provider)  # pyright: ignore[reportArgumentType]
 
 
 def _on_tensors(run: Run) -> Part:
