@@ -1,4 +1,4 @@
-"""What a run will cost, measured on a few clips of the user's own before anything runs."""
+"""What a run will cost, measured on a few of the user's own clips before anything runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 from koe.schema import SPEECH, TEXT, Unit
 from pipeline.config.models import PipelineConfig
-from pipeline.estimate.result import StageEstimate
 from pipeline.estimate.sample import SpeechStages, measure_speech, measure_text
 from pipeline.estimate.shards import estimate_shards
 from pipeline.estimate.timed import Clock
-from pipeline.estimate.track import Track, sum_tracks
+from pipeline.estimate.track import StageEstimate, Track, sum_tracks
 from pipeline.estimate.training import estimate_training
 from pipeline.jobs.assembly import Assembly
 from pipeline.run_dir.plan import Plan
@@ -23,7 +22,7 @@ OnProgress = Callable[[str], None]
 
 _MIN_CLIPS = 20  # of a source, however small its share
 _TEXT_SHARE = 0.1  # of the time: tokenizing is quick
-_MIN_SHARE = 0.25  # of the time is measured in, however long the models take to load
+_MIN_SHARE = 0.25  # of the time is left for measuring, however long the models take to load
 
 
 def estimate_run(
@@ -36,8 +35,8 @@ def estimate_run(
 ) -> list[StageEstimate]:
     """Measure every stage on at most about `num_clips` clips and on some units of text.
 
-    It takes about `seconds` of the `clock`, but measures a few clips of each source in any case;
-    each source has its share of them and is scaled by itself.
+    It takes about `seconds` of the `clock`, but measures a few clips of each source in any case.
+    Each source has its share of the clips and of the time, and is scaled up separately.
     Raises: ConfigError, as a run would before any work.
     """
     started = clock()
@@ -68,7 +67,7 @@ def estimate_run(
 
 
 def _wanted(sources: dict[str, list[Unit]], num_clips: int) -> dict[str, int]:
-    """Share the clips out by the sources' records."""
+    """Divide the clips among the sources in proportion to their records."""
     records = {name: sum(unit.num_records for unit in units) for name, units in sources.items()}
     total = sum(records.values())
     return {
@@ -79,10 +78,8 @@ def _wanted(sources: dict[str, list[Unit]], num_clips: int) -> dict[str, int]:
 
 def _units_by_source(plan: Plan, modality: str) -> dict[str, list[Unit]]:
     """Return the units of each source of a modality, without the sources that hold no record."""
-    units: dict[str, list[Unit]] = {
-        name: [] for name, kind in plan.modalities.items() if kind == modality
-    }
-    for unit in plan.units:
-        if unit.source in units:
-            units[unit.source].append(unit)
-    return {name: found for name, found in units.items() if any(unit.num_records for unit in found)}
+    units: dict[str, list[Unit]] = {}
+    for unit in plan.units_of(modality):
+        units.setdefault(unit.source, []).append(unit)
+    names = [name for name in plan.modalities if name in units]
+    return {name: units[name] for name in names if any(unit.num_records for unit in units[name])}

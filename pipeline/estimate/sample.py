@@ -1,8 +1,7 @@
-"""Measures the stages on a sample of a source and scales each up to the source.
+"""Measures the stages on a sample of a source, and scales each up to all of the source.
 
-What is not kept counts: a stage's records are those that the stage before it kept. What is known
-of more clips than were measured is used: lengths are of all clips whose headers were read, scores
-of all that were scored.
+A stage gets only the records that the stage before it kept. What is known of more clips than were
+measured is used: the lengths of all clips whose headers were read, the scores of all scored clips.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from pipeline.jobs.assembly import Assembly
 from stages.dnsmos.scorer import SCORER_HZ, window_starts
 from stages.settings import Windows
 
-# Of a source's time. The clips scored tell how many of all will pass, and the headers read how
-# long they are; of what passes, few clips are enough to tell the codes and tokens per second.
+# Of a source's time. The scored clips tell how many of all will pass, and the headers how long
+# those are; a few of those that pass are enough to tell the codes and tokens per second.
 _SHARES = {"ingest": 0.1, "score": 0.6, "encode": 0.25, "tokenize": 0.05}
 
 
@@ -39,21 +38,16 @@ class SpeechStages:
     def __init__(self, assembly: Assembly, clock: Clock) -> None:
         self.windows: Windows = assembly.config.score.windows
         self.threshold_ovrl = assembly.config.encode.threshold_ovrl
-        self.ingest, self.score, self.encode, self.tokenize = (
-            Opened(stage, clock)
-            for stage in (
-                assembly.ingest(),
-                assembly.score(),
-                assembly.encode(),
-                assembly.tokenize_speech(),
-            )
-        )
+        self.ingest = Opened(assembly.ingest(), clock)
+        self.score = Opened(assembly.score(), clock)
+        self.encode = Opened(assembly.encode(), clock)
+        self.tokenize = Opened(assembly.tokenize_speech(), clock)
 
 
 def measure_speech(
     stages: SpeechStages, units: Sequence[Unit], most: int, seconds: float
 ) -> list[Track]:
-    """Measure all stages on `most` clips of a source at most, in about `seconds` altogether."""
+    """Measure all stages on at most `most` clips of a source, in about `seconds` altogether."""
     rng = _rng(units[0].source)
     read = read_units(stages.ingest, units, _SHARES["ingest"] * seconds, rng)
     ingested = _read_track(stages.ingest.name, SPEECH, read, units, UNKNOWN)
@@ -101,7 +95,7 @@ def measure_text(stage: Stage, units: Sequence[Unit], seconds: float, clock: Clo
 def _read_track(
     stage: str, modality: str, read: Read, units: Sequence[Unit], uncertainty: Uncertainty
 ) -> Track:
-    """Scale units that were read to the source by the number of their records."""
+    """Scale units that were read up to the source, by the number of records."""
     kept, scale = read.kept, _scale(read, units)
     return Track(
         stage=stage,
@@ -129,11 +123,11 @@ def _track(
     scale: float,
     uncertainty: Uncertainty,
 ) -> Track:
-    """Scale what was taken of the clips that `before` kept.
+    """Scale up the measurement of some of the clips that `before` kept.
 
     `sizes` of all those clips are about proportional to the work on them, and 0 where the stage
-    will reject them. `scale` takes their sum to that of the source, and `uncertainty` is that of the
-    whole sum.
+    will reject them. `scale` times their sum is that of the source; `uncertainty` is that of the
+    product.
     """
     drawn = sizes[taken.rows]
     promising = np.count_nonzero(sizes) / len(sizes)
@@ -156,17 +150,18 @@ def _track(
 
 
 def _ratio(sizes: np.ndarray, drawn: np.ndarray) -> float:
-    """Return how much of `sizes` there is for what was drawn of them; by number where none is."""
+    """Return the sum of `sizes` relative to that of those drawn; by number where their sum is 0."""
     if drawn.sum() > 0:
         return float(sizes.sum() / drawn.sum())
     return len(sizes) / len(drawn)
 
 
 def _sum_of_product(sizes: np.ndarray, drawn: np.ndarray, values: np.ndarray) -> float:
-    """Estimate the sum of size x value of all, of whose values only those `drawn` are known.
+    """Estimate the sum of size x value over all, where only some `values` are known.
 
-    Hartley and Ross' estimator (Nature 174, 1954), which has no bias, however few were drawn. The
-    quotient of the sums takes too many seconds to pass where long clips score worse than short ones.
+    `drawn`: the sizes of those. This is Hartley and Ross' estimator (Nature 174, 1954), which has
+    no bias, however few were drawn. The quotient of the sums would let too many seconds pass where
+    long clips score worse than short ones.
     """
     if len(drawn) < 2:
         return float(sizes.sum() * values.mean())
@@ -175,9 +170,9 @@ def _sum_of_product(sizes: np.ndarray, drawn: np.ndarray, values: np.ndarray) ->
 
 
 def _of_units(read: Read, work: np.ndarray, scale: float) -> Uncertainty:
-    """Return how uncertain the source's work is, told from that of the records kept of some units.
+    """Return how uncertain the source's work is, told from that on the kept records of some units.
 
-    Whole units were drawn, and neighbours in a corpus resemble each other.
+    It is told by unit, since neighbours in a corpus resemble each other.
     """
     records = np.array([unit.num_records for unit in read.units], float)
     return of_ratio(_sums_by_unit(read, work), records, 1 / scale if scale else 1.0)
@@ -186,9 +181,9 @@ def _of_units(read: Read, work: np.ndarray, scale: float) -> Uncertainty:
 def _of_passing(
     read: Read, lengths: np.ndarray, passes: np.ndarray, taken: Taken, scale: float
 ) -> Uncertainty:
-    """Return how uncertain the sum is that `_sum_of_product` gives, told from the clips scored.
+    """Return how uncertain the result of `_sum_of_product` is, told from the scored clips.
 
-    They are a sample of clips and of units alike: the one that tells less decides.
+    They are a sample of clips, and of units: the larger of the two uncertainties counts.
     """
     drawn, passed = lengths[taken.rows], passes[taken.rows]
     total = _sum_of_product(lengths, drawn, passed) * len(drawn) / len(lengths)
@@ -210,7 +205,7 @@ def _sums_by_unit(read: Read, values: np.ndarray) -> np.ndarray:
 
 
 def _num_windows(lengths: np.ndarray, windows: Windows) -> np.ndarray:
-    """Count the windows of clips of so many seconds, float64 [clips]."""
+    """Count the windows of clips; `lengths` are their seconds. float64 [clips]."""
     samples = np.rint(lengths * SCORER_HZ).astype(int).tolist()
     return np.array([len(window_starts(n, windows)) if n else 0 for n in samples], float)
 

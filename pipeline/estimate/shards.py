@@ -1,4 +1,4 @@
-"""The shards: the interleave stage on a corpus that is made of copies of the sample."""
+"""The cost of the shards: the interleave stage, on a corpus made of copies of the sample."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import pyarrow as pa
 from koe.dataflow import INTERLEAVE, stage_making
 from koe.errors import ConfigError
 from koe.schema import REJECTED, split_location
-from pipeline.estimate.result import StageEstimate
 from pipeline.estimate.timed import Clock
-from pipeline.estimate.track import Track, stored_bytes
+from pipeline.estimate.track import StageEstimate, Track, stored_bytes
 from pipeline.jobs.assembly import Assembly
 from stages.interleave import gather_rows
 from stages.packing.order import Order, UnitSamples, plan_order, unit_samples
 
-_MAX_SAMPLES = 100_000  # are laid out: so many mix and fill their rows as all of them do
-_MAX_TOKENS = 4_000_000  # are gathered into shards: some seconds
+_MAX_SAMPLES = 100_000  # are laid out: as many mix and fill rows as all samples would
+_MAX_TOKENS = 4_000_000  # are gathered into shards, which takes some seconds
 _LEFT_OUT = {
     "ratio_exhausted": "the ratio leaves out {:.0%} of the {} samples",
     "overlong": "{:.0%} of the {} samples are longer than a row and left out",
@@ -31,15 +30,12 @@ _LEFT_OUT = {
 def estimate_shards(
     assembly: Assembly, tracks: Iterable[Track], clock: Clock
 ) -> StageEstimate | None:
-    """Lay the corpus out by the run's own settings; None where the sample has nothing to lay out.
+    """Lay out the corpus by the run's own settings; None where the sample has nothing to lay out.
 
     Where every record was measured, the shards are those of the run.
     """
-    last = [
-        track
-        for track in tracks
-        if track.stage == stage_making("input_ids") and track.kept.num_rows
-    ]
+    tokenized = (track for track in tracks if track.stage == stage_making("input_ids"))
+    last = [track for track in tokenized if track.kept.num_rows]
     if not last:
         return None
     records = sum(track.records_kept for track in last)
@@ -48,7 +44,7 @@ def estimate_shards(
     started = clock()
     try:
         order = plan_order(units, assembly.order().settings)
-    except ConfigError as error:  # the run would stop here, and all before it is worth knowing
+    except ConfigError as error:  # the run would stop here; what comes before is worth knowing
         return _estimate(assembly, last, records, note=str(error))
     planning = clock() - started
     started = clock()
@@ -104,9 +100,8 @@ def _corpus(tracks: Iterable[Track], shrink: float) -> list[UnitSamples]:
         number = round(track.kept.num_rows * track.scale / shrink)
         for table in _copies(track.kept, number):
             # A copy is not a duplicate of the sample, so it gets other ids.
-            unit = unit_samples(len(units), track.units[0].unit, partial(_same, table))
-            ids = unit.id_hashes + np.int64(len(units))
-            units.append(replace(unit, id_hashes=ids))
+            unit = unit_samples(len(units), track.units[0].unit, partial(pa.Table.slice, table))
+            units.append(replace(unit, id_hashes=unit.id_hashes + np.int64(len(units))))
     return units
 
 
@@ -119,12 +114,8 @@ def _copies(table: pa.Table, number: int) -> Iterator[pa.Table]:
         yield table.take(pa.array(np.sort(rows)))
 
 
-def _same(table: pa.Table) -> pa.Table:
-    return table
-
-
 def _gather(order: Order, units: list[UnitSamples]) -> tuple[int, int]:
-    """Make shards, the last one perhaps in part: the tokens gathered and the bytes of the files."""
+    """Make shards, the last one perhaps in part; return their tokens and the bytes of the files."""
     tokens = size = 0
     for piece in order.shards().values():
         if tokens >= _MAX_TOKENS:
@@ -140,7 +131,7 @@ def _gather(order: Order, units: list[UnitSamples]) -> tuple[int, int]:
 
 
 def _left_out(order: Order, units: list[UnitSamples], tracks: list[Track]) -> Iterator[str]:
-    """Tell which share of a modality's samples has no place, by reason."""
+    """Say which share of a modality's samples is left out of the shards, by reason."""
     modalities = {track.units[0].unit: track.modality for track in tracks}
     total, without = Counter(), Counter()
     for unit in units:

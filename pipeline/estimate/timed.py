@@ -1,6 +1,6 @@
-"""Takes units and clips through a stage, one worker in this process, until its time is up.
+"""Times a stage on units and clips, as one worker in this process, until its time is up.
 
-Both are taken in random order, clips from all units that were read, so that stopping after any of
+Units and clips (of all units that were read) come in random order, so that stopping after any of
 them introduces no bias.
 """
 
@@ -17,13 +17,13 @@ from koe.stage import Outcome, Stage
 
 Clock = Callable[[], float]  # seconds since some moment
 
-_FIRST_CLIPS = 2  # tell how many more the time allows
-_MIN_CLIPS = 8  # are taken whatever the time: fewer tell neither the work nor their own spread
-_WARM_UP_CLIPS = 8  # until one is kept: a clip that is rejected at once warms nothing
+_FIRST_CLIPS = 2  # tell how many more there is time for
+_MIN_CLIPS = 8  # are taken however long they take: fewer tell neither the work nor its spread
+_WARM_UP_CLIPS = 8  # at most, until one is kept: a clip that is rejected at once warms nothing up
 
 
 class Opened:
-    """A stage that is loaded, and warm before its first measurement of clips."""
+    """A stage that is loaded, and warmed up before its first measurement of clips."""
 
     def __init__(self, stage: Stage, clock: Clock) -> None:
         self.name = stage.name
@@ -32,13 +32,13 @@ class Opened:
         self._warm = False
 
     def run(self, table: pa.Table) -> tuple[Outcome, float]:
-        """Return the outcome and the seconds it took."""
+        """Run the stage; return its outcome and the seconds that it took."""
         started = self._clock()
         outcome = self._transform(table)
         return outcome, self._clock() - started
 
     def warm_up(self, clips: pa.Table) -> None:
-        """Take some clip through, if none was yet."""
+        """Run the stage on some clip, if it has kept none yet."""
         for row in range(min(_WARM_UP_CLIPS, clips.num_rows)):
             if not self._warm:
                 self._warm = self._transform(clips.slice(row, 1)).kept.num_rows > 0
@@ -64,7 +64,7 @@ class Read:
 def read_units(
     stage: Opened, units: Sequence[Unit], seconds: float, rng: np.random.Generator
 ) -> Read:
-    """Take units through a stage until its time is up; at least one that has records."""
+    """Run a stage on units until its time is up, and on at least one that has records."""
     found: dict[int, pa.Table] = {}
     read, spent = 0, 0.0
     for place in rng.permutation(len(units)).tolist():
@@ -79,7 +79,7 @@ def read_units(
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of clips: `rows` were taken, ascending, and `kept_rows` are those of `kept`."""
+    """The clips that a stage ran on: their `rows`, ascending, and those it kept (`kept_rows`)."""
 
     rows: np.ndarray  # int64
     seconds: float
@@ -90,7 +90,7 @@ class Taken:
 def take_clips(
     stage: Opened, clips: pa.Table, most: int, seconds: float, rng: np.random.Generator
 ) -> Taken:
-    """Take clips through a stage, `most` at most, until its time is up, and a few in any case."""
+    """Run a stage on at most `most` clips until its time is up, and on a few in any case."""
     stage.warm_up(clips)
     order = rng.permutation(clips.num_rows)[:most]
     done, spent = 0, 0.0
@@ -108,17 +108,17 @@ def take_clips(
 
 
 def _next_clips(done: int, total: int, spent: float, seconds: float) -> int:
-    """Return how many clips to take next: half of what the time left allows, at their pace."""
+    """Return how many clips to take next: half as many as the time that is left is enough for."""
     if not done:
         return min(_FIRST_CLIPS, total)
     allowed = (seconds - spent) * done / max(spent, 1e-9)
-    # A few clips tell the pace badly: not more than twice as many follow them.
+    # A few clips tell the time per clip badly: at most twice as many follow them.
     number = int(min(2 * done, allowed / 2 + 1)) if allowed >= 1 else 0
     return min(total - done, max(number, _MIN_CLIPS - done))
 
 
 def _rows_kept(rows: np.ndarray, given: pa.Table, kept: pa.Table) -> list[int]:
-    """Find the rows of the clips that were kept, which come in the order given."""
+    """Find the rows of the clips that were kept; a stage keeps their order."""
     ids, place, found = given["id"].to_pylist(), -1, []
     for clip_id in kept["id"].to_pylist():
         place = ids.index(clip_id, place + 1)

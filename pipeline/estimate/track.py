@@ -1,4 +1,4 @@
-"""One stage on the sample of one source, and the sum of a stage's tracks over the sources."""
+"""One stage on the sample of one source, and what the stage will cost for all sources together."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from koe.dataflow import work_measure
 from koe.schema import SPEECH, Unit
 from koe.settings import WorkerConfig
 from pipeline.config.models import PipelineConfig
-from pipeline.estimate.result import StageEstimate
 from pipeline.estimate.uncertainty import UNKNOWN, Uncertainty
 from pipeline.run_dir.storage import BATCH_ROWS
 
-# What a stage's work may be counted in (see koe.dataflow): a column of its output, and how it is
-# called.
+# What a stage's work may be counted in (see koe.dataflow): a column of its output, and the unit
+# that is shown.
 _COUNTED = {
     "windows": ("windows", "windows"),
     "seconds": ("seconds", "audio-s"),
@@ -28,12 +27,43 @@ _COUNTED = {
 
 
 @dataclass(frozen=True)
+class StageEstimate:
+    """What one stage will cost.
+
+    `measured` records took `seconds` of one worker; `amounts` are what they held, by unit
+    (windows, audio seconds, tokens). `records` and `totals` are those of the corpus. `error` is the
+    relative half-width of a 95 % interval of the work, from the spread between records and between
+    units: 0 where all of them were measured, None where too few were measured to tell. It leaves
+    out that the machine may be busy. Hours are None where they are not known; `note` says why.
+    `disk_bytes` are those of the stage's tables, without receipts and excluded records.
+    """
+
+    stage: str
+    measured: int
+    seconds: float
+    amounts: dict[str, float]
+    records: float
+    totals: dict[str, float]
+    worker_hours: float | None
+    cpu_hours: float | None
+    gpu_hours: float | None
+    disk_bytes: float
+    error: float | None = None
+    note: str = ""
+
+    def rates(self) -> dict[str, float]:
+        """Return the records and amounts per second of one worker."""
+        amounts = {"records": float(self.measured), **self.amounts}
+        return {name: value / self.seconds for name, value in amounts.items() if self.seconds > 0}
+
+
+@dataclass(frozen=True)
 class Track:
     """One stage on the sample of one source.
 
-    `measured` records took `seconds`, and `kept` is what became of them, in plan order. `scale`
-    takes their work to that of all `records` of the source that reach the stage, of which it will
-    keep `records_kept`, and `uncertainty` is that of the whole work. `units`: all of the source.
+    `measured` records took `seconds`, and `kept` is the stage's output for them, in plan order.
+    `scale` times their work is that of all `records` of the source that reach the stage, of which
+    it will keep `records_kept`; `uncertainty` is that of this product. `units`: all of the source.
     """
 
     stage: str
@@ -54,22 +84,22 @@ class Track:
         return {_COUNTED[measure][1]: float(work_of(self.stage, self.kept).sum())}
 
     def disk_bytes(self) -> float:
-        """Return the bytes of the whole source's output: a part by unit, the rest by record."""
+        """Return the bytes of all tables of the source: a part per unit, the rest per record."""
         half = self.kept.num_rows // 2
-        whole = stored_bytes(self.kept)
-        parts = stored_bytes(self.kept.slice(0, half)) + stored_bytes(self.kept.slice(half))
-        of_a_unit = parts - whole  # two files have their fixed part twice
-        return of_a_unit * len(self.units) + (whole - of_a_unit) * self.scale
+        together = stored_bytes(self.kept)
+        apart = stored_bytes(self.kept.slice(0, half)) + stored_bytes(self.kept.slice(half))
+        per_unit = apart - together  # two files have their fixed part twice
+        return per_unit * len(self.units) + (together - per_unit) * self.scale
 
 
 def sum_tracks(config: PipelineConfig, tracks: Sequence[Track]) -> StageEstimate:
-    """Sum the tracks of one stage and modality up over the sources."""
+    """Sum up the tracks of one stage and modality over the sources."""
     stage, modality = tracks[0].stage, tracks[0].modality
     settings: WorkerConfig = getattr(config, stage)
     hours = sum(track.seconds * track.scale for track in tracks) / 3600
     amounts = [track.amounts() for track in tracks]
     error = _uncertainty(tracks).half_width()
-    is_counted = any(sum(amount.values()) for amount in amounts)
+    is_unknown = error is None and any(sum(amount.values()) for amount in amounts)
     return StageEstimate(
         stage=stage if modality == SPEECH else f"{stage} ({modality})",
         measured=sum(track.measured for track in tracks),
@@ -85,23 +115,17 @@ def sum_tracks(config: PipelineConfig, tracks: Sequence[Track]) -> StageEstimate
         gpu_hours=hours * settings.gpus_per_worker,
         disk_bytes=sum(track.disk_bytes() for track in tracks),
         error=error,
-        note="too few records were measured to tell the error"
-        if is_counted and error is None
-        else "",
+        note="too few records were measured to tell the error" if is_unknown else "",
     )
 
 
 def _uncertainty(tracks: Sequence[Track]) -> Uncertainty:
-    """Return how uncertain the total work of the sources is; of none nothing is known."""
+    """Return how uncertain the total work of the sources is; UNKNOWN where there is no work."""
     totals = [sum(track.amounts().values()) * track.scale for track in tracks]
     if not sum(totals):
         return UNKNOWN
-    parts = (
-        track.uncertainty.weighed(total / sum(totals))
-        for track, total in zip(tracks, totals, strict=True)
-        if total
-    )
-    return reduce(add, parts)
+    parts = zip(tracks, totals, strict=True)
+    return reduce(add, (t.uncertainty.weighed(work / sum(totals)) for t, work in parts if work))
 
 
 def work_of(stage: str, kept: pa.Table) -> np.ndarray:
@@ -113,7 +137,7 @@ def work_of(stage: str, kept: pa.Table) -> np.ndarray:
 
 
 def stored_bytes(table: pa.Table) -> int:
-    """Count the bytes of the Arrow file that a run would make of a table."""
+    """Count the bytes of the Arrow file that a run would write of a table."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks(), max_chunksize=BATCH_ROWS)

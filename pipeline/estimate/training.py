@@ -1,4 +1,4 @@
-"""Training: reckoned from the model's shape, for nothing of it can be measured beforehand."""
+"""The cost of training, computed from the model's shape: nothing of it can be measured beforehand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from koe.vocabulary import NUM_EMBEDDINGS
 from pipeline.config.models import PipelineConfig
-from pipeline.estimate.result import StageEstimate
+from pipeline.estimate.track import StageEstimate
 from training.model.llama import VOCABULARY_MULTIPLE
 from training.monitor import flops_per_token
 
@@ -17,7 +17,7 @@ _PEAK_TFLOPS = 989.0  # of an H100 in dense BF16, NVIDIA's data sheet
 # Of it: one H200 with Orpheus-3B's shape reached 0.45 (docs/performance.md), without FSDP's
 # exchanges, whose share nobody has measured.
 _UTILISATION = 0.4
-_RECOMPUTED = 4 / 3  # with every layer's forward pass done twice
+_RECOMPUTED = 4 / 3  # times the FLOPs, where every layer's forward pass is done twice
 
 # Shapes of the models that are mostly trained on, known before they are downloaded: width, width of
 # the MLP, layers, heads, their width, and whether embedding and head are one.
@@ -29,7 +29,7 @@ _SHAPES = {
 
 
 def estimate_training(config: PipelineConfig, shards: StageEstimate) -> StageEstimate:
-    """Reckon the steps of training on `shards`; without hours where FLOPs do not tell them."""
+    """Estimate training on `shards`; without hours where FLOPs do not tell the time."""
     train = config.train
     rows = float(train.max_steps * train.rows_per_step)
     epochs = rows / max(shards.totals["rows"] * (1 - config.interleave.validation_share), 1.0)
@@ -50,9 +50,9 @@ def estimate_training(config: PipelineConfig, shards: StageEstimate) -> StageEst
 
 
 def _gpu_hours(config: PipelineConfig, tokens: float) -> tuple[float | None, str]:
-    """Return the hours of one GPU, and what they suppose or why they are not known."""
+    """Return the hours of one GPU, and what they assume or why they are not known."""
     train = config.train
-    unknown = "their time is not known, for "
+    unknown = "their time is not known, since "
     if train.base_model is None:
         return None, f"{unknown}train.base_model is null, a model for trials"
     if train.device == "cpu" or train.precision == "fp32":
@@ -61,8 +61,8 @@ def _gpu_hours(config: PipelineConfig, tokens: float) -> tuple[float | None, str
     shape = _shape(train.base_model)
     if shape is None:
         return None, (
-            f"{unknown}the shape of {train.base_model} is not; it will be with the model on this "
-            f"machine, or only its config.json: hf download {train.base_model} config.json"
+            f"{unknown}the shape of {train.base_model} is not known; its config.json tells: "
+            f"hf download {train.base_model} config.json"
         )
     parameters, flops = _work(shape, config.interleave.max_row_tokens)
     flops *= _RECOMPUTED if train.activation_checkpointing else 1.0
@@ -81,7 +81,7 @@ def _gpu_hours(config: PipelineConfig, tokens: float) -> tuple[float | None, str
 def _shape(name: str) -> LlamaConfig | None:
     """Find a model's shape on this machine or among those known; None if it is not a known Llama."""
     try:
-        # A plan must not wait for the network, nor need it.
+        # A plan must not need the network, nor wait for it.
         found = AutoConfig.from_pretrained(name, local_files_only=True)
         return found if isinstance(found, LlamaConfig) else None
     except (OSError, ValueError):
@@ -102,7 +102,7 @@ def _shape(name: str) -> LlamaConfig | None:
 
 
 def _work(shape: LlamaConfig, row_tokens: int) -> tuple[int, float]:
-    """Return the parameters and the FLOPs a token (attention causal) with Orpheus' vocabulary."""
+    """Return parameters and FLOPs per token (causal attention) with Orpheus' vocabulary."""
     if shape.vocab_size < NUM_EMBEDDINGS:
         shape.vocab_size = math.ceil(NUM_EMBEDDINGS / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""How far a total that was told from a sample may be from the truth."""
+"""How far a total that was estimated from a sample may be from the truth."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 _DEGREES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 30, math.inf)
 _POINTS = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.228, 2.131, 2.042, 1.960)
 # Records that are imagined beside those drawn, half of them kept and half of them not (Agresti and
-# Coull, American Statistician 52, 1998): of a few records that were all kept nobody knows that all
+# Coull, American Statistician 52, 1998): that a few records were all kept does not mean that all
 # others will be.
 _IMAGINED_KEPT = _IMAGINED_LEFT_OUT = 2
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """The variance of a total relative to its square, and how many degrees of freedom told it.
+    """The variance of a total, relative to the total's square, and its degrees of freedom.
 
-    `variance` is nan where it is not known. The sum of two is that of a product of independent
-    factors; its degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946).
+    `variance` is nan where it is not known. The sum of two is the uncertainty of a product of
+    independent factors; its degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946).
     """
 
     variance: float
@@ -51,11 +51,10 @@ UNKNOWN = Uncertainty(math.nan)
 
 
 def of_sum(deviations: np.ndarray, total: float, share: float) -> Uncertainty:
-    """Return how uncertain the total of a sample is, drawn at random, for that of all.
+    """Return how uncertain the total of a random sample is, as an estimate of that of all.
 
-    The sum of the `deviations`, one of each record or unit drawn, is what the sample's `total`
-    would differ by from sample to sample. `share` of all were drawn: nothing is uncertain where
-    all were.
+    The sum of the `deviations`, one per record or unit drawn, is what the sample's `total` would
+    differ by from sample to sample. `share` of all were drawn: where all were, the total is certain.
     """
     if share >= 1 - 1e-9:
         return CERTAIN
@@ -64,16 +63,16 @@ def of_sum(deviations: np.ndarray, total: float, share: float) -> Uncertainty:
     number, variance = len(deviations), float(deviations.var(ddof=1))
     if not variance:
         return Uncertainty(0.0, number - 1)
-    # A variance that hangs on a few far records is itself told badly: by their kurtosis.
+    # A variance that depends on a few outliers is itself uncertain; the kurtosis tells how much.
     kurtosis = float(((deviations - deviations.mean()) ** 4).mean()) / variance**2
     degrees = 2 * number / max(kurtosis - 1, 1.0)
     return Uncertainty(number * variance * (1 - share) / total**2, min(degrees, number - 1))
 
 
 def of_ratio(work: np.ndarray, sizes: np.ndarray, share: float) -> Uncertainty:
-    """Return how uncertain a total of `work` is that is taken to be proportional to `sizes`.
+    """Return how uncertain a total of `work` is that is scaled up in proportion to `sizes`.
 
-    Of all records or units the sizes are known; a size of 0 tells nothing.
+    The sizes of all records or units are known; those of size 0 are left out.
     """
     work, sizes = work[sizes > 0], sizes[sizes > 0]
     total = float(work.sum())

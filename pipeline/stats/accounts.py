@@ -1,4 +1,4 @@
-"""Where every record went: the account of each source, from plan and receipts."""
+"""What became of every record: the account of each source, from plan and receipts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from koe.dataflow import INTERLEAVE, ORDER_UNIT, last_stage_with, stage_chain, stage_making
 from koe.schema import QUARANTINED, REJECTED, Unit
@@ -16,7 +17,7 @@ from pipeline.stats.model import Account
 
 
 def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[str, Account]:
-    """Count where the records of every source went, up to the tokenize stage."""
+    """Count what became of the records of every source, up to the tokenize stage."""
     accounts = {name: Account(modality) for name, modality in plan.modalities.items()}
     first, last_clips = stage_making("seconds"), last_stage_with("seconds")
     for unit, receipts in units:
@@ -39,17 +40,14 @@ def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[
 
 
 def encoded_seconds(ledger: Ledger, unit: str, ids: pa.ChunkedArray) -> float:
-    """Sum the seconds of those clips of a unit that were encoded and have one of `ids`."""
+    """Sum the seconds of the clips of a unit that were encoded and have one of `ids`."""
     receipt = ledger.receipt(last_stage_with("seconds"), unit)
     if receipt is None or not len(ids):
         return 0.0
-    wanted = set(ids.to_pylist())
-    total = 0.0
+    is_wanted = pc.field("id").isin(ids.combine_chunks())
     with ledger.storage.open_batches(receipt.output.path, ["id", "seconds"]) as batches:
-        for batch in batches:
-            clips = zip(batch["id"].to_pylist(), batch["seconds"].to_pylist(), strict=True)
-            total += sum(seconds for id, seconds in clips if id in wanted)
-    return total
+        found = (batch.filter(is_wanted)["seconds"].to_pylist() for batch in batches)
+        return float(sum(map(sum, found)))
 
 
 def close_with_order(accounts: dict[str, Account], ledger: Ledger) -> None:
@@ -71,10 +69,8 @@ def close_with_order(accounts: dict[str, Account], ledger: Ledger) -> None:
     for (source, outcome, reason), number in left_out.items():
         account = accounts[source]
         account.pending -= number
-        if outcome == REJECTED:
-            account.rejected[reason] += number
-        elif outcome == QUARANTINED:
-            account.quarantined[reason] += number
+        counts = {REJECTED: account.rejected, QUARANTINED: account.quarantined}[outcome]
+        counts[reason] += number
 
 
 def total_account(accounts: Mapping[str, Account], modality: str) -> Account:

@@ -33,7 +33,7 @@ _COLUMNS = {
 
 
 def write_card(plan: Plan, ledger: Ledger) -> RunStats:
-    """Write the card of the shards that the index describes; return the statistics it was made from.
+    """Write the card of the shards that the index describes; return the statistics that it shows.
 
     Raises: StageError when there is no index.
     """
@@ -76,7 +76,7 @@ def dataset_card(index: dict[str, Any], stats: RunStats) -> str:
 
 def _front_matter(shards: ShardStats) -> str:
     size = next((name for most, name in _SIZES if shards.rows < most), "n>1B")
-    # Whose the data are, and in which language, only the sources' owners know.
+    # Only the owners of the sources know the license and the language of the data.
     lines = ["license: unknown", "tags: [koe, orpheus, snac, speech]"]
     lines += [f"size_categories: [{size}]", "configs:", "- config_name: default", "  data_files:"]
     for split in shards.splits:
@@ -101,20 +101,13 @@ def _shards(shards: ShardStats) -> str:
 
 
 def _sources(sources: Mapping[str, Account]) -> str:
-    rows = [
-        (
-            name,
-            account.modality,
-            f"{account.records_in:,}",
-            f"{account.kept:,}",
-            _reasons(account.reasons(REJECTED)),
-            _reasons(account.reasons(QUARANTINED)),
-            f"{account.hours_kept:.3f} of {account.hours_in:.3f}"
-            if account.modality == SPEECH
-            else "",
-        )
-        for name, account in sources.items()
-    ]
+    rows = []
+    for name, account in sources.items():
+        counts = (f"{account.records_in:,}", f"{account.kept:,}")
+        left_out = (_reasons(account.reasons(outcome)) for outcome in (REJECTED, QUARANTINED))
+        hours = f"{account.hours_kept:.3f} of {account.hours_in:.3f}"
+        hours = hours if account.modality == SPEECH else ""
+        rows.append((name, account.modality, *counts, *left_out, hours))
     heads = ("source", "modality", "in", "kept", "rejected", "quarantined", "hours kept")
     return _table(heads, rows)
 
@@ -125,18 +118,14 @@ def _reasons(counts: dict[str, int]) -> str:
 
 def _making(index: dict[str, Any], stats: RunStats) -> str:
     codec, scores, settings = stats.codec, stats.scores, index[INTERLEAVE]
+    tokenizer, threshold = index["tokenizer"], stats.thresholds.configured
+    kept = "" if threshold is None else f"; kept above overall quality {threshold:g}"
     lines = []
     if scores:
-        threshold = stats.thresholds.configured
-        lines.append(
-            f"scored by {', '.join(scores.scorers)}: {scores.clips:,} clips"
-            + ("" if threshold is None else f"; kept above overall quality {threshold:g}")
-        )
+        lines.append(f"scored by {', '.join(scores.scorers)}: {scores.clips:,} clips{kept}")
     if codec:
         lines.append(f"codec: {codec.label}, weights SHA-256 `{codec.sha256}`")
-    lines.append(
-        f"tokenizer: {index['tokenizer']['name']}, SHA-256 `{index['tokenizer']['sha256']}`"
-    )
+    lines.append(f"tokenizer: {tokenizer['name']}, SHA-256 `{tokenizer['sha256']}`")
     lines.append(f"shuffled, mixed and packed with `{json.dumps(settings, sort_keys=True)}`")
     return "".join(f"- {line}\n" for line in lines)
 

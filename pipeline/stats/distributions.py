@@ -1,4 +1,4 @@
-"""Exact quantiles and histograms of millions of values, at 4 bytes a value."""
+"""Exact quantiles and histograms of millions of values, at 4 bytes per value."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import pyarrow.compute as pc
 
+from koe.dataflow import last_stage_with, stage_making
+from koe.schema import SPEECH, Unit
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.reading import Receipts
 from pipeline.stats.model import Distribution, Histogram
 
-ALL = "all"  # the key under which the values of every source stand together
+ALL = "all"  # the key of the values of all sources together
 SCORES = ("sig", "bak", "ovrl")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _SCORE_EDGES = np.linspace(1, 5, 41)  # the scale of P.835, in tenths
@@ -39,10 +44,44 @@ class Values:
         return [source for source in self._bytes if self._bytes[source]]
 
 
+class Lengths:
+    """Seconds and characters of all clips ingested, tokens of all samples tokenized."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._storage = ledger.storage
+        self.of_clips = {
+            name: Values() for name in ("seconds", "characters", "characters_per_second", "tokens")
+        }
+        self.of_samples = Values()  # tokens of instruction samples
+
+    def add(self, unit: Unit, receipts: Receipts) -> None:
+        clips = receipts.get(stage_making("seconds"))
+        samples = receipts.get(last_stage_with("input_ids"))
+        if clips is not None:
+            self._add_clips(unit.source, clips.output.path)
+        if samples is not None:
+            tokens = self.of_clips["tokens"] if unit.modality == SPEECH else self.of_samples
+            # mapped: the lengths come from the offsets of the lists, whose values are never read
+            lists = self._storage.read_table(samples.output.path)["input_ids"]
+            for chunk in lists.chunks:
+                tokens.add(unit.source, chunk.value_lengths().to_numpy())
+
+    def _add_clips(self, source: str, path: str) -> None:
+        with self._storage.open_batches(path, ["text", "seconds"]) as batches:
+            for batch in batches:
+                seconds = batch["seconds"].to_numpy()
+                characters = pc.call_function("utf8_length", [batch["text"]]).to_numpy()
+                timed = seconds > 0
+                self.of_clips["seconds"].add(source, seconds)
+                self.of_clips["characters"].add(source, characters)
+                rate = characters[timed] / seconds[timed]
+                self.of_clips["characters_per_second"].add(source, np.asarray(rate))
+
+
 def distributions(
     of_clips: Mapping[str, Values], tokens_of_samples: Values, sources: Iterable[str]
 ) -> dict[str, dict[str, Distribution]]:
-    """Describe every quantity by source, and of all sources together under `all`.
+    """Describe every quantity by source, and that of all sources together under `all`.
 
     There the tokens of instruction samples are `text_tokens`. The histograms of one quantity
     share their edges, so that sources can be compared.
@@ -70,8 +109,8 @@ def quantiles_of(values: np.ndarray) -> dict[str, float]:
 def _describe(values: np.ndarray, edges: np.ndarray) -> Distribution:
     """Describe values, whose order is not kept.
 
-    The bins at either end hold what lies beyond them too: with even bins up to the last outlier
-    all else would stand in one of them.
+    The bins at either end also hold what lies beyond them: with even bins up to the last outlier,
+    one bin would hold nearly all values.
     """
     counts, _ = np.histogram(values, np.concatenate([[-np.inf], edges[1:-1], [np.inf]]))
     return Distribution(

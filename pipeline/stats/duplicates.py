@@ -1,4 +1,4 @@
-"""Clips that say the same: equal codes, or equal text."""
+"""Finds clips that repeat others: equal codes, or equal text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Duplicates:
         self._bounds.append(self._bounds[-1])
 
     def add(self, clips: pa.RecordBatch) -> None:
-        """Take codes, text and seconds of the next clips of the unit."""
+        """Take in codes, text and seconds of the next clips of the unit."""
         self._bounds[-1] += clips.num_rows
         self._hashes["audio"] += _hash_codes(clips["codes"]).tobytes()
         texts = map(hash, clips["text"].to_pylist())
@@ -45,7 +45,7 @@ class Duplicates:
         self._seconds += clips["seconds"].to_numpy().astype(np.float32).tobytes()
 
     def by_kind(self) -> dict[str, DuplicateStats]:
-        """Count clips of equal codes ("audio") and of equal text; empty where none was encoded."""
+        """Count clips of equal codes ("audio") and of equal text; empty where no clip was encoded."""
         if not self._paths:
             return {}
         return {
@@ -58,13 +58,12 @@ class Duplicates:
         _, first, group, sizes = np.unique(
             hashes[places], return_index=True, return_inverse=True, return_counts=True
         )
-        is_copy = np.ones(len(places), bool)
-        is_copy[first] = False
-        seconds = np.frombuffer(self._seconds, np.float32)[places[is_copy]]
+        copies = np.delete(places, first)
+        seconds = np.frombuffer(self._seconds, np.float32)[copies]
         largest = np.lexsort((first, -sizes))[:_MAX_EXAMPLES]
         return DuplicateStats(
             groups=len(first),
-            clips=int(is_copy.sum()),
+            clips=len(copies),
             hours=round(float(seconds.sum(dtype=np.float64)) / 3600, 4),
             examples=[
                 [self._id(place) for place in places[group == number][:_MAX_IDS].tolist()]
@@ -74,13 +73,8 @@ class Duplicates:
 
     def _id(self, place: int) -> str:
         unit = int(np.searchsorted(self._bounds, place, side="right")) - 1
-        row = place - self._bounds[unit]
-        with self._storage.open_batches(self._paths[unit], ["id"]) as batches:
-            for batch in batches:
-                if row < batch.num_rows:
-                    return batch["id"][row].as_py()
-                row -= batch.num_rows
-        raise IndexError(f"{self._paths[unit]} has no clip {row}")
+        ids = self._storage.read_table(self._paths[unit])["id"]
+        return ids[place - self._bounds[unit]].as_py()
 
 
 def _hash_codes(codes: pa.ListArray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Examples of what was left out, a few for each source, stage and reason."""
+"""Examples of records that were left out, a few for each source, stage and reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.reading import Receipts
 from pipeline.stats.model import ExcludedRecord
 
-_MOST = {QUARANTINED: 5, REJECTED: 2}
+_MAX_EXAMPLES = {QUARANTINED: 5, REJECTED: 2}
 
 
 class Examples:
@@ -25,7 +25,7 @@ class Examples:
     def add(self, unit: Unit, receipts: Receipts) -> None:
         for stage, receipt in receipts.items():
             counts = {REJECTED: receipt.rejected, QUARANTINED: receipt.quarantined}
-            # most units hold only reasons that are well known by then: their tables stay closed
+            # Most units only repeat reasons that have examples enough: their tables are not read.
             if any(
                 self._wants((unit.source, stage, outcome, reason))
                 for outcome, reasons in counts.items()
@@ -41,7 +41,7 @@ class Examples:
         return sorted(self._found, key=attrgetter("outcome", "source", "stage", "reason"))
 
     def _wants(self, key: tuple[str, ...]) -> bool:
-        return self._number[key] < _MOST[key[2]]
+        return self._number[key] < _MAX_EXAMPLES[key[2]]
 
     def _read(self, receipt: Receipt) -> None:
         if receipt.excluded is None:

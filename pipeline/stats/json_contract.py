@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from koe.schema import QUARANTINED, REJECTED, SPEECH
-from pipeline.stats.model import Account, RunStats
+from pipeline.stats.model import Account, RunStats, ScoreStats
 
 
 def stats_json(stats: RunStats) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def stats_json(stats: RunStats) -> dict[str, Any]:
             name: {"modality": account.modality, **_account(account)}
             for name, account in stats.sources.items()
         },
-        "scores": _scores(stats),
+        "scores": _scores(stats.scores),
         "thresholds": asdict(stats.thresholds),
         "shards": asdict(stats.shards),
         "codec": dict(stats.codec.description) if stats.codec else {},
@@ -48,13 +48,9 @@ def _account(account: Account) -> dict[str, Any]:
     }
 
 
-def _scores(stats: RunStats) -> dict[str, Any]:
-    scores = stats.scores
+def _scores(scores: ScoreStats | None) -> dict[str, Any]:
     if scores is None:
         return {}
-    return {
-        "clips": scores.clips,
-        "windows": scores.windows,
-        "scorers": list(scores.scorers),
-        **{name: dict(marks) for name, marks in scores.quantiles.items()},
-    }
+    fields = asdict(scores)
+    by_score = fields.pop("quantiles")
+    return {**fields, **by_score}

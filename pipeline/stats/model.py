@@ -1,4 +1,4 @@
-"""What the statistics of a run are made of; `json_contract` writes them for `koe stats --json`."""
+"""The types of a run's statistics; `json_contract` writes them for `koe stats --json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from koe.schema import QUARANTINED
 
 @dataclass
 class Account:
-    """Where the records of a source or modality went; `pending` ones await a later stage."""
+    """What became of the records of a source or modality; `pending` ones await a later stage."""
 
     modality: str
     records_in: int = 0
@@ -65,8 +65,8 @@ class ScoreStats:
 class WhatIf:
     """What a threshold would keep of the scored clips.
 
-    `uncertain` clips lie within the error of their score of the threshold: the encode stage
-    scores them again in FP32, and may then decide otherwise than counted here.
+    The scores of `uncertain` clips are so near the threshold that their error may reach across it:
+    the encode stage scores them again in FP32, and may then decide otherwise than counted here.
     """
 
     threshold: float
@@ -89,7 +89,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts between edges; the bins at either end hold what lies beyond them too."""
+    """Counts between edges; the bins at either end also hold what lies beyond them."""
 
     edges: Sequence[float]
     counts: Sequence[int]
@@ -124,7 +124,7 @@ class SlotUse:
 
 @dataclass(frozen=True)
 class DuplicateStats:
-    """Groups of equal clips, and the copies after the first of each, in plan order."""
+    """Groups of equal clips, and the copies that follow the first of each in plan order."""
 
     groups: int
     clips: int
@@ -136,7 +136,7 @@ class DuplicateStats:
 class MixPart:
     """A part of the training rows in stored order; `progress` is its middle, from 0 to 1.
 
-    Tokens of a speech document are all speech tokens, those of its text too.
+    All tokens of a speech document count as speech, those of its text too.
     """
 
     progress: float
@@ -157,9 +157,9 @@ class SplitStats:
 
 @dataclass(frozen=True)
 class ShardStats:
-    """The shards in all; zeros while there are none.
+    """All shards together; zeros while there are none.
 
-    `max_row_tokens` is the longest row there is, `row_capacity` the bound that it may not pass.
+    `max_row_tokens` is the length of the longest row, `row_capacity` the most that a row may hold.
     """
 
     num_shards: int = 0
@@ -201,7 +201,7 @@ class ExcludedRecord:
 
 @dataclass(frozen=True)
 class CodecUsed:
-    """The codec that made the codes. `description` holds these and all else the run recorded."""
+    """The codec that made the codes; `description` holds all that the run recorded of it."""
 
     label: str
     sha256: str
@@ -225,8 +225,8 @@ class CodecUsed:
 class RunStats:
     """The statistics of a run; what is not done yet is None or empty.
 
-    From `distributions` on they take a reading of every unit (`full_stats`); the end of a run
-    (`run_stats`) leaves them empty. `distributions` by source, or "all", and quantity.
+    From `distributions` on, they need a reading of every unit: `full_stats` fills them, `run_stats`
+    leaves them empty. `distributions` are by source, or "all", and quantity.
     """
 
     schema_version: int

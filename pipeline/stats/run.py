@@ -1,4 +1,4 @@
-"""The statistics of a run: a quick part, and all of them."""
+"""The statistics of a run: those that are quick to compute, and all of them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,17 @@ from pipeline.stats.accounts import (
     total_account,
 )
 from pipeline.stats.codebooks import CodebookUse
-from pipeline.stats.distributions import distributions
+from pipeline.stats.distributions import Lengths, distributions
 from pipeline.stats.duplicates import Duplicates
 from pipeline.stats.examples import Examples
-from pipeline.stats.lengths import Lengths
 from pipeline.stats.model import CodecUsed, RunStats
 from pipeline.stats.scores import WHAT_IF_OVRL, ScoreTally
 from pipeline.stats.shards import shard_files, shard_mix, shard_stats
 
-Watch = Callable[[Unit, Receipts], None]
-
 
 def run_stats(plan: Plan, ledger: Ledger, thresholds: Sequence[float] = WHAT_IF_OVRL) -> RunStats:
-    """Return what receipts, scores and the index say: all that the end of a run shows."""
-    return _collect(plan, ledger, ScoreTally(ledger, thresholds), [])
+    """Return what receipts, scores and the index tell: the statistics shown at the end of a run."""
+    return _collect(plan, ledger, ScoreTally(ledger, thresholds))
 
 
 def full_stats(
@@ -43,24 +40,21 @@ def full_stats(
 ) -> RunStats:
     """Return all statistics, from one reading of every unit and shard.
 
-    `on_unit` is told of units (done, in all). A clip takes
-    48 bytes of memory and an instruction sample 4, and half as much again while quantiles and
-    duplicates are found: 1 GB for 15 M clips and 9 M samples.
+    `on_unit` is called with the number of units read, and that of all. A clip takes 48 bytes of
+    memory and an instruction sample 4, and half as much again while quantiles and duplicates are
+    found: 1 GB for 15 M clips and 9 M samples.
     """
     scores, lengths, examples = ScoreTally(ledger, thresholds), Lengths(ledger), Examples(ledger)
     codebooks, duplicates = CodebookUse(), Duplicates(ledger)
     done = iter(range(1, len(plan.units) + 1))
-    stats = _collect(
-        plan,
-        ledger,
-        scores,
-        [
-            lengths.add,
-            examples.add,
-            lambda unit, receipts: _read_encoded(ledger, receipts, codebooks, duplicates),
-            lambda unit, receipts: on_unit(next(done), len(plan.units)),
-        ],
-    )
+
+    def watch(unit: Unit, receipts: Receipts) -> None:
+        lengths.add(unit, receipts)
+        examples.add(unit, receipts)
+        _read_encoded(ledger, receipts, codebooks, duplicates)
+        on_unit(next(done), len(plan.units))
+
+    stats = _collect(plan, ledger, scores, watch)
     index = read_index(ledger)
     of_clips = {**lengths.of_clips, **scores.values}
     return replace(
@@ -74,19 +68,22 @@ def full_stats(
     )
 
 
-def _collect(plan: Plan, ledger: Ledger, scores: ScoreTally, watches: Sequence[Watch]) -> RunStats:
-    """Account for the records of all units, and show each unit to the scores and the `watches`."""
+def _collect(
+    plan: Plan,
+    ledger: Ledger,
+    scores: ScoreTally,
+    watch: Callable[[Unit, Receipts], None] = lambda unit, receipts: None,
+) -> RunStats:
+    """Account for the records of all units, and show each unit to the scores and to `watch`."""
     index = read_index(ledger)
     codec = {} if index is None else index["codec"]
-    # seconds encoded that tokenize left out, by source
-    lost: defaultdict[str, float] = defaultdict(float)
+    lost: defaultdict[str, float] = defaultdict(float)  # encoded seconds left out, by source
 
     def seen() -> Iterator[tuple[Unit, Receipts]]:
         nonlocal codec
         for unit, done in unit_receipts(plan, ledger):
             scores.add(unit, done)
-            for watch in watches:
-                watch(unit, done)
+            watch(unit, done)
             lost[unit.source] += _seconds_left_out(ledger, unit, done)
             encoded = done.get(stage_making("frames"))
             if not codec and index is None and encoded is not None:

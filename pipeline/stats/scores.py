@@ -59,7 +59,7 @@ class ScoreTally:
             self._uncertain[place] += int(near.sum())
 
     def scores(self) -> ScoreStats | None:
-        """Describe the scores; None where no unit was scored. A score that no clip has is absent."""
+        """Describe the scores, without those that no clip has; None where no unit was scored."""
         if not self._units:
             return None
         values = {name: found.all() for name, found in self.values.items()}

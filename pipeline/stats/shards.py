@@ -1,7 +1,8 @@
-"""The shards: what they hold in all, file by file, and in the order of training."""
+"""The shards: what they hold together, file by file, and in the order of training."""
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,14 @@ _TRAIN = "train"
 
 
 def shard_stats(index: dict[str, Any] | None) -> ShardStats:
-    """Sum the index up; zeros while there is none."""
+    """Sum up the index; zeros while there is none."""
     if index is None:
         return ShardStats()
     shards = index["shards"]
-    rows, tokens = (sum(shard[key] for shard in shards) for key in ("rows", "tokens"))
+    rows, tokens, documents = (_total(shards, key) for key in ("rows", "tokens", "documents"))
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for shard in sorted(shards, key=itemgetter("split")):
+        splits.setdefault(shard["split"], []).append(shard)
     return ShardStats(
         num_shards=len(shards),
         rows=rows,
@@ -28,21 +32,20 @@ def shard_stats(index: dict[str, Any] | None) -> ShardStats:
         fill=_fill(tokens, rows, index),
         max_row_tokens=max((shard["longest_row_tokens"] for shard in shards), default=0),
         row_capacity=index["max_row_tokens"],
-        documents=sum(shard["documents"] for shard in shards),
+        documents=documents,
         tokens_by_modality={
             modality: sum(shard["tokens_by_modality"].get(modality, 0) for shard in shards)
             for modality in (SPEECH, TEXT)
         },
         splits={
-            split: SplitStats(
-                *(
-                    sum(shard[key] for shard in shards if shard["split"] == split)
-                    for key in ("rows", "tokens")
-                )
-            )
-            for split in sorted({shard["split"] for shard in shards})
+            name: SplitStats(_total(split, "rows"), _total(split, "tokens"))
+            for name, split in splits.items()
         },
     )
+
+
+def _total(shards: list[dict[str, Any]], key: str) -> int:
+    return sum(shard[key] for shard in shards)
 
 
 def shard_files(index: dict[str, Any] | None) -> list[ShardFile]:
@@ -62,16 +65,16 @@ def shard_files(index: dict[str, Any] | None) -> list[ShardFile]:
 
 
 def shard_mix(index: dict[str, Any] | None, ledger: Ledger) -> list[MixPart]:
-    """Describe the training rows in stored order, cut into 50 parts, or one for each row if they are fewer."""
+    """Describe the training rows in stored order, in 50 parts, or one per row where there are fewer."""
     shards = [shard for shard in index["shards"] if shard["split"] == _TRAIN] if index else []
-    num_rows = sum(shard["rows"] for shard in shards)
+    num_rows = _total(shards, "rows")
     if index is None or not num_rows:
         return []
     num_buckets = min(_BUCKETS, num_rows)
     sums = {name: np.zeros(num_buckets) for name in (SPEECH, TEXT, "rows", "documents")}
     first_row = 0
     for shard in shards:
-        # without the tokens: a row's are the sum of its documents'
+        # the tokens are not read: the lengths of a row's documents add up to its own
         columns = ["document_lengths", "document_modalities"]
         with ledger.storage.open_batches(f"shards/{shard['path']}", columns) as batches:
             for batch in batches:
@@ -92,7 +95,7 @@ def shard_mix(index: dict[str, Any] | None, ledger: Ledger) -> list[MixPart]:
 
 
 def _add_rows(sums: dict[str, np.ndarray], batch: pa.RecordBatch, bucket: np.ndarray) -> None:
-    """Add rows to the sums of their bucket, int64 [rows]."""
+    """Add rows to the sums of their buckets (`bucket`: int64 [rows])."""
     lengths = batch["document_lengths"]
     tokens = lengths.flatten().to_numpy()
     documents = lengths.value_lengths().to_numpy()

@@ -13,7 +13,6 @@ from koe.schema import SPEECH, TEXT
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.reading import read_index
-from pipeline.verify.documents import prove_pieces
 from pipeline.verify.index import prove_card, prove_folder, prove_identity, prove_index
 from pipeline.verify.order import (
     RECEIPT,
@@ -26,7 +25,7 @@ from pipeline.verify.order import (
 from pipeline.verify.placing import Placing
 from pipeline.verify.receipts import STALE, setting
 from pipeline.verify.samples import SampleTable
-from pipeline.verify.shards import prove_shard, shard_figures
+from pipeline.verify.shards import prove_pieces, prove_shard, shard_figures
 from pipeline.verify.units import Seen, prove_names, prove_units
 
 
@@ -66,11 +65,8 @@ def verify_run(
     index, order = read_index(ledger), prove_order_receipt(ledger, samples)
     if order is None:
         if index is not None:
-            raise ContractError(
-                f"{INDEX} describes shards without an order",
-                f"{RECEIPT} is missing or corrupt",
-                STALE,
-            )
+            what = f"{INDEX} describes shards without an order"
+            raise ContractError(what, f"{RECEIPT} is missing or corrupt", STALE)
         return proofs
     made = _prove_shards(order, index, ledger, samples, proved)
     prove_identity(order, seen)
@@ -100,28 +96,16 @@ def not_made(plan: Plan, ledger: Ledger) -> list[str]:
 
 
 def _report_units(seen: Seen, proved: Proved) -> None:
-    proved(
-        "receipts agree with the hash, size, schema and rows of their tables",
-        seen.outputs + seen.excluded,
-        "tables",
-    )
-    proved(
-        "in = kept + rejected + quarantined, by reason, for every stage, unit and source",
-        seen.records,
-        "records of stages",
-    )
-    proved(
-        "each stage accounts once for every record of its input and carries its columns unchanged",
-        seen.outputs,
-        "outputs",
-    )
+    proved("receipts agree with the hash, size, schema and rows of their tables",
+           seen.outputs + seen.excluded, "tables")  # fmt: skip
+    proved("in = kept + rejected + quarantined, by reason, for every stage, unit and source",
+           seen.records, "records of stages")  # fmt: skip
+    proved("each stage accounts once for every record of its input and carries its columns unchanged",
+           seen.outputs, "outputs")  # fmt: skip
     proved("clips above the threshold have 7 codes per frame, all in range", seen.encoded, "clips")
-    proved(
-        "speech follows the 7-slot layout and holds the codes that encode stored",
-        seen.samples[SPEECH],
-        "samples",
-    )
-    proved("text consists of turns of user and answer", seen.samples[TEXT], "samples")  # fmt: skip
+    proved("speech follows the 7-slot layout and holds the codes that encode stored",
+           seen.samples[SPEECH], "samples")  # fmt: skip
+    proved("text consists of turns of user and answer", seen.samples[TEXT], "samples")
 
 
 def _prove_shards(

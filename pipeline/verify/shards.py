@@ -1,8 +1,9 @@
-"""Shards: their files are what their receipts say, and were made of the order that is stored."""
+"""Shards: files agree with their receipts, and rows hold the pieces that the order gives them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import pyarrow as pa
 from koe.dataflow import INTERLEAVE, output_path, receipt_path
 from koe.schema import ROW
 from pipeline.run_dir.ledger import Ledger, Receipt
-from pipeline.verify.documents import ShardDocuments
 from pipeline.verify.files import vouched_table
+from pipeline.verify.lists import TokenLists, differ, first, flat, lengths, offsets
 from pipeline.verify.order import RECEIPT, Pieces, order_error
 from pipeline.verify.receipts import require_receipt, setting
 from pipeline.verify.samples import SampleTable
@@ -85,3 +86,125 @@ def shard_figures(
         "sha256": receipt.output.sha256,
         **figures,
     }
+
+
+class ShardDocuments:
+    """A shard's rows, proved to be the documents of its pieces but for their ids and tokens."""
+
+    def __init__(
+        self, path: str, table: pa.Table, pieces: Pieces, samples: SampleTable, capacity: int
+    ) -> None:
+        self.path, self.tokens = path, TokenLists(table["input_ids"])
+        self.ids = flat(table["document_ids"])
+        self._pieces = pieces
+        self._prove_layout(table)
+        self._prove_labels(table, samples)
+        bounds = offsets(flat(table["document_lengths"]).to_numpy())
+        row_begin = bounds[offsets(lengths(table["document_lengths"]))[:-1]]
+        self._start = bounds[:-1] - row_begin[pieces.row]  # of each document in its row
+        self._stop = bounds[1:] - row_begin[pieces.row]
+        self._prove_rows(row_begin, int(bounds[-1]), capacity)
+
+    def cut(self, documents: np.ndarray) -> list[np.ndarray]:
+        """View the tokens of documents (numbers within the shard)."""
+        rows = self._pieces.row[documents]
+        return self.tokens.cut(rows, self._start[documents], self._stop[documents])
+
+    def name(self, document: int) -> str:
+        row = int(self._pieces.row[document])
+        return f"document {self.ids[document].as_py()} in {self.path}:{row}"
+
+    def _prove_layout(self, table: pa.Table) -> None:
+        """Prove that each row has the documents of the order, all columns alike."""
+        number = np.bincount(self._pieces.row)
+        if len(number) != table.num_rows:
+            what = f"{self.path} has {table.num_rows} rows"
+            raise order_error(what, f"the order has {len(number)}")
+        for column in ROW.names[1:]:
+            found = lengths(table[column])
+            if (row := first(found != number)) is not None:
+                raise order_error(
+                    f"{self.path}:{row} lists {found[row]} {column}",
+                    f"the order gives the row {number[row]} documents",
+                )
+
+    def _prove_labels(self, table: pa.Table, samples: SampleTable) -> None:
+        pieces = self._pieces
+        names = (samples.sources, samples.modalities, samples.units)
+        of_units = [pa.array(values, pa.string()).take(pa.array(pieces.unit)) for values in names]
+        expected = {
+            "document_lengths": pa.array(pieces.stop - pieces.start, pa.int32()),
+            "document_sources": of_units[0],
+            "document_modalities": of_units[1],
+            "document_units": of_units[2],
+            "document_parts": pa.array(pieces.part, pa.int32()),
+        }
+        for column, values in expected.items():
+            found = flat(table[column])
+            if not found.equals(values):
+                document = int(np.argmax(differ(found, values)))
+                said, wanted = (array[document].as_py() for array in (found, values))
+                raise order_error(
+                    f"{self.name(document)} is not the piece that the order gives the row",
+                    f"its {column} says {said!r}, the order {wanted!r}",
+                )
+
+    def _prove_rows(self, row_begin: np.ndarray, total: int, capacity: int) -> None:
+        sums = np.diff(np.append(row_begin, total))
+        held = self.tokens.lengths
+        if (row := first((held != sums) | (held > capacity))) is not None:
+            raise order_error(
+                f"{self.path}:{row} has {held[row]} tokens in documents of {sums[row]}",
+                f"a row holds at most {capacity} and exactly its documents",
+            )
+
+
+def prove_pieces(pieces: Pieces, samples: SampleTable, shard: ShardDocuments | None) -> np.ndarray:
+    """Prove that pieces lie in their samples, and that the documents of a shard equal them.
+
+    Returns the tokens of each piece's sample, int64 [pieces].
+    """
+    sizes = np.empty(len(pieces), np.int64)
+    for unit, members in _by_unit(pieces.unit):
+        opened = samples.open(unit)
+        rows, start, stop = (x[members] for x in (pieces.sample, pieces.start, pieces.stop))
+        wrong = (rows < 0) | (rows >= len(opened.tokens))
+        if not wrong.any():
+            sizes[members] = opened.tokens.lengths[rows]
+            wrong = (start < 0) | (start >= stop) | (stop > sizes[members])
+        if (place := first(wrong)) is not None:
+            raise order_error(
+                f"the order gives {pieces.shard}:{pieces.row[members[place]]} tokens "
+                f"{start[place]} to {stop[place]} of sample {rows[place]} of {samples.units[unit]}",
+                "the sample does not have them",
+            )
+        if shard is not None:
+            ids = opened.ids.take(pa.array(rows)).combine_chunks()
+            _prove_documents(shard, members, ids, opened.tokens.cut(rows, start, stop))
+    return sizes
+
+
+def _by_unit(unit: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Group pieces by unit, so that each unit's samples are opened once per shard."""
+    by_unit = np.argsort(unit, kind="stable")
+    cuts = np.flatnonzero(np.diff(unit[by_unit])) + 1
+    for members in np.split(by_unit, cuts):
+        yield int(unit[members[0]]), members
+
+
+def _prove_documents(
+    shard: ShardDocuments, documents: np.ndarray, ids: pa.Array, wanted: list[np.ndarray]
+) -> None:
+    found = shard.cut(documents)
+    if np.array_equal(np.concatenate(found), np.concatenate(wanted)):
+        names = shard.ids.take(pa.array(documents))
+        if names.equals(ids):
+            return
+        place = int(np.argmax(differ(names, ids)))
+        why = f"the order names {ids[place].as_py()}"
+    else:
+        pairs = zip(found, wanted, strict=True)
+        place = next(k for k, pair in enumerate(pairs) if not np.array_equal(*pair))
+        at = int(np.argmax(found[place] != wanted[place]))
+        why = f"token {at} is {found[place][at]}, not {wanted[place][at]}"
+    raise order_error(f"{shard.name(int(documents[place]))} differs from its tokenized sample", why)

@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 from koe.vocabulary import NUM_EMBEDDINGS
 from pipeline.config.load import load_config
 from pipeline.config.models import PipelineConfig
-from pipeline.estimate.result import StageEstimate
+from pipeline.estimate.track import StageEstimate
 from pipeline.estimate.training import estimate_training
 from tests.corpus import write_corpus
 
