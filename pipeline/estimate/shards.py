@@ -38,58 +38,42 @@ def estimate_shards(
     last = [track for track in tokenized if track.kept.num_rows]
     if not last:
         return None
-    records = sum(track.records_kept for track in last)
-    shrink = max(1.0, records / _MAX_SAMPLES)
+    nothing = StageEstimate(
+        stage=INTERLEAVE,
+        measured=sum(track.kept.num_rows for track in last),
+        seconds=0.0,
+        amounts={"tokens": 0.0},
+        records=sum(track.records_kept for track in last),
+        totals={"rows": 0.0, "tokens": 0.0},
+        worker_hours=0.0,
+        cpu_hours=0.0,
+        gpu_hours=0.0,
+        disk_bytes=0.0,
+    )
+    shrink = max(1.0, nothing.records / _MAX_SAMPLES)
     units = _corpus(last, shrink)
     started = clock()
     try:
         order = plan_order(units, assembly.order().settings)
     except ConfigError as error:  # the run would stop here; what comes before is worth knowing
-        return _estimate(assembly, last, records, note=str(error))
+        return replace(nothing, note=str(error))
     planning = clock() - started
     started = clock()
     gathered, size = _gather(order, units)
     gathering = clock() - started
     placed = int(np.sum(order.table["stop"].to_numpy() - order.table["start"].to_numpy()))
     rows = sum(int(piece["row"][-1].as_py()) + 1 for piece in order.shards().values())
-    return _estimate(
-        assembly,
-        last,
-        records,
-        gathered=gathered,
-        seconds=gathering + planning * gathered / max(placed, 1),
-        rows=rows * shrink,
-        tokens=placed * shrink,
-        disk_bytes=(stored_bytes(order.table) + size * placed / max(gathered, 1)) * shrink,
-        note="; ".join(_left_out(order, units, last)),
-    )
-
-
-def _estimate(
-    assembly: Assembly,
-    tracks: list[Track],
-    records: float,
-    *,
-    gathered: int = 0,
-    seconds: float = 0.0,
-    rows: float = 0.0,
-    tokens: float = 0.0,
-    disk_bytes: float = 0.0,
-    note: str = "",
-) -> StageEstimate:
-    hours = seconds * tokens / max(gathered, 1) / 3600
-    return StageEstimate(
-        stage=INTERLEAVE,
-        measured=sum(track.kept.num_rows for track in tracks),
+    seconds = gathering + planning * gathered / max(placed, 1)
+    hours = seconds * placed * shrink / max(gathered, 1) / 3600
+    return replace(
+        nothing,
         seconds=seconds,
         amounts={"tokens": float(gathered)},
-        records=records,
-        totals={"rows": rows, "tokens": tokens},
+        totals={"rows": rows * shrink, "tokens": placed * shrink},
         worker_hours=hours,
         cpu_hours=hours * assembly.config.interleave.cpus_per_worker,
-        gpu_hours=0.0,
-        disk_bytes=disk_bytes,
-        note=note,
+        disk_bytes=(stored_bytes(order.table) + size * placed / max(gathered, 1)) * shrink,
+        note="; ".join(_left_out(order, units, last)),
     )
 
 

@@ -39,8 +39,16 @@ def stats_view(stats: RunStats, source: str | None = None) -> RenderableType:
     Raises: ConfigError for a source that the run does not have.
     """
     if source is None:
-        outcomes = [*_outcomes(stats, stats.sources), _sums(stats)]
-        parts = [*outcomes, *_clips(stats), *_rows(stats)]
+        parts = [
+            *_outcomes(stats, stats.sources),
+            _sums(stats),
+            *_clips(stats),
+            _codebooks(stats.codebooks),
+            _duplicates(stats.duplicates, stats.has_trained_codec),
+            shards_table(stats.shards),
+            mix_table(stats.mix),
+            shard_files_table(stats.shard_files),
+        ]
     else:
         require_source(stats.sources, source)
         parts = [
@@ -51,13 +59,10 @@ def stats_view(stats: RunStats, source: str | None = None) -> RenderableType:
 
 
 def require_source(sources: Iterable[str], source: str) -> None:
-    """Raises: ConfigError, which names the run's sources, where `source` is none of them."""
+    """Refuse a source that the run does not have. Raises: ConfigError naming those that it has."""
     if source not in sources:
-        raise ConfigError(
-            f"there is no source {source!r}",
-            f"the run's sources are {shorten_list(sources, source)}",
-            "Give one of them to --source.",
-        )
+        known = f"the run's sources are {shorten_list(sources, source)}"
+        raise ConfigError(f"there is no source {source!r}", known, "Give one of them to --source.")
 
 
 def _outcomes(stats: RunStats, sources: Mapping[str, Account]) -> list[RenderableType]:
@@ -77,17 +82,6 @@ def _clips(stats: RunStats) -> list[RenderableType]:
     if stats.scores:
         parts.append(_thresholds(stats.thresholds))
     return parts
-
-
-def _rows(stats: RunStats) -> list[RenderableType]:
-    """Show codes, duplicates, and the shards."""
-    return [
-        _codebooks(stats.codebooks),
-        _duplicates(stats.duplicates, stats.has_trained_codec),
-        shards_table(stats.shards),
-        mix_table(stats.mix),
-        shard_files_table(stats.shard_files),
-    ]
 
 
 def _spaced(part: RenderableType) -> list[RenderableType]:

@@ -1,4 +1,4 @@
-"""Training is reckoned from the shape of the model that is trained, or said to be unknown."""
+"""Training is estimated from the shape of the model that is trained, or said to be unknown."""
 
 from __future__ import annotations
 
