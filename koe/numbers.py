@@ -78,8 +78,5 @@ def file_size(num_bytes: float) -> str:
     """Write 1,900,000 bytes as 1.9 MB; "" for none."""
     if not num_bytes:
         return ""
-    size, unit = next(
-        (pair for pair in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if num_bytes >= pair[0]),
-        (1e3, "kB"),
-    )
-    return decimal(num_bytes / size, 1, f" {unit}")
+    size, unit = next((pair for pair in _SIZES if num_bytes >= pair[0]), _SIZES[-1])
+    return decimal(num_bytes / size, 1, f" {unit}B")

@@ -167,15 +167,11 @@ ROW = pa.schema(
 )
 
 # A record that a stage did not keep, with the reason; both outcomes share the layout.
+# `outcome` is one of the two; `location` is a path with the member and offset, or the line.
 EXCLUDED = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("outcome", pa.string(), nullable=False),  # rejected | quarantined
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("location", pa.string(), nullable=False),  # path, member and offset or line
+        pa.field(name, pa.string(), nullable=False)
+        for name in ("id", "source", "stage", "outcome", "reason", "detail", "location")
     ]
 )
 REJECTED = "rejected"

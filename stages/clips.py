@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from koe.errors import BadRecord
+from koe.errors import BadRecord, attempt
 from stages.audio.decode import decode, resample
 from stages.sources.location import read_clips
 
@@ -57,7 +57,10 @@ def load_clips(
 
     def load(clip: tuple[bytes | BadRecord, float, float]) -> np.ndarray | BadRecord:
         data, start, seconds = clip
-        return data if isinstance(data, BadRecord) else _load(data, audio_hz, start, seconds)
+        if isinstance(data, BadRecord):
+            return data
+        audio = attempt(_load, data, audio_hz, start, seconds)
+        return audio if isinstance(audio, BadRecord) else audio[0]
 
     return in_threads(load, prefetch(read), num_threads)
 
@@ -81,19 +84,15 @@ def in_threads(
             items.close()
 
 
-def _load(data: bytes, audio_hz: int, start: float, seconds: float) -> np.ndarray | BadRecord:
-    try:
-        audio, from_hz = decode(data, start, seconds)
-        return resample(_within_scale(audio), from_hz, audio_hz)
-    except BadRecord as bad:
-        return bad
-
-
-def _within_scale(audio: np.ndarray) -> np.ndarray:
+def _load(
+    data: bytes, audio_hz: int, start: float = 0.0, seconds: float | None = None
+) -> tuple[np.ndarray, float]:
+    """Decode float32 [samples] at `audio_hz`, and tell how many seconds the file holds of them."""
+    audio, from_hz = decode(data, start, seconds)
     peak = float(np.abs(audio).max())
     if peak > MAX_PEAK:
         raise BadRecord("out_of_scale_audio", f"peak {peak:.3g}, full scale is 1")
-    return audio
+    return resample(audio, from_hz, audio_hz), len(audio) / from_hz
 
 
 def load_file(path: str, audio_hz: int) -> tuple[np.ndarray, float]:
@@ -105,22 +104,10 @@ def load_file(path: str, audio_hz: int) -> tuple[np.ndarray, float]:
         data = Path(path).read_bytes()
     except OSError as error:
         raise BadRecord("unreadable_file", error.strerror or str(error)) from error
-    audio, from_hz = decode(data, 0.0, None)
-    return resample(_within_scale(audio), from_hz, audio_hz), len(audio) / from_hz
+    return _load(data, audio_hz)
 
 
 def location(clip: dict[str, Any]) -> str:
     """Say where a clip's audio lies: its file, or the archive with the member and byte or row in it."""
     path, member, offset = (clip[f"audio_{key}"] for key in ("path", "member", "offset"))
     return f"{path}:{member}@{offset}" if member or offset else path
-
-
-def codes_column(codes: Sequence[np.ndarray | None]) -> pa.ListArray:
-    """Build the Arrow column of flat codes: uint16 [7 F] per row, or null."""
-    present = [flat for flat in codes if flat is not None]
-    lengths = [0 if flat is None else len(flat) for flat in codes]
-    return pa.ListArray.from_arrays(
-        pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)]), pa.int32()),
-        pa.array(np.concatenate([np.empty(0, np.uint16), *present]), pa.uint16()),
-        mask=pa.array([flat is None for flat in codes], pa.bool_()),
-    )

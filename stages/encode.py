@@ -14,7 +14,7 @@ from koe.errors import BadRecord, ContractError
 from koe.schema import CLIP, ENCODED
 from koe.stage import Exclusions, Outcome, Resources, Stage, Transform
 from koe.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
-from stages.clips import codes_column, load_clips, load_file, location
+from stages.clips import load_clips, load_file, location
 from stages.settings import EncodeConfig
 from stages.snac.codec import Codec, CodecSpec, padded_samples
 
@@ -219,7 +219,11 @@ def _encoded_table(clips: pa.Table, codes: dict[int, np.ndarray]) -> pa.Table:
     kept = clips.take(pa.array(sorted(codes), pa.int64()))
     ordered = [codes[row] for row in sorted(codes)]
     frames = pa.array([len(flat) // SLOTS for flat in ordered], pa.int32())
-    columns = [*kept.drop_columns("codes").columns, frames, codes_column(ordered)]
+    columns = [
+        *kept.drop_columns("codes").columns,
+        frames,
+        pa.array(ordered, ENCODED.field("codes").type),
+    ]
     return pa.Table.from_arrays(columns, schema=ENCODED)
 
 

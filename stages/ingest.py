@@ -30,10 +30,7 @@ class IngestStage:
     settings: IngestConfig = field(default_factory=IngestConfig)
     name: str = field(default="ingest", init=False)
     version: int = field(default=1, init=False)
-
-    @property
-    def output_schema(self) -> pa.Schema:
-        return CLIP
+    output_schema: pa.Schema = field(default=CLIP, init=False, repr=False)
 
     @property
     def content(self) -> dict[str, Any]:

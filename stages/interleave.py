@@ -77,8 +77,9 @@ def gather_rows(
         index = int(unit[members[0]])
         samples = require_schema(read_samples(index), SAMPLE, f"unit {unit_names[index]}")
         wanted = sample[members]
-        _require_pieces(samples, wanted, stop[members], unit_names[index])
-        _copy(samples["input_ids"], wanted, start[members], lengths[members], tokens, ends[members])
+        lists = _as_one(samples["input_ids"])
+        _require_pieces(lists, wanted, stop[members], unit_names[index])
+        _copy(lists, wanted, start[members], lengths[members], tokens, ends[members])
         labels.append(samples.select(_LABELS).take(pa.array(wanted)))
     back = np.empty(len(by_unit), np.int64)
     back[by_unit] = np.arange(len(by_unit))
@@ -92,10 +93,8 @@ def gather_rows(
         names,
         order_slice["part"],
     ]
-    return pa.Table.from_arrays(
-        [_lists(ends[documents], pa.array(tokens)), *(_lists(documents, v) for v in values)],
-        schema=ROW,
-    )
+    columns = [_lists(ends[documents], pa.array(tokens)), *(_lists(documents, v) for v in values)]
+    return pa.Table.from_arrays(columns, schema=ROW)
 
 
 def _row_bounds(row: np.ndarray) -> np.ndarray:
@@ -110,9 +109,9 @@ def _row_bounds(row: np.ndarray) -> np.ndarray:
     return np.append(np.flatnonzero(steps), len(row))
 
 
-def _require_pieces(samples: pa.Table, wanted: np.ndarray, stop: np.ndarray, unit: str) -> None:
-    if int(wanted.max()) < samples.num_rows:
-        lengths = _as_one(samples["input_ids"]).value_lengths().to_numpy()
+def _require_pieces(lists: pa.ListArray, wanted: np.ndarray, stop: np.ndarray, unit: str) -> None:
+    if int(wanted.max()) < len(lists):
+        lengths = lists.value_lengths().to_numpy()
         if (stop <= lengths[wanted]).all():
             return
     raise ContractError(
@@ -123,7 +122,7 @@ def _require_pieces(samples: pa.Table, wanted: np.ndarray, stop: np.ndarray, uni
 
 
 def _copy(
-    column: pa.ChunkedArray,
+    lists: pa.ListArray,
     wanted: np.ndarray,
     start: np.ndarray,
     lengths: np.ndarray,
@@ -131,7 +130,6 @@ def _copy(
     places: np.ndarray,
 ) -> None:
     """Copy pieces of a unit's samples to their `places` in `tokens`."""
-    lists = _as_one(column)
     values = lists.values.to_numpy()
     begin = lists.offsets.to_numpy()[wanted] + start
     for source, place, length in zip(

@@ -17,7 +17,7 @@ from koe.schema import SCORED
 from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import CODEC_HZ
 from stages.audio.decode import resample
-from stages.clips import codes_column, load_clips, load_file, location
+from stages.clips import load_clips, load_file, location
 from stages.dnsmos.engines import ovrl_error, resolve_engine
 from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer
 from stages.settings import ScoreConfig, Windows
@@ -197,7 +197,7 @@ def _scored_table(
         ),
         pa.array([stage.ovrl_error] * len(results), pa.float64()),
         pa.array([stage.label] * len(results), pa.string()),
-        codes_column([result.codes for result in results]),
+        pa.array([result.codes for result in results], SCORED.field("codes").type),
     ]
     return pa.Table.from_arrays(columns, schema=SCORED)
 

@@ -71,7 +71,7 @@ class TokenizeSpeech(_Tokenize):
     def _transform(self, table: pa.Table, encoder: TextEncoder) -> Outcome:
         require_schema(table, ENCODED, "the input of stage tokenize")
         clips, all_codes = table.drop_columns("codes").to_pylist(), _lists(table["codes"])
-        excluded, samples = Exclusions(NAME), _Samples(SPEECH)
+        excluded, samples = Exclusions(NAME), []
         good, prompts = [], []
         for clip, codes in zip(clips, all_codes, strict=True):
             try:
@@ -84,8 +84,9 @@ class TokenizeSpeech(_Tokenize):
             if self.settings.drop_repeated_frames:
                 codes = drop_repeated_frames(codes)
             ids = speech_ids(text_ids, codes)
-            samples.add(clip["id"], clip["source"], len(codes) // SLOTS, ids)
-        return excluded.outcome(samples.table())
+            frames = len(codes) // SLOTS
+            samples.append(_sample(clip["id"], clip["source"], SPEECH, frames, ids))
+        return excluded.outcome(pa.Table.from_pylist(samples, schema=SAMPLE))
 
     def _prompt(self, text: str, speaker: str | None) -> str:
         prompt = self.settings.speech_prompt
@@ -122,14 +123,14 @@ class TokenizeText(_Tokenize):
         if table.num_rows != 1:
             raise ContractError(f"tokenize got {table.num_rows} units", "it takes one at a time")
         (unit,) = units_in(table)
-        excluded, samples = Exclusions(NAME), _Samples(TEXT)
+        excluded, samples = Exclusions(NAME), []
         conversations = dict(self._conversations(unit, excluded))
         texts = [text for pairs in conversations.values() for pair in pairs for text in pair]
         encoded = iter(encoder.encode(texts))
         for sample_id, pairs in conversations.items():
             ids = conversation_ids([(next(encoded), next(encoded)) for _ in pairs])
-            samples.add(sample_id, unit.source, 0, ids)
-        return excluded.outcome(samples.table())
+            samples.append(_sample(sample_id, unit.source, TEXT, 0, ids))
+        return excluded.outcome(pa.Table.from_pylist(samples, schema=SAMPLE))
 
     def _conversations(
         self, unit: Unit, excluded: Exclusions
@@ -168,26 +169,8 @@ class TokenizeText(_Tokenize):
         return turns(record.fields, settings.layout, settings.fields)
 
 
-class _Samples:
-    """Collects samples of one modality and hands them out as a SAMPLE table."""
-
-    def __init__(self, modality: str) -> None:
-        self._modality = modality
-        self._rows: list[dict[str, Any]] = []
-        self._ids: list[np.ndarray] = []
-
-    def add(self, sample_id: str, source: str, num_frames: int, ids: np.ndarray) -> None:
-        labels = {"id": sample_id, "source": source, "modality": self._modality}
-        self._rows.append(labels | {"frames": num_frames})
-        self._ids.append(ids)
-
-    def table(self) -> pa.Table:
-        offsets = np.zeros(len(self._ids) + 1, np.int64)
-        np.cumsum([len(ids) for ids in self._ids], out=offsets[1:])
-        values = np.concatenate([np.empty(0, np.int32), *self._ids])
-        input_ids = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
-        labels = pa.Table.from_pylist(self._rows, schema=SAMPLE.remove(len(SAMPLE) - 1))
-        return pa.Table.from_arrays([*labels.columns, input_ids], schema=SAMPLE)
+def _sample(id: str, source: str, modality: str, frames: int, ids: np.ndarray) -> dict[str, Any]:
+    return dict(zip(SAMPLE.names, (id, source, modality, frames, ids), strict=True))
 
 
 def _require_codes(codes: np.ndarray, clip_id: str) -> np.ndarray:

@@ -48,15 +48,11 @@ _PATHS = {PathOrUrl: "path or URL", PathOrName: "path or name"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
-def config_schema() -> dict[str, Any]:
-    """Return the JSON schema (draft 2020-12) of a `pipeline.yaml`."""
-    schema = PipelineConfig.model_json_schema(schema_generator=_Untitled)
-    return {"$schema": GenerateJsonSchema.schema_dialect, **schema, "title": "koe's pipeline.yaml"}
-
-
 def schema_text() -> str:
-    """Return the text of `pipeline.schema.json`."""
-    return json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n"
+    """Return the text of `pipeline.schema.json`: JSON schema, draft 2020-12."""
+    schema = PipelineConfig.model_json_schema(schema_generator=_Untitled)
+    named = {"$schema": GenerateJsonSchema.schema_dialect, **schema, "title": "koe's pipeline.yaml"}
+    return json.dumps(named, indent=2, ensure_ascii=False) + "\n"
 
 
 def packaged_config() -> str:
@@ -68,7 +64,8 @@ def config_markdown() -> str:
     """Return the reference: a table of keys for each section of the configuration."""
     parts = [_HEAD]
     for path, model in sections(PipelineConfig):
-        parts.append(f"## {_heading(path)}\n\n{_about(model)}" + _table(path, model))
+        heading = f"`{path}`" if path else "The file"
+        parts.append(f"## {heading}\n\n{_about(model)}" + _table(path, model))
     return "\n".join(parts)
 
 
@@ -87,10 +84,6 @@ class _Untitled(GenerateJsonSchema):
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
-
-
-def _heading(path: str) -> str:
-    return f"`{path}`" if path else "The file"
 
 
 def _prefix(path: str) -> str:

@@ -166,9 +166,7 @@ def resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
         return _resampler(from_hz, to_hz)(torch.from_numpy(audio)).numpy()
 
 
-@lru_cache(maxsize=32)
-def _resampler(from_hz: int, to_hz: int) -> torchaudio.transforms.Resample:
-    return torchaudio.transforms.Resample(from_hz, to_hz)
+_resampler = lru_cache(maxsize=32)(torchaudio.transforms.Resample)
 
 
 def _open(window: _Window, num_bytes: int) -> soundfile.SoundFile:

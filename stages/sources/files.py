@@ -27,10 +27,6 @@ class SourceFile:
     path: str
     relative: str
 
-    @property
-    def stem(self) -> str:
-        return stem(self.relative)
-
 
 class Fault(Exception):
     """The rest of a source file cannot be read; what precedes it is kept."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
@@ -13,6 +13,7 @@ from stages.sources.base import AudioLocation
 from stages.sources.files import is_absent, num_bytes, open_binary, reading
 from stages.sources.parquet_file import CellReader
 
+T = TypeVar("T")
 FILE, TAR, PARQUET = "file", "tar", "parquet"
 
 
@@ -23,9 +24,8 @@ class ClipReader:
     """
 
     def __init__(self) -> None:
-        self._archive: BinaryIO | None = None
-        self._archive_path = ""
-        self._cells: CellReader | None = None
+        self._archive: Any = None  # an open tar, or the reader of a Parquet column
+        self._archive_key: tuple[str, ...] = ()
         self._last: tuple[AudioLocation, bytes] | None = None
 
     def __enter__(self) -> ClipReader:
@@ -35,10 +35,9 @@ class ClipReader:
         self.close()
 
     def close(self) -> None:
-        for opened in (self._archive, self._cells):
-            if opened is not None:
-                opened.close()
-        self._archive, self._cells, self._last = None, None, None
+        if self._archive is not None:
+            self._archive.close()
+        self._archive, self._archive_key, self._last = None, (), None
 
     def read(self, place: AudioLocation) -> bytes:
         """Return the encoded audio at `place`.
@@ -64,7 +63,7 @@ class ClipReader:
             return read_header(data), len(data)
         if place.kind == TAR:
             with reading(place.path):
-                archive = self._open_archive(place.path)
+                archive = self._opened(open_binary, place.path)
                 return read_header(archive, place.offset, place.num_bytes), place.num_bytes
         with reading(place.path), _open_file(place.path) as file:
             size = num_bytes(file)
@@ -72,12 +71,12 @@ class ClipReader:
 
     def _read(self, place: AudioLocation) -> bytes:
         if place.kind == PARQUET:
-            return self._cell(place)
+            return self._opened(CellReader, place.path, place.member).read(place.offset)
         if place.kind == FILE:
             with reading(place.path), _open_file(place.path) as file:
                 return file.read()
         with reading(place.path):
-            archive = self._open_archive(place.path)
+            archive = self._opened(open_binary, place.path)
             archive.seek(place.offset)
             data = archive.read(place.num_bytes)
         if len(data) != place.num_bytes:
@@ -88,19 +87,11 @@ class ClipReader:
             )
         return data
 
-    def _cell(self, place: AudioLocation) -> bytes:
-        if self._cells is None or self._cells.key != (place.path, place.member):
-            if self._cells is not None:
-                self._cells.close()
-            self._cells = CellReader(place.path, place.member)
-        return self._cells.read(place.offset)
-
-    def _open_archive(self, path: str) -> BinaryIO:
-        if self._archive is None or self._archive_path != path:
-            if self._archive is not None:
-                self._archive.close()
-                self._archive = None
-            self._archive, self._archive_path = open_binary(path), path
+    def _opened(self, opener: Callable[..., T], *key: str) -> T:
+        """Open an archive, unless it is the one that is open already."""
+        if self._archive is None or self._archive_key != key:
+            self.close()
+            self._archive, self._archive_key = opener(*key), key
         return self._archive
 
 

@@ -49,7 +49,6 @@ class CellReader:
     """Reads audio cells of one column in ascending order: each row group once, in batches."""
 
     def __init__(self, path: str, column: str) -> None:
-        self.key = (path, column)
         self._path = path
         with reading(path):
             try:

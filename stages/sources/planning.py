@@ -43,19 +43,15 @@ def cut(spans: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
     and no record gives one empty slice.
     """
     start, last, count, fault = 0, 0, 0, None
-    iterator = iter(spans)
-    while True:
-        try:
-            span = next(iterator, None)
-        except Fault as error:
-            span, fault = None, str(error)
-        if span is None:
-            break
-        if count == unit_records:
-            yield Slice(start, last, count)
-            count = 0
-        start = span[0] if count == 0 else start
-        last, count = span[1], count + 1
+    try:
+        for first, stop in spans:
+            if count == unit_records:
+                yield Slice(start, last, count)
+                count = 0
+            start = first if count == 0 else start
+            last, count = stop, count + 1
+    except Fault as error:
+        fault = str(error)
     if count or fault:
         yield Slice(start, last, count, fault)
 
@@ -79,8 +75,7 @@ def plan_units(
         with reading(file.path):
             for index, part in enumerate(parts):
                 name = f"{source}-{digest}-{index:05d}"
-                place = (part.start, part.stop, part.records, part.fault)
-                yield Unit(name, source, modality, file.path, mark, *place)
+                yield Unit(name, source, modality, file.path, mark, **vars(part))
 
     with _Scanner(slices) as scanner:
         waiting: deque[Iterable[Unit]] = deque()
