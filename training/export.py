@@ -94,7 +94,7 @@ def _draft(out: Path) -> Iterator[Path]:
 def _require_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
-            f"{out} exists already",
+            f"{out} already exists",
             "an export never overwrites anything",
             "Name another folder, or remove that one.",
         )

@@ -39,7 +39,7 @@ def require_free(folder: Path) -> None:
         ) from error
     if is_foreign:
         raise ConfigError(
-            f"{path} exists already",
+            f"{path} already exists",
             "koe did not write it, so koe does not overwrite it",
             "Name another folder, or move that page away.",
         )

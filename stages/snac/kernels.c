@@ -11,7 +11,7 @@
 #ifdef __AVX512F__
 enum { LANES = 16 };
 #else
-enum { LANES = 8 }; /* AVX2: 15.6 audio-seconds a second, 11.3 with vectors of two registers */
+enum { LANES = 8 }; /* AVX2: 15.6 audio-seconds per second, 11.3 with vectors of two registers */
 #endif
 
 enum { TAPS = 7, ROWS_AT_ONCE = 32 };

@@ -1,5 +1,5 @@
 """Law: the number of ranks changes neither the rows of a step, nor its loss and gradients, nor
-what the guard makes of it. 64 sequences a step: 8 ranks x 4 rows x 2 micro-batches."""
+what the guard makes of it. 64 sequences per step: 8 ranks x 4 rows x 2 micro-batches."""
 
 from __future__ import annotations
 

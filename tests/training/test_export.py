@@ -134,11 +134,11 @@ def test_what_is_there_is_never_written_over(trained, tmp_path):
     out.mkdir()
     export_from(run, out)  # an empty folder is free
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(ConfigError, match=r"out exists already.*never overwrites"):
+    with pytest.raises(ConfigError, match=r"out already exists.*never overwrites"):
         export_from(run, out, dtype="bf16")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(ConfigError, match="file exists already"):
+    with pytest.raises(ConfigError, match="file already exists"):
         export_from(run, tmp_path / "file")
 
 
