@@ -49,12 +49,7 @@ def commit() -> str:
 
 
 def write_result(
-    name: str,
-    peer: str,
-    unit: str,
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    **more: Any,
+    name: str, peer: str, unit: str, ours: Sequence[float], theirs: Sequence[float], **more: Any
 ) -> Path:
     """Write the comparison of repetitions that alternated; return the file.
 

@@ -29,17 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.driver_memory import Stub, peak_bytes, planned
-from koe.schema import (
-    CLIP,
-    ENCODED,
-    EXCLUDED,
-    REJECTED,
-    SAMPLE,
-    SCORED,
-    SPEECH,
-    TEXT,
-    Unit,
-)
+from koe.schema import CLIP, ENCODED, EXCLUDED, REJECTED, SAMPLE, SCORED, SPEECH, TEXT, Unit
 from koe.stage import Outcome
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan

@@ -90,10 +90,7 @@ def figures(
         "largest_loss": {m: _largest(rows, m) for m in MODALITIES},
         "largest_gradient_norm": max(finite, default=None) if finite else None,
         "not_finite": len(norms) - len(finite),
-        "median_gradient_norm": {
-            "first": median(norms[:WINDOW]),
-            "last": median(norms[-WINDOW:]),
-        }
+        "median_gradient_norm": {"first": median(norms[:WINDOW]), "last": median(norms[-WINDOW:])}
         if rows
         else None,
         "train_loss": sum(float(row["loss"]) for row in applied[-WINDOW:])

@@ -44,12 +44,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from benchmarks.trainer_gpu import ORPHEUS_3B
 from training.config import TrainConfig
 from training.model import loss
-from training.model.distributed import (
-    Ranks,
-    gradient_sync,
-    parallelise,
-    total_gradient_norm,
-)
+from training.model.distributed import Ranks, gradient_sync, parallelise, total_gradient_norm
 from training.model.llama import build_model
 from training.model.optim import build_optimizer
 from training.step import compute_precision

@@ -14,10 +14,7 @@ from koe.errors import ConfigError
 
 @contextmanager
 def ray_session(
-    address: str | None,
-    num_cpus: int | None,
-    local_environment: Mapping[str, str],
-    **options: Any,
+    address: str | None, num_cpus: int | None, local_environment: Mapping[str, str], **options: Any
 ) -> Iterator[None]:
     """Join the Ray at `address`, or start a local one of `num_cpus`, until the block ends.
 

@@ -45,9 +45,7 @@ class OrderStage:
 
 
 def gather_rows(
-    order_slice: pa.Table,
-    read_samples: Callable[[int], pa.Table],
-    unit_names: Sequence[str],
+    order_slice: pa.Table, read_samples: Callable[[int], pa.Table], unit_names: Sequence[str]
 ) -> pa.Table:
     """Make the rows of one shard (ROW) from its slice of the order (ORDER).
 

@@ -15,13 +15,7 @@ import pyarrow as pa
 from koe.errors import BadRecord, ContractError, StageError
 from koe.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, Unit, require_schema, units_in
 from koe.stage import Exclusions, Outcome, Resources, Transform
-from koe.vocabulary import (
-    CODEBOOK_SIZE,
-    SLOTS,
-    conversation_ids,
-    drop_repeated_frames,
-    speech_ids,
-)
+from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, drop_repeated_frames, speech_ids
 from stages.clips import location
 from stages.settings import TokenizeConfig
 from stages.sources.base import Record, TextFiles

@@ -11,16 +11,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from koe.schema import (
-    ENCODED,
-    EXCLUDED,
-    ORDER,
-    ROW,
-    SAMPLE,
-    SPEECH,
-    TEXT,
-    Unit,
-)
+from koe.schema import ENCODED, EXCLUDED, ORDER, ROW, SAMPLE, SPEECH, TEXT, Unit
 from koe.stage import Outcome
 from koe.vocabulary import conversation_ids, speech_ids
 from pipeline.run_dir.ledger import Ledger

@@ -141,7 +141,7 @@ def roll_back(run: Run, verdict: Verdict) -> None:
     found = None
     if run.ranks.is_main:
         wanted = max(0, before.steps - run.config.guard.roll_back_steps)
-        found = checkpoints.latest_before(run.checkpoint_folder, wanted, say)
+        found = checkpoints.latest(run.checkpoint_folder, say, wanted)
     steps = run.ranks.from_main(found.progress.steps if found else -1)
     if steps < 0:
         raise _exploded(

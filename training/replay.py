@@ -112,7 +112,7 @@ def _find_event(out_dir: Path, event_id: str) -> dict[str, Any]:
 def _checkpoint_before(folder: Path, event: dict[str, Any]) -> checkpoints.Checkpoint:
     """Find the newest checkpoint whose weights the event's step could have started from."""
     before = event["step"] - (event["event"] == "clip")  # a clipped step has been applied
-    found = checkpoints.latest_before(folder, before, say)
+    found = checkpoints.latest(folder, say, before)
     if found is None:
         raise ConfigError(
             f"there is no complete checkpoint at or before step {before}",

@@ -38,8 +38,7 @@ def stats(
         str, typer.Option("--what-if", help="Show what each of these ovrl thresholds would keep.")
     ] = "2.0,2.5,3.0,3.5",
     source: Annotated[
-        str | None,
-        typer.Option(help="Show only this source; --json and --html always cover all."),
+        str | None, typer.Option(help="Show only this source; --json and --html always cover all.")
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,

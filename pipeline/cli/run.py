@@ -132,11 +132,7 @@ def plan(
     estimates = []
     if clips:
         estimates = estimate_run(
-            settings,
-            planned,
-            clips,
-            lambda what: say(what, "dim"),
-            seconds=seconds,
+            settings, planned, clips, lambda what: say(what, "dim"), seconds=seconds
         )
     if as_json:
         stages = [{**asdict(item), "per_second": item.rates()} for item in estimates]

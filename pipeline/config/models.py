@@ -24,10 +24,9 @@ from training.config import RENAMED as RENAMED_IN_TRAIN
 from training.config import TrainConfig
 
 # Former path of a key -> its present name; see `koe/renamed.py`.
-RENAMED = {
-    "plan.unit_clips": "clips_per_unit",
-    "plan.unit_samples": "samples_per_unit",
-} | {f"train.{path}": name for path, name in RENAMED_IN_TRAIN.items()}
+RENAMED = {"plan.unit_clips": "clips_per_unit", "plan.unit_samples": "samples_per_unit"} | {
+    f"train.{path}": name for path, name in RENAMED_IN_TRAIN.items()
+}
 
 
 class SourcesConfig(Strict):

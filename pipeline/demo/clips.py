@@ -27,11 +27,7 @@ _CODECS = {
     "parquet": ("opus", "flac"),
     "folder": ("wav",),
 }
-_FORMATS = {
-    "wav": ("WAV", "PCM_16"),
-    "flac": ("FLAC", "PCM_16"),
-    "mp3": ("MP3", "MPEG_LAYER_III"),
-}
+_FORMATS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,6 @@ class DemoReport:
     degraded: dict[str, int]
     broken: dict[str, int]
 
-    @property
-    def config_path(self) -> Path:
-        return self.folder / CONFIG
-
     def describe(self) -> str:
         """Describe the corpus in a few lines."""
         verb = "already holds" if self.reused else "now holds"

@@ -94,11 +94,7 @@ def tar_files(clips: list[Clip]) -> Files:
 def parquet_files(clips: list[Clip]) -> Files:
     """Lay out the Audio feature of Hugging Face datasets: struct<bytes, path>, text."""
     rows: list[dict[str, Any]] = [
-        {
-            "id": clip.id,
-            "audio": {"bytes": clip.audio, "path": clip.file_name},
-            "text": clip.text,
-        }
+        {"id": clip.id, "audio": {"bytes": clip.audio, "path": clip.file_name}, "text": clip.text}
         for clip in clips
     ]
     bad = [{"id": "null-cell", "audio": None, "text": clips[0].text}]

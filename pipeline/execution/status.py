@@ -112,10 +112,7 @@ class StatusReader:
         return replace(row, done=row.done + 1)
 
     def _receipts(
-        self,
-        stage: str,
-        units: Iterable[str],
-        stamps: dict[str, tuple[int, float]] | None = None,
+        self, stage: str, units: Iterable[str], stamps: dict[str, tuple[int, float]] | None = None
     ) -> dict[str, _Done]:
         stamps = self._ledger.storage.stamps(stage, ".json") if stamps is None else stamps
         found = {}

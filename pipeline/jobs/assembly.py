@@ -9,12 +9,13 @@ from typing import Any
 
 from koe.stage import Stage
 from pipeline.config.models import PipelineConfig
-from stages.dnsmos.engines import ovrl_error, require_gpu, require_precision, resolve_engine
+from stages.dnsmos.engines import ovrl_error, require_precision, resolve_engine
 from stages.dnsmos.onnx_session import require_provider
 from stages.dnsmos.scorer import P808_FILE, DnsmosModel, find_model
 from stages.encode import EncodeStage
 from stages.ingest import IngestStage
 from stages.interleave import OrderStage
+from stages.native.repeatable import require_gpu
 from stages.score import ScoreStage
 from stages.settings import InterleaveSettings
 from stages.snac.codec import CodecSpec, resolve_codec
@@ -68,7 +69,7 @@ class Assembly:
         if settings.p808 or not (engine == "torch" and settings.provider == "cuda"):
             require_provider(settings.provider)
         elif self.config.ray.address is None:  # the workers are on this machine
-            require_gpu()
+            require_gpu("score.provider")
         return find_model(self.config.score.model)
 
     @cached_property

@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from koe.dataflow import (
-    CONFIG,
-    INTERLEAVE,
-    ORDER_UNIT,
-    SHARDS,
-    TRAIN,
-    stage_chain,
-    stage_names,
-)  # fmt: skip
+from koe.dataflow import CONFIG, INTERLEAVE, ORDER_UNIT, SHARDS, TRAIN, stage_chain, stage_names
 from koe.errors import StageError
 from koe.fingerprint import sha256_json
 from koe.schema import SPEECH, TEXT

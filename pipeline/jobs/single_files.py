@@ -52,10 +52,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_wavs(
-    config: PipelineConfig,
-    documents: Sequence[Document],
-    folder: Path,
-    warn: Callable[[str], None],
+    config: PipelineConfig, documents: Sequence[Document], folder: Path, warn: Callable[[str], None]
 ) -> Iterator[Path]:
     """Write original and reconstruction (24 kHz mono) of every speech document; yield the paths.
 

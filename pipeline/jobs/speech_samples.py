@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections.abc import Callable
@@ -132,12 +133,8 @@ def export_run(config: PipelineConfig, out: Path, steps: int | None, dtype: str)
     storage = Storage(config.run_dir)
     train_dir = storage.local_path("train")
     folder = train_dir / CHECKPOINT_FOLDER
-    if steps is None:
-        found = checkpoints.latest(folder, say)
-    else:
-        found = checkpoints.latest_before(folder, steps, say)
-        found = found if found and found.progress.steps == steps else None
-    if found is None:
+    found = checkpoints.latest(folder, say, math.inf if steps is None else steps)
+    if found is None or steps not in (None, found.progress.steps):
         names = sorted(path.name for path in folder.glob("step-*"))
         raise ConfigError(
             f"{folder} has no complete checkpoint{'' if steps is None else f' of step {steps}'}",

@@ -89,10 +89,7 @@ def _input_rows(made: StageTables, ids: pa.ChunkedArray, known: pa.Array, where:
 
 
 def prove_carried(
-    made: StageTables,
-    rows: np.ndarray,
-    columns: Sequence[str],
-    made_anew: np.ndarray | None = None,
+    made: StageTables, rows: np.ndarray, columns: Sequence[str], made_anew: np.ndarray | None = None
 ) -> None:
     """Prove that a stage left columns as they were.
 

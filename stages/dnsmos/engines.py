@@ -36,6 +36,7 @@ from stages.dnsmos.network import (
 from stages.dnsmos.on_torch import bf16_shared, torch_parts
 from stages.dnsmos.onnx_session import Run, open_session, require_provider, runner, shapes
 from stages.native.compiler import Unavailable, instruction_set, load_library
+from stages.native.repeatable import require_gpu
 from stages.settings import Precision, Provider, ScorerEngine
 
 # How far a clip's ovrl may lie from FP32 when the convolutions run in BF16.
@@ -62,19 +63,6 @@ def require_precision(precision: Precision, provider: Provider) -> None:
             "score.precision bf16 cannot be used",
             f"this CPU ({found.get('cpu_name', 'unknown')}) has neither AVX-512 BF16 nor AMX",
             "Set score.precision: fp32.",
-        )
-
-
-def require_gpu() -> None:
-    """Check that torch can use a GPU of this machine.
-
-    Raises: ConfigError.
-    """
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "score.provider cuda cannot be used",
-            "torch finds no CUDA device on this machine",
-            "Set score.provider: cpu, or give the stage's workers a GPU (gpus_per_worker).",
         )
 
 
@@ -164,7 +152,7 @@ def open_network(
         raise _not_dnsmos(path, str(error)) from error
     if engine == "torch":
         if provider == "cuda":
-            require_gpu()
+            require_gpu("score.provider")
             map_segments = map  # the GPU computes a segment's values at once as it is
         return Network(*torch_parts(parts, provider, precision), map_segments, provider)
     spectrogram, shared, head = (

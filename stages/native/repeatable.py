@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from koe.errors import ConfigError
+
 
 @contextmanager
 def deterministic_inference() -> Iterator[None]:
@@ -19,3 +21,13 @@ def deterministic_inference() -> Iterator[None]:
     )
     with torch.inference_mode(), kernels:
         yield
+
+
+def require_gpu(setting: str) -> None:
+    """Check that torch can use a GPU of this machine. Raises: ConfigError naming the setting."""
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{setting} cuda cannot be used",
+            "torch finds no CUDA device on this machine",
+            f"Set {setting}: cpu, or give the stage's workers a GPU (gpus_per_worker).",
+        )

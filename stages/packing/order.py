@@ -26,14 +26,7 @@ from koe.schema import (
 from stages.packing.ids import first_of_its_id, hash_ids
 from stages.packing.layout import lay_rows
 from stages.packing.pack import require_frames
-from stages.packing.queue import (
-    DUPLICATE,
-    EXHAUSTED,
-    OVERLONG,
-    Catalog,
-    Queue,
-    fit_to_ratio,
-)
+from stages.packing.queue import DUPLICATE, EXHAUSTED, OVERLONG, Catalog, Queue, fit_to_ratio
 from stages.packing.shards import Shards
 from stages.settings import InterleaveSettings
 

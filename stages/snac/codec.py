@@ -15,6 +15,7 @@ from snac import SNAC
 from koe.errors import BadRecord, ConfigError
 from koe.memory import keep_memory
 from koe.vocabulary import FRAME_SAMPLES, flatten_codes, unflatten_codes
+from stages.native.repeatable import require_gpu
 from stages.settings import CodecEngine, Device
 from stages.snac.architecture import fold_weight_norm
 from stages.snac.encoder import supports
@@ -110,12 +111,8 @@ class Codec:
 
         Raises: ConfigError for a missing device or engine, or weights other than those of `spec`.
         """
-        if spec.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                "snac.device cuda cannot be used",
-                "torch finds no CUDA device on this machine",
-                "Set snac.device: cpu, or give the stage's workers a GPU (gpus_per_worker).",
-            )
+        if spec.device == "cuda":
+            require_gpu("snac.device")
         torch.set_num_threads(1)
         keep_memory()
         model, sha256 = load_model(spec.weights, spec.seed)

@@ -57,11 +57,7 @@ def cut(spans: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
 
 
 def plan_units(
-    source: str,
-    modality: str,
-    files: Iterable[SourceFile],
-    slices: Slices,
-    known: Known = scan_all,
+    source: str, modality: str, files: Iterable[SourceFile], slices: Slices, known: Known = scan_all
 ) -> Iterator[Unit]:
     """Name the slices of all files; the names depend on each file alone, not on its neighbours.
 

@@ -20,13 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from koe.errors import ConfigError, ContractError
-from koe.vocabulary import (
-    END_OF_TEXT,
-    NUM_BASE,
-    NUM_BASE_TEXT,
-    NUM_EMBEDDINGS,
-    START_OF_TEXT,
-)
+from koe.vocabulary import END_OF_TEXT, NUM_BASE, NUM_BASE_TEXT, NUM_EMBEDDINGS, START_OF_TEXT
 
 PACKAGE = "llama-models"
 SPLIT_PATTERN = (

@@ -33,11 +33,7 @@ def test_clips_have_the_drawn_lengths_and_are_the_same_every_time():
 
 @pytest.mark.parametrize(
     ("command", "arguments"),
-    [
-        (dnsmos.main, []),
-        (snac.main, []),
-        (stability.main, ["run", "--work", "work"]),
-    ],
+    [(dnsmos.main, []), (snac.main, []), (stability.main, ["run", "--work", "work"])],
     ids=["dnsmos", "snac", "stability"],
 )
 def test_an_absent_folder_is_a_message_with_a_remedy(

@@ -23,9 +23,7 @@ from tests.corpus import write_corpus
 from tests.docs.blocks import ROOT, commands
 
 # Commands that are parsed by the program they call and not run, and why; and programs, likewise.
-PARSED = {
-    "koe train --set train.workers=4 --set train.accumulation_steps=8": "needs four GPUs",
-}
+PARSED = {"koe train --set train.workers=4 --set train.accumulation_steps=8": "needs four GPUs"}
 PARSED_PROGRAMS = {
     "make": "minutes; and `make test` would run this test",
     "ray": "needs a cluster, or would leave one behind",

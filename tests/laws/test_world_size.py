@@ -12,12 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from tests.training.helpers import (
-    one_thread,
-    saved_tensors,
-    small_config,
-    small_shards,
-)
+from tests.training.helpers import one_thread, saved_tensors, small_config, small_shards
 from tests.training.ranks import run_ranks
 from training import loop
 from training.config import GuardConfig, TrainConfig

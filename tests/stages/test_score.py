@@ -207,8 +207,7 @@ def test_the_stage_is_picklable_and_refuses_what_it_cannot_run():
 def test_a_failing_scorer_stops_the_unit_instead_of_blaming_the_clip(tmp_path, monkeypatch):
     clips = clip_table(tmp_path, {"clip-7": synthetic_speech(14_400, 24_000)})
     monkeypatch.setattr(
-        "stages.dnsmos.network.Network.raw_scores",
-        lambda *_: np.full((1, 3), np.nan, np.float32),
+        "stages.dnsmos.network.Network.raw_scores", lambda *_: np.full((1, 3), np.nan, np.float32)
     )
     with pytest.raises(StageError, match="clip-7") as caught:
         _stage().open()(clips)

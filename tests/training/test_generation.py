@@ -15,14 +15,7 @@ from koe.vocabulary import (
 )
 from tests.training.speaking import ALONE, CODES, DOCUMENT, PROMPT, config_for, settings, whole
 from training.config import TinyModelConfig
-from training.generation import (
-    REPETITION_PENALTY,
-    Grammar,
-    Prompt,
-    generate,
-    grammar,
-    valid_codes,
-)
+from training.generation import REPETITION_PENALTY, Grammar, Prompt, generate, grammar, valid_codes
 from training.model.llama import build_model
 
 

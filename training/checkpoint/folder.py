@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -75,14 +76,21 @@ def random_state_file(rank: int) -> str:
     return f"{RANDOM_STATES}{rank:05d}.pt"
 
 
-def latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Find the newest complete checkpoint; `warn` is called for every corrupt one skipped."""
-    return _newest_complete(_found(folder), warn)
+def latest(
+    folder: Path, warn: Callable[[str], None], at_most: float = math.inf
+) -> Checkpoint | None:
+    """Find the newest complete checkpoint of `at_most` steps.
 
-
-def latest_before(folder: Path, steps: int, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Find the newest complete checkpoint of at most `steps` steps, as `latest` does."""
-    return _newest_complete([found for found in _found(folder) if found[0] <= steps], warn)
+    `warn` is called for every corrupt one that is skipped.
+    """
+    for steps, path in reversed(_found(folder)):
+        if steps > at_most:
+            continue
+        try:
+            return Checkpoint(path, _verify(path))
+        except ContractError as error:
+            warn(f"skipping a corrupt checkpoint: {error}")
+    return None
 
 
 def read(path: Path) -> Checkpoint:
@@ -219,17 +227,6 @@ def _found(folder: Path) -> list[tuple[int, Path]]:
     """List the checkpoints in `folder` by their steps, including corrupt ones."""
     paths = [p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdecimal()]
     return sorted((_steps(path), path) for path in paths)
-
-
-def _newest_complete(
-    found: list[tuple[int, Path]], warn: Callable[[str], None]
-) -> Checkpoint | None:
-    for _, path in reversed(found):
-        try:
-            return Checkpoint(path, _verify(path))
-        except ContractError as error:
-            warn(f"skipping a corrupt checkpoint: {error}")
-    return None
 
 
 def _verify(path: Path) -> Progress:

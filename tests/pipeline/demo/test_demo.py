@@ -18,7 +18,7 @@ from koe.errors import BadRecord, ConfigError
 from koe.schema import UNIT
 from pipeline.config.load import load_config
 from pipeline.demo.clips import DATA, make_clips, read_json_lines, recordings
-from pipeline.demo.corpus import MARKER, TRUTH, DemoReport, write_demo
+from pipeline.demo.corpus import CONFIG, MARKER, TRUTH, DemoReport, write_demo
 from pipeline.demo.degrade import DEGRADATIONS, mix
 from pipeline.demo.layouts import BROKEN
 from pipeline.jobs.assembly import Assembly
@@ -62,7 +62,7 @@ def test_the_report_counts_what_the_corpus_holds(demo):
 
 
 def test_its_configuration_loads_and_points_into_the_corpus(demo):
-    config = load_config(demo.config_path)
+    config = load_config(demo.folder / CONFIG)
     for source in (*config.sources.speech, *config.sources.text):
         for pattern in source.paths:
             assert list(demo.folder.glob(str(Path(pattern).relative_to(demo.folder)))), pattern
@@ -72,7 +72,7 @@ def test_its_configuration_loads_and_points_into_the_corpus(demo):
 
 def test_every_clip_is_read_or_quarantined_for_the_stated_reason(demo):
     """Runs the real ingest stage and decoder over all four sources."""
-    config = load_config(demo.config_path)
+    config = load_config(demo.folder / CONFIG)
     assembly = Assembly(config)
     units = [vars(unit) for source in assembly.speech_sources for unit in source.units()]
     outcome = assembly.ingest().open()(pa.Table.from_pylist(units, schema=UNIT))
@@ -117,13 +117,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_only_other_degradations(
 @pytest.mark.slow
 def test_an_existing_demo_is_reused_or_refused(demo):
     before = contents(demo.folder)
-    config = demo.config_path.read_text("utf-8")
-    demo.config_path.write_text(config + "# edited\n", "utf-8")
+    config = (demo.folder / CONFIG).read_text("utf-8")
+    (demo.folder / CONFIG).write_text(config + "# edited\n", "utf-8")
     again = write_demo(demo.folder, NUM_CLIPS, NUM_SAMPLES)
     assert again.reused
     assert "already" in again.describe()
-    assert demo.config_path.read_text("utf-8") == config + "# edited\n"
-    demo.config_path.write_text(config, "utf-8")
+    assert (demo.folder / CONFIG).read_text("utf-8") == config + "# edited\n"
+    (demo.folder / CONFIG).write_text(config, "utf-8")
     assert contents(demo.folder) == before
     with pytest.raises(ConfigError, match="another demo"):
         write_demo(demo.folder, NUM_CLIPS, NUM_SAMPLES, seed=1)

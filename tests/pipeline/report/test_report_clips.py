@@ -120,10 +120,7 @@ def test_what_became_of_a_clip_is_told_at_every_stage_of_a_run(corpus: Path, tmp
     noise = next(id for id, outcome in told["encode"].items() if outcome.outcome == "rejected")
     assert told["encode"][noise].why.startswith("below_threshold: ovrl ")
     assert told["encode"][noise].encoded is None
-    for stage, why in (
-        ("encode", "waits for tokenize"),
-        ("tokenize", "waits for interleave"),
-    ):
+    for stage, why in (("encode", "waits for tokenize"), ("tokenize", "waits for interleave")):
         others = [outcome for id, outcome in told[stage].items() if id != noise]
         assert {(outcome.outcome, outcome.why) for outcome in others} == {("pending", why)}
         assert all(outcome.encoded and outcome.encoded["codes"] for outcome in others)

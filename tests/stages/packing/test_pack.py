@@ -126,8 +126,7 @@ def test_cut_text_covers_every_token_once(lengths, capacity):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 140), st.integers(1, 100)), max_size=20),
-    st.integers(64, 128),
+    st.lists(st.tuples(st.integers(0, 140), st.integers(1, 100)), max_size=20), st.integers(64, 128)
 )
 def test_cut_speech_cuts_between_whole_frames_only(samples, capacity):
     head = np.array([6 + text for text, _ in samples], np.int64)

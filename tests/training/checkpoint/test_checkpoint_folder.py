@@ -130,7 +130,7 @@ def test_one_to_roll_back_to_is_always_kept(tmp_path, every, keep, back, most):
         assert kept[-keep:] == seen[-keep:]
         assert len(kept) <= most
         if steps >= back:
-            found = checkpoints.latest_before(tmp_path, steps - back, never)
+            found = checkpoints.latest(tmp_path, never, steps - back)
             assert found is not None
             assert steps - found.progress.steps < 2 * back + every
 
@@ -154,17 +154,17 @@ def test_after_a_rollback_the_course_given_up_is_replaced(tmp_path):
     assert_same_weights(loaded(path), tensors_of(model, optimizer))
 
 
-def test_latest_before_finds_the_newest_whole_one_so_far_back(tmp_path):
+def test_latest_at_most_finds_the_newest_whole_one_so_far_back(tmp_path):
     for steps in (2, 4, 6):
         save(tmp_path, *trained(), steps)
     for steps, expected in ((7, 6), (6, 6), (5, 4), (2, 2)):
-        found = checkpoints.latest_before(tmp_path, steps, never)
+        found = checkpoints.latest(tmp_path, never, steps)
         assert found is not None
         assert found.progress == progress_of(expected)
-    assert checkpoints.latest_before(tmp_path, 1, never) is None
+    assert checkpoints.latest(tmp_path, never, 1) is None
     damage(tmp_path / "step-00000004" / TENSORS, "flip")
     told = []
-    found = checkpoints.latest_before(tmp_path, 5, told.append)
+    found = checkpoints.latest(tmp_path, told.append, 5)
     assert found is not None
     assert found.progress.steps == 2
     assert "step-00000004" in told[0]

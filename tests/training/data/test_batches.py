@@ -86,10 +86,7 @@ def test_only_responses_are_predicted_when_asked():
 def test_the_later_part_of_a_split_sample_goes_on_where_the_first_ended(cut):
     ids = conversation_ids([([11, 12], [21, 22]), ([13], [23])])
     assert len(ids) == 19
-    whole, before = (
-        in_response(ids, np.array([len(ids)]), np.array([0])),
-        np.array([5, 6]),
-    )
+    whole, before = (in_response(ids, np.array([len(ids)]), np.array([0])), np.array([5, 6]))
     parts = np.concatenate([before, ids[cut:]])
     found = in_response(parts, np.array([2, len(ids) - cut]), np.array([0, 1]))
     assert not found[:2].any()

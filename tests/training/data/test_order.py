@@ -44,12 +44,7 @@ def test_the_loader_gives_the_rows_of_any_step_in_any_order(tmp_path):
     rows = ShardRows(small_shards(tmp_path, num_rows=10), "train")
     order = RowOrder(rows.modality, 4, seed=3)
     loader = StepLoader(
-        rows,
-        order,
-        single("cpu"),
-        micro_batch_rows=2,
-        num_embeddings=VOCABULARY,
-        loss_on="all",
+        rows, order, single("cpu"), micro_batch_rows=2, num_embeddings=VOCABULARY, loss_on="all"
     )
     for step in (0, 1, 7, 2, 2, 3):
         batches = loader.batches(step)

@@ -5,11 +5,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from koe.errors import ConfigError
 from tests.training.helpers import small_config, small_model
-from training.model.attention import (
-    IMPLEMENTATIONS,
-    attention_inputs,
-    document_boundaries,
-)
+from training.model.attention import IMPLEMENTATIONS, attention_inputs, document_boundaries
 
 VOCABULARY = 64
 # Rows of different numbers of documents, single-token documents, one row without padding.
