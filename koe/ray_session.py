@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -36,6 +37,8 @@ def ray_session(
         added = {key: value for key, value in local_environment.items() if key not in os.environ}
     os.environ.update(added)
     try:
+        root = logging.getLogger()
+        level, handlers = root.level, root.handlers[:]
         try:
             with without_greeting():
                 ray.init(**options)
@@ -45,6 +48,9 @@ def ray_session(
                 str(error).splitlines()[0],
                 "Check ray.address, or leave it null to start a local Ray.",
             ) from error
+        finally:  # `logging_config` is meant for Ray's workers, not for this process
+            root.setLevel(level)
+            root.handlers[:] = handlers
         yield
     finally:
         ray.shutdown()

@@ -79,10 +79,7 @@ def random_state_file(rank: int) -> str:
 def latest(
     folder: Path, warn: Callable[[str], None], at_most: float = math.inf
 ) -> Checkpoint | None:
-    """Find the newest complete checkpoint of `at_most` steps.
-
-    `warn` is called for every corrupt one that is skipped.
-    """
+    """Find the newest complete checkpoint of `at_most` steps; `warn` is told of corrupt ones."""
     for steps, path in reversed(_found(folder)):
         if steps > at_most:
             continue
