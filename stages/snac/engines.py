@@ -88,13 +88,14 @@ def open_engine(model: SNAC, engine: str, device: Device) -> Encode:
     name, _, wanted = engine.partition("-")
     if device == "cpu" and wanted != instruction_set():
         why = f"this machine computes with {instruction_set()}, with which some codes would differ"
-        raise _unequal(engine, why)
+        raise _unequal(engine, why, "Run koe and its workers on machines of one kind.")
     if name == "eager":
         return _of_modules(model, device)
     try:
         kernels: Kernels = native_kernels() if name == "native" else TorchKernels()
     except Unavailable as error:
-        raise _unequal(engine, str(error)) from error
+        remedy = "Install a C compiler on every machine, or set snac.engine: tiled."
+        raise _unequal(engine, str(error), remedy) from error
     encoder = TiledEncoder(model, kernels)
 
     def encode(audio: Tensor, frames: Sequence[int]) -> list[list[Tensor]]:
@@ -104,13 +105,9 @@ def open_engine(model: SNAC, engine: str, device: Device) -> Encode:
     return encode
 
 
-def _unequal(engine: str, why: str) -> ConfigError:
-    return ConfigError(
-        f"the run's codec engine {engine} cannot be used on this machine ({platform.node()})",
-        why,
-        "Run koe and its workers on machines of one kind, each with the same C compiler; or set "
-        "snac.engine: tiled, which needs no compiler.",
-    )
+def _unequal(engine: str, why: str, remedy: str) -> ConfigError:
+    what = f"the run's codec engine {engine} cannot be used on this machine ({platform.node()})"
+    return ConfigError(what, why, remedy)
 
 
 def _of_modules(model: SNAC, device: Device) -> Encode:

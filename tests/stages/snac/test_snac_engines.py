@@ -194,8 +194,11 @@ def test_the_engine_is_part_of_what_decides_the_codes():
 def test_a_worker_that_cannot_run_the_engine_of_the_run_refuses(no_compiler):
     """With the resolved engine there is no other to fall back to."""
     spec = resolve_codec("untrained", engine="tiled")
-    with pytest.raises(ConfigError, match=r"native-\w+ cannot be used on this machine.*compiler"):
+    with pytest.raises(
+        ConfigError, match=r"native-\w+ cannot be used on this machine.*compiler"
+    ) as caught:
         Codec.open(replace(spec, engine=f"native-{instruction_set()}"))
+    assert "Install a C compiler" in caught.value.remedy
     with pytest.raises(ConfigError, match=r"tiled-vax.*this machine computes with") as caught:
         Codec.open(replace(spec, engine="tiled-vax"))
-    assert "machines of one kind" in caught.value.remedy
+    assert caught.value.remedy == "Run koe and its workers on machines of one kind."
