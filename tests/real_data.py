@@ -9,9 +9,11 @@ UTTERANCES = DATA / "utterances"  # metadata.jsonl is a manifest of 12 clips
 WORDS = DATA / "words"  # with metadata.jsonl of 9 words
 NOISY = DATA / "noisy"
 TEXT = DATA / "text"
+REPORTS = DATA / "reports"  # files made after bug reports, most of them damaged; tests/reports
 EXTENSIONS = (".flac", ".mp3", ".opus", ".wav")
 
 
 def recordings() -> list[Path]:
-    """Return every audio file: FLAC, MP3, Opus and WAV, 8 to 48 kHz, clean and noisy."""
-    return sorted(path for path in DATA.rglob("*") if path.suffix in EXTENSIONS)
+    """Return every sound recording: FLAC, MP3, Opus and WAV, 8 to 48 kHz, clean and noisy."""
+    folders = (UTTERANCES, WORDS, NOISY)
+    return sorted(p for folder in folders for p in folder.iterdir() if p.suffix in EXTENSIONS)
