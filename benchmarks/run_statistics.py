@@ -59,6 +59,7 @@ def clip_columns(unit: Unit, rng: np.random.Generator) -> dict[str, Any]:
         "seconds": rng.lognormal(1.4, 0.6, n),
         "audio_hz": np.full(n, 24_000, np.int32),
         "channels": np.ones(n, np.int32),
+        "channel": [None] * n,
         "source_ovrl": [None] * n,
         "sig": ovrl + rng.normal(0.3, 0.1, n),
         "bak": ovrl + rng.normal(0.8, 0.2, n),

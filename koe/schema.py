@@ -90,6 +90,7 @@ CLIP = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("audio_hz", pa.int32(), nullable=False),
         pa.field("channels", pa.int32(), nullable=False),
+        pa.field("channel", pa.int32()),  # the one that is the clip, from 0; null: their average
         pa.field("source_ovrl", pa.float64()),  # a score that the source itself carries
     ]
 )

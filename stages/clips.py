@@ -51,15 +51,14 @@ def load_clips(
     reads ahead of its use, `num_threads` decode and resample (0.7 ms per second of audio, which a
     GPU outruns; the libraries release the interpreter's lock).
     """
-    starts = clips["start_seconds"].to_pylist()
-    lengths = clips["seconds"].to_pylist()
-    read = zip(read_clips(clips), starts, lengths, strict=True)
+    parts = (clips[name].to_pylist() for name in ("start_seconds", "seconds", "channel"))
+    read = zip(read_clips(clips), *parts, strict=True)
 
-    def load(clip: tuple[bytes | BadRecord, float, float]) -> np.ndarray | BadRecord:
-        data, start, seconds = clip
+    def load(clip: tuple[bytes | BadRecord, float, float, int | None]) -> np.ndarray | BadRecord:
+        data, *part = clip
         if isinstance(data, BadRecord):
             return data
-        audio = attempt(_load, data, audio_hz, start, seconds)
+        audio = attempt(_load, data, audio_hz, *part)
         return audio if isinstance(audio, BadRecord) else audio[0]
 
     return in_threads(load, prefetch(read), num_threads)
@@ -85,10 +84,14 @@ def in_threads(
 
 
 def _load(
-    data: bytes, audio_hz: int, start: float = 0.0, seconds: float | None = None
+    data: bytes,
+    audio_hz: int,
+    start: float = 0.0,
+    seconds: float | None = None,
+    channel: int | None = None,
 ) -> tuple[np.ndarray, float]:
     """Decode float32 [samples] at `audio_hz`, and tell how many seconds the file holds of them."""
-    audio, from_hz = decode(data, start, seconds)
+    audio, from_hz = decode(data, start, seconds, channel)
     peak = float(np.abs(audio).max())
     if peak > MAX_PEAK:
         raise BadRecord("out_of_scale_audio", f"peak {peak:.3g}, full scale is 1")

@@ -38,7 +38,7 @@ class EncodeStage:
     exact_scores: Stage | None = None
 
     name: str = field(default="encode", init=False, repr=False)
-    version: int = field(default=2, init=False, repr=False)
+    version: int = field(default=3, init=False, repr=False)
     output_schema: pa.Schema = field(default=ENCODED, init=False, repr=False)
 
     @property

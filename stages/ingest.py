@@ -11,7 +11,7 @@ import pyarrow as pa
 from koe.errors import BadRecord, ContractError
 from koe.schema import CLIP, Unit, units_in
 from koe.stage import Exclusions, Outcome, Resources, Transform
-from stages.audio.decode import AudioHeader, segment_frames
+from stages.audio.decode import AudioHeader, require_channel, segment_frames
 from stages.settings import IngestConfig
 from stages.sources.base import Record, SpeechFiles
 from stages.sources.fields import lookup
@@ -29,7 +29,7 @@ class IngestStage:
     sources: tuple[SpeechFiles, ...]
     settings: IngestConfig = field(default_factory=IngestConfig)
     name: str = field(default="ingest", init=False)
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
     output_schema: pa.Schema = field(default=CLIP, init=False, repr=False)
 
     @property
@@ -97,6 +97,7 @@ def clip_row(
     assert place is not None, "a record of speech that is not bad has audio"
     header, audio_bytes = reader.header(place)
     start_seconds, seconds = clip_range(record.fields, fields, header)
+    channel = clip_channel(record.fields, fields, header)
     if seconds > max_seconds:
         raise BadRecord("too_long", f"{seconds:.3f} s of at most {max_seconds} s")
     speaker = lookup(record.fields, fields.speaker)
@@ -112,6 +113,7 @@ def clip_row(
         "seconds": seconds,
         "audio_hz": header.audio_hz,
         "channels": header.channels,
+        "channel": channel,
         "source_ovrl": _number_or_none(lookup(record.fields, fields.ovrl)),
     }
 
@@ -133,6 +135,24 @@ def clip_range(
     clip_seconds = None if length is None or length == "" else _number(length, fields.seconds)
     _, num_frames = segment_frames(header, start_seconds, clip_seconds)
     return start_seconds, num_frames / header.audio_hz
+
+
+def clip_channel(values: dict[str, Any], fields: SpeechFields, header: AudioHeader) -> int | None:
+    """Return the channel that a clip is, counted from 0; None for the average of all.
+
+    A record that says nothing, or NeMo's "average", is that average.
+
+    Raises: BadRecord with reason bad_channel, also for a list of channels.
+    """
+    value = lookup(values, fields.channel)
+    if value is None or value in ("", "average"):
+        return None
+    number = _number_or_none(value)
+    if number is None or not number.is_integer():
+        detail = f"field {fields.channel!r} holds {value!r}, expected one number counted from 0"
+        raise BadRecord("bad_channel", detail)
+    require_channel(header, int(number))
+    return int(number)
 
 
 def _number(value: Any, name: str | None) -> float:

@@ -40,7 +40,7 @@ class ScoreStage:
     codec: CodecSpec | None = None
 
     name: str = field(default="score", init=False, repr=False)
-    version: int = field(default=2, init=False, repr=False)
+    version: int = field(default=3, init=False, repr=False)
     output_schema: pa.Schema = field(default=SCORED, init=False, repr=False)
 
     def __post_init__(self) -> None:

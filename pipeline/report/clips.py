@@ -182,7 +182,7 @@ def _show(
 def _audio(clip: dict[str, Any]) -> tuple[np.ndarray | None, str]:
     """Load a clip, float32 [samples] at 24 kHz, its first MAX_SECONDS; or say why not."""
     seconds = min(clip["seconds"], MAX_SECONDS)
-    row = {name: clip[name] for name in CLIP.names} | {"seconds": seconds}
+    row = {name: clip.get(name) for name in CLIP.names} | {"seconds": seconds}
     try:
         (audio,) = load_clips(pa.Table.from_pylist([row], schema=CLIP), CODEC_HZ)
     except StorageError as error:

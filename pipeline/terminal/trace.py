@@ -108,6 +108,8 @@ def _clip(clip: dict[str, Any] | None) -> list[tuple[str, Text]]:
     if not clip:
         return []
     channels = f"{clip['channels']} channel" + "s" * (clip["channels"] > 1)
+    if clip.get("channel") is not None:
+        channels = f"channel {clip['channel']} of {clip['channels']}"
     speaker = f", speaker {clip['speaker']}" if clip["speaker"] else ""
     about = f"{clip['seconds']:.2f} s, {clip['audio_hz']} Hz, {channels}{speaker}"
     lines = [("clip", _printable(about))]

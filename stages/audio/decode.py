@@ -98,21 +98,47 @@ def read_header(
 
 
 def decode(
-    data: bytes, start_seconds: float = 0.0, clip_seconds: float | None = None
+    data: bytes,
+    start_seconds: float = 0.0,
+    clip_seconds: float | None = None,
+    channel: int | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Decode a clip, the channels averaged.
+    """Decode a clip: one channel, counted from 0, or the average of all.
 
     Returns float32 [samples] and their rate audio_hz. `clip_seconds` None means up to the end.
 
     Raises: BadRecord with reason empty_audio, unreadable_audio, truncated_audio, bad_segment,
-    nonfinite_audio or all_zero_audio.
+    bad_channel, nonfinite_audio, opposite_channels or all_zero_audio.
     """
     with _open(_Window(io.BytesIO(data), 0, len(data)), len(data)) as opened:
         header = _header(opened)
         start, num_frames = segment_frames(header, start_seconds, clip_seconds)
+        require_channel(header, channel)
         samples = _read_frames(opened, start, num_frames)
-    audio = samples[:, 0] if header.channels == 1 else samples.mean(axis=1)
-    return check(np.ascontiguousarray(audio)), header.audio_hz
+    return check(_mono(samples, channel)), header.audio_hz
+
+
+def require_channel(header: AudioHeader, channel: int | None) -> None:
+    """Raise BadRecord with reason bad_channel where the audio lacks the channel asked for."""
+    if channel is not None and not 0 <= channel < header.channels:
+        detail = f"channel {channel} of audio whose channels are 0 to {header.channels - 1}"
+        raise BadRecord(
+            "bad_channel", detail if header.channels > 1 else f"channel {channel} of mono audio"
+        )
+
+
+def _mono(samples: np.ndarray, channel: int | None) -> np.ndarray:
+    """Reduce float32 [samples, channels] to the channel asked for, or to their average."""
+    num_channels = samples.shape[1]
+    if channel is not None or num_channels == 1:
+        return np.ascontiguousarray(samples[:, channel or 0])
+    audio = samples.mean(axis=1)
+    if samples.any() and not audio.any():
+        raise BadRecord(
+            "opposite_channels",
+            f"the {num_channels} channels cancel each other out: fields.channel takes one of them",
+        )
+    return audio
 
 
 def segment_frames(

@@ -55,5 +55,8 @@ class ManifestSource(SpeechFiles):
         offset = lookup(values, fields.start_seconds)
         if offset is not None and offset != "":
             key = f"{key}@{offset}"
+        channel = lookup(values, fields.channel)
+        if channel is not None and channel != "":
+            key = f"{key}#{channel}"
         path = join(audio_root or parent(unit.path), audio)
         return self.record(key, location, values, AudioLocation("file", path))

@@ -29,6 +29,9 @@ class SpeechFields(Strict):
     """Where the clip starts in its file, in seconds."""
     seconds: str | None = "duration"
     """Length of the clip in seconds; used only where the record has a start."""
+    channel: str | None = None
+    """The channel that is the clip, counted from 0 as NeMo's channel_selector and Lhotse count;
+    null, or a record without it: the average of all."""
     ovrl: str | None = None
     """A DNSMOS score that the source already has, for score.scorer: source."""
 

@@ -76,6 +76,7 @@ def clip_row(clip_id: str, path: Path, seconds: float, audio_hz: int = 24_000) -
         "seconds": seconds,
         "audio_hz": audio_hz,
         "channels": 1,
+        "channel": None,
         "source_ovrl": None,
     }
 

@@ -69,6 +69,7 @@ def test_a_clip_row_says_all_about_a_clip(tmp_path):
             "seconds": 0.5,
             "audio_hz": 8000,
             "channels": 2,
+            "channel": None,
             "source_ovrl": 3.5,
         }
     ]
