@@ -56,6 +56,14 @@ class Assembly:
         settings = (*self.config.sources.speech, *self.config.sources.text)
         return {item.name: {**item.model_dump(exclude={"paths"}), **sizes} for item in settings}
 
+    def check_sources(self) -> None:
+        """List the files of all sources, before anything is planned, loaded or downloaded.
+
+        Raises: ConfigError when a path matches nothing, or files cannot be read as they are.
+        """
+        for source in (*self.speech_sources, *self.text_sources.values()):
+            source.files()
+
     @cached_property
     def codec(self) -> CodecSpec:
         snac = self.config.snac

@@ -23,6 +23,7 @@ from pipeline.execution.progress import RunProgress
 from pipeline.execution.runner import StageWork, Stop, UnitResult, Work, run_plain
 from pipeline.execution.selection import Selection
 from pipeline.jobs.assembly import Assembly
+from pipeline.jobs.forecast import forecast, warnings
 from pipeline.jobs.interleave import OrderWork, ShardWork, shard_places, write_index
 from pipeline.jobs.train import check_training, train_shards
 from pipeline.run_dir.ledger import Ledger
@@ -49,6 +50,7 @@ class JobReport:
 def plan_run(config: PipelineConfig, console: Console) -> Plan:
     """Plan the units of all sources, and save the plan and the configuration in the run directory."""
     assembly, storage = Assembly(config), Storage(config.run_dir)
+    assembly.check_sources()
     plan = make_plan(
         [
             (source, assembly.reading[source.name])
@@ -72,18 +74,22 @@ def run_job(config: PipelineConfig, selection: Selection, console: Console) -> J
     Raises: ConfigError before any work or while another process is using the run directory; StageError
     when too much is quarantined or the storage fails, and KeyboardInterrupt after Ctrl-C: resumable.
     """
+    assembly = Assembly(config)
+    assembly.check_sources()  # takes no time; weights may have to be downloaded
     with run_lock(Storage(config.run_dir)):
-        return _run_job(config, selection, console)
+        return _run_job(assembly, selection, console)
 
 
-def _run_job(config: PipelineConfig, selection: Selection, console: Console) -> JobReport:
+def _run_job(assembly: Assembly, selection: Selection, console: Console) -> JobReport:
+    config = assembly.config
     trains = TRAIN in selection.stages
     if trains:
         check_training(config)
-    assembly = Assembly(config)
     built = _build_chains(assembly, selection)
     order = assembly.order() if INTERLEAVE in selection.stages else None
     plan = plan_run(config, console)
+    if order is not None:
+        _say_what_to_expect(assembly, plan, selection, console)
     ledger = Ledger(Storage(config.run_dir))
     for folder in (*stage_names(), SHARDS):
         ledger.storage.sweep(folder)
@@ -109,6 +115,18 @@ def _run_job(config: PipelineConfig, selection: Selection, console: Console) -> 
     if trains and not progress.failures:
         training = train_shards(config, console, resume=TRAIN not in selection.force)
     return JobReport(progress.failures, stats, training)
+
+
+def _say_what_to_expect(
+    assembly: Assembly, plan: Plan, selection: Selection, console: Console
+) -> None:
+    found = forecast(assembly, plan)
+    lines = [
+        *warnings(assembly.config, found, selection.stages),
+        *(f"not read for the forecast: {source}" for source in found.unread),
+    ]
+    for line in lines:
+        console.print(f"note: {line}", markup=False, style="yellow", soft_wrap=True)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ import jsonschema
 import pytest
 import yaml
 
+from pipeline.cli.init import LARGE_CORPUS_CLIPS
 from pipeline.config.load import load_config
+from pipeline.config.reference import packaged_config
 from tests.calling import koe
 
 FILES = ("pipeline.yaml", "pipeline.schema.json")
@@ -26,6 +28,28 @@ def test_it_writes_a_config_and_its_schema_and_says_what_is_next(folder, tmp_pat
     assert [line for line in err.splitlines() if "koe run" in line] == [
         f"  koe run -c {path}    # run the pipeline"
     ]
+
+
+PUBLISHED = [(0.0, {"text": 2, "speech": 1}), (1.0, {"text": 1, "speech": 1})]
+
+
+@pytest.mark.parametrize(
+    ("options", "ratio"),
+    [
+        ((), "natural"),
+        (("--clips", "100"), "natural"),
+        (("--clips", str(LARGE_CORPUS_CLIPS - 1)), "natural"),
+        (("--clips", str(LARGE_CORPUS_CLIPS)), PUBLISHED),
+    ],
+)
+def test_only_a_large_corpus_gets_the_ratio_that_leaves_out_data(options, ratio, tmp_path):
+    assert koe("init", str(tmp_path), *options)[0] == 0
+    text = (tmp_path / "pipeline.yaml").read_text()
+    assert load_config(tmp_path / "pipeline.yaml").interleave.ratio == ratio
+    assert ("except `interleave.ratio`" in text) == (ratio != "natural")
+    assert yaml.safe_load(text) == yaml.safe_load(packaged_config()) | {
+        "interleave": yaml.safe_load(text)["interleave"]
+    }
 
 
 def test_it_names_all_files_that_exist(tmp_path):
