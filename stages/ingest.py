@@ -11,12 +11,18 @@ import pyarrow as pa
 from koe.errors import BadRecord, ContractError
 from koe.schema import CLIP, Unit, units_in
 from koe.stage import Exclusions, Outcome, Resources, Transform
-from stages.audio.decode import AudioHeader, require_channel, segment_frames
+from stages.audio.decode import (
+    SEGMENT_TOLERANCE_SECONDS,
+    AudioHeader,
+    require_channel,
+    segment_frames,
+)
 from stages.settings import IngestConfig
 from stages.sources.base import Record, SpeechFiles
-from stages.sources.fields import lookup
+from stages.sources.fields import describe, lookup
 from stages.sources.location import ClipReader
 from stages.sources.settings import SpeechFields
+from stages.text.unicode import has_visible_text
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,8 @@ def clip_row(
     Raises: BadRecord for a record without transcript or usable audio; StorageError.
     """
     text = lookup(record.fields, fields.text)
-    if not isinstance(text, str) or not text.strip():
-        raise BadRecord("missing_transcript", f"field {fields.text!r} holds {text!r}")
+    if not isinstance(text, str) or not has_visible_text(text):
+        raise BadRecord("missing_transcript", describe(record.fields, fields.text))
     place = record.audio
     assert place is not None, "a record of speech that is not bad has audio"
     header, audio_bytes = reader.header(place)
@@ -123,18 +129,32 @@ def clip_range(
 ) -> tuple[float, float]:
     """Return start and length of a clip in its audio, both in seconds.
 
-    A record without a start is all of its audio, whatever duration it states.
+    A record without a start and an end is all of its audio, whatever duration it states.
 
     Raises: BadRecord with reason bad_segment.
     """
-    start = lookup(values, fields.start_seconds)
-    if start is None or start == "":
+    start = _number(values, fields.start_seconds)
+    stop = _number(values, fields.end_seconds)
+    if start is None and stop is None:
         return 0.0, header.seconds
-    length = lookup(values, fields.seconds)
-    start_seconds = _number(start, fields.start_seconds)
-    clip_seconds = None if length is None or length == "" else _number(length, fields.seconds)
-    _, num_frames = segment_frames(header, start_seconds, clip_seconds)
-    return start_seconds, num_frames / header.audio_hz
+    start = start or 0.0
+    length = _number(values, fields.seconds)
+    if stop is not None:
+        length = _length(start, stop, length)
+    _, num_frames = segment_frames(header, start, length)
+    return start, num_frames / header.audio_hz
+
+
+def _length(start: float, stop: float, stated: float | None) -> float:
+    """Return the seconds from `start` to `stop`, which must agree with the length that is stated."""
+    # to the nanosecond, since 2.3 - 1.2 is not 1.1 in floating point, and may hold a sample less
+    length = round(stop - start, 9)
+    if length <= 0:
+        raise BadRecord("bad_segment", f"it ends at {stop} s and starts at {start} s")
+    if stated is not None and abs(length - stated) > SEGMENT_TOLERANCE_SECONDS:
+        detail = f"{start} s to {stop} s are {length} s, but its length is said to be {stated} s"
+        raise BadRecord("bad_segment", detail)
+    return length
 
 
 def clip_channel(values: dict[str, Any], fields: SpeechFields, header: AudioHeader) -> int | None:
@@ -155,10 +175,19 @@ def clip_channel(values: dict[str, Any], fields: SpeechFields, header: AudioHead
     return int(number)
 
 
-def _number(value: Any, name: str | None) -> float:
+def _number(values: dict[str, Any], name: str | None) -> float | None:
+    """Return a field's number; None where the record does not have the field, or it is empty.
+
+    Raises: BadRecord with reason bad_segment.
+    """
+    value = lookup(values, name)
+    if name is None or value is None or value == "":
+        return None
     number = _number_or_none(value)
     if number is None:
-        raise BadRecord("bad_segment", f"field {name!r} holds {value!r}")
+        raise BadRecord(
+            "bad_segment", f"{describe(values, name)}, which is not a number of seconds"
+        )
     return number
 
 

@@ -33,7 +33,7 @@ class _Tokenize(ABC):
     settings: TokenizeConfig = field(default_factory=TokenizeConfig)
 
     name: str = field(default=NAME, init=False)
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
     output_schema: pa.Schema = field(default=SAMPLE, init=False, repr=False)
 
     @property

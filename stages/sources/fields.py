@@ -4,24 +4,62 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from koe.errors import BadRecord, ConfigError
 
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (type(None), "null"),
+    (bool, "a truth value"),
+    ((int, float), "a number"),
+    (str, "text"),
+    (list, "a list"),
+    (Mapping, "an object"),
+)
+
+
+def holders(names: Collection[str], name: str) -> Iterator[tuple[str, str]]:
+    """Yield the ways to find a dotted `name` below fields of these `names`.
+
+    Each is the name of a field and the rest of the dotted name, which is empty for a field that
+    has the dots in its own name; the longest names come first.
+    """
+    if name in names:
+        yield name, ""
+    dot = name.rfind(".")
+    while dot > 0:
+        if name[:dot] in names:
+            yield name[:dot], name[dot + 1 :]
+        dot = name.rfind(".", 0, dot)
+
+
+def find(fields: Mapping[str, Any], name: str) -> tuple[Any] | None:
+    """Return the value called `name` in a tuple, where dots descend into nested fields.
+
+    None if it is absent, which is not the same as a value of None.
+    """
+    for holder, rest in holders(fields, name):
+        value = fields[holder]
+        if not rest:
+            return (value,)
+        if isinstance(value, Mapping) and (found := find(value, rest)):
+            return found
+    return None
+
 
 def lookup(fields: Mapping[str, Any], name: str | None) -> Any:
     """Return the value called `name`, where dots descend into nested fields; None if absent."""
-    if name is None:
-        return None
-    if name in fields:
-        return fields[name]
-    value: Any = fields
-    for part in name.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part)
-    return value
+    found = None if name is None else find(fields, name)
+    return found[0] if found else None
+
+
+def describe(fields: Mapping[str, Any], name: str) -> str:
+    """Say for a detail what stands where `name` should be."""
+    if found := find(fields, name):
+        return f"field {name!r} holds {found[0]!r:.200}"
+    names = ", ".join(map(str, fields)) or "no fields"
+    return f"there is no field {name!r}; the record has {names:.200}"
 
 
 def record_key(fields: Mapping[str, Any], id_field: str | None, place: str) -> str:
@@ -34,7 +72,7 @@ def record_key(fields: Mapping[str, Any], id_field: str | None, place: str) -> s
         return place
     value = lookup(fields, id_field)
     if value is None or isinstance(value, dict | list) or not str(value).strip():
-        raise BadRecord("missing_id", f"field {id_field!r} holds {value!r}")
+        raise BadRecord("missing_id", describe(fields, id_field))
     return str(value)
 
 
@@ -46,8 +84,27 @@ def parse_object(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BadRecord("broken_json", str(error)) from None
+        raise BadRecord("broken_json", _hint(data) or str(error)) from None
     return require_object(value, data)
+
+
+def _hint(data: bytes) -> str:
+    """Say what else a line is that is not JSON; empty where there is no telling."""
+    if b"\0" in data:
+        return "the line holds zero bytes, as text in UTF-16 does: save the file as UTF-8"
+    if b"\r" in data.strip():
+        return "the line holds a carriage return: end the lines of the file with a line feed"
+    if data.strip() in (b"{", b"[", b"},", b"}", b"]"):
+        return "the line holds a part of an object: write each object on one line"
+    return ""
+
+
+def kind_of(value: Any) -> str:
+    """Name the type of a value as JSON does, for messages."""
+    for types, name in _KINDS:
+        if isinstance(value, types):
+            return name
+    return type(value).__name__
 
 
 def require_object(value: Any, data: bytes | None = None) -> dict[str, Any]:
@@ -57,7 +114,7 @@ def require_object(value: Any, data: bytes | None = None) -> dict[str, Any]:
     that are not valid UTF-8) count as broken, because Arrow cannot store them.
     """
     if not isinstance(value, dict):
-        raise BadRecord("broken_json", f"expected an object, found {type(value).__name__}")
+        raise BadRecord("broken_json", f"expected an object, found {kind_of(value)}")
     if data is None or b"\\ud" in data or b"\\uD" in data:
         try:
             json.dumps(value, ensure_ascii=False).encode()

@@ -11,6 +11,7 @@ from stages.sources.base import AudioLocation, Record, SpeechFiles
 from stages.sources.fields import lookup, parse_object
 from stages.sources.files import SourceFile, join, lines, open_binary, open_unit, parent
 from stages.sources.planning import Slice, cut
+from stages.sources.settings import SpeechFields
 
 AUDIO_NAMES = ("audio_filepath", "file_name")
 
@@ -20,6 +21,21 @@ def line_slices(file: SourceFile, unit_records: int) -> Iterator[Slice]:
     with open_binary(file.path) as opened:
         spans = ((start, stop) for start, stop, _ in lines(opened, 0, None))
         yield from cut(spans, unit_records)
+
+
+def segment_name(values: dict[str, Any], fields: SpeechFields) -> str:
+    """Name the part of its audio that a clip is, as in @1.5+2.0 (length), @1.5-3.5 (end), or #1.
+
+    Values stand as the record has them. Empty for all of an audio file.
+    """
+    names = (fields.start_seconds, fields.end_seconds, fields.seconds, fields.channel)
+    given = (lookup(values, name) for name in names)
+    start, stop, length, channel = ("" if value is None else value for value in given)
+    name = ""
+    if start != "" or stop != "":
+        name = f"@{0 if start == '' else start}"
+        name += f"-{stop}" if stop != "" else f"+{length}" if length != "" else ""
+    return name if channel == "" else f"{name}#{channel}"
 
 
 class ManifestSource(SpeechFiles):
@@ -51,12 +67,6 @@ class ManifestSource(SpeechFiles):
             detail = f"no field {' or '.join(names)} with the audio's path"
             return self.record(place, location, BadRecord("missing_audio", detail))
         folder = "" if audio_root else parent(relative)
-        key = join(folder, audio) if folder else audio
-        offset = lookup(values, fields.start_seconds)
-        if offset is not None and offset != "":
-            key = f"{key}@{offset}"
-        channel = lookup(values, fields.channel)
-        if channel is not None and channel != "":
-            key = f"{key}#{channel}"
+        key = (join(folder, audio) if folder else audio) + segment_name(values, fields)
         path = join(audio_root or parent(unit.path), audio)
         return self.record(key, location, values, AudioLocation("file", path))

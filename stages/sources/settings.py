@@ -10,6 +10,11 @@ from koe.settings import PathOrUrl, Strict
 
 ConversationLayout = Literal["instruction", "messages", "sharegpt"]
 
+_CHAT_NAMES = {
+    "messages": ("messages", "role", "content"),
+    "sharegpt": ("conversations", "from", "value"),
+}
+
 _NAME = r"^[A-Za-z0-9_.]+$"
 _ID = "The record's id; null: made from the file's name and the record's place in it."
 
@@ -26,9 +31,11 @@ class SpeechFields(Strict):
     speaker: str | None = None
     """The speaker, for tokenize.speech_prompt; null: the source names none."""
     start_seconds: str | None = "offset"
-    """Where the clip starts in its file, in seconds."""
+    """Where the clip starts in its file, in seconds; a record that has only an end starts at 0."""
     seconds: str | None = "duration"
-    """Length of the clip in seconds; used only where the record has a start."""
+    """Length of the clip in seconds; used only where the record has a start or an end."""
+    end_seconds: str | None = None
+    """Where the clip ends in its file, in seconds. Start, length and end must agree within 0.1 s."""
     channel: str | None = None
     """The channel that is the clip, counted from 0 as NeMo's channel_selector and Lhotse count;
     null, or a record without it: the average of all."""
@@ -84,6 +91,29 @@ class TextFields(Strict):
     """Who writes a message; null: role, or in sharegpt from."""
     content: str | None = None
     """The text of a message; null: content, or in sharegpt value."""
+    system: str | None = "system"
+    """A text beside the conversation that is put before what the user says first; null: is not
+    read."""
+    history: str | None = "history"
+    """Earlier turns beside the conversation, a list of pairs of question and answer; null: is not
+    read."""
+    tools: str | None = "tools"
+    """Tools that the assistant may call. The layouts have no place for them: a sample that has any
+    is quarantined as unsupported_tools. Null: is not read."""
+
+    def named(self, layout: ConversationLayout) -> dict[str, str]:
+        """Map the keys that a layout reads to the names of the fields of a record."""
+        keys = ("instruction", "input", "output") if layout == "instruction" else ("messages",)
+        keys = (*keys, "id", "system", "history", "tools")
+        names = self.model_dump(include=set(keys))
+        if layout != "instruction":
+            names["messages"] = self.chat_names(layout)[0]
+        return {key: names[key] for key in keys if names[key] is not None}
+
+    def chat_names(self, layout: ConversationLayout) -> tuple[str, str, str]:
+        """Return the names of a conversation's messages, and of their role and content."""
+        messages, role, content = _CHAT_NAMES[layout]
+        return self.messages or messages, self.role or role, self.content or content
 
 
 class TextSourceConfig(Strict):

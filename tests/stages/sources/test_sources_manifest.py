@@ -63,7 +63,7 @@ def test_manifest_lines_are_records(tmp_path):
         *("", "", "broken_json", "broken_json", "broken_json", "broken_json"),
         *("missing_audio", "broken_json", ""),
     ]
-    assert [records[n].key for n in (0, 1, 8)] == ["a/1.wav", "/abs/2.wav@1.5", "5.wav"]
+    assert [records[n].key for n in (0, 1, 8)] == ["a/1.wav", "/abs/2.wav@1.5+2", "5.wav"]
     assert [records[n].audio.path for n in (0, 1)] == [f"{tmp_path}/a/1.wav", "/abs/2.wav"]
     data = path.read_bytes()
     for record in records:
