@@ -55,10 +55,10 @@ def load_clips(
     read = zip(read_clips(clips), *parts, strict=True)
 
     def load(clip: tuple[bytes | BadRecord, float, float, int | None]) -> np.ndarray | BadRecord:
-        data, *part = clip
+        data, start, seconds, channel = clip
         if isinstance(data, BadRecord):
             return data
-        audio = attempt(_load, data, audio_hz, *part)
+        audio = attempt(_load, data, audio_hz, start, seconds, channel)
         return audio if isinstance(audio, BadRecord) else audio[0]
 
     return in_threads(load, prefetch(read), num_threads)

@@ -124,14 +124,14 @@ def require_object(value: Any, data: bytes | None = None) -> dict[str, Any]:
 
 
 def require_columns(
-    source: str, path: str, columns: Collection[str], needed: Mapping[str, str | None]
+    source: str, path: str, columns: Collection[str], needed: Mapping[str, str]
 ) -> None:
-    """Check that every needed column exists; `needed` maps a role to a name, dotted or None.
+    """Check that every needed column exists; `needed` maps a role to a dotted name.
 
     Raises: ConfigError naming the key to change and the nearest column.
     """
     for role, name in needed.items():
-        if name is None or name in columns or name.split(".")[0] in columns:
+        if name in columns or name.split(".")[0] in columns:
             continue
         near = difflib.get_close_matches(name, columns, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(columns))}"

@@ -11,10 +11,23 @@ import pyarrow.parquet as pq
 from koe.errors import BadRecord, ConfigError
 from koe.schema import Unit
 from stages.sources.base import AudioLocation, Record, SpeechFiles, TextFiles
-from stages.sources.fields import require_columns
+from stages.sources.columns import (
+    ARRAY,
+    BYTES,
+    PATH,
+    STRUCT,
+    AudioColumn,
+    audio_column,
+    find_type,
+    leaf_columns,
+    message_type,
+    require_named,
+)
+from stages.sources.fields import describe, lookup
 from stages.sources.files import SourceFile, join, parent, reading, require_unchanged
 from stages.sources.parquet_file import BATCH_CELLS, Corrupt, decoding, group_rows, open_parquet
 from stages.sources.planning import Slice
+from stages.sources.settings import CALLS
 
 
 def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
@@ -45,9 +58,7 @@ def _slices(
         yield from plan_rows(group_rows(opened), unit_records)
 
 
-def _rows(
-    unit: Unit, columns: list[str] | None
-) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
+def _rows(unit: Unit, columns: list[str]) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
     """Yield (row number, values) for every row of a unit, row group by row group."""
     require_unchanged(unit)
     with reading(unit.path), open_parquet(unit.path) as file:
@@ -66,66 +77,63 @@ def _rows(
 
 
 def _values(table: pa.Table) -> list[dict[str, Any] | BadRecord]:
+    """Return the rows of a table; a row that Python cannot hold is a BadRecord."""
     try:
         return list(table.to_pylist())
-    except UnicodeDecodeError as error:
+    except (ValueError, OverflowError):  # text that is not UTF-8, or a date after the year 9999
         if table.num_rows == 1:
-            return [BadRecord("broken_text", f"text is not valid UTF-8: {error.reason}")]
+            return [_unreadable(table)]
         return [_values(table.slice(row, 1))[0] for row in range(table.num_rows)]
 
 
-class ParquetSpeechSource(SpeechFiles):
-    """Parquet with audio as bytes, or in Hugging Face's struct of `bytes` and `path`."""
+def _unreadable(row: pa.Table) -> BadRecord:
+    for name, column in zip(row.column_names, row.columns, strict=True):
+        try:
+            column.to_pylist()
+        except UnicodeDecodeError as error:
+            detail = f"the text in column {name!r} is not valid UTF-8: {error.reason}"
+            return BadRecord("broken_text", detail)
+        except (ValueError, OverflowError) as error:
+            return BadRecord("unreadable_value", f"column {name!r} of type {column.type}: {error}")
+    raise AssertionError("a row that could not be read has a column that cannot be read")
 
-    @property
-    def _audio(self) -> str:
-        return self.settings.fields.audio or "audio"
+
+class ParquetSpeechSource(SpeechFiles):
+    """Parquet with a column of audio: its bytes, its path, or one of Hugging Face's structs."""
+
+    def _audio(self, path: str, schema: pa.Schema) -> AudioColumn:
+        return audio_column(self.name, path, schema, self.settings.fields.audio or "audio")
 
     def slices(self, file: SourceFile) -> Iterator[Slice]:
         return _slices(file.path, self.unit_records, self._check)
 
     def _check(self, path: str, schema: pa.Schema) -> None:
-        needed = self.settings.fields.required() | {"audio": self._audio}
-        require_columns(self.name, path, schema.names, needed)
-        audio = schema.field(self._audio).type
-        if not _holds_audio(audio):
-            raise ConfigError(
-                f"source {self.name} cannot take its audio from column {self._audio!r}",
-                f"{path} holds {audio} there, neither bytes nor a struct of bytes and path",
-                "Set fields.audio to the column with the encoded audio.",
-            )
+        require_named(self.name, path, schema, self.settings.fields.required())
+        self._audio(path, schema)
 
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.records == 0:
             return
-        prefix, audio = self.prefix(unit), self._audio
+        prefix = self.prefix(unit)
         with reading(unit.path), open_parquet(unit.path) as file:
-            has_struct = pa.types.is_struct(file.schema_arrow.field(audio).type)
-            absent = _null_bytes(file, audio, unit) if has_struct else frozenset()
-            columns = self._columns(file)
+            schema = file.schema_arrow
+            audio = self._audio(unit.path, schema)
+            absent = _null_bytes(file, audio.name, unit) if audio.form == STRUCT else frozenset()
+        names = [*self.settings.fields.named(), *([] if audio.form == ARRAY else [audio.path_name])]
+        columns = [name for name in dict.fromkeys(names) if find_type(schema, name) is not None]
+        if audio.form == BYTES:
+            columns = [name for name in columns if name != audio.name]
         for row, values in _rows(unit, columns):
             key, location = f"{prefix}/{row:08d}", f"{unit.path}:row {row}"
-            cell = None if isinstance(values, BadRecord) else values.pop(audio, None)
-            place = AudioLocation("parquet", unit.path, audio, row)
-            if row in absent and cell and cell.get("path"):
-                folder = self.settings.audio_root or parent(unit.path)
-                place = AudioLocation("file", join(folder, cell["path"]))
+            place = AudioLocation("parquet", unit.path, audio.name, row)
+            if not isinstance(values, BadRecord) and (audio.form == PATH or row in absent):
+                path = lookup(values, audio.path_name)
+                if isinstance(path, str) and path.strip():
+                    folder = self.settings.audio_root or parent(unit.path)
+                    place = AudioLocation("file", join(folder, path))
+                elif audio.form == PATH:
+                    values = BadRecord("missing_audio", describe(values, audio.name))
             yield self.record(key, location, values, place)
-
-    def _columns(self, file: pq.ParquetFile) -> list[str]:
-        """List the columns to read for a unit: those in use, and only the path of the audio."""
-        names = file.schema_arrow.names
-        wanted = [n for n in self.settings.fields.named() if n in names or n.split(".")[0] in names]
-        audio = file.schema_arrow.field(self._audio).type
-        if pa.types.is_struct(audio) and audio.get_field_index("path") >= 0:
-            wanted.append(f"{self._audio}.path")
-        return list(dict.fromkeys(wanted))
-
-
-def _holds_audio(column: pa.DataType) -> bool:
-    if pa.types.is_struct(column):
-        return any(column.get_field_index(name) >= 0 for name in ("bytes", "path"))
-    return pa.types.is_binary(column) or pa.types.is_large_binary(column)
 
 
 def _null_bytes(file: pq.ParquetFile, audio: str, unit: Unit) -> frozenset[int]:
@@ -165,17 +173,49 @@ def _null_cells(file: pq.ParquetFile, group: int, leaf: str, first: int) -> froz
 
 
 class ParquetTextSource(TextFiles):
-    """Instruction samples in Parquet; a record's fields are the row's columns."""
+    """Instruction samples in Parquet; a record's fields are the columns that its layout needs."""
 
     def slices(self, file: SourceFile) -> Iterator[Slice]:
         return _slices(file.path, self.unit_records, self._check)
 
     def _check(self, path: str, schema: pa.Schema) -> None:
-        require_columns(self.name, path, schema.names, {"id": self.settings.fields.id})
+        fields, layout = self.settings.fields, self.settings.layout
+        require_named(self.name, path, schema, fields.required(layout))
+        if layout == "instruction":
+            return
+        name, *parts = fields.chat_names(layout)
+        column = find_type(schema, name)
+        messages = None if column is None else message_type(column)
+        if messages is None:
+            raise ConfigError(
+                f"source {self.name} cannot take its conversations from column {name!r}",
+                f"{path} holds {column} there, not a list of structs",
+                "Set fields.messages to the column with the list of messages.",
+            )
+        where = f"{path}, in its column {name!r},"
+        require_named(
+            self.name, where, messages, dict(zip(("role", "content"), parts, strict=True))
+        )
+
+    def _columns(self, file: pq.ParquetFile) -> list[str]:
+        """List the columns to read: those in use, and of the messages no more than is needed."""
+        fields, layout, schema = self.settings.fields, self.settings.layout, file.schema_arrow
+        columns = fields.named(layout)
+        found: list[str] = []
+        if layout != "instruction":
+            name, role, content = fields.chat_names(layout)
+            leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
+            parts = (role.split(".")[0], content.split(".")[0], *CALLS)
+            found = leaf_columns(leaves, columns.pop("messages"), parts)
+            found = found or [name]
+        found += [name for name in columns.values() if find_type(schema, name) is not None]
+        return list(dict.fromkeys(found))
 
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.records == 0:
             return
         prefix = self.prefix(unit)
-        for row, values in _rows(unit, None):
+        with reading(unit.path), open_parquet(unit.path) as file:
+            columns = self._columns(file)
+        for row, values in _rows(unit, columns):
             yield self.record(f"{prefix}/{row:08d}", f"{unit.path}:row {row}", values)

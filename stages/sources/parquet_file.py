@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 
 from koe.errors import BadRecord, StorageError
+from stages.sources.columns import ARRAY, STRUCT, audio_column
+from stages.sources.fields import holders
 from stages.sources.files import is_remote, open_binary, reading
 
+MAX_CHANNELS = 64  # of decoded audio: more lists are samples of [samples, channels]
 BATCH_CELLS = 32  # audio cells decoded at once: some MB, however large the row group
 
 
@@ -45,8 +51,61 @@ def group_rows(file: pq.ParquetFile) -> list[tuple[int, int]]:
     return list(pairwise(accumulate(rows, initial=0)))
 
 
+def cells_of(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """Return the column of a batch that has a dotted name; what lies in a null struct is null."""
+    structs: dict[str, pa.Array] = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for holder, rest in holders(structs, name):
+        cells = structs[holder]
+        if not rest:
+            return cells
+        if pa.types.is_struct(cells.type):
+            inner = pa.RecordBatch.from_arrays(cells.flatten(), cells.type.names)
+            return cells_of(inner, rest)
+    raise KeyError(name)
+
+
+def wav_of(cell: pa.Scalar, where: str) -> bytes:
+    """Write decoded audio, a struct of array and sampling_rate, as a WAV file of floats.
+
+    The array holds samples, or one list of samples per channel, as Hugging Face's `datasets`
+    decodes audio.
+
+    Raises: BadRecord `missing_audio` for a null, `unreadable_audio` for anything but audio.
+    """
+    array = cell["array"] if cell.is_valid else cell
+    rate = cell["sampling_rate"].as_py() if cell.is_valid else None
+    if not array.is_valid or not len(array):
+        raise BadRecord("missing_audio", f"{where} holds no audio")
+    samples = _samples(array.values, where)
+    if not isinstance(rate, int) or not 0 < rate < 1 << 31:
+        raise BadRecord("unreadable_audio", f"{where} has a sampling_rate of {rate!r}")
+    file = io.BytesIO()
+    subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
+    soundfile.write(file, samples, rate, format="WAV", subtype=subtype)
+    return file.getvalue()
+
+
+def _samples(values: pa.Array, where: str) -> np.ndarray:
+    """Return float32 or int16 [samples], or [samples, channels]."""
+    if not isinstance(values.type, pa.FixedSizeListType | pa.ListType | pa.LargeListType):
+        channels = [values]
+    else:
+        channels = [channel.values for channel in values if channel.is_valid]
+    lengths = {len(channel) for channel in channels}
+    if len(channels) > MAX_CHANNELS or len(lengths) != 1 or any(c.null_count for c in channels):
+        shape = f"{len(channels)} lists of {min(lengths, default=0)} to {max(lengths, default=0)}"
+        detail = f"{where} holds {shape} samples, expected one list of equal length per channel"
+        raise BadRecord("unreadable_audio", detail)
+    kind = np.int16 if values.type == pa.int16() or channels[0].type == pa.int16() else np.float32
+    audio = np.stack([channel.to_numpy(zero_copy_only=False) for channel in channels], axis=1)
+    return audio.astype(kind)
+
+
 class CellReader:
-    """Reads audio cells of one column in ascending order: each row group once, in batches."""
+    """Reads audio cells of one column in ascending order: each row group once, in batches.
+
+    Decoded audio is returned as a WAV file of floats.
+    """
 
     def __init__(self, path: str, column: str) -> None:
         self._path = path
@@ -55,8 +114,7 @@ class CellReader:
                 self._file = open_parquet(path)
             except Corrupt as error:
                 raise BadRecord("broken_parquet", str(error)) from error
-        field = self._file.schema_arrow.field(column)
-        self._leaf = f"{column}.bytes" if pa.types.is_struct(field.type) else column
+        self._column = audio_column(path, path, self._file.schema_arrow, column)
         self._groups = group_rows(self._file)
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._group, self._first, self._cells = -1, 0, pa.array([], pa.binary())
@@ -90,20 +148,24 @@ class CellReader:
                 self._broken[group] = (lost, str(error))
                 self._group = -1
                 raise BadRecord("broken_parquet", f"row {row}: {error}") from error
-        cell = self._cells[row - self._first].as_py()
-        if cell is None:
+        cell = self._cells[row - self._first]
+        if self._column.form == ARRAY:
+            return wav_of(cell, f"row {row}")
+        if not cell.is_valid:
             raise BadRecord("missing_audio", f"row {row} holds no audio")
-        return cell
+        return cell.as_py()
 
     def _seek(self, group: int, row: int) -> None:
         """Load the batch that holds `row`, of row group `group`, into `_cells`."""
         if group != self._group or row < self._first:
             self._batches = self._file.iter_batches(
-                BATCH_CELLS, row_groups=[group], columns=[self._leaf], use_threads=False
+                BATCH_CELLS, row_groups=[group], columns=self._column.cells(), use_threads=False
             )
             self._group, self._first = group, self._groups[group][0]
             self._cells = pa.array([], pa.binary())
         while row >= self._first + len(self._cells):
-            column = next(self._batches).column(0)
+            batch = next(self._batches)
             self._first += len(self._cells)
-            self._cells = column.flatten()[0] if pa.types.is_struct(column.type) else column
+            name = self._column.name
+            name = f"{name}.bytes" if self._column.form == STRUCT else name
+            self._cells = cells_of(batch, name)

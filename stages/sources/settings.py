@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,15 @@ _CHAT_NAMES = {
     "sharegpt": ("conversations", "from", "value"),
 }
 
+# Keys of a message that calls tools, in OpenAI's layouts.
+CALLS = ("tool_calls", "function_call")
+
 _NAME = r"^[A-Za-z0-9_.]+$"
 _ID = "The record's id; null: made from the file's name and the record's place in it."
+
+
+def _names_besides(usual: dict[str, Any], names: dict[str, Any]) -> dict[str, str]:
+    return {key: name for key, name in names.items() if name is not None and name != usual.get(key)}
 
 
 class SpeechFields(Strict):
@@ -42,9 +49,13 @@ class SpeechFields(Strict):
     ovrl: str | None = None
     """A DNSMOS score that the source already has, for score.scorer: source."""
 
-    def required(self) -> dict[str, str | None]:
-        """Map each key to the name of a field that every record must have, audio aside."""
-        return self.model_dump(include={"text", "id", "speaker", "ovrl"})
+    def required(self) -> dict[str, str]:
+        """Map each key to the name of a field that the source must have, audio aside.
+
+        It must have the transcript, and whatever the configuration names otherwise than usual.
+        """
+        usual = SpeechFields().model_dump(exclude={"text"})
+        return _names_besides(usual, self.model_dump(exclude={"audio"}))
 
     def named(self) -> list[str]:
         """List the names in use, except that of the audio."""
@@ -109,6 +120,15 @@ class TextFields(Strict):
         if layout != "instruction":
             names["messages"] = self.chat_names(layout)[0]
         return {key: names[key] for key in keys if names[key] is not None}
+
+    def required(self, layout: ConversationLayout) -> dict[str, str]:
+        """Map each key to the name of a field that the source must have.
+
+        It must have those that the layout cannot do without, and whatever the configuration names
+        otherwise than usual.
+        """
+        usual = TextFields().model_dump(exclude={"instruction", "output", "messages"})
+        return _names_besides(usual, self.named(layout))
 
     def chat_names(self, layout: ConversationLayout) -> tuple[str, str, str]:
         """Return the names of a conversation's messages, and of their role and content."""

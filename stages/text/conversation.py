@@ -7,7 +7,7 @@ from typing import Any
 
 from koe.errors import BadRecord
 from stages.sources.fields import find, kind_of, lookup
-from stages.sources.settings import ConversationLayout, TextFields
+from stages.sources.settings import CALLS, ConversationLayout, TextFields
 from stages.text.unicode import has_visible_text
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
@@ -21,7 +21,6 @@ _ROLES = {
 _TOOL_ROLES = frozenset(
     ("tool", "function", "function_call", "tool_call", "observation", "ipython")
 )
-_CALLS = ("tool_calls", "function_call")
 _USUAL_NAMES = TextFields()
 
 Message = tuple[str, str]  # who writes it (user, assistant or system), and its text
@@ -120,7 +119,7 @@ def _messages(
             detail = f"{where} is {kind_of(message)}, expected an object"
             raise BadRecord("bad_conversation", detail)
         role = _role(lookup(message, role_name), f"{where}.{role_name}")
-        for name in _CALLS:
+        for name in CALLS:
             if message.get(name):
                 raise BadRecord("bad_conversation", f"{where}.{name} calls a tool")
         yield role, _content(lookup(message, content_name), f"{where}.{content_name}")

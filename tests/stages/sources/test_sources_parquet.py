@@ -165,7 +165,9 @@ def test_nested_fields_and_ids(tmp_path):
     [
         ({"text": "txt"}, "no column 'txt' for text .*did you mean 'text'"),
         ({"audio": "mp3"}, "no column 'mp3' for audio"),
-        ({"audio": "text"}, "neither bytes nor a struct"),
+        ({"audio": "meta"}, "neither bytes, nor a path, nor a struct"),
+        ({"text": "meta.text"}, "no column 'meta.text' for text .*did you mean 'meta.x'"),
+        ({"seconds": "length"}, "no column 'length' for seconds"),
         ({"ovrl": "dnsmos"}, "no column 'dnsmos' for ovrl"),
     ],
 )
@@ -236,12 +238,14 @@ def test_instruction_rows(tmp_path):
 
     def source(size, **fields):
         paths = [f"{tmp_path}/*.parquet"]
-        return text_source(
-            TextSourceConfig(name="t", kind="parquet", paths=paths, fields=fields), size
+        config = TextSourceConfig(
+            name="t", kind="parquet", layout="messages", paths=paths, fields=fields
         )
+        return text_source(config, size)
 
     for size in (1, 2, 100):
-        assert [r.fields for r in read_all(source(size))] == rows
+        read = [r.fields for r in read_all(source(size))]
+        assert read == [{"messages": row["messages"]} for row in rows]
     assert [r.key for r in read_all(source(2, id="id"))] == [str(n) for n in range(7)]
     assert read_all(pickle.loads(pickle.dumps(source(2)))) == read_all(source(2))
     with pytest.raises(ConfigError, match="no column 'uid'"):
