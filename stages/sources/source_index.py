@@ -1,0 +1,96 @@
+"""Where a compressed stream can be entered: found once when it is planned, kept beside the plan."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import indexed_gzip
+
+from koe.atomic import atomically
+from koe.remote import file_system
+from stages.sources.streams import Damage, is_zstd, pieces
+
+FOLDER = "source_index"  # in the run directory
+
+# A checkpoint of gzip keeps 32 KiB of the stream. Entering the stream costs half of this spacing
+# on average (8 ms per 4 MiB), so it grows only where there would be thousands of checkpoints.
+_MIN_SPACING, _MAX_SPACING = 4 << 20, 32 << 20
+_SPACINGS = 1024
+
+
+@dataclass(frozen=True)
+class StreamIndex:
+    """What is known of a compressed stream: its size, damage, and places to begin from.
+
+    `num_bytes` is how much of it can be decompressed. `why` says why the file gives no more,
+    `place` from which of its bytes on; empty for a file that is whole. `frames` are (byte of the
+    stream, byte of the file) where frames of Zstandard begin. `gzip` is what indexed_gzip needs.
+    """
+
+    num_bytes: int
+    why: str = ""
+    place: int = 0
+    frames: tuple[tuple[int, int], ...] = ((0, 0),)
+    gzip: bytes = b""
+
+
+def build_index(path: str, file: BinaryIO) -> StreamIndex:
+    """Decompress an open file once, without keeping what comes out."""
+    num_bytes, frames, why, place = 0, [(0, 0)], "", 0
+    try:
+        for data, frame in pieces(path, file):
+            if frame is not None and num_bytes - frames[-1][0] >= _MIN_SPACING:
+                frames.append((num_bytes, frame))
+            num_bytes += len(data)
+    except Damage as damage:
+        why, place = str(damage), damage.place
+    gzip = b"" if is_zstd(path) or num_bytes <= 2 * _MIN_SPACING else _gzip_checkpoints(file)
+    return StreamIndex(num_bytes, why, place, tuple(frames), gzip)
+
+
+def _gzip_checkpoints(file: BinaryIO) -> bytes:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    spacing = min(max(size // _SPACINGS, _MIN_SPACING), _MAX_SPACING)
+    exported = io.BytesIO()
+    with indexed_gzip.IndexedGzipFile(fileobj=file, spacing=spacing) as indexed:
+        try:
+            indexed.build_full_index()
+        except indexed_gzip.ZranError:
+            pass  # the stream is damaged: the checkpoints before the damage are good
+        indexed.export_index(fileobj=exported)
+    return exported.getvalue()
+
+
+def _name(path: str, stamp: str) -> str:
+    return f"{hashlib.sha256(f'{path}|{stamp}'.encode()).hexdigest()[:32]}.idx"
+
+
+def save_index(folder: str, path: str, stamp: str, index: StreamIndex) -> None:
+    """Keep the index of the file at `path` in `folder`. Raises: OSError."""
+    head = json.dumps({**asdict(index), "gzip": len(index.gzip)}).encode()
+    data, name = head + b"\n" + index.gzip, _name(path, stamp)
+    if "://" not in folder:
+        with atomically(Path(folder) / name) as file:
+            file.write(data)
+        return
+    fs, place = file_system(folder, **({"auto_mkdir": True} if folder.startswith("file:") else {}))
+    fs.pipe_file(f"{place}/{name}", data)
+
+
+def load_index(folder: str, path: str, stamp: str) -> StreamIndex | None:
+    """Return what `save_index` kept; None where there is nothing or it is incomplete."""
+    fs, place = file_system(folder)
+    try:
+        head, _, gzip = fs.cat_file(f"{place}/{_name(path, stamp)}").partition(b"\n")
+        values = json.loads(head)
+        frames = tuple((a, b) for a, b in values.pop("frames"))
+        complete = values.pop("gzip") == len(gzip)
+        return StreamIndex(**values, frames=frames, gzip=gzip) if complete else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
