@@ -21,6 +21,7 @@ from stages.settings import InterleaveSettings
 from stages.snac.codec import CodecSpec, resolve_codec
 from stages.sources.base import SpeechFiles, TextFiles
 from stages.sources.readers import speech_source, text_source
+from stages.sources.source_index import FOLDER as SOURCE_INDEX
 from stages.text.tokenizer import TextTokenizer, load_tokenizer, text_tokenizer
 from stages.tokenize import TokenizeSpeech, TokenizeText
 
@@ -34,17 +35,22 @@ class Assembly:
 
     config: PipelineConfig
 
+    @property
+    def index_folder(self) -> str:
+        """Where the checkpoints of compressed sources are kept."""
+        return f"{self.config.run_dir.rstrip('/')}/{SOURCE_INDEX}"
+
     @cached_property
     def speech_sources(self) -> tuple[SpeechFiles, ...]:
         return tuple(
-            speech_source(item, self.config.plan.clips_per_unit)
+            speech_source(item, self.config.plan.clips_per_unit, self.index_folder)
             for item in self.config.sources.speech
         )
 
     @cached_property
     def text_sources(self) -> dict[str, TextFiles]:
         return {
-            item.name: text_source(item, self.config.plan.samples_per_unit)
+            item.name: text_source(item, self.config.plan.samples_per_unit, self.index_folder)
             for item in self.config.sources.text
         }
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, BinaryIO, ClassVar, Generic, TypeVar
 
 from koe.errors import BadRecord
 from koe.schema import SPEECH, TEXT, Unit
+from stages.sources.compressed import opened, scanned
 from stages.sources.fields import record_key
-from stages.sources.files import SourceFile, expand, relative_name, stem
+from stages.sources.files import (
+    SourceFile,
+    expand,
+    own_stamp,
+    reading,
+    relative_name,
+    require_unchanged,
+    stem,
+)
 from stages.sources.planning import Known, Slice, plan_units, scan_all
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 
@@ -51,6 +61,9 @@ class SourceFiles(ABC, Generic[Settings]):
     modality: ClassVar[str]
     settings: Settings
     unit_records: int  # how many records a unit holds at most
+    index_folder: str = ""  # where the checkpoints of compressed files are kept; empty: nowhere
+
+    reads_compressed: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -64,7 +77,18 @@ class SourceFiles(ABC, Generic[Settings]):
         return plan_units(self.name, self.modality, self.files(), self.slices, known)
 
     def files(self) -> list[SourceFile]:
-        return expand(self.name, self.settings.paths)
+        return expand(self.name, self.settings.paths, compressed=self.reads_compressed)
+
+    def scanned(self, file: SourceFile) -> AbstractContextManager[BinaryIO]:
+        """Open a file to plan its units, decompressed."""
+        return scanned(file.path, self.index_folder)
+
+    @contextmanager
+    def opened(self, unit: Unit) -> Iterator[BinaryIO]:
+        """Open the file of a unit, decompressed; it must be as it was when the unit was planned."""
+        require_unchanged(unit)
+        with reading(unit.path), opened(unit.path, own_stamp(unit), self.index_folder) as file:
+            yield file
 
     @abstractmethod
     def slices(self, file: SourceFile) -> Iterator[Slice]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,19 +14,26 @@ from typing import Any, BinaryIO, cast
 from koe.errors import ConfigError, StorageError
 from koe.remote import file_system
 from koe.schema import Unit
+from stages.sources.streams import is_compressed, plain_name
 
 _MAGIC = frozenset("*?[")
-_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z")
+# Formats of compression that nothing here reads.
+_UNREADABLE = (".bz2", ".tbz2", ".xz", ".txz", ".lz4", ".zip", ".7z", ".rar", ".br", ".lzma", ".z")
+_BESIDE = " beside "  # in a stamp, before that of the files beside
 # Errors of a file system that mean a wrong name, not a failing disk.
 _ABSENT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP))
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source and its name relative to the root of the pattern that names it."""
+    """A file of a source and its name relative to the root of the pattern that names it.
+
+    `beside` are other files that its records are in. They need not exist.
+    """
 
     path: str
     relative: str
+    beside: tuple[str, ...] = ()
 
 
 class Fault(Exception):
@@ -53,16 +61,21 @@ def stem(relative: str) -> str:
     return f"{folder}{slash}{last.rpartition('.')[0] or last}"
 
 
-def expand(source: str, patterns: Iterable[str], *, folders: bool = False) -> list[SourceFile]:
+def expand(
+    source: str, patterns: Iterable[str], *, folders: bool = False, compressed: bool = False
+) -> list[SourceFile]:
     """List the files that match (with `folders`, folders too), each once, sorted by relative name.
 
-    Raises: ConfigError when a pattern matches nothing, a file is compressed, or two files would
-    share a relative name, on which the names of units and records are based.
+    `compressed` tells whether the source reads .gz and .zst.
+
+    Raises: ConfigError when a pattern matches nothing, a file is compressed otherwise, or two files
+    would share a relative name, on which the names of units and records are based.
     """
     patterns = tuple(patterns)
     found: dict[str, SourceFile] = {}
     for pattern in patterns:
         for path in _matches(source, pattern, folders):
+            _require_readable(source, path, compressed)
             file = SourceFile(path, relative_name(path, patterns))
             other = found.setdefault(file.relative, file)
             if other != file:
@@ -84,14 +97,22 @@ def _matches(source: str, pattern: str, folders: bool) -> list[str]:
         why = "it is a folder" if hits else "nothing matches it"
         remedy = "Name files or a glob of files." if hits else "Check the path and its spelling."
         raise ConfigError(f"source {source} cannot use {pattern}", why, remedy)
-    for path in paths:
-        if path.lower().endswith(_COMPRESSED):
-            raise ConfigError(
-                f"source {source} cannot read {path}",
-                "a compressed file cannot be read from the middle",
-                "Decompress it first; the audio inside is compressed anyway.",
-            )
     return [fs.unstrip_protocol(path) if is_remote(pattern) else path for path in paths]
+
+
+def _require_readable(source: str, path: str, compressed: bool) -> None:
+    if path.lower().endswith(_UNREADABLE):
+        raise ConfigError(
+            f"source {source} cannot read {path}",
+            "of compressed files, .gz and .zst can be read from the middle, where a unit begins",
+            "Decompress it, or compress it with gzip or zstd instead.",
+        )
+    if is_compressed(path) and not compressed:
+        raise ConfigError(
+            f"source {source} cannot read {path}",
+            "files of this kind are read as they are, since they compress their parts themselves",
+            "Decompress it first.",
+        )
 
 
 def _listed(fs: Any, place: str, is_glob: bool) -> dict[str, str]:
@@ -104,8 +125,10 @@ def _listed(fs: Any, place: str, is_glob: bool) -> dict[str, str]:
 def relative_name(path: str, patterns: Iterable[str]) -> str:
     """Name `path` relative to the folder above the first wildcard (or last part) of its pattern.
 
-    The name depends on the configuration alone, so workers find it without listing any folder.
+    The name depends on the configuration alone, so workers find it without listing any folder. A
+    compressed file has the name of what it holds: compressing a file renames no record.
     """
+    path = plain_name(path)
     for pattern in patterns:
         root = _root(pattern)
         if path.startswith(root):
@@ -136,6 +159,21 @@ def stamp(path: str) -> str:
         marks = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created")
         mark = next((str(info[key]) for key in marks if info.get(key)), None)
         return f"{info.get('size')}:{(mark or fs.ukey(place)).strip(chr(34))}"
+
+
+def stamp_with_beside(file: SourceFile) -> str:
+    """Return the stamp of a file, and what changes when one of those beside it does."""
+    if not file.beside:
+        return stamp(file.path)
+    marks = [stamp(path) if exists(path) else "" for path in file.beside]
+    digest = hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]
+    return f"{stamp(file.path)}{_BESIDE}{digest}"
+
+
+def exists(path: str) -> bool:
+    with reading(path):
+        fs, place = file_system(_plain(path))
+        return fs.exists(place)
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -178,12 +216,17 @@ def open_unit(unit: Unit) -> Iterator[BinaryIO]:
 def require_unchanged(unit: Unit) -> None:
     """Raise StorageError if the file of `unit` is not the one that was planned."""
     now = stamp(unit.path)
-    if now != unit.stamp:
+    if now != own_stamp(unit):
         raise StorageError(
             f"{unit.path} changed since it was planned",
             f"its size and modification were {unit.stamp} and are {now}",
             "Run again: units are planned again, and only those that changed are redone.",
         )
+
+
+def own_stamp(unit: Unit) -> str:
+    """Return the stamp of a unit's own file, without that of the files beside it."""
+    return unit.stamp.partition(_BESIDE)[0]
 
 
 def num_bytes(file: BinaryIO) -> int:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
 from koe.schema import Unit
-from stages.sources.files import Fault, SourceFile, reading, stamp
+from stages.sources.files import Fault, SourceFile, reading, stamp_with_beside
 
 _ALONE_SECONDS = 2.0  # before other processes help, which take about as long to start
 
@@ -76,7 +76,7 @@ def plan_units(
     with _Scanner(slices) as scanner:
         waiting: deque[Iterable[Unit]] = deque()
         for file in files:
-            mark = stamp(file.path)
+            mark = stamp_with_beside(file)
             planned = known(file.path, mark)
             waiting.append(named(file, mark, scanner.scan(file)) if planned is None else planned)
             while len(waiting) > scanner.num_ahead:

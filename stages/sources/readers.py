@@ -8,6 +8,7 @@ from stages.sources.instructions import JsonArraySource, JsonLinesSource
 from stages.sources.manifest import ManifestSource
 from stages.sources.parquet import ParquetSpeechSource, ParquetTextSource
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
+from stages.sources.shar import shar_source
 from stages.sources.webdataset import WebDatasetSource
 
 _SPEECH = {
@@ -15,18 +16,24 @@ _SPEECH = {
     "parquet": ParquetSpeechSource,
     "manifest": ManifestSource,
     "folder": FolderSource,
+    "shar": shar_source,
 }
 _TEXT = {"jsonl": JsonLinesSource, "json": JsonArraySource, "parquet": ParquetTextSource}
 
 
-def speech_source(settings: SpeechSourceConfig, unit_records: int) -> SpeechFiles:
-    """Make the reader of a speech source; a unit holds at most `unit_records` records."""
-    return _SPEECH[settings.kind](settings, unit_records)
+def speech_source(
+    settings: SpeechSourceConfig, unit_records: int, index_folder: str = ""
+) -> SpeechFiles:
+    """Make the reader of a speech source; a unit holds at most `unit_records` records.
+
+    Checkpoints of compressed files are kept in `index_folder`; nowhere if it is empty.
+    """
+    return _SPEECH[settings.kind](settings, unit_records, index_folder)
 
 
-def text_source(settings: TextSourceConfig, unit_records: int) -> TextFiles:
-    """Make the reader of an instruction source.
+def text_source(settings: TextSourceConfig, unit_records: int, index_folder: str = "") -> TextFiles:
+    """Make the reader of an instruction source, as `speech_source`.
 
     Of its fields only the id matters here: the tokenize stage turns raw fields into turns.
     """
-    return _TEXT[settings.kind](settings, unit_records)
+    return _TEXT[settings.kind](settings, unit_records, index_folder)

@@ -32,8 +32,8 @@ class SpeechFields(Strict):
     text: str = Field(default="text", min_length=1)
     """The transcript."""
     audio: str | None = None
-    """The audio, or its path; in a webdataset the file extension. Null: the usual name for this
-    kind of source."""
+    """The audio, or its path; in a webdataset the file extension; in shar the name of a cut's
+    recording and of its tars. Null: the usual name for this kind of source."""
     id: str | None = Field(default=None, description=_ID)
     speaker: str | None = None
     """The speaker, for tokenize.speech_prompt; null: the source names none."""
@@ -67,14 +67,34 @@ class SpeechSourceConfig(Strict):
 
     name: str = Field(pattern=_NAME)
     """Prefix of every clip's id."""
-    kind: Literal["webdataset", "parquet", "manifest", "folder"]
-    """How records are stored: in tars, in Parquet, as lines of JSON, or as a metadata file beside
-    the audio."""
+    kind: Literal["webdataset", "parquet", "manifest", "folder", "shar"]
+    """How records are stored: in tars, in Parquet, as lines of JSON, as a metadata file beside
+    the audio, or as Lhotse's cuts (Shar, and manifests of cuts)."""
     paths: list[PathOrUrl] = Field(min_length=1)
     """Files or globs; fsspec URLs too."""
     audio_root: PathOrUrl | None = None
-    """The folder that relative audio paths start from; null: that of the file that names them."""
+    """The folder that relative audio paths start from, or that holds the tars of shar; null: that of
+    the file that names them."""
+    supervisions: Literal["clips", "speakers_and_text"] = "clips"
+    """Kind shar: what the supervisions of a cut are. clips: each is a clip with its text.
+    speakers_and_text, as in J-CHAT: those with a speaker are clips, and the others are pieces of
+    text, each part of the clip that holds its middle."""
     fields: SpeechFields = SpeechFields()
+
+    @model_validator(mode="after")
+    def _keeps_to_its_format(self) -> SpeechSourceConfig:
+        if self.kind != "shar":
+            if self.supervisions != "clips":
+                raise ValueError(f"supervisions is for kind shar, not {self.kind}: remove the key")
+            return self
+        default = SpeechFields()
+        for key in ("start_seconds", "end_seconds", "seconds", "channel"):
+            if getattr(self.fields, key) != getattr(default, key):
+                raise ValueError(
+                    f"fields.{key} has no meaning for kind shar, whose supervisions say it "
+                    "under Lhotse's own names: remove the key"
+                )
+        return self
 
     @model_validator(mode="after")
     def _has_use_for_root(self) -> SpeechSourceConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -59,10 +60,9 @@ def _gzip_checkpoints(file: BinaryIO) -> bytes:
     spacing = min(max(size // _SPACINGS, _MIN_SPACING), _MAX_SPACING)
     exported = io.BytesIO()
     with indexed_gzip.IndexedGzipFile(fileobj=file, spacing=spacing) as indexed:
-        try:
+        # of a damaged stream, the checkpoints before the damage are good
+        with suppress(indexed_gzip.ZranError):
             indexed.build_full_index()
-        except indexed_gzip.ZranError:
-            pass  # the stream is damaged: the checkpoints before the damage are good
         indexed.export_index(fileobj=exported)
     return exported.getvalue()
 

@@ -115,7 +115,9 @@ def _zstd_pieces(file: BinaryIO, frame: int) -> Iterator[Piece]:
         frame += read - len(decoder.unused_data)
 
 
-def _until_error(decompress: Callable[[bytes], bytes], data: bytes, error: type[Exception]) -> bytes:
+def _until_error(
+    decompress: Callable[[bytes], bytes], data: bytes, error: type[Exception]
+) -> bytes:
     """Decompress byte by byte: the error in `data` took what precedes it with it."""
     parts: list[bytes] = []
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import tarfile
@@ -11,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
+from lhotse import CutSet, Recording, SupervisionSegment
 
 from tests.stages.speech import synthetic_speech
 
@@ -42,23 +42,19 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 def write_jchat(folder: Path) -> None:
-    """Write a Lhotse shard of one dialogue: two segments with text, and one without."""
+    """Let lhotse write a shard of one dialogue: two segments with text, and one without."""
     segments = [(0.0, 1.03, "SPEAKER_01"), (1.74, 1.2, "SPEAKER_00"), (2.95, 0.04, "SPEAKER_01")]
     pieces = [(0.22, 0.4, "違う"), (0.7, 0.4, "んですよ。"), (1.8, 0.5, "なんだ。")]
-    supervisions = [
-        {"id": f"s{n}", "recording_id": "d-1", "start": start, "duration": length, "speaker": who}
+    cut = Recording.from_bytes(audio("FLAC", 22_050, 3.0), recording_id="d-1").to_cut()
+    cut.supervisions = [
+        SupervisionSegment(f"s{n}", "d-1", start, length, speaker=who)
         for n, (start, length, who) in enumerate(segments)
     ] + [
-        {"id": f"t{n}", "recording_id": "d-1", "start": start, "duration": length, "text": text}
+        SupervisionSegment(f"t{n}", "d-1", start, length, text=text)
         for n, (start, length, text) in enumerate(pieces)
     ]
-    cut = {"id": "d-1", "start": 0, "duration": 3.0, "channel": 0, "supervisions": supervisions}
-    write_tar(
-        folder / "recording.000000.tar",
-        {"d-1.flac": audio("FLAC", 22_050, 3.0), "d-1.json": b'{"id": "d-1"}'},
-    )
-    with gzip.open(folder / "cuts.000000.jsonl.gz", "wt", encoding="utf-8") as lines:
-        lines.write(json.dumps({**cut, "type": "MonoCut"}) + "\n")
+    folder.mkdir(parents=True)
+    CutSet.from_cuts([cut]).to_shar(folder, fields={"recording": "flac"})
 
 
 def write_reazonspeech(folder: Path) -> None:
@@ -101,7 +97,7 @@ def write_instructions(folder: Path) -> None:
 def write_all(root: Path) -> None:
     """Write all of them below `root`/data, where the recipes look."""
     data = root / "data"
-    write_jchat(data / "jchat-shar")
+    write_jchat(data / "jchat")
     write_reazonspeech(data / "reazonspeech")
     write_reazonspeech_parquet(data / "reazonspeech-parquet")
     write_emilia(data / "emilia/JA")

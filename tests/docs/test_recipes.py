@@ -20,12 +20,12 @@ from tests.docs.corpora import EMILIA, write_all
 RECIPES = [block for block in blocks("yaml") if block.page == "recipes.md"]
 # Kept clips or samples, and the quarantined ones by reason, of each source of each recipe.
 EXPECTED = [
-    {"jchat": (2, {})},
+    {"jchat": (2, {"missing_transcript": 1})},
     {"reazonspeech": (1, {})},
     {"reazonspeech": (1, {})},
     {"emilia": (1, {})},
     {"llm_japanese": (2, {"missing_answer": 1})},
-    {"jchat": (2, {}), "llm_japanese": (2, {"missing_answer": 1})},
+    {"jchat": (2, {"missing_transcript": 1}), "llm_japanese": (2, {"missing_answer": 1})},
 ]
 
 
@@ -79,13 +79,14 @@ def test_a_recipe_reads_its_corpus(number, corpora):
 
 
 def test_a_segment_of_a_dialogue_has_the_text_inside_it(corpora):
-    lines = (corpora / "data/jchat/000000.jsonl").read_text("utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"audio_filepath": "000000/d-1.flac", "offset": 0.0, "duration": 1.03,
-         "text": "違うんですよ。", "speaker": "d-1/SPEAKER_01"},
-        {"audio_filepath": "000000/d-1.flac", "offset": 1.74, "duration": 1.2,
-         "text": "なんだ。", "speaker": "d-1/SPEAKER_00"},
-    ]  # fmt: skip
+    run_recipe(corpora, 0, "--only", "ingest")
+    (name,) = [path.stem for path in (corpora / "run-0/ingest").glob("*.json")]
+    rows = Storage(str(corpora / "run-0")).read_table(f"ingest/{name}.arrow").to_pylist()
+    names = ("id", "start_seconds", "text", "speaker")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("jchat/d-1/s0", 0.0, "違うんですよ。", "d-1/SPEAKER_01"),
+        ("jchat/d-1/s1", 1.74, "なんだ。", "d-1/SPEAKER_00"),
+    ]
 
 
 def test_emilia_keeps_its_own_score(corpora):

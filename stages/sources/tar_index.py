@@ -1,0 +1,72 @@
+"""Where the members of a tar lie, for records that stand outside of it and name them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from koe.errors import BadRecord
+from stages.sources.base import AudioLocation
+from stages.sources.compressed import opened
+from stages.sources.files import Fault, exists, reading, stamp
+from stages.sources.webdataset import Member, read_members
+
+Key = Callable[[str], str | None]
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The members of one tar by key; `why` says why it may hold more than were found."""
+
+    path: str
+    members: dict[str, tuple[Member, ...]]
+    why: str = ""
+
+    def locate(self, key: str) -> AudioLocation:
+        """Return where the one member with this key lies.
+
+        Raises: BadRecord missing_audio, ambiguous_audio or unsafe_tar_member.
+        """
+        found = self.members.get(key)
+        if found is None:
+            detail = f"{self.path} has no member for {key!r}"
+            raise BadRecord("missing_audio", f"{detail}; {self.why}" if self.why else detail)
+        if len(found) > 1:
+            names = ", ".join(f"{member.name} at byte {member.offset}" for member in found)
+            raise BadRecord("ambiguous_audio", f"{self.path} has {names}")
+        member = found[0]
+        if member.unsafe:
+            raise BadRecord("unsafe_tar_member", f"{member.name!r}: {member.unsafe}")
+        return AudioLocation("tar", self.path, member.name, member.data_offset, member.size)
+
+
+def index_tar(path: str, key: Key, index_folder: str = "") -> TarIndex | None:
+    """List the members of a tar by the key of their name; None if there is no such tar.
+
+    `key` returns None for members that no record asks for. Headers are read once per process and
+    tar, as long as it stays the same.
+
+    Raises: StorageError.
+    """
+    if not exists(path):
+        return None
+    with reading(path):
+        return _index_tar(path, stamp(path), key, index_folder)
+
+
+@lru_cache(maxsize=4)  # a unit asks for one tar, or for neighbours
+def _index_tar(path: str, mark: str, key: Key, index_folder: str) -> TarIndex:
+    members: dict[str, tuple[Member, ...]] = {}
+    why = ""
+    with opened(path, mark, index_folder) as file:
+        headers: Any = getattr(file, "raw", file)
+        try:
+            for member in read_members(headers, 0, None):
+                name = key(member.name)
+                if name is not None:
+                    members[name] = (*members.get(name, ()), member)
+        except Fault as fault:
+            why = str(fault)
+    return TarIndex(path, members, why)

@@ -1,0 +1,353 @@
+"""Lhotse's Shar sets and manifests of cuts, written by lhotse and compared with its own reader."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from lhotse import CutSet, fastcopy
+from pydantic import ValidationError
+
+from koe.errors import ConfigError
+from koe.schema import unit_table
+from stages.audio.decode import decode
+from stages.ingest import IngestStage
+from stages.sources.location import read_clips
+from stages.sources.readers import speech_source
+from stages.sources.settings import SpeechSourceConfig
+from tests.stages.sources.lhotse_sets import (
+    clips_of,
+    dialogues,
+    read_shar,
+    recording,
+    supervision,
+    two_channels,
+    write_shar,
+)
+
+
+def source_of(*paths, unit_records=3, **settings):
+    values = {"name": "s", "kind": "shar", "paths": [str(path) for path in paths], **settings}
+    return speech_source(SpeechSourceConfig(**values), unit_records)
+
+
+def ingested(source):
+    """Run the stage: kept rows by id, reasons of the others by id; every unit adds up."""
+    kept, reasons = {}, {}
+    for unit in source.units():
+        outcome = IngestStage((source,)).open()(unit_table([unit]))
+        rows, left = outcome.kept.to_pylist(), outcome.quarantined.to_pylist()
+        assert len(rows) + len(left) == unit.records
+        kept |= {row["id"].removeprefix("s/"): row for row in rows}
+        reasons |= {row["id"].removeprefix("s/"): (row["reason"], row["detail"]) for row in left}
+    return kept, reasons
+
+
+def samples(source, kept):
+    """Decode every clip, float32 [samples], by its id."""
+    found = {}
+    for unit in source.units():
+        table = IngestStage((source,)).open()(unit_table([unit])).kept
+        for row, data in zip(table.to_pylist(), read_clips(table), strict=True):
+            part = row["start_seconds"], row["seconds"], row["channel"]
+            found[row["id"].removeprefix("s/")] = decode(data, *part)[0]
+    assert found.keys() == kept.keys()
+    return found
+
+
+def assert_as_lhotse_reads(source, cuts, tolerance=0.0):
+    kept, reasons = ingested(source)
+    expected = clips_of(cuts)
+    assert not reasons
+    assert kept.keys() == expected.keys()
+    audio = samples(source, kept)
+    for clip_id, (text, speaker, wave) in expected.items():
+        assert (kept[clip_id]["text"], kept[clip_id]["speaker"]) == (text, speaker)
+        assert kept[clip_id]["seconds"] == len(wave) / kept[clip_id]["audio_hz"]
+        np.testing.assert_allclose(audio[clip_id], wave, rtol=0, atol=tolerance)
+
+
+# Opus decodes at 48 kHz, whatever rate the manifest states.
+@pytest.mark.parametrize(
+    ("audio", "tolerance"), [("flac", 0), ("wav", 0), ("mp3", 1e-3), ("opus", 1e-3)]
+)
+@pytest.mark.parametrize("unit_records", [1, 3, 100])
+def test_shar_gives_the_clips_texts_and_samples_that_lhotse_reads(
+    tmp_path, audio, tolerance, unit_records
+):
+    write_shar(dialogues(tmp_path), tmp_path / "shar", audio)
+    paths = tmp_path / "shar" / "cuts.*.jsonl.gz"
+    source = source_of(paths, unit_records=unit_records, fields={"speaker": "speaker"})
+    assert_as_lhotse_reads(source, read_shar(tmp_path / "shar"), tolerance)
+
+
+def test_a_manifest_of_cuts_reads_its_files_from_where_the_cut_begins(tmp_path):
+    cuts = dialogues(tmp_path)
+    for name in ("train.jsonl", "train.jsonl.gz"):
+        cuts.to_file(tmp_path / name)
+        source = source_of(tmp_path / name, fields={"speaker": "speaker"})
+        assert_as_lhotse_reads(source, cuts)
+
+
+def test_a_clip_is_the_channel_of_its_supervision(tmp_path):
+    cuts = two_channels(tmp_path)
+    write_shar(cuts, tmp_path / "shar")
+    cuts.to_file(tmp_path / "cuts.jsonl")
+    for path in ("shar/cuts.000000.jsonl.gz", "cuts.jsonl"):
+        source = source_of(tmp_path / path, fields={"speaker": "speaker"})
+        # lhotse keeps both channels of a clip on both; the mean of 16-bit samples is rounded
+        assert_as_lhotse_reads(source, cuts, tolerance=1e-7)
+        kept, _ = ingested(source)
+        assert [row["channel"] for row in kept.values()] == [0, 1, None]
+
+
+def test_fields_descend_into_what_supervision_and_cut_carry(tmp_path):
+    write_shar(dialogues(tmp_path, 1), tmp_path / "shar")
+    fields = {"text": "custom.written.text", "ovrl": "cut.custom.snr", "id": "id_in_cut"}
+    source = source_of(
+        tmp_path / "shar/cuts.000000.jsonl.gz", fields={**fields, "speaker": "speaker_in_cut"}
+    )
+    kept, reasons = ingested(source)
+    cut_id = "podcast/対話.0"
+    (row,) = kept.values()
+    assert row["id"] == f"s/{cut_id}/{cut_id}-0"
+    assert (row["text"], row["speaker"], row["source_ovrl"]) == ("書き0", f"{cut_id}/S0", 0.0)
+    assert reasons.keys() == {f"{cut_id}/{cut_id}-1"}
+
+
+def test_units_start_at_cuts_and_records_do_not_depend_on_their_size(tmp_path):
+    write_shar(dialogues(tmp_path), tmp_path / "shar", shard_size=4)
+    paths = tmp_path / "shar" / "cuts.*.jsonl.gz"
+    sources = [source_of(paths, unit_records=number) for number in (1, 2, 5, 100)]
+    read = [[record for unit in s.units() for record in s.read(unit)] for s in sources]
+    assert all(records == read[0] for records in read)
+    assert [unit.records for unit in sources[0].units()] == [2] * 5
+    assert [unit.records for unit in sources[2].units()] == [4, 4, 2]
+    again = pickle.loads(pickle.dumps(sources[0]))
+    assert [record for unit in again.units() for record in again.read(unit)] == read[0]
+
+
+def test_a_supervision_that_crosses_the_border_of_its_cut_is_no_clip(tmp_path):
+    source = recording(tmp_path, 1)
+    parts = [
+        supervision("c", 0, -0.5, 1.0),
+        supervision("c", 1, 2.5, 1.0),
+        supervision("c", 2, 3.5, 0.5),
+        supervision("c", 3, -0.05, 0.5),  # within the tolerance, cut off at the border
+        supervision("c", 4, 1.0, 1.0, text=None),
+        supervision("c", 5, 2.0, 1.05),
+    ]
+    cut = source.to_cut().truncate(offset=0.5, duration=3.0)
+    cut.supervisions = parts
+    CutSet.from_cuts([cut]).to_file(tmp_path / "cuts.jsonl")
+    kept, reasons = ingested(source_of(tmp_path / "cuts.jsonl"))
+    assert {key: reason for key, (reason, _) in reasons.items()} == {
+        "c-0": "bad_segment",
+        "c-1": "bad_segment",
+        "c-2": "bad_segment",
+        "c-4": "missing_transcript",
+    }
+    assert "-0.500 s to 0.500 s of a cut of 3.000 s" in reasons["c-0"][1]
+    ranges = {key: (row["start_seconds"], row["seconds"]) for key, row in kept.items()}
+    assert ranges == {"c-3": (0.5, 0.45), "c-5": (2.5, 1.0)}
+
+
+def rewrite(path, change):
+    """Change the members of a tar, given as (name, bytes), and write it as it was."""
+    with tarfile.open(path) as tar:
+        members = [(info, tar.extractfile(info).read()) for info in tar]
+    path.unlink()
+    with tarfile.open(path, "w") as tar:
+        for info, data in change(members):
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_audio_that_is_not_in_the_tar_is_named(tmp_path):
+    write_shar(dialogues(tmp_path), tmp_path / "shar")
+    folder = tmp_path / "shar"
+    rewrite(folder / "recording.000000.tar", lambda members: members[2:])
+    (folder / "recording.000001.tar").unlink()
+    rewrite(folder / "recording.000002.tar", lambda members: [*members, *members])
+    kept, reasons = ingested(source_of(folder / "cuts.*.jsonl.gz"))
+    assert set(kept) == {"podcast/対話.1-0", "podcast/対話.1-1"}
+    first, second, last = (reasons[f"podcast/対話.{number}-1"] for number in (0, 2, 4))
+    assert first[0] == "missing_audio"
+    assert "no member for 'podcast/対話.0'" in first[1]
+    assert second[0] == "missing_audio"
+    assert second[1].endswith("recording.000001.tar")
+    assert last[0] == "ambiguous_audio"
+
+
+def test_a_tar_that_arrives_later_is_read_by_the_next_run(tmp_path):
+    write_shar(dialogues(tmp_path, 1), tmp_path / "shar")
+    tar = tmp_path / "shar/recording.000000.tar"
+    kept = tar.rename(tmp_path / "kept.tar")
+    source = source_of(tmp_path / "shar/cuts.000000.jsonl.gz")
+    (before,) = source.units()
+    assert not ingested(source)[0]
+    kept.rename(tar)
+    (after,) = source.units()
+    assert before.stamp != after.stamp
+    assert len(ingested(source)[0]) == 2
+
+
+def test_a_cut_without_audio_or_supervisions_is_a_record(tmp_path):
+    first, second = dialogues(tmp_path, 2)
+    first = fastcopy(first, recording=None)
+    second.supervisions = []
+    write_shar(CutSet.from_cuts([first, second]), tmp_path / "shar")
+    kept, reasons = ingested(source_of(tmp_path / "shar/cuts.000000.jsonl.gz"))
+    assert not kept
+    assert {key: reason for key, (reason, _) in reasons.items()} == {
+        f"{first.id}-0": "missing_audio",
+        f"{first.id}-1": "missing_audio",
+        second.id: "missing_transcript",
+    }
+
+
+def test_cuts_whose_recording_stands_only_in_the_tar(tmp_path):
+    cuts = two_channels(tmp_path)
+    write_shar(cuts, tmp_path / "shar")
+    (cut,) = cuts
+    bare = CutSet.from_cuts([fastcopy(cut, recording=None)])
+    bare.to_file(tmp_path / "shar/cuts.000000.jsonl.gz")
+    source = source_of(tmp_path / "shar/cuts.000000.jsonl.gz", fields={"speaker": "speaker"})
+    kept, reasons = ingested(source)
+    assert [row["channel"] for row in kept.values()] == [0, 1, None]
+    assert not reasons
+
+
+def test_what_is_made_while_it_is_read_is_refused_by_name(tmp_path):
+    (cut,) = dialogues(tmp_path, 1)
+    mixed = cut.mix(cut, offset_other_by=0.5).with_id("mixed")
+    faster = cut.perturb_speed(1.1).with_id("faster")
+    CutSet.from_cuts([mixed, faster]).to_file(tmp_path / "cuts.jsonl")
+    kept, reasons = ingested(source_of(tmp_path / "cuts.jsonl"))
+    assert not kept
+    assert reasons["mixed"][0] == "unsupported_cut"
+    assert "MixedCut" in reasons["mixed"][1]
+    others = [reason for key, reason in reasons.items() if key != "mixed"]
+    assert {reason for reason, _ in others} == {"unsupported_recording"}
+    assert "Speed" in others[0][1]
+
+
+def test_tars_of_another_name_and_in_another_folder(tmp_path):
+    write_shar(dialogues(tmp_path), tmp_path / "shar")
+    (tmp_path / "audio").mkdir()
+    for path in (tmp_path / "shar").glob("recording.*.tar"):
+        path.rename(tmp_path / "audio" / path.name.replace("recording", "clean"))
+    paths = tmp_path / "shar/cuts.*.jsonl.gz"
+    for cuts in (tmp_path / "shar").glob("cuts.*"):
+        text = gzip.decompress(cuts.read_bytes()).decode()
+        with gzip.open(cuts, "wt", encoding="utf-8") as file:
+            for line in text.splitlines():
+                cut = json.loads(line)
+                cut["custom"]["clean"] = cut.pop("recording")
+                file.write(json.dumps(cut) + "\n")
+    source = source_of(paths, audio_root=str(tmp_path / "audio"), fields={"audio": "clean"})
+    kept, reasons = ingested(source)
+    assert len(kept) == 10
+    assert not reasons
+
+
+def listing(path, cuts, tars):
+    path.write_text(json.dumps({"cuts": cuts, "recording": tars, "features": []}))
+    return path
+
+
+def test_a_file_may_list_the_shards(tmp_path):
+    cuts = dialogues(tmp_path)
+    for part in ("a", "b"):
+        write_shar(cuts if part == "a" else two_channels(tmp_path), tmp_path / part)
+    names = [f"000{number:03d}" for number in range(3)]
+    first = listing(
+        tmp_path / "podcast.json",
+        [f"a/cuts.{name}.jsonl.gz" for name in names],
+        [f"a/recording.{name}.tar" for name in names],
+    )
+    second = listing(
+        tmp_path / "youtube.json", ["b/cuts.000000.jsonl.gz"], ["b/recording.000000.tar"]
+    )
+    source = source_of(first, second, unit_records=2, fields={"speaker": "speaker"})
+    kept, reasons = ingested(source)
+    assert len(kept) == 13
+    assert not reasons
+    fewer = listing(tmp_path / "fewer.json", ["a", "b"], ["c"])
+    broken = listing(tmp_path / "broken.json", "a", [])
+    for path in (fewer, broken):
+        with pytest.raises(ConfigError, match="cannot take its shards"):
+            list(source_of(path).units())
+
+
+def jchat(tmp_path):
+    """Write a dialogue of speakers' segments without text, and pieces of text without a speaker."""
+    source = recording(tmp_path, 1)
+    segments = [(0.0, 1.03, "SPEAKER_01"), (1.74, 1.2, "SPEAKER_00"), (2.95, 0.04, "SPEAKER_01")]
+    pieces = [
+        (0.22, 0.4, "違う"),
+        (0.7, 0.4, "んですよ。"),
+        (1.8, 0.5, "なんだ。"),
+        (3.4, 0.2, "え"),
+    ]
+    parts = [
+        supervision("s", number, start, seconds, text=None, speaker=speaker)
+        for number, (start, seconds, speaker) in enumerate(segments)
+    ] + [
+        supervision("t", number, start, seconds, text=text, speaker=None)
+        for number, (start, seconds, text) in enumerate(pieces)
+    ]
+    cut = source.to_cut().with_id("d-1")
+    cut.supervisions = parts
+    write_shar(CutSet.from_cuts([cut]), tmp_path / "shar")
+    return tmp_path / "shar/cuts.000000.jsonl.gz"
+
+
+def test_pieces_of_text_go_to_the_speaker_whose_segment_holds_their_middle(tmp_path):
+    source = source_of(
+        jchat(tmp_path), supervisions="speakers_and_text", fields={"speaker": "speaker_in_cut"}
+    )
+    kept, reasons = ingested(source)
+    assert {key: (row["text"], row["speaker"], row["seconds"]) for key, row in kept.items()} == {
+        "s-0": ("違うんですよ。", "d-1/SPEAKER_01", 1.03),
+        "s-1": ("なんだ。", "d-1/SPEAKER_00", 1.2),
+    }
+    assert {key: reason for key, (reason, _) in reasons.items()} == {
+        "s-2": "missing_transcript",
+        "t-3": "missing_speaker",
+    }
+
+
+def test_without_that_rule_each_supervision_stands_for_itself(tmp_path):
+    kept, reasons = ingested(source_of(jchat(tmp_path)))
+    assert [row["text"] for row in kept.values()] == ["違う", "んですよ。", "なんだ。", "え"]
+    assert {reason for reason, _ in reasons.values()} == {"missing_transcript"}
+
+
+def test_broken_lines_are_one_record_each(tmp_path):
+    write_shar(dialogues(tmp_path, 2), tmp_path / "shar")
+    path = tmp_path / "shar/cuts.000000.jsonl.gz"
+    good = gzip.decompress(path.read_bytes()).decode().splitlines()
+    bad = [
+        '{"id": ',
+        "[1]",
+        '{"id": "x", "supervisions": {"a": 1}}',
+        '{"id": "y", "supervisions": [3]}',
+    ]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join([good[0], *bad, good[1]]))
+    kept, reasons = ingested(source_of(path))
+    assert len(kept) == 4
+    assert [reason for reason, _ in reasons.values()] == ["broken_json"] * 4
+
+
+def test_keys_that_the_format_fixes_are_refused():
+    for fields in ({"start_seconds": "start"}, {"channel": "channel"}, {"end_seconds": "end"}):
+        with pytest.raises(ValidationError, match="no meaning for kind shar"):
+            SpeechSourceConfig(name="s", kind="shar", paths=["x"], fields=fields)
+    with pytest.raises(ValidationError, match="for kind shar"):
+        SpeechSourceConfig(name="s", kind="manifest", paths=["x"], supervisions="speakers_and_text")
