@@ -44,6 +44,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{share:.{digits}%}"
 
 
+def not_readable(records: int, num_bytes: int) -> str:
+    """Say how much of source files was lost; the number of records is an estimate."""
+    return f"about {count(records)} record{'s' * (records != 1)}, {count(num_bytes)} bytes not readable"
+
+
 def audio_hours(value: float) -> str:
     """Write hours of audio: 0.125, 12.000, 1,234."""
     return decimal(value, 0 if value >= 1000 else 3)

@@ -26,7 +26,10 @@ UNIT = pa.schema(
         pa.field("start", pa.int64(), nullable=False),  # bytes; rows for Parquet
         pa.field("stop", pa.int64(), nullable=False),
         pa.field("records", pa.int64(), nullable=False),
-        pa.field("fault", pa.string()),  # why the file could not be read past `stop`
+        pa.field("gaps", pa.int64(), nullable=False),  # of the records: places that hold none
+        pa.field("lost_bytes", pa.int64(), nullable=False),  # in the gaps
+        pa.field("lost_records", pa.int64(), nullable=False),  # in the gaps, estimated
+        pa.field("state", pa.string(), nullable=False),  # of the reader at `start`
     ]
 )
 
@@ -36,8 +39,10 @@ class Unit:
     """A row of UNIT: a fixed slice of one source file.
 
     `start` and `stop` are byte offsets, or row numbers for Parquet. `records` is the number of
-    records that the slice holds. `fault` says why the file could not be read past `stop` (a
-    truncated tar, a broken JSON array): it counts as one quarantined record of this unit.
+    records to account for. `gaps` of them are places that cannot be read (the damaged header of a
+    tar, the cut end of a JSON array): each is one quarantined record, whatever it held. The gaps
+    hold `lost_bytes`, which were about `lost_records` records, at least one each. `state` is what
+    a reader that begins at `start` must know of what precedes it; empty for most.
     """
 
     unit: str
@@ -48,12 +53,10 @@ class Unit:
     start: int
     stop: int
     records: int
-    fault: str | None = None
-
-    @property
-    def num_records(self) -> int:
-        """Return how many records to account for: those of the slice, and the fault."""
-        return self.records + (self.fault is not None)
+    gaps: int = 0
+    lost_bytes: int = 0
+    lost_records: int = 0
+    state: str = ""
 
     def to_row(self) -> dict[str, Any]:
         return asdict(self)

@@ -27,10 +27,7 @@ from stages.text.unicode import has_visible_text
 
 @dataclass(frozen=True)
 class IngestStage:
-    """Reads the headers of audio, and copies no audio.
-
-    A unit's records are those of its slice, and one more where the file has a fault.
-    """
+    """Reads the headers of audio, and copies no audio."""
 
     sources: tuple[SpeechFiles, ...]
     settings: IngestConfig = field(default_factory=IngestConfig)
@@ -71,7 +68,7 @@ class IngestStage:
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         seen: set[str] = set()
-        for record in source.read(unit):
+        for record in source.records_of(unit):
             clip_id = f"{source.name}/{record.key}"
             try:
                 if record.bad:
@@ -83,9 +80,6 @@ class IngestStage:
                 rows.append({"id": clip_id, "source": source.name, **clip})
             except BadRecord as bad:
                 exclusions.quarantine(clip_id, source.name, bad, record.location)
-        if unit.fault is not None:
-            bad, place = BadRecord("truncated_source", unit.fault), f"{unit.path}@{unit.stop}"
-            exclusions.quarantine(f"{source.name}/{unit.unit}", source.name, bad, place)
         return rows
 
 

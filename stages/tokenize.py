@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from koe.errors import BadRecord, ContractError, StageError
+from koe.errors import BadRecord, ContractError
 from koe.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, Unit, require_schema, units_in
 from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, drop_repeated_frames, speech_ids
@@ -95,11 +95,11 @@ class TokenizeSpeech(_Tokenize):
 class TokenizeText(_Tokenize):
     """One row of UNIT to SAMPLE: SOH BOS user EOT EOH SOA answer EOT EOA, turn by turn.
 
-    Reads the unit's records from `source`. A record that cannot be read, one that repeats an id
-    of its unit, and the place where a file broke off (truncated_source, counted in addition to the
-    unit's records) are quarantined.
+    Reads the unit's records from `source`. A record that cannot be read and one that repeats an id
+    of its unit are quarantined.
     """
 
+    version: int = field(default=2, init=False)
     source: TextFiles = field(kw_only=True)
 
     @property
@@ -131,9 +131,7 @@ class TokenizeText(_Tokenize):
     ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         """Yield (sample id, turns) of the good records; the others go to `excluded`."""
         seen: set[str] = set()
-        num_read = 0
-        for record in self.source.read(unit):
-            num_read += 1
+        for record in self.source.records_of(unit):
             sample_id = f"{unit.source}/{record.key}"
             try:
                 pairs = self._turns(record)
@@ -144,17 +142,6 @@ class TokenizeText(_Tokenize):
                 continue
             seen.add(sample_id)
             yield sample_id, pairs
-        if unit.fault is not None:
-            bad, place = BadRecord("truncated_source", unit.fault), f"{unit.path}:{unit.stop}"
-            excluded.quarantine(f"{unit.unit}#fault", unit.source, bad, place)
-        if num_read != unit.records:
-            raise StageError(
-                f"unit {unit.unit} gave {num_read} records instead of {unit.records}",
-                f"{unit.path} is not the file that was planned",
-                "Restore the file, or run again so that it is planned again.",
-                stage=NAME,
-                unit=unit.unit,
-            )
 
     def _turns(self, record: Record) -> list[tuple[str, str]]:
         if record.bad:

@@ -49,7 +49,7 @@ BROKEN = (
     Broken("no-transcript", "manifest", "missing_transcript", "an entry with an empty text"),
     Broken("broken-line", "manifest", "broken_json", "a line that ends in the middle"),
     Broken("repeated", "manifest", "duplicate_id", "the first entry once more, as the second line"),
-    Broken("cut-tar", "tar", "truncated_source", "an archive that ends inside its last member"),
+    Broken("cut-tar", "tar", "unreadable_bytes", "an archive that ends inside its last member"),
     Broken("null-cell", "parquet", "missing_audio", "a row whose audio is null"),
     Broken("extra-cell", "folder", "broken_csv", "a row with one cell too many"),
     Broken("broken-sample", "instructions", "broken_json", "a line that ends in the middle"),

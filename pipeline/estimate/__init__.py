@@ -68,7 +68,7 @@ def estimate_run(
 
 def _wanted(sources: dict[str, list[Unit]], num_clips: int) -> dict[str, int]:
     """Divide the clips among the sources in proportion to their records."""
-    records = {name: sum(unit.num_records for unit in units) for name, units in sources.items()}
+    records = {name: sum(unit.records for unit in units) for name, units in sources.items()}
     total = sum(records.values())
     return {
         name: min(number, max(_MIN_CLIPS, math.ceil(num_clips * number / total)))
@@ -82,4 +82,4 @@ def _units_by_source(plan: Plan, modality: str) -> dict[str, list[Unit]]:
     for unit in plan.units_of(modality):
         units.setdefault(unit.source, []).append(unit)
     names = [name for name in plan.modalities if name in units]
-    return {name: units[name] for name in names if any(unit.num_records for unit in units[name])}
+    return {name: units[name] for name in names if any(unit.records for unit in units[name])}

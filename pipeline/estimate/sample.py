@@ -103,7 +103,7 @@ def _read_track(
         measured=read.records,
         seconds=read.seconds,
         kept=kept,
-        records=sum(unit.num_records for unit in units),
+        records=sum(unit.records for unit in units),
         records_kept=kept.num_rows * scale,
         scale=scale,
         uncertainty=uncertainty,
@@ -112,7 +112,7 @@ def _read_track(
 
 
 def _scale(read: Read, units: Sequence[Unit]) -> float:
-    return sum(unit.num_records for unit in units) / max(read.records, 1)
+    return sum(unit.records for unit in units) / max(read.records, 1)
 
 
 def _track(
@@ -174,7 +174,7 @@ def _of_units(read: Read, work: np.ndarray, scale: float) -> Uncertainty:
 
     It is told by unit, since neighbours in a corpus resemble each other.
     """
-    records = np.array([unit.num_records for unit in read.units], float)
+    records = np.array([unit.records for unit in read.units], float)
     return of_ratio(_sums_by_unit(read, work), records, 1 / scale if scale else 1.0)
 
 

@@ -54,7 +54,7 @@ class Read:
 
     @property
     def records(self) -> int:
-        return sum(unit.num_records for unit in self.units)
+        return sum(unit.records for unit in self.units)
 
     @property
     def kept(self) -> pa.Table:
@@ -72,7 +72,7 @@ def read_units(
             break
         outcome, took = stage.run(unit_table([units[place]]))
         found[place] = outcome.kept
-        read, spent = read + units[place].num_records, spent + took
+        read, spent = read + units[place].records, spent + took
     places = sorted(found)
     return Read([units[place] for place in places], spent, [found[place] for place in places])
 

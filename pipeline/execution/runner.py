@@ -233,7 +233,7 @@ def _transformed(
     Raises: StageError that names stage, unit and clip.
     """
     if upstream is None:
-        table, records_in = unit_table([work.units[unit]]), work.units[unit].num_records
+        table, records_in = unit_table([work.units[unit]]), work.units[unit].records
     else:
         table = ledger.read(upstream)
         records_in = table.num_rows

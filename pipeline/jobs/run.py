@@ -28,7 +28,7 @@ from pipeline.jobs.interleave import OrderWork, ShardWork, shard_places, write_i
 from pipeline.jobs.train import check_training, train_shards
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.lock import run_lock
-from pipeline.run_dir.plan import Plan, make_plan
+from pipeline.run_dir.plan import Plan, by_source, lost_in, make_plan
 from pipeline.run_dir.storage import Storage
 from pipeline.stats import RunStats
 from pipeline.stats.dataset_card import write_card
@@ -219,17 +219,22 @@ def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:
     for modality in (SPEECH, TEXT):
         stages = stage_chain(modality)
         units = plan.units_of(modality)
-        records = sum(unit.num_records for unit in units)
+        lost = [lost_in(group) for group in by_source(units).values()]
+        uncounted = sum(found.uncounted for found in lost)
+        records = sum(unit.records for unit in units) + uncounted
         reasons: Counter[str] = Counter()
         for unit in units:
             for receipt in (ledger.receipt(stage, unit.unit) for stage in stages):
                 reasons.update(receipt.quarantined if receipt else {})
-        bad = reasons.total()
+        bad = reasons.total() + uncounted
         if records and bad / records > most:
+            about = "about " if uncounted else ""
+            found = [f"{reason} {count}" for reason, count in sorted(reasons.items())]
+            found += [f"about {uncounted} more in unreadable_bytes"] if uncounted else []
             raise StageError(
-                f"{bad} of {records} {modality} records are quarantined, more than "
+                f"{about}{bad} of {records} {modality} records are quarantined, more than "
                 f"max_quarantine_share {most:g} allows",
-                ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items())),
+                ", ".join(found),
                 "`koe stats` shows an example of each. Repair the source, or raise max_quarantine_share.",
             )
 

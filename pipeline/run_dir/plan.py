@@ -7,6 +7,7 @@ file is scanned again only when it changed.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,6 +30,57 @@ class PlannedSource(Protocol):
     @property
     def modality(self) -> str: ...
     def units(self, known: Known = ...) -> Iterable[Unit]: ...
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What lies in the gaps of units, about `records` records in `num_bytes` bytes.
+
+    `gaps` records stand for it in the quarantine.
+    """
+
+    gaps: int
+    num_bytes: int
+    records: int
+
+    @property
+    def uncounted(self) -> int:
+        """About how many records were lost beyond those that the quarantine counts."""
+        return self.records - self.gaps
+
+
+def by_source(units: Iterable[Unit]) -> dict[str, list[Unit]]:
+    """Group units by the name of their source."""
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.source, []).append(unit)
+    return groups
+
+
+def lost_in(units: Iterable[Unit]) -> Lost:
+    """Sum up the gaps of units of one source.
+
+    A file in which nothing can be read tells nothing of the size of its records: those of the other
+    files count.
+    """
+    units = list(units)
+    gaps = sum(unit.gaps for unit in units)
+    num_bytes = sum(unit.lost_bytes for unit in units)
+    num_read = Counter[str]()
+    for unit in units:
+        num_read[unit.path] += unit.records - unit.gaps
+    sizes = {unit.path: _file_bytes(unit) for unit in units}
+    mean = max(sum(sizes.values()) - num_bytes, 0) / (num_read.total() or 1)
+    records = 0
+    for unit in units:
+        by_size = round(unit.lost_bytes / mean) if mean and not num_read[unit.path] else 0
+        records += max(unit.lost_records, by_size)
+    return Lost(gaps, num_bytes, records)
+
+
+def _file_bytes(unit: Unit) -> int:
+    size = unit.stamp.partition(":")[0]
+    return int(size) if size.isdecimal() else 0
 
 
 @dataclass(frozen=True)

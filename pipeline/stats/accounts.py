@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from koe.dataflow import INTERLEAVE, ORDER_UNIT, last_stage_with, stage_chain, stage_making
 from koe.schema import QUARANTINED, REJECTED, Unit
 from pipeline.run_dir.ledger import Ledger
-from pipeline.run_dir.plan import Plan
+from pipeline.run_dir.plan import Plan, by_source, lost_in
 from pipeline.run_dir.reading import Receipts, read_index
 from pipeline.stats.model import Account
 
@@ -19,11 +19,14 @@ from pipeline.stats.model import Account
 def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[str, Account]:
     """Count what became of the records of every source, up to the tokenize stage."""
     accounts = {name: Account(modality) for name, modality in plan.modalities.items()}
+    for name, units_of_source in by_source(plan.units).items():
+        lost = lost_in(units_of_source)
+        accounts[name].lost_records, accounts[name].lost_bytes = lost.records, lost.num_bytes
     first, last_clips = stage_making("seconds"), last_stage_with("seconds")
     for unit, receipts in units:
         account = accounts[unit.source]
-        account.records_in += unit.num_records
-        last = unit.num_records
+        account.records_in += unit.records
+        last = unit.records
         for stage in stage_chain(unit.modality):
             receipt = receipts.get(stage)
             if receipt is None:

@@ -45,6 +45,8 @@ def _account(account: Account) -> dict[str, Any]:
         "closed": account.adds_up,
         "hours_in": account.hours_in,
         "hours_kept": account.hours_kept,
+        "lost_records": account.lost_records,
+        "lost_bytes": account.lost_bytes,
     }
 
 

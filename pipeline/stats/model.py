@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from koe.numbers import not_readable
 from koe.schema import QUARANTINED
 
 
 @dataclass
 class Account:
-    """What became of the records of a source or modality; `pending` ones await a later stage."""
+    """What became of the records of a source or modality; `pending` ones await a later stage.
+
+    `lost_bytes` of its files could not be read. They held about `lost_records` records, for which
+    fewer may stand in `quarantined` (see `pipeline.run_dir.plan.Lost`).
+    """
 
     modality: str
     records_in: int = 0
@@ -22,6 +27,8 @@ class Account:
     seconds_kept: float = 0.0  # until the shards are made, of the pending encoded clips as well
     rejected: Counter[str] = field(default_factory=Counter)
     quarantined: Counter[str] = field(default_factory=Counter)
+    lost_records: int = 0
+    lost_bytes: int = 0
 
     @property
     def adds_up(self) -> bool:
@@ -37,6 +44,11 @@ class Account:
     def hours_kept(self) -> float:
         return round(self.seconds_kept / 3600, 4)
 
+    @property
+    def not_readable(self) -> str:
+        """What was lost of the source files, in words; empty for nothing."""
+        return not_readable(self.lost_records, self.lost_bytes) if self.lost_records else ""
+
     def reasons(self, outcome: str) -> dict[str, int]:
         """Count the records that were rejected or quarantined, by reason in alphabetical order."""
         return dict(sorted((self.quarantined if outcome == QUARANTINED else self.rejected).items()))
@@ -49,6 +61,8 @@ class Account:
         self.seconds_kept += other.seconds_kept
         self.rejected += other.rejected
         self.quarantined += other.quarantined
+        self.lost_records += other.lost_records
+        self.lost_bytes += other.lost_bytes
 
 
 @dataclass(frozen=True)

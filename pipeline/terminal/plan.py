@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from koe.numbers import duration, file_size, short
+from koe.numbers import duration, file_size, not_readable, short
+from koe.schema import Unit
 from pipeline.estimate import StageEstimate
-from pipeline.run_dir.plan import Plan
+from pipeline.run_dir.plan import Plan, lost_in
 from pipeline.terminal.tables import grid, titled
 
 
@@ -19,6 +20,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     rows = []
     for source, modality in plan.modalities.items():
         units = [unit for unit in plan.units if unit.source == source]
+        lost = lost_in(units)
         rows.append(
             {
                 "source": source,
@@ -26,14 +28,29 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
                 "units": len(units),
                 "records": sum(unit.records for unit in units),
                 "files": len({unit.path for unit in units}),
-                "faults": [f"{unit.path}: {unit.fault}" for unit in units if unit.fault],
+                "faults": _faults(units),
+                "lost_records": lost.records,
+                "lost_bytes": lost.num_bytes,
             }
         )
     return rows
 
 
+def _faults(units: Iterable[Unit]) -> list[str]:
+    """Say of each file how much of it cannot be read."""
+    by_path: dict[str, list[Unit]] = {}
+    for unit in units:
+        by_path.setdefault(unit.path, []).append(unit)
+    lost = {path: lost_in(units) for path, units in by_path.items()}
+    return [
+        f"{path}: {not_readable(found.records, found.num_bytes)}"
+        for path, found in lost.items()
+        if found.gaps
+    ]
+
+
 def plan_view(plan: Plan) -> RenderableType:
-    """Render the units of `koe plan`, and below them the source files that are cut short."""
+    """Render the units of `koe plan`, and below them the files that cannot be read completely."""
     rows = plan_rows(plan)
     table = grid("Plan", "source", "units", "records", "files", "faults")
     for row in rows:

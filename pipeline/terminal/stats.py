@@ -69,7 +69,17 @@ def _outcomes(stats: RunStats, sources: Mapping[str, Account]) -> list[Renderabl
     """Show where the records of the sources went."""
     examples = stats.quarantine_examples
     left_out = (_left_out(outcome, sources, examples) for outcome in (REJECTED, QUARANTINED))
-    return [_records(sources), *left_out]
+    return [_records(sources), *_not_readable(sources), *left_out]
+
+
+def _not_readable(sources: Mapping[str, Account]) -> list[RenderableType]:
+    """Show what was lost of the source files, which the records that came in cannot tell."""
+    lines = [
+        f"{name}: {account.not_readable}"
+        for name, account in sources.items()
+        if account.not_readable
+    ]
+    return [Text(escape_control_characters("\n".join(lines)), style="yellow")] if lines else []
 
 
 def _clips(stats: RunStats) -> list[RenderableType]:

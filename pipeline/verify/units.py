@@ -97,7 +97,7 @@ def _prove_stage(
     if receipt.excluded:
         excluded = vouched_table(ledger.storage, receipt.excluded, EXCLUDED)
     made = StageTables(receipt, before.kept if before else None, kept, excluded)
-    _prove_counts(made, before.receipt.kept if before else unit.num_records)
+    _prove_counts(made, before.receipt.kept if before else unit.records)
     flow.prove_column(made, "stage", receipt.stage, excluded=True)
     flow.prove_column(made, "source", unit.source)
     flow.prove_column(made, "source", unit.source, excluded=True)

@@ -8,20 +8,21 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar, Generic, TypeVar
 
-from koe.errors import BadRecord
+from koe.errors import BadRecord, StageError
 from koe.schema import SPEECH, TEXT, Unit
 from stages.sources.compressed import opened, scanned
 from stages.sources.fields import record_key
 from stages.sources.files import (
     SourceFile,
     expand,
+    is_empty,
     own_stamp,
     reading,
     relative_name,
     require_unchanged,
     stem,
 )
-from stages.sources.planning import Known, Slice, plan_units, scan_all
+from stages.sources.planning import Gap, Known, Slice, plan_units, scan_all
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 
 Settings = TypeVar("Settings", SpeechSourceConfig, TextSourceConfig)
@@ -96,7 +97,39 @@ class SourceFiles(ABC, Generic[Settings]):
 
     @abstractmethod
     def read(self, unit: Unit) -> Iterator[Record]:
-        """Yield the records of one slice: exactly `unit.records` of them."""
+        """Yield the records of one slice of a file that is not empty.
+
+        A gap is a record too (see `unreadable`).
+        """
+
+    def records_of(self, unit: Unit) -> Iterator[Record]:
+        """Yield the records of a unit: exactly `unit.records` of them.
+
+        Raises: StageError where the file gives another number than when it was planned;
+        StorageError.
+        """
+        number = 0
+        for record in [self._empty_file(unit)] if is_empty(unit.stamp) else self.read(unit):
+            number += 1
+            yield record
+        if number != unit.records:
+            raise StageError(
+                f"unit {unit.unit} gave {number} records instead of {unit.records}",
+                f"{unit.path} is not the file that was planned",
+                "Restore the file, or run again so that it is planned again.",
+                unit=unit.unit,
+            )
+
+    def _empty_file(self, unit: Unit) -> Record:
+        bad = BadRecord("empty_file", "the file holds no byte")
+        return Record(self.relative(unit), unit.path, {}, bad=bad)
+
+    def unreadable(self, unit: Unit, gap: Gap) -> Record:
+        """Make the one record that stands for all that lay in a gap of a unit's file."""
+        detail = f"{gap.stop - gap.start:,} bytes from byte {gap.start:,} on: {gap.why}"
+        bad = BadRecord(gap.reason, detail)
+        place = f"@{gap.start}"
+        return Record(f"{self.relative(unit)}{place}", f"{unit.path}{place}", {}, bad=bad)
 
     def record(
         self,

@@ -36,10 +36,6 @@ class SourceFile:
     beside: tuple[str, ...] = ()
 
 
-class Fault(Exception):
-    """The rest of a source file cannot be read; what precedes it is kept."""
-
-
 def is_remote(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
@@ -174,6 +170,11 @@ def exists(path: str) -> bool:
     with reading(path):
         fs, place = file_system(_plain(path))
         return fs.exists(place)
+
+
+def is_empty(stamp: str) -> bool:
+    """Tell from the stamp of a file whether it holds no byte."""
+    return stamp.startswith("0:")
 
 
 def open_binary(path: str) -> BinaryIO:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
-from koe.errors import ConfigError, attempt
+from koe.errors import BadRecord, ConfigError, attempt
 from koe.schema import Unit
 from stages.sources.base import Record, TextFiles
 from stages.sources.fields import parse_object, require_object
 from stages.sources.files import SourceFile, lines, open_binary, open_unit
 from stages.sources.json_array import array_elements
 from stages.sources.manifest import line_slices
-from stages.sources.planning import Slice, cut
+from stages.sources.planning import Gap, Slice, cut
 
 
 class JsonLinesSource(TextFiles):
@@ -39,14 +40,18 @@ class JsonArraySource(TextFiles):
                     "it begins with an object",
                     "Set kind: jsonl if every line holds an object.",
                 )
-            spans = ((start, stop) for start, stop, _ in array_elements(opened, 0, None))
+            elements = array_elements(opened, 0)
+            spans = (item if isinstance(item, Gap) else item[:2] for item in elements)
             yield from cut(spans, self.unit_records)
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        if unit.records == 0:
-            return
         prefix = self.prefix(unit)
         with open_unit(unit) as file:
-            for start, _, value in array_elements(file, unit.start, unit.stop):
-                fields = attempt(require_object, value)
+            elements = array_elements(file, unit.start, unit.state)
+            for item in islice(elements, unit.records):
+                if isinstance(item, Gap):
+                    yield self.unreadable(unit, item)
+                    continue
+                start, _, value = item
+                fields = value if isinstance(value, BadRecord) else attempt(require_object, value)
                 yield self.record(f"{prefix}@{start}", f"{unit.path}@{start}", fields)

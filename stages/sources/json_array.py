@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import codecs
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from stages.sources.files import Fault
+from koe.errors import BadRecord
+from stages.sources.files import num_bytes
+from stages.sources.json_recovery import element_end, first_key, next_element
+from stages.sources.planning import Gap
 
 _CHUNK_BYTES = 1 << 20
 _MAX_ELEMENT_CHARS = 1 << 26  # a broken element must not draw the rest of the file into memory
 _LOOK_AHEAD_CHARS = len("e+")
+_LONGEST_WORD = len("-Infinity") + len(
+    "\\ud800\\udc00"
+)  # an error this near to the edge may be a cut
+_LONGEST_START = 512  # of what tells the start of an element
+_CLOSED = "closed"  # the state of a reader behind an array's closing bracket
+_HEAD_BYTES = 1 << 16
 _SPACE = " \t\r\n"
 
 
@@ -22,9 +30,9 @@ class _Text:
     Bytes that are not valid UTF-8 pass through as surrogates, so that positions stay exact.
     """
 
-    def __init__(self, file: BinaryIO, start: int, stop: int | None) -> None:
+    def __init__(self, file: BinaryIO, start: int) -> None:
         file.seek(start)
-        self._file, self._left = file, sys.maxsize if stop is None else stop - start
+        self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text, self.at, self.byte, self.ended = "", 0, start, False
 
@@ -34,8 +42,7 @@ class _Text:
         wanted = len(self.text) + chars
         parts, have = [self.text], len(self.text)
         while have < wanted and not self.ended:
-            data = self._file.read(min(_CHUNK_BYTES, self._left))
-            self._left -= len(data)
+            data = self._file.read(_CHUNK_BYTES)
             self.ended = not data
             parts.append(self._decoder.decode(data, final=self.ended))
             have += len(parts[-1])
@@ -58,67 +65,112 @@ class _Text:
                 return ""
             self.grow()
 
+    def head(self) -> str:
+        """Return the text that the file begins with."""
+        place = self._file.tell()
+        self._file.seek(0)
+        data = self._file.read(_HEAD_BYTES)
+        self._file.seek(place)
+        return data.decode("utf-8-sig", "surrogateescape")
 
-def array_elements(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, int, Any]]:
-    """Yield (first byte, byte after the last, value) of the elements.
 
-    A read from byte 0 expects the array's brackets; any other expects elements and commas, up to
-    `stop`.
+def array_elements(
+    file: BinaryIO, start: int, state: str = ""
+) -> Iterator[tuple[int, int, Any] | Gap]:
+    """Yield (first byte, byte after the last, value) of the elements that begin at `start` or later.
 
-    Raises: Fault where the array breaks off or an element cannot be parsed.
+    The value of a broken element is a BadRecord. A Gap is where broken text may be more than one
+    element, or where no other follows. `start` is 0, or the first byte of an element. Of what
+    surrounds the elements nothing is required but the bracket at the start of the file: a missing or
+    needless comma loses nothing, and arrays may follow each other.
     """
-    text = _Text(file, start, stop)
-    if start == 0 and stop is None:
-        _enter(text)
-        if text.skip_space() == "]":
-            _leave(text)
-            return
-    while True:
-        if not text.skip_space():
-            raise Fault(f"the array ends at byte {text.byte} without a closing bracket")
+    text = _Text(file, start)
+    if start == 0 and (why := _enter(text)):
+        yield Gap(0, num_bytes(file), why)
+        return
+    is_closed = state == _CLOSED
+    while mark := text.skip_space():
+        if mark in ",]" or (mark == "[" and is_closed):
+            is_closed = mark == "]" or (mark == "," and is_closed)
+            text.take(text.at + 1)
+            continue
         first, value = text.byte, _element(text)
+        if isinstance(value, BadRecord):
+            is_exact = _pass_over(text)
+            if is_exact is None:
+                why, state = (
+                    ("text follows the array", _CLOSED) if is_closed else (value.detail, "")
+                )
+                yield Gap(first, num_bytes(file), why, state)
+                return
+            if not is_exact:
+                yield Gap(first, text.byte, value.detail, reason=value.reason)
+                continue
         yield first, text.byte, value
-        mark = text.skip_space()
-        if mark == "" and stop is not None:
-            return
-        if mark == "]" and stop is None:
-            _leave(text)
-            return
-        if mark != ",":
-            what = f"found {mark!r}" if mark else "the file ends"
-            raise Fault(f"expected a comma or a closing bracket at byte {text.byte}, {what}")
-        text.take(text.at + 1)
+        is_closed = False
+    if not is_closed:
+        yield Gap(text.byte, text.byte, "the array ends without a closing bracket")
 
 
-def _enter(text: _Text) -> None:
+def _enter(text: _Text) -> str:
+    """Move behind the opening bracket; return what is wrong if there is none."""
     text.grow()
     if text.text.startswith("\ufeff"):
         text.take(1)
     mark = text.skip_space()
     if mark != "[":
-        raise Fault(f"expected an array, found {mark!r}" if mark else "the file is empty")
+        return f"expected an array, found {mark!r}" if mark else "there is no array"
     text.take(text.at + 1)
-
-
-def _leave(text: _Text) -> None:
-    text.take(text.at + 1)
-    if text.skip_space():
-        raise Fault(f"text follows the array at byte {text.byte}")
+    return ""
 
 
 def _element(text: _Text) -> Any:
+    """Return the value of the element that begins here and move behind it.
+
+    Where it is broken, return a BadRecord and do not move.
+    """
     decoder, chars = json.JSONDecoder(), _CHUNK_BYTES
     while True:
+        size = len(text.text)
         try:
             value, stop = decoder.raw_decode(text.text, text.at)
             # A number at the edge of the window may continue behind it, as in 1.5|e10.
-            if text.ended or isinstance(value, dict) or len(text.text) - stop > _LOOK_AHEAD_CHARS:
+            if text.ended or isinstance(value, dict) or size - stop > _LOOK_AHEAD_CHARS:
                 text.take(stop)
                 return value
-            error: Exception | None = None
-        except (ValueError, RecursionError) as caught:
-            error = caught
-        if error is not None and (text.ended or len(text.text) - text.at > _MAX_ELEMENT_CHARS):
-            raise Fault(f"the element at byte {text.byte} is broken: {error}") from None
+            why, is_cut = "", True
+        except json.JSONDecodeError as error:
+            why = f"byte {text.byte:,}, character {error.pos - text.at:,} of it: {error.msg}"
+            is_cut = error.msg.startswith("Unterminated") or size - error.pos < _LONGEST_WORD
+        except RecursionError as error:
+            why, is_cut = f"byte {text.byte:,}: {error}", False
+        if text.ended or not is_cut or size - text.at > _MAX_ELEMENT_CHARS:
+            return BadRecord("broken_json", f"the element at {why}")
         text.grow(chars)
         chars *= 2
+
+
+def _pass_over(text: _Text) -> bool | None:
+    """Move behind the broken element that begins here, perhaps behind more than one.
+
+    Returns whether it is exactly one; None if there is no element to go on with.
+    """
+    found = (first_key(text.head()), first_key(text.text, text.at))
+    keys = [key for key in dict.fromkeys(found) if key is not None]
+    chars = _CHUNK_BYTES
+    while True:
+        end = element_end(text.text, text.at, keys)
+        if end is not None and (end.at < len(text.text) or text.ended):
+            text.take(end.at)
+            return end.is_exact
+        if text.ended or len(text.text) - text.at > _MAX_ELEMENT_CHARS:
+            break
+        text.grow(chars)
+        chars *= 2
+    while (start := next_element(text.text, text.at + 1, keys)) is None:
+        if text.ended:
+            return None
+        text.take(max(text.at, len(text.text) - _LONGEST_START))
+        text.grow(_CHUNK_BYTES)
+    text.take(start)
+    return False

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from koe.errors import BadRecord, ConfigError
 from koe.schema import Unit
-from stages.sources.base import AudioLocation, Record, SpeechFiles, TextFiles
+from stages.sources.base import AudioLocation, Record, SourceFiles, SpeechFiles, TextFiles
 from stages.sources.columns import (
     ARRAY,
     BYTES,
@@ -24,9 +24,17 @@ from stages.sources.columns import (
     require_named,
 )
 from stages.sources.fields import describe, lookup
-from stages.sources.files import SourceFile, join, parent, reading, require_unchanged
+from stages.sources.files import (
+    SourceFile,
+    join,
+    num_bytes,
+    open_binary,
+    parent,
+    reading,
+    require_unchanged,
+)
 from stages.sources.parquet_file import BATCH_CELLS, Corrupt, decoding, group_rows, open_parquet
-from stages.sources.planning import Slice
+from stages.sources.planning import Gap, Slice, cut
 from stages.sources.settings import CALLS
 
 
@@ -48,14 +56,30 @@ def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[
 def _slices(
     path: str, unit_records: int, check: Callable[[str, pa.Schema], None]
 ) -> Iterator[Slice]:
-    try:
-        opened = open_parquet(path)
-    except Corrupt as error:
-        yield Slice(0, 0, 0, f"not a complete Parquet file: {error}")
+    if gap := _unreadable_file(path):
+        yield from cut([gap], unit_records)
         return
-    with opened:
+    with open_parquet(path) as opened:
         check(path, opened.schema_arrow)
         yield from plan_rows(group_rows(opened), unit_records)
+
+
+def _unreadable_file(path: str) -> Gap | None:
+    """Return the gap that a file is if no row of it can be reached."""
+    try:
+        open_parquet(path).close()
+    except Corrupt as error:
+        with open_binary(path) as file:
+            return Gap(0, num_bytes(file), f"not a complete Parquet file: {error}")
+    return None
+
+
+def _unreadable_records(source: SourceFiles[Any], unit: Unit) -> Iterator[Record]:
+    require_unchanged(unit)
+    with reading(unit.path):
+        gap = _unreadable_file(unit.path)
+    if gap:
+        yield source.unreadable(unit, gap)
 
 
 def _rows(unit: Unit, columns: list[str]) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
@@ -112,7 +136,8 @@ class ParquetSpeechSource(SpeechFiles):
         self._audio(path, schema)
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        if unit.records == 0:
+        if unit.gaps:
+            yield from _unreadable_records(self, unit)
             return
         prefix = self.prefix(unit)
         with reading(unit.path), open_parquet(unit.path) as file:
@@ -212,7 +237,8 @@ class ParquetTextSource(TextFiles):
         return list(dict.fromkeys(found))
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        if unit.records == 0:
+        if unit.gaps:
+            yield from _unreadable_records(self, unit)
             return
         prefix = self.prefix(unit)
         with reading(unit.path), open_parquet(unit.path) as file:

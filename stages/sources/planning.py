@@ -9,12 +9,31 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from koe.schema import Unit
-from stages.sources.files import Fault, SourceFile, reading, stamp_with_beside
+from stages.sources.files import SourceFile, is_empty, reading, stamp_with_beside
 
 _ALONE_SECONDS = 2.0  # before other processes help, which take about as long to start
+
+
+class Span(NamedTuple):
+    """The bytes of a record; `state` as in `Unit`, for a unit that begins with it."""
+
+    start: int
+    stop: int
+    state: str = ""
+
+
+class Gap(NamedTuple):
+    """A range of a file's bytes in which no record can be read, and why."""
+
+    start: int
+    stop: int
+    why: str
+    state: str = ""
+    reason: str = "unreadable_bytes"
 
 
 @dataclass(frozen=True)
@@ -24,8 +43,13 @@ class Slice:
     start: int
     stop: int
     records: int
-    fault: str | None = None
+    gaps: int = 0
+    lost_bytes: int = 0
+    lost_records: int = 0
+    state: str = ""
 
+
+_EMPTY_FILE = Slice(0, 0, 1, gaps=1, lost_records=1)
 
 Slices = Callable[[SourceFile], Iterable[Slice]]
 # Returns the units of a file that was planned before, by its path and stamp; None for any other.
@@ -36,24 +60,39 @@ def scan_all(path: str, stamp: str) -> None:
     """Know no file, so that every file is scanned."""
 
 
-def cut(spans: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
+def cut(spans: Iterable[tuple[int, int] | Span | Gap], unit_records: int) -> Iterator[Slice]:
     """Cut the records of a file, given as (start, stop), into slices of at most `unit_records`.
 
-    A Fault raised by `spans` ends the file and is recorded in the last slice; a file with a fault
-    and no record gives one empty slice.
+    A gap counts as a record, wherever it lies. How many records it held is estimated from the mean
+    size of those that can be read, which is known when the file has been read to its end.
     """
-    start, last, count, fault = 0, 0, 0, None
-    try:
-        for first, stop in spans:
-            if count == unit_records:
-                yield Slice(start, last, count)
-                count = 0
-            start = first if count == 0 else start
-            last, count = stop, count + 1
-    except Fault as error:
-        fault = str(error)
-    if count or fault:
-        yield Slice(start, last, count, fault)
+    slices: list[_Cut] = []
+    num_read = bytes_read = 0
+    for span in spans:
+        start, stop = span[0], span[1]
+        if not slices or slices[-1].records == unit_records:
+            slices.append(_Cut(start, getattr(span, "state", "")))
+        part = slices[-1]
+        part.stop, part.records = stop, part.records + 1
+        if isinstance(span, Gap):
+            part.gaps.append(stop - start)
+        else:
+            num_read, bytes_read = num_read + 1, bytes_read + stop - start
+    for part in slices:
+        lost = (max(1, round(size * num_read / (bytes_read or 1))) for size in part.gaps)
+        found = (len(part.gaps), sum(part.gaps), sum(lost), part.state)
+        yield Slice(part.start, part.stop, part.records, *found)
+
+
+@dataclass
+class _Cut:
+    """A slice that is not complete yet, with the sizes of its gaps."""
+
+    start: int
+    state: str
+    stop: int = 0
+    records: int = 0
+    gaps: list[int] = field(default_factory=list)
 
 
 def plan_units(
@@ -63,7 +102,8 @@ def plan_units(
 
     A name holds 48 bits of a hash of the file's relative name: with 32, two of 50,000 files would
     have the same one in a quarter of all corpora. When scanning takes long, one process per core
-    scans files, for which `slices` must be picklable; the order of the units stays the same.
+    scans files, for which `slices` must be picklable; the order of the units stays the same. An
+    empty file is one quarantined record.
     """
 
     def named(file: SourceFile, mark: str, parts: Iterable[Slice]) -> Iterator[Unit]:
@@ -78,7 +118,10 @@ def plan_units(
         for file in files:
             mark = stamp_with_beside(file)
             planned = known(file.path, mark)
-            waiting.append(named(file, mark, scanner.scan(file)) if planned is None else planned)
+            if planned is None:
+                parts = [_EMPTY_FILE] if is_empty(mark) else scanner.scan(file)
+                planned = named(file, mark, parts)
+            waiting.append(planned)
             while len(waiting) > scanner.num_ahead:
                 yield from waiting.popleft()
         while waiting:

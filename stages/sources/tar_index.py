@@ -10,8 +10,9 @@ from typing import Any
 from koe.errors import BadRecord
 from stages.sources.base import AudioLocation
 from stages.sources.compressed import opened
-from stages.sources.files import Fault, exists, reading, stamp
-from stages.sources.webdataset import Member, read_members
+from stages.sources.files import exists, reading, stamp
+from stages.sources.planning import Gap
+from stages.sources.tar_members import Member, read_members
 
 Key = Callable[[str], str | None]
 
@@ -62,11 +63,9 @@ def _index_tar(path: str, mark: str, key: Key, index_folder: str) -> TarIndex:
     why = ""
     with opened(path, mark, index_folder) as file:
         headers: Any = getattr(file, "raw", file)
-        try:
-            for member in read_members(headers, 0, None):
-                name = key(member.name)
-                if name is not None:
-                    members[name] = (*members.get(name, ()), member)
-        except Fault as fault:
-            why = str(fault)
+        for member in read_members(headers, 0):
+            if isinstance(member, Gap):
+                why = why or member.why
+            elif (name := key(member.name)) is not None:
+                members[name] = (*members.get(name, ()), member)
     return TarIndex(path, members, why)

@@ -2,189 +2,163 @@
 
 from __future__ import annotations
 
-import io
-import re
-import tarfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
 from koe.errors import BadRecord, attempt
 from koe.schema import Unit
 from stages.sources.base import AudioLocation, Record, SpeechFiles
 from stages.sources.fields import parse_object
-from stages.sources.files import Fault, SourceFile, num_bytes, open_binary, open_unit
-from stages.sources.planning import Slice, cut
+from stages.sources.files import SourceFile, open_binary, open_unit
+from stages.sources.planning import Gap, Slice, Span, cut
+from stages.sources.tar_members import Member, read_members
 
 # Formats that libsndfile cannot read count as audio too: "unreadable" says more than "missing".
 _AUDIO = frozenset(
     ["wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "wma", "webm", "aiff"]
 )
-
-# Writers pad the archive's last block with zeros: usually to 10 KiB, at most to 1 MiB.
-_END_BYTES = 1 << 20
-
-
-# From byte 100 of a header: mode, uid, gid, size, mtime, checksum, the type of a regular file.
-_FIELDS = re.compile(rb"[0-7]{7}\0[0-7]{7}\0[0-7]{7}\0([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 [0\0]")
-_DEVICES = (bytes(16), b"0000000\0" * 2)  # device numbers in the header of a regular file
-
-
-class Member(NamedTuple):
-    name: str
-    offset: int  # of the header
-    data_offset: int
-    size: int
-    unsafe: str = ""  # why it must not be read
+_TEXTS = frozenset(["json", "txt"])  # beside the audio
+_LOOK_AHEAD = 64  # members of a run, before it is decided how long its keys are
 
 
 @dataclass
 class Sample:
-    """Members of one sample by extension, in the order of the archive."""
+    """Members of one sample by extension, in the order of the archive; `state` as in `Unit`."""
 
     key: str
     start: int
     stop: int
+    state: str = ""
     members: dict[str, Member] = field(default_factory=dict)
 
 
-def read_members(file: BinaryIO, start: int, stop: int | None) -> Iterator[Member]:
-    """Yield the members whose headers lie in a byte range, by their headers alone.
+Found = Member | Gap  # what lies in an archive, one after the other
 
-    Raises: Fault where the archive breaks off or is damaged.
+
+class _Placed(NamedTuple):
+    """A member or gap in a run of members whose names agree up to the first dot.
+
+    The keys of the run's samples have `key_parts` parts, joined by dots. `state` is that number as
+    text, or empty for the first of the run.
     """
-    # TarFile's own iteration takes a broken header for the end of the archive, and needs an intact
-    # one to start with. So it is used for nothing but the settings of the public header parser.
-    archive = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * tarfile.BLOCKSIZE)), encoding="utf-8")
-    archive.fileobj = file
-    size = num_bytes(file)
-    place = start
-    while stop is None or place < stop:
-        file.seek(place)
-        header = file.read(tarfile.BLOCKSIZE)
-        member = None if archive.pax_headers else _plain_member(header, place)
-        if member:
-            end = member.data_offset + member.size
-            if end > size:
-                raise Fault(f"{member.name} should end at byte {end}, the file ends at {size}")
-            yield member
-            place = end + -end % tarfile.BLOCKSIZE
+
+    found: Found
+    key_parts: int
+    state: str
+
+
+def _parts(member: Member) -> list[str]:
+    """Split a name at the dots of its last component; the folders belong to the first part."""
+    folder, slash, last = member.name.removeprefix("./").rpartition("/")
+    first, *others = last.split(".")
+    return [f"{folder}{slash}{first}" if first else "", *others]
+
+
+def _key(parts: list[str], key_parts: int) -> tuple[str, str]:
+    """Split the parts of a name into the sample's key and an extension of at least one part."""
+    num_parts = max(1, min(key_parts, len(parts) - 1))
+    return ".".join(parts[:num_parts]), ".".join(parts[num_parts:]).lower()
+
+
+IsAudio = Callable[[str], bool]  # by extension
+
+
+def _key_parts(run: Iterable[Found], is_audio: IsAudio) -> int:
+    """Return how many parts the keys of a run have: one, unless its audio tells otherwise.
+
+    JA.000.mp3 and JA.001.mp3 are two clips; 1.speech.wav and 1.noise.wav beside 1.txt are one
+    sample with two audio members.
+    """
+    names = [_parts(found) for found in run if isinstance(found, Member) and not found.unsafe]
+    audio = [parts for parts in names if is_audio(".".join(parts[1:]).lower())]
+    first = next(iter(audio), [])
+    other = next((parts for parts in audio if parts[:-1] != first[:-1]), None)
+    if other is None:
+        return 1
+    stems = [parts[:-1] for parts in audio]
+    texts = [parts[:-1] for parts in names if parts[-1].lower() in _TEXTS]
+    if any(len(stem) == 1 for stem in texts) and not any(stem in stems for stem in texts):
+        return 1
+    same = zip(first[:-1], other[:-1], strict=False)
+    return 1 + next((at for at, (one, two) in enumerate(same) if one != two), len(first) - 1)
+
+
+def _placed(found: Iterable[Found], is_audio: IsAudio, key_parts: int) -> Iterator[_Placed]:
+    """Decide for each run of members how long its keys are; `key_parts`: of the first, or 0.
+
+    What is no safe member belongs to the run on both of its sides, or else to the one behind it.
+    """
+    base: str | None = None
+    run: list[Found] = []  # not yielded, because the keys are not known yet
+    between: list[Found] = []  # since the last member
+    is_first = True
+
+    def decided() -> Iterator[_Placed]:
+        nonlocal is_first, key_parts
+        key_parts = key_parts or _key_parts(run, is_audio)
+        for item in run:
+            yield _Placed(item, key_parts, "" if is_first else str(key_parts))
+            is_first = False
+        run.clear()
+
+    for item in found:
+        if isinstance(item, Gap) or item.unsafe:
+            between.append(item)
             continue
-        file.seek(place)
-        try:
-            info = tarfile.TarInfo.fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
-            # the zero block that ends an archive
-            _require_end(file, place)
-            return
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            raise Fault(_broken(place, size, error)) from None
-        end = info.offset_data + info.size
-        if info.size < 0 or archive.offset <= place:
-            raise Fault(f"the header at byte {place} states a size of {info.size}")
-        if info.isreg() and end > size:
-            raise Fault(f"{info.name} should end at byte {end}, the file ends at {size}")
-        if not info.isdir():
-            unsafe = _why_unsafe(info)
-            name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            yield Member(name, place, info.offset_data, info.size, unsafe)
-        place = archive.offset
+        first = _parts(item)[0]
+        if not first:  # hidden, such as ._x.mp3 of macOS: part of no sample, as in WebDataset
+            continue
+        if base is not None and first != base:
+            yield from decided()
+            key_parts, is_first = 0, True
+        base = first
+        run += [*between, item]
+        between.clear()
+        if key_parts or len(run) >= _LOOK_AHEAD:
+            yield from decided()
+    yield from decided()
+    for item in between:
+        yield _Placed(item, 1, "")
 
 
-def _plain_member(header: bytes, place: int) -> Member | None:
-    """Read a regular member's header as nearly all writers make it; return None for any other.
+def read_samples(
+    found: Iterable[Found], is_audio: IsAudio, state: str = ""
+) -> Iterator[Sample | _Placed]:
+    """Group members into samples; an unsafe member or a gap stands alone and ends the sample before.
 
-    It takes a tenth of tarfile's time. tarfile reads all other headers, and decides what is
-    damaged. The bytes of an ASCII header sum to less than Adler-32's modulus, so the low half of
-    their Adler-32 is their exact sum.
-    """
-    fields = _FIELDS.match(header, 100)
-    if not fields or not header.isascii() or header[329:345] not in _DEVICES:
-        return None
-    data_size, checksum = fields.groups()
-    total = (zlib.adler32(header) & 0xFFFF) - 1
-    if total - sum(header[148:156]) + 8 * ord(" ") != int(checksum, 8):
-        return None
-    raw = header[:100].partition(b"\0")[0]
-    if header[345]:
-        raw = header[345:500].partition(b"\0")[0] + b"/" + raw
-    name = raw.decode("ascii")
-    if name.endswith("/"):  # a folder, to writers before POSIX
-        return None
-    unsafe = _leads_out(name) if ".." in name or name.startswith("/") else ""
-    return Member(name, place, place + tarfile.BLOCKSIZE, int(data_size, 8), unsafe)
-
-
-def _broken(place: int, size: int, error: Exception) -> str:
-    if place == 0:
-        return "the file is empty" if size == 0 else f"it is not a tar archive: {error}"
-    if place >= size:
-        return f"the archive ends at byte {size} without an end mark"
-    return f"the header at byte {place} of {size} is cut off or damaged: {error}"
-
-
-def _require_end(file: BinaryIO, place: int) -> None:
-    """Raise Fault where data follows the end mark, such as a second archive."""
-    file.seek(place)
-    if file.read(_END_BYTES).strip(b"\0"):
-        raise Fault(f"data follows the archive's end mark at byte {place}, as after `cat a b`")
-
-
-def _why_unsafe(info: tarfile.TarInfo) -> str:
-    if not info.isreg():
-        return "a link, a device or another special member"
-    if info.issparse():
-        return "a sparse member, whose bytes do not lie in one piece"
-    if why := _leads_out(info.name):
-        return why
-    try:
-        info.name.encode()
-    except UnicodeEncodeError:
-        return "its name is not valid UTF-8"
-    return ""
-
-
-def _leads_out(name: str) -> str:
-    out = name.startswith("/") or ".." in name.split("/")
-    return "its name points outside the archive" if out else ""
-
-
-def read_samples(file: BinaryIO, start: int, stop: int | None) -> Iterator[Sample | Member]:
-    """Group members into samples; an unsafe member stands alone and ends the group before it.
-
-    Hidden members (`._x.mp3` of macOS) belong to no sample and are skipped, as in WebDataset.
-
-    Raises: Fault, after the last complete group.
+    `state`: of the first. A key ends at the first dot of a name's last component, as in
+    WebDataset; it holds dots where members that agree up to the first one are audio of several
+    clips (JA.000.mp3, JA.001.mp3).
     """
     sample: Sample | None = None
-    try:
-        for member in read_members(file, start, stop):
-            folder, slash, last = member.name.removeprefix("./").rpartition("/")
-            base, _, extension = last.partition(".")
-            key, extension = f"{folder}{slash}{base}", extension.lower()
-            new = base and sample and (key != sample.key or extension in sample.members)
-            if sample and (member.unsafe or new):
+    for placed in _placed(found, is_audio, int(state or 0)):
+        member = placed.found
+        if isinstance(member, Gap) or member.unsafe:
+            if sample:
                 yield sample
-                sample = None
-            if member.unsafe:
-                yield member
-            elif base:
-                sample = sample or Sample(key, member.offset, 0)
-                sample.members[extension] = member
-                sample.stop = member.data_offset + member.size
-    except Fault:
-        if sample:
+            sample = None
+            yield placed
+            continue
+        key, extension = _key(_parts(member), placed.key_parts)
+        if sample and (key != sample.key or extension in sample.members):
             yield sample
-        raise
+            sample = None
+        sample = sample or Sample(key, member.offset, 0, placed.state)
+        sample.members[extension] = member
+        sample.stop = member.data_offset + member.size
     if sample:
         yield sample
 
 
-def _span(item: Sample | Member) -> tuple[int, int]:
-    if isinstance(item, Member):
-        return item.offset, item.data_offset
-    return item.start, item.stop
+def _span(item: Sample | _Placed) -> Span | Gap:
+    if isinstance(item, Sample):
+        return Span(item.start, item.stop, item.state)
+    found = item.found
+    if isinstance(found, Gap):
+        return found._replace(state=item.state)
+    return Span(found.offset, found.data_offset, item.state)
 
 
 class WebDatasetSource(SpeechFiles):
@@ -194,45 +168,73 @@ class WebDatasetSource(SpeechFiles):
         with open_binary(file.path) as tar:
             # unbuffered: a buffer would read 8 KiB for each header of 512 bytes
             headers = getattr(tar, "raw", tar)
-            yield from cut(map(_span, read_samples(headers, 0, None)), self.unit_records)
+            samples = read_samples(read_members(headers, 0), self._is_audio)
+            yield from cut(map(_span, samples), self.unit_records)
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        if unit.records == 0:
-            return
         prefix = self.prefix(unit)
         with open_unit(unit) as tar:
-            for item in read_samples(tar, unit.start, unit.stop):
-                yield self._record(tar, unit.path, prefix, item)
+            members = read_members(tar, unit.start)
+            samples = read_samples(members, self._is_audio, unit.state)
+            for item in islice(samples, unit.records):
+                yield self._record(tar, unit, prefix, item)
 
-    def _record(self, tar: BinaryIO, path: str, prefix: str, item: Sample | Member) -> Record:
-        if isinstance(item, Member):
-            key, location = f"{prefix}/{item.name}", f"{path}:{item.name}@{item.offset}"
-            bad = BadRecord("unsafe_tar_member", f"{item.name!r}: {item.unsafe}")
+    def _is_audio(self, extension: str) -> bool:
+        asked = self.settings.fields.audio
+        if asked is None:
+            return extension.rpartition(".")[2] in _AUDIO
+        return f".{extension}".endswith(f".{asked}")
+
+    def _record(self, tar: BinaryIO, unit: Unit, prefix: str, item: Sample | _Placed) -> Record:
+        path = unit.path
+        if isinstance(item, _Placed):
+            found = item.found
+            if isinstance(found, Gap):
+                return self.unreadable(unit, found)
+            key, location = f"{prefix}/{found.name}", f"{path}:{found.name}@{found.offset}"
+            bad = BadRecord("unsafe_tar_member", f"{found.name!r}: {found.unsafe}")
             return self.record(key, location, bad)
         key, location = f"{prefix}/{item.key}", f"{path}:{item.key}@{item.start}"
-        record = self.record(key, location, attempt(_sidecars, tar, item))
+        record = self.record(key, location, attempt(self._sidecars, tar, item))
         if record.bad:
             return record
         audio = attempt(_audio_member, item, self.settings.fields.audio)
         if isinstance(audio, BadRecord):
             return replace(record, bad=audio)
+        if not self._texts(item):
+            names = ", ".join(member.name for member in item.members.values())
+            detail = f"neither .json nor .txt lies beside the audio; the sample is {names}"
+            return replace(record, bad=BadRecord("missing_transcript", detail))
         place = AudioLocation("tar", path, audio.name, audio.data_offset, audio.size)
         return replace(record, location=f"{path}:{audio.name}@{audio.data_offset}", audio=place)
 
+    def _texts(self, sample: Sample) -> list[str]:
+        """List the extensions of members that hold fields: .json, .txt, and the names of fields."""
+        named = {"json", "txt", *self.settings.fields.named()}
+        return [extension for extension in sample.members if extension in named]
 
-def _sidecars(tar: BinaryIO, sample: Sample) -> dict[str, Any]:
-    """Read a sample's `.json`, and its `.txt` as fields `txt` and, if there is none, `text`."""
-    fields: dict[str, Any] = {}
-    if "json" in sample.members:
-        fields = parse_object(_read(tar, sample.members["json"]))
-    if "txt" in sample.members:
-        try:
-            text = _read(tar, sample.members["txt"]).decode("utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise BadRecord("broken_text", f"the .txt is not valid UTF-8: {error.reason}") from None
-        fields.setdefault("txt", text)
-        fields.setdefault("text", text)
-    return fields
+    def _sidecars(self, tar: BinaryIO, sample: Sample) -> dict[str, Any]:
+        """Read the fields of a sample; what is no `.json` is a text, a field called as it is.
+
+        That of `.txt` is `text` too, if there is none.
+        """
+        fields: dict[str, Any] = {}
+        if "json" in sample.members:
+            fields = parse_object(_read(tar, sample.members["json"]))
+        for name in self._texts(sample):
+            if name != "json":
+                fields.setdefault(name, _text(tar, sample.members[name]))
+        if "txt" in sample.members:
+            fields.setdefault("text", fields["txt"])
+        return fields
+
+
+def _text(tar: BinaryIO, member: Member) -> str:
+    try:
+        return _read(tar, member).decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        detail = f"{member.name} is not valid UTF-8: {error.reason}"
+        raise BadRecord("broken_text", detail) from None
 
 
 def _read(tar: BinaryIO, member: Member) -> bytes:
@@ -246,7 +248,9 @@ def _audio_member(sample: Sample, extension: str | None) -> Member:
     else:
         found = [m for ext, m in sample.members.items() if ext.rpartition(".")[2] in _AUDIO]
     if not found:
-        raise BadRecord("missing_audio", f"it holds only {', '.join(sample.members) or 'nothing'}")
+        names = ", ".join(member.name for member in sample.members.values())
+        kind = "audio's" if extension is None else f"{extension!r}, which fields.audio names"
+        raise BadRecord("missing_audio", f"no extension is {kind}; the sample is {names}")
     if len(found) > 1:
         names = ", ".join(member.name for member in found)
         raise BadRecord("ambiguous_audio", f"{names}; name the extension in fields.audio")

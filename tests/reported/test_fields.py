@@ -33,7 +33,7 @@ def ingest(path: Path, kind: str = "manifest", **fields: str) -> Outcome:
     source = speech_source(config, 1000)
     (unit,) = source.units()
     stage = IngestStage((source,))
-    return check_outcome(stage, unit.num_records, stage.open()(unit_table([unit])))
+    return check_outcome(stage, unit.records, stage.open()(unit_table([unit])))
 
 
 def reported(tmp_path: Path, name: str) -> Path:

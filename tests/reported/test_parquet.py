@@ -38,7 +38,7 @@ def ingest(path: Path | str, audio_root: str | None = None, **fields: str) -> Ou
     source = speech_source(config, 1000)
     (unit,) = source.units()
     stage = IngestStage((source,))
-    return check_outcome(stage, unit.num_records, stage.open()(unit_table([unit])))
+    return check_outcome(stage, unit.records, stage.open()(unit_table([unit])))
 
 
 def samples(path: Path | str, layout: str = "instruction", **fields: str) -> list[Any]:

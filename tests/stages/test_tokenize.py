@@ -197,10 +197,10 @@ def test_text_decodes_back_and_bad_records_are_quarantined(tokenizer, llama):
         line("0", "again", "again"),
         line("4", "q", "half \ud83d"),
         line("5", "q\nq", "a\n\na "),
+        line("@90", "", "", bad=BadRecord("unreadable_bytes", "9 bytes"), fields={}),
     )
     stage = TokenizeText(tokenizer, source=source)
-    planned = unit(source, fault="file ends inside a record")
-    outcome = check_outcome(stage, 7, stage.open()(units(planned)))
+    outcome = check_outcome(stage, 7, stage.open()(units(unit(source))))
     assert outcome.kept["id"].to_pylist() == ["dolly/0", "dolly/5"]
     assert outcome.kept["modality"].to_pylist() == ["text"] * 2
     samples = outcome.kept["input_ids"].to_pylist()
@@ -212,10 +212,10 @@ def test_text_decodes_back_and_bad_records_are_quarantined(tokenizer, llama):
         ("dolly/2", "broken_json"),
         ("dolly/0", "duplicate_id"),
         ("dolly/4", "invalid_unicode"),
-        ("dolly-00000#fault", "truncated_source"),
+        ("dolly/@90", "unreadable_bytes"),
     ]
     assert bad[1]["location"] == "x.jsonl:2"
-    assert bad[-1]["detail"] == "file ends inside a record"
+    assert bad[-1]["detail"] == "9 bytes"
 
 
 def test_conversations_of_several_turns(tokenizer, llama):

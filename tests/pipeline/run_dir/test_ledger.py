@@ -20,7 +20,7 @@ NAMES = ["u0", "u1", "u2"]
 
 @dataclass(frozen=True)
 class Numbers:
-    """Makes a row a record; multiples of `reject_every` are rejected, `fault` is quarantined."""
+    """Makes a row a record; multiples of `reject_every` are rejected, gaps are quarantined."""
 
     reject_every: int = 3
     lose: bool = False
@@ -45,8 +45,10 @@ class Numbers:
                 exclusions.reject(str(number), unit["source"], "multiple", "of it")
             else:
                 kept.append({"id": str(number), "seconds": 0.5})
-        if unit["fault"]:
-            exclusions.quarantine("?", unit["source"], BadRecord("truncated_source", unit["fault"]))
+        for number in range(unit["gaps"]):
+            exclusions.quarantine(
+                f"@{number}", unit["source"], BadRecord("unreadable_bytes", "cut")
+            )
         return exclusions.outcome(pa.Table.from_pylist(kept, schema=OUT))
 
 
@@ -66,8 +68,8 @@ class Doubled(Numbers):
 def planned_units() -> dict[str, Unit]:
     return {
         name: Unit(
-            name, "s", SPEECH, "p", "1:1", 10 * number + 1, 10 * number + 11, records=10,
-            fault="cut" if number == 2 else None,
+            name, "s", SPEECH, "p", "1:1", 10 * number + 1, 10 * number + 11,
+            records=10 + (number == 2), gaps=int(number == 2),
         )
         for number, name in enumerate(NAMES)
     }  # fmt: skip
@@ -96,7 +98,7 @@ def test_books_close_and_a_second_run_does_nothing(tmp_path):
     assert receipt is not None
     assert (receipt.records_in, receipt.kept) == (11, 6)
     assert receipt.rejected == {"multiple": 4}
-    assert receipt.quarantined == {"truncated_source": 1}
+    assert receipt.quarantined == {"unreadable_bytes": 1}
     assert receipt.measures == {"seconds": 3.0}
     excluded = ledger.read_excluded(receipt)
     assert excluded is not None

@@ -11,13 +11,13 @@ from pipeline.estimate import StageEstimate
 from pipeline.run_dir.plan import Plan
 from pipeline.terminal.plan import estimate_view, plan_rows, plan_view
 
-FAULT = "the file should end at byte 2736275, it ends at 2643017"
+FAULT = "about 30 records, 2,123,008 bytes not readable"
 LONG_PATH = "/data/" + "corpus/" * 8 + "speech-002.tar"
 PLAN = Plan(
     (
         Unit("t", "lines", TEXT, "a.jsonl", "1:1", 0, 9, 500),
         Unit("c0", "clips", SPEECH, "a.tar", "1:1", 0, 9, 32),
-        Unit("c1", "clips", SPEECH, LONG_PATH, "1:1", 0, 9, 7, FAULT),
+        Unit("c1", "clips", SPEECH, LONG_PATH, "1:1", 0, 9, 7, 2, 2_123_008, 30),
     ),
     {"lines": TEXT, "clips": SPEECH},
 )
@@ -37,10 +37,11 @@ def printed(*views: object, width: int = 80) -> str:
 
 def test_a_plan_is_summed_up_by_source():
     assert plan_rows(PLAN) == [
-        {"source": "lines", "modality": TEXT, "units": 1, "records": 500, "files": 1, "faults": []},
+        {"source": "lines", "modality": TEXT, "units": 1, "records": 500, "files": 1, "faults": [],
+         "lost_records": 0, "lost_bytes": 0},
         {
             "source": "clips", "modality": SPEECH, "units": 2, "records": 39, "files": 2,
-            "faults": [f"{LONG_PATH}: {FAULT}"],
+            "faults": [f"{LONG_PATH}: {FAULT}"], "lost_records": 30, "lost_bytes": 2_123_008,
         },
     ]  # fmt: skip
 

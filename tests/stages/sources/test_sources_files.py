@@ -9,8 +9,8 @@ from koe.errors import ConfigError, StorageError
 from koe.schema import SPEECH
 from stages.sources.base import Unit
 from stages.sources.fields import lookup
-from stages.sources.files import Fault, expand, join, open_unit, stamp, stem
-from stages.sources.planning import Slice, cut, plan_units
+from stages.sources.files import expand, join, open_unit, stamp, stem
+from stages.sources.planning import Gap, Slice, Span, cut, plan_units
 from stages.sources.readers import text_source
 from stages.sources.settings import TextSourceConfig
 from tests.stages.audio_files import write_lines
@@ -119,11 +119,6 @@ def test_a_file_that_changed_since_planning_is_not_read(tmp_path):
         pass
 
 
-def broken_spans(count):
-    yield from ((n, n + 1) for n in range(count))
-    raise Fault("cut off")
-
-
 def test_slices_cover_all_records():
     spans = [(10 * n, 10 * n + 9) for n in range(5)]
     assert list(cut(spans, 2)) == [Slice(0, 19, 2), Slice(20, 39, 2), Slice(40, 49, 1)]
@@ -131,10 +126,16 @@ def test_slices_cover_all_records():
     assert list(cut([], 2)) == []
 
 
-def test_a_fault_is_noted_on_the_last_slice():
-    assert list(cut(broken_spans(3), 2)) == [Slice(0, 2, 2), Slice(2, 3, 1, "cut off")]
-    assert list(cut(broken_spans(2), 2)) == [Slice(0, 2, 2, "cut off")]
-    assert list(cut(broken_spans(0), 2)) == [Slice(0, 0, 0, "cut off")]
+def test_a_gap_is_a_record_and_counts_what_it_held():
+    """The records have 10 bytes each: a gap of 26 bytes held about 3, and any gap at least one."""
+    spans = [(0, 10), Gap(10, 36, "damaged"), Span(36, 46, "x"), (46, 56), Gap(56, 56, "no end")]
+    assert list(cut(spans, 2)) == [
+        Slice(0, 36, 2, gaps=1, lost_bytes=26, lost_records=3),
+        Slice(36, 56, 2, state="x"),
+        Slice(56, 56, 1, gaps=1, lost_bytes=0, lost_records=1),
+    ]
+    (alone,) = cut([Gap(0, 70, "no record at all")], 2)
+    assert alone == Slice(0, 70, 1, gaps=1, lost_bytes=70, lost_records=1)
 
 
 def test_a_unit_names_its_source_and_slice(tmp_path):

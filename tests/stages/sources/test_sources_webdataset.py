@@ -25,16 +25,12 @@ def source_of(path, unit_records=3, **fields):
 
 def read_all(source):
     """Read every unit; each must yield just what was planned."""
-    records = []
-    for unit in source.units():
-        part = list(source.read(unit))
-        assert len(part) == unit.records
-        records += part
-    return records
+    return [record for unit in source.units() for record in source.records_of(unit)]
 
 
-def faults(source):
-    return [unit.fault for unit in source.units() if unit.fault is not None]
+def gaps(records):
+    """What the records say that stand for gaps."""
+    return [record.bad.detail for record in records if reason(record) == "unreadable_bytes"]
 
 
 def test_records_say_where_their_audio_lies(tmp_path):
@@ -76,7 +72,6 @@ def test_long_names_of_every_tar_format(tmp_path):
                 tar.addfile(info, io.BytesIO(data))
         records = read_all(source_of(path, 1))
         assert [record.key for record in records] == [f"{number}/{name}1", f"{number}/{name}2"]
-        assert not faults(source_of(path))
 
 
 def test_keys_end_at_the_first_dot_of_the_last_part(tmp_path):
@@ -159,7 +154,7 @@ def test_a_repeated_sample_is_a_record_of_its_own(tmp_path):
 
 
 def test_a_tar_cut_anywhere_keeps_what_precedes(tmp_path):
-    """Cut at every interesting place: the samples wholly before it survive, and a fault tells."""
+    """Cut at every interesting place: the samples wholly before it survive, and a record tells."""
     path = tmp_path / "a.tar"
     infos = write_tar(path, MEMBERS)
     data = path.read_bytes()
@@ -174,50 +169,66 @@ def test_a_tar_cut_anywhere_keeps_what_precedes(tmp_path):
             info.offset_data + info.size // 2,
         }
         places |= {info.offset_data + info.size, info.offset_data + info.size - 1}
+    places.remove(0)
     for place in sorted(places):
         path.write_bytes(data[:place])
         source = source_of(path, 2)
-        assert len(faults(source)) == 1, place
         records = read_all(source)
+        assert len(gaps(records)) == 1, place
+        assert reason(records[-1]) == "unreadable_bytes"
+        assert sum(unit.lost_bytes for unit in source.units()) <= place
         num_whole = sum(end <= place and name.endswith(".flac") for end, name in ends)
         assert records[:num_whole] == whole[:num_whole], place
-        assert [reason(record) for record in records[num_whole:]] in ([], ["missing_audio"]), place
+        cut = [reason(record) for record in records[num_whole:-1]]
+        assert cut in ([], ["missing_audio"]), place
 
 
-def test_a_damaged_header_keeps_what_precedes(tmp_path):
+@pytest.mark.parametrize("unit_records", [1, 2, 100])
+def test_a_damaged_header_takes_no_other_sample(tmp_path, unit_records):
     path = tmp_path / "a.tar"
     infos = write_tar(path, MEMBERS)
-    data = bytearray(path.read_bytes())
-    data[infos[6].offset + 150] ^= 0x55  # in its checksum
-    path.write_bytes(data)
-    assert [record.key for record in read_all(source_of(path))] == ["a/000", "a/001", "a/002"]
-    assert "damaged" in faults(source_of(path))[0]
+    whole = read_all(source_of(path))
+    damaged = bytearray(path.read_bytes())
+    damaged[infos[6].offset + 150] ^= 0x55  # in its checksum
+    path.write_bytes(damaged)
+    source = source_of(path, unit_records)
+    records = read_all(source)
+    assert [record for record in records if not record.bad] == [*whole[:3], *whole[4:]]
+    (detail,) = gaps(records)
+    assert "damaged" in detail
+    assert sum(unit.lost_bytes for unit in source.units()) == infos[7].offset - infos[6].offset
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [
-        (b"", "empty"),
-        (b"<html>not found</html>", "not a tar archive"),
-        (b"\x1f\x8b" * 600, "not a tar"),
-    ],
+    [(b"<html>not found</html>", "not a tar archive"), (b"\x1f\x8b" * 600, "not a tar")],
 )
-def test_what_is_not_a_tar_is_one_fault(tmp_path, data, message):
+def test_what_is_not_a_tar_is_one_record(tmp_path, data, message):
     path = tmp_path / "a.tar"
     path.write_bytes(data)
-    (unit,) = source_of(path).units()
-    assert unit.records == 0
-    assert message in unit.fault
-    assert list(source_of(path).read(unit)) == []
+    source = source_of(path)
+    (unit,) = source.units()
+    assert (unit.records, unit.gaps, unit.lost_bytes) == (1, 1, len(data))
+    (record,) = source.records_of(unit)
+    assert message in record.bad.detail
 
 
-def test_archives_joined_with_cat_are_noticed(tmp_path):
+def test_an_empty_file_is_one_record(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"")
+    (record,) = read_all(source_of(path))
+    assert (record.key, reason(record)) == ("a.tar", "empty_file")
+
+
+@pytest.mark.parametrize("unit_records", [1, 3, 100])
+def test_archives_joined_with_cat_are_read_to_the_end(tmp_path, unit_records):
     write_tar(tmp_path / "a.tar", MEMBERS[:2])
     write_tar(tmp_path / "b.tar", MEMBERS[2:])
     joined = tmp_path / "c.tar"
     joined.write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
-    assert "end mark" in faults(source_of(joined))[0]
-    assert len(read_all(source_of(joined))) == 1
+    records = read_all(source_of(joined, unit_records))
+    assert [record.key for record in records] == [f"c/{n:03d}" for n in range(7)]
+    assert not any(record.bad for record in records)
 
 
 def test_planning_reads_no_audio(tmp_path, monkeypatch):
