@@ -43,16 +43,16 @@ def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
 
 
 def load_clips(
-    clips: pa.Table, audio_hz: int, num_threads: int = 1
+    clips: pa.Table, audio_hz: int, num_threads: int = 1, index_folder: str = ""
 ) -> Iterator[np.ndarray | BadRecord]:
     """Yield the audio of every row of a CLIP-like table in order.
 
     Gives float32 [samples], mono, at `audio_hz`, or the reason why a clip has none. One thread
     reads ahead of its use, `num_threads` decode and resample (0.7 ms per second of audio, which a
-    GPU outruns; the libraries release the interpreter's lock).
+    GPU outruns; the libraries release the interpreter's lock). `index_folder`: as in `SourceFiles`.
     """
     parts = (clips[name].to_pylist() for name in ("start_seconds", "seconds", "channel"))
-    read = zip(read_clips(clips), *parts, strict=True)
+    read = zip(read_clips(clips, index_folder), *parts, strict=True)
 
     def load(clip: tuple[bytes | BadRecord, float, float, int | None]) -> np.ndarray | BadRecord:
         data, start, seconds, channel = clip

@@ -36,6 +36,7 @@ class EncodeStage:
     codec: CodecSpec
     settings: EncodeConfig = field(default_factory=EncodeConfig)
     exact_scores: Stage | None = None
+    index_folder: str = ""  # of compressed sources, see `SourceFiles`; decides nothing
 
     name: str = field(default="encode", init=False, repr=False)
     version: int = field(default=3, init=False, repr=False)
@@ -76,6 +77,7 @@ class EncodeStage:
             threshold_ovrl=self.settings.threshold_ovrl,
             batch_samples=int(self.batch_seconds * CODEC_HZ),
             num_threads=max(1, int(self.resources.cpus)),
+            index_folder=self.index_folder,
         )
 
 
@@ -95,11 +97,12 @@ def _encode(
     threshold_ovrl: float,
     batch_samples: int,
     num_threads: int,
+    index_folder: str,
 ) -> Outcome:
     exclusions = Exclusions(EncodeStage.name)
     settled = _settle_scores(clips, threshold_ovrl, rescore, exclusions)
     passed = _reject_low(settled, threshold_ovrl, exclusions)
-    results = _encode_clips(passed, codec, batch_samples, num_threads)
+    results = _encode_clips(passed, codec, batch_samples, num_threads, index_folder)
     codes = {row: result for row, result in results.items() if isinstance(result, np.ndarray)}
     for row, result in sorted(results.items(), key=lambda item: item[0]):
         if isinstance(result, BadRecord):
@@ -156,7 +159,7 @@ def _reject_low(clips: pa.Table, threshold_ovrl: float, exclusions: Exclusions) 
 
 
 def _encode_clips(
-    clips: pa.Table, codec: Codec, batch_samples: int, num_threads: int
+    clips: pa.Table, codec: Codec, batch_samples: int, num_threads: int, index_folder: str
 ) -> dict[int, np.ndarray | BadRecord]:
     """Return the codes of every row, or the reason why it has none.
 
@@ -169,7 +172,8 @@ def _encode_clips(
     unread = clips.take(pa.array(rows, pa.int64()))
 
     def sound() -> Iterator[tuple[int, np.ndarray]]:
-        for row, audio in zip(rows, load_clips(unread, CODEC_HZ, num_threads), strict=True):
+        audios = load_clips(unread, CODEC_HZ, num_threads, index_folder)
+        for row, audio in zip(rows, audios, strict=True):
             if isinstance(audio, BadRecord):
                 results[row] = audio
             else:

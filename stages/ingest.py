@@ -52,7 +52,8 @@ class IngestStage:
         sources = {source.name: source for source in self.sources}
         exclusions = Exclusions(self.name)
         rows: list[dict[str, Any]] = []
-        with ClipReader() as reader:
+        index_folder = next((source.index_folder for source in self.sources), "")
+        with ClipReader(index_folder) as reader:
             for unit in units_in(units):
                 if unit.source not in sources:
                     raise ContractError(

@@ -38,6 +38,7 @@ class ScoreStage:
     model: DnsmosModel | None = None
     p808: DnsmosModel | None = None
     codec: CodecSpec | None = None
+    index_folder: str = ""  # of compressed sources, see `SourceFiles`; decides nothing
 
     name: str = field(default="score", init=False, repr=False)
     version: int = field(default=3, init=False, repr=False)
@@ -131,6 +132,7 @@ class ScoreStage:
             windows=settings.windows,
             num_threads=num_threads,
             codec=Codec.open(self._reconstructs) if self._reconstructs else None,
+            index_folder=self.index_folder,
         )
         return partial(_outcome, stage=self, score=score)
 
@@ -154,10 +156,15 @@ def _source_scores(clips: pa.Table) -> Iterator[_Scored | BadRecord]:
 
 
 def _model_scores(
-    clips: pa.Table, scorer: DnsmosScorer, windows: Windows, num_threads: int, codec: Codec | None
+    clips: pa.Table,
+    scorer: DnsmosScorer,
+    windows: Windows,
+    num_threads: int,
+    codec: Codec | None,
+    index_folder: str,
 ) -> Iterator[_Scored | BadRecord]:
     """Score each clip, or with `codec` what it makes of the clip."""
-    audios = load_clips(clips, CODEC_HZ if codec else SCORER_HZ, num_threads)
+    audios = load_clips(clips, CODEC_HZ if codec else SCORER_HZ, num_threads, index_folder)
     for clip_id, audio in zip(clips["id"].to_pylist(), audios, strict=True):
         if isinstance(audio, BadRecord):
             yield audio

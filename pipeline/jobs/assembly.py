@@ -111,6 +111,7 @@ class Assembly:
             model=self.scorer,
             p808=find_model(None, P808_FILE) if settings.p808 else None,
             codec=self.codec if settings.signal == "reconstruction" else None,
+            index_folder=self.index_folder,
         )
 
     def encode(self) -> Stage:
@@ -118,7 +119,7 @@ class Assembly:
         inexact = ovrl_error(self.config.score.precision) > 0
         rescores = inexact and self.config.score.scorer == "dnsmos"
         exact_scores = self.score().exact() if rescores else None
-        return EncodeStage(self.codec, self.config.encode, exact_scores)
+        return EncodeStage(self.codec, self.config.encode, exact_scores, self.index_folder)
 
     def tokenize_speech(self) -> Stage:
         return TokenizeSpeech(self.tokenizer, self.config.tokenize)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing
 from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
@@ -10,8 +11,10 @@ import pyarrow as pa
 from koe.errors import BadRecord, StorageError, attempt
 from stages.audio.decode import AudioHeader, read_header
 from stages.sources.base import AudioLocation
-from stages.sources.files import is_absent, num_bytes, open_binary, reading
+from stages.sources.compressed import opened
+from stages.sources.files import is_absent, num_bytes, open_binary, reading, stamp
 from stages.sources.parquet_file import CellReader
+from stages.sources.streams import is_compressed
 
 T = TypeVar("T")
 FILE, TAR, PARQUET = "file", "tar", "parquet"
@@ -20,11 +23,14 @@ FILE, TAR, PARQUET = "file", "tar", "parquet"
 class ClipReader:
     """Reads clips one after another; keeps one archive open and the last audio in memory.
 
-    It must not be used by several threads at once. Close it, or use it in a `with` block.
+    It must not be used by several threads at once. Close it, or use it in a `with` block. Tars
+    may be compressed; `index_folder`: as in `SourceFiles`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, index_folder: str = "") -> None:
+        self._index_folder = index_folder
         self._archive: Any = None  # an open tar, or the reader of a Parquet column
+        self._opened_archive = ExitStack()
         self._archive_key: tuple[str, ...] = ()
         self._last: tuple[AudioLocation, bytes] | None = None
 
@@ -35,8 +41,7 @@ class ClipReader:
         self.close()
 
     def close(self) -> None:
-        if self._archive is not None:
-            self._archive.close()
+        self._opened_archive.close()
         self._archive, self._archive_key, self._last = None, (), None
 
     def read(self, place: AudioLocation) -> bytes:
@@ -63,7 +68,7 @@ class ClipReader:
             return read_header(data), len(data)
         if place.kind == TAR:
             with reading(place.path):
-                archive = self._opened(open_binary, place.path)
+                archive = self._opened(_tar, place.path, self._index_folder)
                 return read_header(archive, place.offset, place.num_bytes), place.num_bytes
         with reading(place.path), _open_file(place.path) as file:
             size = num_bytes(file)
@@ -71,12 +76,12 @@ class ClipReader:
 
     def _read(self, place: AudioLocation) -> bytes:
         if place.kind == PARQUET:
-            return self._opened(CellReader, place.path, place.member).read(place.offset)
+            return self._opened(_cells, place.path, place.member).read(place.offset)
         if place.kind == FILE:
             with reading(place.path), _open_file(place.path) as file:
                 return file.read()
         with reading(place.path):
-            archive = self._opened(open_binary, place.path)
+            archive = self._opened(_tar, place.path, self._index_folder)
             archive.seek(place.offset)
             data = archive.read(place.num_bytes)
         if len(data) != place.num_bytes:
@@ -87,12 +92,21 @@ class ClipReader:
             )
         return data
 
-    def _opened(self, opener: Callable[..., T], *key: str) -> T:
+    def _opened(self, opener: Callable[..., AbstractContextManager[T]], *key: str) -> T:
         """Open an archive, unless it is the one that is open already."""
         if self._archive is None or self._archive_key != key:
             self.close()
-            self._archive, self._archive_key = opener(*key), key
+            self._archive = self._opened_archive.enter_context(opener(*key))
+            self._archive_key = key
         return self._archive
+
+
+def _tar(path: str, index_folder: str) -> AbstractContextManager[BinaryIO]:
+    return opened(path, stamp(path) if is_compressed(path) else "", index_folder)
+
+
+def _cells(path: str, column: str) -> AbstractContextManager[CellReader]:
+    return closing(CellReader(path, column))
 
 
 def _open_file(path: str) -> BinaryIO:
@@ -106,14 +120,16 @@ def _open_file(path: str) -> BinaryIO:
         raise
 
 
-def read_clips(clips: pa.Table) -> Iterator[bytes | BadRecord]:
+def read_clips(clips: pa.Table, index_folder: str = "") -> Iterator[bytes | BadRecord]:
     """Yield the encoded audio of every row of a CLIP-like table, in order.
 
     Yields a BadRecord instead of bytes where the audio is missing or unreadable.
 
+    `index_folder`: as in `SourceFiles`.
+
     Raises: StorageError when the storage fails, which is not the clip's fault.
     """
     columns = ["audio_kind", "audio_path", "audio_member", "audio_offset", "audio_bytes"]
-    with ClipReader() as reader:
+    with ClipReader(index_folder) as reader:
         for row in clips.select(columns).to_pylist():
             yield attempt(reader.read, AudioLocation(*row.values()))

@@ -22,7 +22,7 @@ class TarIndex:
     """The members of one tar by key; `why` says why it may hold more than were found."""
 
     path: str
-    members: dict[str, tuple[Member, ...]]
+    members: dict[str, list[Member]]
     why: str = ""
 
     def locate(self, key: str) -> AudioLocation:
@@ -59,7 +59,7 @@ def index_tar(path: str, key: Key, index_folder: str = "") -> TarIndex | None:
 
 @lru_cache(maxsize=4)  # a unit asks for one tar, or for neighbours
 def _index_tar(path: str, mark: str, key: Key, index_folder: str) -> TarIndex:
-    members: dict[str, tuple[Member, ...]] = {}
+    members: dict[str, list[Member]] = {}
     why = ""
     with opened(path, mark, index_folder) as file:
         headers: Any = getattr(file, "raw", file)
@@ -67,5 +67,5 @@ def _index_tar(path: str, mark: str, key: Key, index_folder: str) -> TarIndex:
             if isinstance(member, Gap):
                 why = why or member.why
             elif (name := key(member.name)) is not None:
-                members[name] = (*members.get(name, ()), member)
+                members.setdefault(name, []).append(member)
     return TarIndex(path, members, why)
