@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, ClassVar, Generic, TypeVar
 
 from koe.errors import BadRecord, StageError
 from koe.schema import SPEECH, TEXT, Unit
-from stages.sources.compressed import opened, scanned
+from stages.sources.compressed import damage, opened, scanned, stream_index
 from stages.sources.fields import record_key
 from stages.sources.files import (
     SourceFile,
@@ -24,6 +24,9 @@ from stages.sources.files import (
 )
 from stages.sources.planning import Gap, Known, Slice, plan_units, scan_all
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
+from stages.sources.streams import is_compressed
+
+_DAMAGE = "damage"  # the state of a unit that is the unreadable end of a compressed file
 
 Settings = TypeVar("Settings", SpeechSourceConfig, TextSourceConfig)
 
@@ -75,7 +78,7 @@ class SourceFiles(ABC, Generic[Settings]):
 
         Raises: ConfigError when a path matches nothing.
         """
-        return plan_units(self.name, self.modality, self.files(), self.slices, known)
+        return plan_units(self.name, self.modality, self.files(), self.all_slices, known)
 
     def files(self) -> list[SourceFile]:
         return expand(self.name, self.settings.paths, compressed=self.reads_compressed)
@@ -90,6 +93,21 @@ class SourceFiles(ABC, Generic[Settings]):
         require_unchanged(unit)
         with reading(unit.path), opened(unit.path, own_stamp(unit), self.index_folder) as file:
             yield file
+
+    def all_slices(self, file: SourceFile) -> Iterator[Slice]:
+        """Cut one file into slices; damage at the end of a compressed one is a slice of its own."""
+        if not is_compressed(file.path):
+            yield from self.slices(file)
+            return
+        index = stream_index(file.path, self.index_folder)
+        records = 0
+        for part in self.slices(file) if index.num_bytes else ():
+            records += part.records
+            yield part
+        if gap := damage(file.path, index):
+            size = gap.stop - gap.start
+            lost = max(1, round(records * size / index.place)) if index.place else 1
+            yield Slice(gap.start, gap.stop, 1, 1, size, lost, _DAMAGE)
 
     @abstractmethod
     def slices(self, file: SourceFile) -> Iterator[Slice]:
@@ -109,7 +127,7 @@ class SourceFiles(ABC, Generic[Settings]):
         StorageError.
         """
         number = 0
-        for record in [self._empty_file(unit)] if is_empty(unit.stamp) else self.read(unit):
+        for record in self._records_of(unit):
             number += 1
             yield record
         if number != unit.records:
@@ -119,6 +137,16 @@ class SourceFiles(ABC, Generic[Settings]):
                 "Restore the file, or run again so that it is planned again.",
                 unit=unit.unit,
             )
+
+    def _records_of(self, unit: Unit) -> Iterator[Record]:
+        if is_empty(unit.stamp):
+            yield self._empty_file(unit)
+        elif unit.state == _DAMAGE:
+            require_unchanged(unit)
+            if gap := damage(unit.path, stream_index(unit.path, self.index_folder)):
+                yield self.unreadable(unit, gap)
+        else:
+            yield from self.read(unit)
 
     def _empty_file(self, unit: Unit) -> Record:
         bad = BadRecord("empty_file", "the file holds no byte")

@@ -8,12 +8,14 @@ import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import BinaryIO, cast
 
 import indexed_gzip
 
-from stages.sources.files import open_binary, stamp
+from stages.sources.files import num_bytes, open_binary, stamp
+from stages.sources.planning import Gap
 from stages.sources.source_index import StreamIndex, build_index, load_index, save_index
 from stages.sources.streams import Damage, Piece, is_compressed, pieces
 
@@ -31,13 +33,17 @@ class Decompressed(io.RawIOBase):
     def __init__(self, path: str, index: StreamIndex | None = None) -> None:
         super().__init__()
         self._path, self._file = path, open_binary(path)
-        self._index = index
+        self._index: StreamIndex | None = None
+        self._gzip: _GzipBlocks | None = None
         self._place, self._next = 0, 0  # of the reader; of the next piece
         self._pieces: Iterator[Piece] = pieces(path, self._file)
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=_RECENT_PIECES)
         self._damage: Damage | None = None
-        self._size = index.num_bytes if index else None
-        self._gzip = _GzipBlocks(self._file, index) if index and index.gzip else None
+        self._size: int | None = None
+        if index:
+            # one of another file is refused, and the stream is read from its start
+            with suppress(indexed_gzip.ZranError):
+                self._use(index)
 
     def readable(self) -> bool:
         return True
@@ -62,19 +68,25 @@ class Decompressed(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        data = self._at(self._place, len(buffer))
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+        """Fill the buffer, unless the stream ends; a raw file may give less, but readers forget it."""
+        done = 0
+        while done < len(buffer) and (data := self._at(self._place, len(buffer) - done)):
+            buffer[done : done + len(data)] = data
+            done += len(data)
+            self._place += len(data)
+        return done
 
     def index(self) -> StreamIndex:
         """Return the size, damage and checkpoints of the stream, which it reads to the end for."""
         if self._index is None:
             with open_binary(self._path) as file:
-                self._index = build_index(self._path, file)
-            self._size = self._index.num_bytes
-            self._gzip = _GzipBlocks(self._file, self._index) if self._index.gzip else None
+                self._use(build_index(self._path, file))
+        assert self._index is not None
         return self._index
+
+    def _use(self, index: StreamIndex) -> None:
+        self._gzip = _GzipBlocks(self._file, index) if index.gzip else None
+        self._index, self._size = index, index.num_bytes
 
     def _at(self, place: int, num_bytes: int) -> bytes:
         """Return at most `num_bytes` from a place on; nothing only at the end."""
@@ -151,12 +163,33 @@ def scanned(path: str, index_folder: str = "") -> Iterator[BinaryIO]:
         with open_binary(path) as file:
             yield file
         return
-    mark = stamp(path)
-    with Decompressed(path) as stream:
-        index = stream.index()
-        if index_folder and index.num_bytes > _KEEP_INDEX_BYTES:
-            save_index(index_folder, path, mark, index)
-        yield io.BufferedReader(stream)
+    with Decompressed(path, stream_index(path, index_folder)) as stream:
+        yield cast(BinaryIO, io.BufferedReader(stream))
+
+
+def stream_index(path: str, index_folder: str = "") -> StreamIndex:
+    """Return the index of a compressed file, and keep it in `index_folder` if it is worth it."""
+    return _stream_index(path, stamp(path), index_folder)
+
+
+@lru_cache(maxsize=1)
+def _stream_index(path: str, mark: str, index_folder: str) -> StreamIndex:
+    if index_folder and (kept := load_index(index_folder, path, mark)):
+        return kept
+    with open_binary(path) as file:
+        index = build_index(path, file)
+    if index_folder and index.num_bytes > _KEEP_INDEX_BYTES:
+        save_index(index_folder, path, mark, index)
+    return index
+
+
+def damage(path: str, index: StreamIndex) -> Gap | None:
+    """Return the end of a compressed file that cannot be read; it counts its compressed bytes."""
+    if not index.why:
+        return None
+    with open_binary(path) as file:
+        lost = max(1, num_bytes(file) - index.place)
+    return Gap(index.num_bytes, index.num_bytes + lost, index.why)
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import ClassVar
 
 from koe.errors import BadRecord, ConfigError, attempt
 from koe.schema import Unit
 from stages.sources.base import Record, TextFiles
 from stages.sources.fields import parse_object, require_object
-from stages.sources.files import SourceFile, lines, open_binary, open_unit
+from stages.sources.files import SourceFile, lines
 from stages.sources.json_array import array_elements
 from stages.sources.manifest import line_slices
 from stages.sources.planning import Gap, Slice, cut
@@ -18,12 +19,15 @@ from stages.sources.planning import Gap, Slice, cut
 class JsonLinesSource(TextFiles):
     """Files with one JSON object per line."""
 
+    reads_compressed: ClassVar[bool] = True
+
     def slices(self, file: SourceFile) -> Iterator[Slice]:
-        return line_slices(file, self.unit_records)
+        with self.scanned(file) as opened:
+            yield from line_slices(opened, self.unit_records)
 
     def read(self, unit: Unit) -> Iterator[Record]:
         prefix = self.prefix(unit)
-        with open_unit(unit) as file:
+        with self.opened(unit) as file:
             for start, _, line in lines(file, unit.start, unit.stop):
                 fields = attempt(parse_object, line)
                 yield self.record(f"{prefix}@{start}", f"{unit.path}@{start}", fields)
@@ -32,8 +36,10 @@ class JsonLinesSource(TextFiles):
 class JsonArraySource(TextFiles):
     """Files that hold one JSON array of objects."""
 
+    reads_compressed: ClassVar[bool] = True
+
     def slices(self, file: SourceFile) -> Iterator[Slice]:
-        with open_binary(file.path) as opened:
+        with self.scanned(file) as opened:
             if opened.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
                 raise ConfigError(
                     f"source {self.name} expects {file.path} to hold an array",
@@ -46,7 +52,7 @@ class JsonArraySource(TextFiles):
 
     def read(self, unit: Unit) -> Iterator[Record]:
         prefix = self.prefix(unit)
-        with open_unit(unit) as file:
+        with self.opened(unit) as file:
             elements = array_elements(file, unit.start, unit.state)
             for item in islice(elements, unit.records):
                 if isinstance(item, Gap):

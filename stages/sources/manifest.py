@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 from koe.errors import BadRecord, attempt
 from koe.schema import Unit
 from stages.sources.base import AudioLocation, Record, SpeechFiles
 from stages.sources.fields import lookup, parse_object
-from stages.sources.files import SourceFile, join, lines, open_binary, open_unit, parent
+from stages.sources.files import SourceFile, join, lines, parent
 from stages.sources.planning import Slice, cut
 from stages.sources.settings import SpeechFields
 
 AUDIO_NAMES = ("audio_filepath", "file_name")
 
 
-def line_slices(file: SourceFile, unit_records: int) -> Iterator[Slice]:
-    """Cut a file with one record per line; blank lines are not records."""
-    with open_binary(file.path) as opened:
-        spans = ((start, stop) for start, stop, _ in lines(opened, 0, None))
-        yield from cut(spans, unit_records)
+def line_slices(file: BinaryIO, unit_records: int) -> Iterator[Slice]:
+    """Cut an open file with one record per line; blank lines are not records."""
+    spans = ((start, stop) for start, stop, _ in lines(file, 0, None))
+    return cut(spans, unit_records)
 
 
 def segment_name(values: dict[str, Any], fields: SpeechFields) -> str:
@@ -41,12 +40,15 @@ def segment_name(values: dict[str, Any], fields: SpeechFields) -> str:
 class ManifestSource(SpeechFiles):
     """JSONL manifests; audio paths are relative to `audio_root` or the manifest's folder."""
 
+    reads_compressed: ClassVar[bool] = True
+
     def slices(self, file: SourceFile) -> Iterator[Slice]:
-        return line_slices(file, self.unit_records)
+        with self.scanned(file) as manifest:
+            yield from line_slices(manifest, self.unit_records)
 
     def read(self, unit: Unit) -> Iterator[Record]:
         relative = self.relative(unit)
-        with open_unit(unit) as file:
+        with self.opened(unit) as file:
             for start, _, line in lines(file, unit.start, unit.stop):
                 yield self.clip(attempt(parse_object, line), unit, relative, start)
 

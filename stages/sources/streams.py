@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
@@ -73,8 +74,10 @@ def _gzip_pieces(file: BinaryIO) -> Iterator[Piece]:
             try:
                 out = decoder.decompress(data, _MAX_PIECE_BYTES)
             except zlib.error as error:
-                yield Piece(_until_error(before.decompress, data, zlib.error), None)
-                raise Damage(f"the gzip stream is damaged: {error}", file.tell()) from None
+                out, read = _until_error(before.decompress, data, zlib.error)
+                yield Piece(out, None)
+                place = file.tell() - len(data) + read
+                raise Damage(f"the gzip stream is damaged: {error}", place) from None
             data = decoder.unconsumed_tail
             yield Piece(out, None)
         data = decoder.unused_data.lstrip(b"\0")
@@ -106,10 +109,10 @@ def _zstd_pieces(file: BinaryIO, frame: int) -> Iterator[Piece]:
                 again = zstandard.ZstdDecompressor().decompressobj()
                 for _ in range(read // _READ_BYTES["zstd"]):
                     again.decompress(file.read(_READ_BYTES["zstd"]))
-                last = _until_error(again.decompress, data, zstandard.ZstdError)
-                yield Piece(last, frame if first else None)
+                out, sound = _until_error(again.decompress, data, zstandard.ZstdError)
+                yield Piece(out, frame if first else None)
                 why = f"the Zstandard stream is damaged: {error}"
-                raise Damage(why, frame + read) from None
+                raise Damage(why, frame + read + sound) from None
             yield Piece(out, frame if first else None)
             read, first = read + len(data), False
         frame += read - len(decoder.unused_data)
@@ -117,12 +120,13 @@ def _zstd_pieces(file: BinaryIO, frame: int) -> Iterator[Piece]:
 
 def _until_error(
     decompress: Callable[[bytes], bytes], data: bytes, error: type[Exception]
-) -> bytes:
-    """Decompress byte by byte: the error in `data` took what precedes it with it."""
+) -> tuple[bytes, int]:
+    """Decompress byte by byte up to the error in `data`, which took what precedes it with it.
+
+    Returns what precedes it, and how many bytes of `data` that took.
+    """
     parts: list[bytes] = []
-    try:
+    with contextlib.suppress(error):
         for place in range(len(data)):
             parts.append(decompress(data[place : place + 1]))
-    except error:
-        pass
-    return b"".join(parts)
+    return b"".join(parts), len(parts)

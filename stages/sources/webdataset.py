@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from koe.errors import BadRecord, attempt
 from koe.schema import Unit
 from stages.sources.base import AudioLocation, Record, SpeechFiles
 from stages.sources.fields import parse_object
-from stages.sources.files import SourceFile, open_binary, open_unit
+from stages.sources.files import SourceFile
 from stages.sources.planning import Gap, Slice, Span, cut
 from stages.sources.tar_members import Member, read_members
 
@@ -164,8 +164,10 @@ def _span(item: Sample | _Placed) -> Span | Gap:
 class WebDatasetSource(SpeechFiles):
     """Tars with `.json` or `.txt` beside the audio, as in Emilia."""
 
+    reads_compressed: ClassVar[bool] = True
+
     def slices(self, file: SourceFile) -> Iterator[Slice]:
-        with open_binary(file.path) as tar:
+        with self.scanned(file) as tar:
             # unbuffered: a buffer would read 8 KiB for each header of 512 bytes
             headers = getattr(tar, "raw", tar)
             samples = read_samples(read_members(headers, 0), self._is_audio)
@@ -173,7 +175,7 @@ class WebDatasetSource(SpeechFiles):
 
     def read(self, unit: Unit) -> Iterator[Record]:
         prefix = self.prefix(unit)
-        with open_unit(unit) as tar:
+        with self.opened(unit) as tar:
             members = read_members(tar, unit.start)
             samples = read_samples(members, self._is_audio, unit.state)
             for item in islice(samples, unit.records):
