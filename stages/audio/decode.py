@@ -5,100 +5,76 @@ from __future__ import annotations
 import io
 import math
 import os
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio
 
 from koe.errors import BadRecord
-from stages.audio.containers import inspect, repair
+from stages.audio.containers import scan
+from stages.audio.flac import require_single
+from stages.audio.links import AudioHeader
+from stages.audio.sndfile import Window, read
 
 # Durations in manifests are rounded, and MP3 encoders pad: a clip may end this much past its file.
 SEGMENT_TOLERANCE_SECONDS = 0.1
-# An MP3 header may count the encoder's delay that decoders drop; one MPEG frame is 1152 samples.
-_MP3_TOLERANCE_FRAMES = 2 * 1152
-# Opus decoders settle after a seek: RFC 7845 asks for 80 ms, and libsndfile needs more (measured:
-# up to 0.0076 of full scale off without, at most 0.0024 and mostly nothing with 1 s).
-_OPUS_SETTLE_SECONDS = 1.0
+# Channels whose average is this much smaller than they are hold the same sound in antiphase.
+_CANCELLED = 1e-4
 # Rates whose ratio has large terms need a resampling kernel of their product: 4 Mi floats, 16 MiB.
 _MAX_KERNEL_ENTRIES = 1 << 22
 
 
-@dataclass(frozen=True)
-class AudioHeader:
-    """What the header of an audio file states; `num_frames` counts the samples of each channel."""
+class Recording:
+    """An encoded audio file in memory, with what a walk over it found.
 
-    num_frames: int
-    audio_hz: int
-    channels: int
-    format: str
+    Threads may decode from one at the same time.
 
-    @property
-    def seconds(self) -> float:
-        return self.num_frames / self.audio_hz
+    Raises: BadRecord as `decode` does for the file as a whole.
+    """
 
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        scanned = scan(Window(io.BytesIO(data), 0, len(data)), len(data))
+        require_single(data, scanned)
+        self.header, self._links = scanned.header, scanned.links
 
-class _Window:
-    """A byte range of a file as a file; it remembers the exception that libsndfile swallows."""
+    def read(self, start: int, num_frames: int) -> np.ndarray:
+        """Decode float32 [num_frames, channels] from sample `start`, all of it or an error.
 
-    def __init__(self, file: BinaryIO, start: int, num_bytes: int) -> None:
-        self._file, self._start, self._size, self._place = file, start, num_bytes, 0
-        self.in_libsndfile = False
-        self.error: Exception | None = None
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        self._place = max(0, base + offset)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def read(self, num_bytes: int = -1, /) -> bytes:
-        left = max(0, self._size - self._place)
-        wanted = left if num_bytes < 0 else min(num_bytes, left)
-        if self.error is not None or wanted == 0:
-            return b""
-        try:
-            self._file.seek(self._start + self._place)
-            data = self._file.read(wanted)
-        except Exception as error:
-            if not self.in_libsndfile:
-                raise
-            self.error = error  # raised by `raise_error` once libsndfile has returned
-            return b""
-        self._place += len(data)
-        return data
-
-    def raise_error(self) -> None:
-        if self.error is not None:
-            raise self.error
+        Raises: BadRecord with reason unreadable_audio or truncated_audio.
+        """
+        parts: list[np.ndarray] = []
+        for link in self._links:
+            there = link.header.num_frames
+            wanted = min(there - start, num_frames)
+            if wanted > 0:
+                parts.append(read(link.cut(self.data, start, wanted), wanted, self.header))
+                num_frames -= wanted
+            start = max(0, start - there)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def read_header(
     audio: bytes | BinaryIO, start: int = 0, num_bytes: int | None = None
 ) -> AudioHeader:
-    """Read the header of audio given as bytes or as a byte range of a file.
+    """Find out what audio holds that is given as bytes or as a byte range of a file.
 
-    Reads only what the format needs: the head, and the tail of an Ogg file too. A length that
-    the header claims but the container visibly lacks is refused here already.
+    The length is the number of samples that `decode` gives. Reads what that takes: the head of a
+    WAV file, head and tail of a FLAC file, all of an MP3 or Ogg file.
 
-    Raises: BadRecord with reason empty_audio, unreadable_audio or truncated_audio; whatever
-    reading `audio` raises.
+    Raises: BadRecord with reason empty_audio, unreadable_audio, truncated_audio, mixed_format or
+    length_mismatch; whatever reading `audio` raises.
     """
     file = io.BytesIO(audio) if isinstance(audio, bytes) else audio
     if num_bytes is None:
         num_bytes = file.seek(0, os.SEEK_END) - start
-    with _open(_Window(file, start, num_bytes), num_bytes) as opened:
-        return _header(opened)
+    return scan(Window(file, start, num_bytes), num_bytes).header
 
 
 def decode(
-    data: bytes,
+    audio: bytes | Recording,
     start_seconds: float = 0.0,
     clip_seconds: float | None = None,
     channel: int | None = None,
@@ -107,15 +83,14 @@ def decode(
 
     Returns float32 [samples] and their rate audio_hz. `clip_seconds` None means up to the end.
 
-    Raises: BadRecord with reason empty_audio, unreadable_audio, truncated_audio, bad_segment,
+    Raises: BadRecord as `read_header` does, and with reason chained_stream, bad_segment,
     bad_channel, nonfinite_audio, opposite_channels or all_zero_audio.
     """
-    with _open(_Window(io.BytesIO(data), 0, len(data)), len(data)) as opened:
-        header = _header(opened)
-        start, num_frames = segment_frames(header, start_seconds, clip_seconds)
-        require_channel(header, channel)
-        samples = _read_frames(opened, start, num_frames)
-    return check(_mono(samples, channel)), header.audio_hz
+    recording = Recording(audio) if isinstance(audio, bytes) else audio
+    header = recording.header
+    start, num_frames = segment_frames(header, start_seconds, clip_seconds)
+    require_channel(header, channel)
+    return check(_mono(recording.read(start, num_frames), channel)), header.audio_hz
 
 
 def require_channel(header: AudioHeader, channel: int | None) -> None:
@@ -133,10 +108,12 @@ def _mono(samples: np.ndarray, channel: int | None) -> np.ndarray:
     if channel is not None or num_channels == 1:
         return np.ascontiguousarray(samples[:, channel or 0])
     audio = samples.mean(axis=1)
-    if samples.any() and not audio.any():
+    peak, left = float(np.abs(samples).max()), float(np.abs(audio).max())
+    if 0 < peak < math.inf and left <= _CANCELLED * peak:
         raise BadRecord(
             "opposite_channels",
-            f"the {num_channels} channels cancel each other out: fields.channel takes one of them",
+            f"the {num_channels} channels cancel each other out (their peak is {peak:.3g}, that of "
+            f"their average {left:.3g}): fields.channel takes one of them",
         )
     return audio
 
@@ -193,47 +170,3 @@ def resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 
 _resampler = lru_cache(maxsize=32)(torchaudio.transforms.Resample)
-
-
-def _open(window: _Window, num_bytes: int) -> soundfile.SoundFile:
-    if num_bytes == 0:
-        raise BadRecord("empty_audio", "no bytes")
-    try:
-        if inspect(window, num_bytes):
-            window.seek(0)
-            repaired = repair(window.read())
-            window = _Window(io.BytesIO(repaired), 0, len(repaired))
-        window.seek(0)
-        window.in_libsndfile = True
-        opened = soundfile.SoundFile(cast(BinaryIO, window))
-    except soundfile.LibsndfileError as error:
-        window.raise_error()
-        detail = error.error_string.strip().rstrip(":") or f"libsndfile error {error.code}"
-        raise BadRecord("unreadable_audio", detail.split(" <", 1)[0]) from None
-    window.raise_error()
-    return opened
-
-
-def _header(opened: soundfile.SoundFile) -> AudioHeader:
-    if opened.frames == 0:
-        raise BadRecord("empty_audio", "no samples")
-    name = opened.subtype if opened.format == "OGG" else opened.format
-    return AudioHeader(opened.frames, opened.samplerate, opened.channels, name)
-
-
-def _read_frames(opened: soundfile.SoundFile, start: int, num_frames: int) -> np.ndarray:
-    """Read float32 [num_frames, channels] from sample `start`, all of it or an error."""
-    settle = int(_OPUS_SETTLE_SECONDS * opened.samplerate) if opened.subtype == "OPUS" else 0
-    settle = min(start, settle)
-    try:
-        if start:
-            opened.seek(start - settle)
-        samples = opened.read(settle + num_frames, dtype="float32", always_2d=True)[settle:]
-    except soundfile.LibsndfileError as error:
-        # libsndfile calls a FLAC frame that it cannot decode an internal error.
-        reason = "truncated_audio" if opened.format == "FLAC" else "unreadable_audio"
-        raise BadRecord(reason, f"decoding stopped: {error.error_string or error.code}") from None
-    missing = num_frames - len(samples)
-    if missing > (_MP3_TOLERANCE_FRAMES if opened.format == "MP3" else 0) or len(samples) == 0:
-        raise BadRecord("truncated_audio", f"{len(samples)} of {num_frames} samples")
-    return samples

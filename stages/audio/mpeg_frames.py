@@ -1,0 +1,162 @@
+"""Frames of MPEG audio layer III: their headers, and a walk over them.
+
+Frame headers are those of ISO 11172-3, section 2.4.2.3, and ISO 13818-3; a frame holds 1,152 samples, or
+576 at the lower sample rates.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from koe.errors import BadRecord
+from stages.audio.links import AudioHeader, change
+from stages.audio.tags import after_tags
+
+# What all frames of a stream share: synchronisation, version, layer and sample rate.
+_SAME = 0xFFFE0C00
+_KBPS = {
+    3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
+    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
+}
+_MPEG1_HZ = (44100, 48000, 32000)
+header_at = struct.Struct(">I").unpack_from
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the header of a frame says of all frames of its stream."""
+
+    key: int
+    mono: bool
+    audio_hz: int
+    frame_samples: int
+    side_bytes: int  # of side information between the header and the main data
+    sizes: tuple[int, ...]  # bytes of a frame by the third byte of its header; 0 for none
+
+    def frame_bytes(self, header: int) -> int:
+        """Return the size of a frame of this stream, 0 if `header` begins none."""
+        if header & _SAME != self.key or (header & 0xC0 == 0xC0) is not self.mono:
+            return 0
+        return self.sizes[header >> 8 & 0xFF]
+
+    def header(self, num_samples: int = 0) -> AudioHeader:
+        return AudioHeader(num_samples, self.audio_hz, 1 if self.mono else 2, "MP3")
+
+    @property
+    def reservoir_bytes(self) -> int:
+        """How far the main data of a frame may begin before it."""
+        return 511 if self.frame_samples == 1152 else 255
+
+
+def begins_frame(head: bytes) -> bool:
+    return len(head) >= 4 and _format_of(header_at(head)[0]) is not None
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The frames of a stream, where they begin and how large they are, and what lies between."""
+
+    form: Format
+    starts: np.ndarray  # int64 [frames]
+    sizes: np.ndarray  # int64 [frames]
+    gaps: tuple[tuple[int, int, int], ...]  # next frame, byte, number of bytes
+    cut_at: int | None  # where the last frame begins, if it is cut off
+
+
+def walk(data: bytes, start: int, stop: int) -> Walk:
+    """Walk the frames in a range of a file, past tags, zeros and what is neither.
+
+    Raises: BadRecord with reason mixed_format when frames of another format follow.
+    """
+    form = _format_of(header_at(data, start)[0])
+    assert form is not None, "the caller has seen a frame at `start`"
+    runs: list[np.ndarray] = []  # int64 [frames + 1], the last one where the run ends
+    gaps: list[tuple[int, int, int]] = []
+    place, count, cut_at = start, 0, None
+    while place < stop:
+        runs.append(_run(data, place, stop, form))
+        place, count = int(runs[-1][-1]), count + len(runs[-1]) - 1
+        after = after_tags(data, place, stop)
+        if after == place < stop:
+            if stop - place >= 4 and form.frame_bytes(header_at(data, place)[0]):
+                cut_at = place
+                break
+            after, then = _next_frame(data, place + 1, stop)
+            if then is not None and then is not form:
+                raise BadRecord("mixed_format", change(form.header(), then.header()))
+            gaps.append((count, place, after - place))
+        place = after
+    starts = np.concatenate([run[:-1] for run in runs])
+    sizes = np.concatenate([np.diff(run) for run in runs])
+    return Walk(form, starts, sizes, tuple(gaps), cut_at)
+
+
+def _run(data: bytes, place: int, stop: int, form: Format) -> np.ndarray:
+    """Return where the frames begin that follow each other from `place`, and where they end.
+
+    Follows the sizes that the third bytes give, and checks the other bytes of all headers at once.
+    """
+    sizes, last = form.sizes, stop - 4
+    starts = [place]
+    while place <= last and (size := sizes[data[place + 2]]):
+        place += size
+        starts.append(place)
+    if place > stop:
+        starts.pop()
+    found = np.array(starts, np.int64)
+    raw = np.frombuffer(data, np.uint8)
+    begins, mono = found[:-1], raw[found[:-1] + 3] >= 0xC0
+    is_frame = (raw[begins] == 0xFF) & (raw[begins + 1] & 0xFE == form.key >> 16 & 0xFF)
+    wrong = np.flatnonzero(~is_frame | (mono != form.mono))
+    return found[: wrong[0] + 1] if len(wrong) else found
+
+
+def _next_frame(data: bytes, at: int, stop: int) -> tuple[int, Format | None]:
+    """Find the next frame that another one, or the end, follows; (`stop`, None) if there is none."""
+    while (at := data.find(b"\xff", at, stop)) >= 0:
+        if (form := _frame_at(data, at, stop)) is not None:
+            after = at + form.frame_bytes(header_at(data, at)[0])
+            if after == stop or _frame_at(data, after, stop) is form:
+                return at, form
+        at += 1
+    return stop, None
+
+
+def first_frame(data: bytes) -> int | None:
+    """Return where the first MPEG frame lies that another one follows; None for nowhere."""
+    at, form = _next_frame(data, 0, len(data))
+    return None if form is None else at
+
+
+def _frame_at(data: bytes, place: int, stop: int) -> Format | None:
+    return _format_of(header_at(data, place)[0]) if place + 4 <= stop else None
+
+
+def _format_of(header: int) -> Format | None:
+    """Return the format of a layer III frame; None if `header` begins none."""
+    if header >> 21 != 0x7FF:
+        return None
+    form = _format(header & _SAME, header & 0xC0 == 0xC0)
+    return form if form is not None and form.frame_bytes(header) else None
+
+
+@lru_cache(maxsize=64)
+def _format(key: int, mono: bool) -> Format | None:
+    version, layer, rate = key >> 19 & 3, key >> 17 & 3, key >> 10 & 3
+    if version == 1 or layer != 1 or rate == 3:
+        return None
+    audio_hz = _MPEG1_HZ[rate] // {3: 1, 2: 2, 0: 4}[version]
+    per_frame = 1152 if version == 3 else 576
+    kbps = _KBPS[3 if version == 3 else 2]
+    sizes = [
+        kbps[byte >> 4] * 125 * per_frame // audio_hz + (byte >> 1 & 1)
+        if kbps[byte >> 4] and byte >> 2 & 3 == rate
+        else 0
+        for byte in range(256)
+    ]
+    side_bytes = (17 if mono else 32) if version == 3 else (9 if mono else 17)
+    return Format(key, mono, audio_hz, per_frame, side_bytes, tuple(sizes))
