@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -46,6 +47,9 @@ def find(fields: Mapping[str, Any], name: str) -> tuple[Any] | None:
         if isinstance(value, Mapping) and (found := find(value, rest)):
             return found
     return None
+
+
+_SURROGATE = re.compile(rb"\\u[dD]|\xed[\xa0-\xbf]")  # as an escape, or as bytes
 
 
 def lookup(fields: Mapping[str, Any], name: str | None) -> Any:
@@ -115,7 +119,7 @@ def require_object(value: Any, data: bytes | None = None) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise BadRecord("broken_json", f"expected an object, found {kind_of(value)}")
-    if data is None or b"\\ud" in data or b"\\uD" in data:
+    if data is None or _SURROGATE.search(data):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:

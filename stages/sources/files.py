@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,6 +98,13 @@ def _matches(source: str, pattern: str, folders: bool) -> list[str]:
 
 
 def _require_readable(source: str, path: str, compressed: bool) -> None:
+    kind = what_else(path)
+    if kind and kind != "a folder":
+        raise ConfigError(
+            f"source {source} cannot read {path}",
+            f"it is {kind}, not a file",
+            "Write what it gives into a file, and name that one.",
+        )
     if path.lower().endswith(_UNREADABLE):
         raise ConfigError(
             f"source {source} cannot read {path}",
@@ -186,6 +194,24 @@ def open_binary(path: str) -> BinaryIO:
         return open(_plain(path), "rb")
     fs, place = file_system(path)
     return cast(BinaryIO, fs.open(place, "rb"))
+
+
+def what_else(path: str) -> str:
+    """Say what a local path is if it is no file, such as `a FIFO`; empty for a file or a URL.
+
+    Nothing of the kind may be opened: a FIFO waits for a writer, and a device may act on it. What
+    cannot even be looked at is left to the one who opens it.
+    """
+    if is_remote(path):
+        return ""
+    try:
+        mode = os.stat(_plain(path)).st_mode
+    except OSError:
+        return ""
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def is_absent(error: OSError) -> bool:

@@ -9,15 +9,13 @@ from typing import Any, BinaryIO
 
 from koe.errors import BadRecord
 from stages.sources.files import num_bytes
-from stages.sources.json_recovery import element_end, first_key, next_element
+from stages.sources.json_recovery import element_end, element_starts
 from stages.sources.planning import Gap
 
 _CHUNK_BYTES = 1 << 20
 _MAX_ELEMENT_CHARS = 1 << 26  # a broken element must not draw the rest of the file into memory
 _LOOK_AHEAD_CHARS = len("e+")
-_LONGEST_WORD = len("-Infinity") + len(
-    "\\ud800\\udc00"
-)  # an error this near to the edge may be a cut
+_LONGEST_WORD = len("-Infinity\\ud800\\udc00")  # an error this near to the edge may be a cut
 _LONGEST_START = 512  # of what tells the start of an element
 _CLOSED = "closed"  # the state of a reader behind an array's closing bracket
 _HEAD_BYTES = 1 << 16
@@ -155,11 +153,9 @@ def _pass_over(text: _Text) -> bool | None:
 
     Returns whether it is exactly one; None if there is no element to go on with.
     """
-    found = (first_key(text.head()), first_key(text.text, text.at))
-    keys = [key for key in dict.fromkeys(found) if key is not None]
-    chars = _CHUNK_BYTES
+    starts, chars = element_starts(text.head(), text.text, text.at), _CHUNK_BYTES
     while True:
-        end = element_end(text.text, text.at, keys)
+        end = element_end(text.text, text.at, starts)
         if end is not None and (end.at < len(text.text) or text.ended):
             text.take(end.at)
             return end.is_exact
@@ -167,7 +163,7 @@ def _pass_over(text: _Text) -> bool | None:
             break
         text.grow(chars)
         chars *= 2
-    while (start := next_element(text.text, text.at + 1, keys)) is None:
+    while (start := starts.find(text.text, text.at + 1)) is None:
         if text.ended:
             return None
         text.take(max(text.at, len(text.text) - _LONGEST_START))

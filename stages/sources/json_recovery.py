@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # A string, a bracket, or a quote that opens a string without an end. Strings may hold raw control
 # characters: RFC 8259 forbids them, but they do not hide where a string ends.
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]"]', re.DOTALL)
 _CLOSES = {"}": "{", "]": "["}
-_KEY = re.compile(r'\s*\[?\s*\{\s*"([^"\\]{1,200})"\s*:')
-_ANY_KEY = r'[^"\\]{1,200}'
+_KEY = re.compile(r'\s*\{\s*"([^"\\]{1,200})"\s*:')
+_LOOK_BEHIND = 200  # characters, for what stands before an element
+_LOOKED_AT = 16  # sound elements, to learn whether objects in their lists begin as they do
+_WORD_END = re.compile(r"[,\]{]")
+
+
+class Starts(NamedTuple):
+    """What tells the start of an element.
+
+    `pattern` matches the first key of an element and the bracket before it; in an element,
+    `in_lists` objects of a list may begin with this key too.
+    """
+
+    pattern: re.Pattern[str]
+    in_lists: bool
+
+    def find(self, text: str, at: int) -> int | None:
+        """Find the first place from `at` on where an element may start.
+
+        What follows a colon or an opening bracket is within one.
+        """
+        for match in self.pattern.finditer(text, at):
+            before = text[max(0, match.start() - _LOOK_BEHIND) : match.start()].rstrip()
+            if not before.endswith((":", "[")):
+                return match.start()
+        return None
 
 
 class End(NamedTuple):
@@ -21,54 +45,70 @@ class End(NamedTuple):
     is_exact: bool
 
 
-def first_key(text: str, at: int = 0) -> str | None:
-    """Return the first key of the object that begins at `at`, or of the array's first element."""
-    found = _KEY.match(text, at)
-    return found.group(1) if found else None
+def element_starts(head: str, text: str, at: int) -> Starts:
+    """Tell how elements start, from the text that the array begins with and a broken one at `at`."""
+    first = head[head.find("[") + 1 :]
+    found = (_KEY.match(first), _KEY.match(text, at))
+    keys = [re.escape(match.group(1)) for match in found if match]
+    names = "|".join(keys) or r'[^"\\]{1,200}'
+    starts = Starts(re.compile(rf'\{{\s*"(?:{names})"\s*:'), in_lists=True)
+    sound = _sound_objects(first, starts)
+    in_lists = not sound or any(next(iter(one)) in _keys_in_lists(one) for one in sound)
+    return starts._replace(in_lists=in_lists)
 
 
-def element_end(text: str, at: int, keys: Collection[str]) -> End | None:
+def _sound_objects(text: str, starts: Starts) -> list[dict[str, Any]]:
+    """Parse the first objects of a text that begin as elements do, as many as can be parsed."""
+    decoder, found = json.JSONDecoder(), []
+    place = starts.find(text, 0)
+    while place is not None and len(found) < _LOOKED_AT:
+        try:
+            value, place = decoder.raw_decode(text, place)
+            found.append(value)
+        except (ValueError, RecursionError):
+            place += 1
+        place = starts.find(text, place)
+    return found
+
+
+def _keys_in_lists(value: Any) -> set[str]:
+    """List the first keys of all objects that are elements of lists."""
+    if isinstance(value, dict):
+        return {key for part in value.values() for key in _keys_in_lists(part)}
+    if not isinstance(value, list):
+        return set()
+    firsts = {next(iter(part)) for part in value if isinstance(part, dict) and part}
+    return firsts | {key for part in value for key in _keys_in_lists(part)}
+
+
+def element_end(text: str, at: int, starts: Starts) -> End | None:
     """Return where to go on after the broken element at `at`; None where the text does not tell.
 
     That is where its brackets close, whatever stands between them; or before that, the start of an
-    object that cannot be part of it, because it would be an entry without a key, or begin inside a
-    string. In a sound string the quotes of such an object would be escaped. `keys` are those that
-    elements begin with: without one of them, an object of a list inside the element looks alike.
+    object that cannot be part of it: because it would be an entry without a key, or an object in a
+    list that begins as only elements do, or because it would lie in a string, where its quotes
+    would be escaped.
     """
     if text[at] not in '{["':
-        return _word_end(text, at)
-    names = "|".join(re.escape(key) for key in keys) or _ANY_KEY
-    starts = re.compile(rf'[,\]}}\n]\s*(?=\{{\s*"(?:{names})"\s*:)')
-    other = starts.search(text, at + 1)
+        word = _WORD_END.search(text, at + 1)
+        return End(word.start(), is_exact=True) if word else None
+    other = starts.find(text, at + 1)
     stack: list[str] = []
     for token in _TOKEN.finditer(text, at):
-        while other is not None and other.end() < token.start():
-            other = starts.search(text, other.end())
+        while other is not None and other < token.start():
+            other = starts.find(text, other + 1)
         mark = token.group()
-        if other is not None and token.start() <= other.end() < token.end():
-            is_string = len(mark) > 1
-            if is_string or (stack and stack[-1] == "{"):
-                return End(other.end(), is_exact=False)
+        if other is not None and token.start() <= other < token.end():
+            is_entry = bool(stack) and (stack[-1] == "{" or not starts.in_lists)
+            if len(mark) > 1 or is_entry:
+                return End(other, is_exact=False)
         if mark in ("{", "["):
             stack.append(mark)
         elif mark == '"':  # the string has no end
-            return None if other is None else End(other.end(), is_exact=False)
+            return None if other is None else End(other, is_exact=False)
         elif mark in _CLOSES and _CLOSES[mark] in stack:
             while stack.pop() != _CLOSES[mark]:
                 pass
         if not stack:
             return End(token.end(), is_exact=True)
     return None
-
-
-def next_element(text: str, at: int, keys: Collection[str]) -> int | None:
-    """Return the start of the next object behind `at` that begins with one of `keys`."""
-    names = "|".join(re.escape(key) for key in keys) or _ANY_KEY
-    found = re.compile(rf'[,\]}}\n]\s*(?=\{{\s*"(?:{names})"\s*:)').search(text, at)
-    return found.end() if found else None
-
-
-def _word_end(text: str, at: int) -> End | None:
-    """Return where what is neither an object nor a list nor a string ends."""
-    found = re.compile(r"[,\]{]").search(text, at + 1)
-    return End(found.start(), is_exact=True) if found else None

@@ -8,11 +8,11 @@ from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
-from koe.errors import BadRecord, StorageError, attempt
+from koe.errors import BadRecord, ConfigError, StorageError, attempt
 from stages.audio.decode import AudioHeader, read_header
 from stages.sources.base import AudioLocation
 from stages.sources.compressed import opened
-from stages.sources.files import is_absent, num_bytes, open_binary, reading, stamp
+from stages.sources.files import is_absent, num_bytes, open_binary, reading, stamp, what_else
 from stages.sources.parquet_file import CellReader
 from stages.sources.streams import is_compressed
 
@@ -113,10 +113,16 @@ def _open_file(path: str) -> BinaryIO:
     if "\0" in path:
         raise BadRecord("missing_audio", "the path contains a NUL character")
     try:
+        if kind := what_else(path):
+            raise BadRecord("missing_audio", f"{path} is {kind}, not a file")
         return open_binary(path)
     except OSError as error:
         if is_absent(error):
             raise BadRecord("missing_audio", f"{path}: {error.strerror or error}") from None
+        raise
+    except ConfigError as error:
+        if isinstance(error.__cause__, ValueError):  # no URL; a missing package is another matter
+            raise BadRecord("missing_audio", f"{path}: {error.why}") from None
         raise
 
 

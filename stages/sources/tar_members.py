@@ -132,8 +132,8 @@ class _Tar:
             raise _Damaged(f"{member.name} should end at byte {end}, the file ends at {self.size}")
         if place >= self.size or not self._block(place).strip(b"\0") or self._is_header(place):
             return
-        if self._is_header(member.data_offset):
-            return  # an archive within the archive
+        if member.name.lower().endswith(".tar"):
+            return  # an archive within the archive, which has headers of its own
         if (other := self._search(member.data_offset, end, place)) is not None:
             raise _Damaged(f"{member.name} of {member.size} bytes reaches over a header at {other}")
 
@@ -158,11 +158,13 @@ class _Tar:
 
     def _resume(self, place: int) -> int:
         """Find where to go on after a damaged header at `place`: up to there nothing can be read."""
+        found = self._search(place + 1, self.size, place)
+        found = self._end_mark(place) if found is None else found
         stated = self._stated_end(place)
         if stated is not None and (self._is_header(stated) or self._first_byte(stated) is None):
-            return stated
-        found = self._search(place + 1, self.size, place)
-        return self._end_mark(place) if found is None else found
+            is_archive = self._block(place)[:100].rstrip(b"\0").lower().endswith(b".tar")
+            return stated if is_archive else min(stated, found)
+        return found
 
     def _stated_end(self, place: int) -> int | None:
         """Return the end of the member whose header is damaged, if that can be told."""

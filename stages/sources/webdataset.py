@@ -205,7 +205,7 @@ class WebDatasetSource(SpeechFiles):
             return replace(record, bad=audio)
         if not self._texts(item):
             names = ", ".join(member.name for member in item.members.values())
-            detail = f"neither .json nor .txt lies beside the audio; the sample is {names}"
+            detail = f"of {names} none is a .json or .txt; name the extension in fields.text"
             return replace(record, bad=BadRecord("missing_transcript", detail))
         place = AudioLocation("tar", path, audio.name, audio.data_offset, audio.size)
         return replace(record, location=f"{path}:{audio.name}@{audio.data_offset}", audio=place)
@@ -251,8 +251,11 @@ def _audio_member(sample: Sample, extension: str | None) -> Member:
         found = [m for ext, m in sample.members.items() if ext.rpartition(".")[2] in _AUDIO]
     if not found:
         names = ", ".join(member.name for member in sample.members.values())
-        kind = "audio's" if extension is None else f"{extension!r}, which fields.audio names"
-        raise BadRecord("missing_audio", f"no extension is {kind}; the sample is {names}")
+        if extension is None:
+            why = "none is called as audio files are; name the extension in fields.audio"
+        else:
+            why = f"none has the extension {extension!r}, which fields.audio names"
+        raise BadRecord("missing_audio", f"of {names} {why}")
     if len(found) > 1:
         names = ", ".join(member.name for member in found)
         raise BadRecord("ambiguous_audio", f"{names}; name the extension in fields.audio")

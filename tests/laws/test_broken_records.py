@@ -1,0 +1,246 @@
+"""A bad record never takes a neighbour: k broken ones among n cost at most k, in every kind of source.
+
+`KINDS` has a row for each kind: how it is written with some of its records broken, and how it is
+read. A broken record is broken in any of the ways that its kind knows, chosen at random.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.sources.base import Record, SourceFiles
+from stages.sources.location import ClipReader
+from stages.sources.readers import speech_source, text_source
+from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
+
+Generator = np.random.Generator
+Content = tuple[dict[str, Any], bytes]  # the fields of a record, and its audio
+Writer = Callable[[Path, Sequence[Content], set[int], Generator], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source: `write` breaks the records whose numbers are given.
+
+    `names`: the fields that a record has there.
+    """
+
+    write: Writer
+    source: dict[str, Any]
+    file: str
+    names: tuple[str, ...] = ("text", "messages", "x")
+    has_audio: bool = True
+
+    def open(self, folder: Path, unit_records: int) -> SourceFiles[Any]:
+        values = {"name": "s", "paths": [str(folder / self.file)], **self.source}
+        if self.has_audio:
+            return speech_source(SpeechSourceConfig(**values), unit_records)
+        return text_source(TextSourceConfig(**values), unit_records)
+
+
+def contents(rng: Generator, number: int) -> list[Content]:
+    """Make records whose texts hold what readers take for marks of their own."""
+    marks = ['"', "'", "{", "}", "[", "]", ",", "\\", "\n", "\t", "|"]
+    marks += ["}, {", '", "', "日本", "🎌", "ustar"]
+    made = []
+    for place in range(number):
+        text = "".join(rng.choice(marks, rng.integers(0, 9)))
+        nested = [{"role": "user", "content": text}, {"role": text, "n": place}]
+        fields = {"text": f"{place}:{text}", "messages": nested, "x": {"y": [place, None]}}
+        made.append((fields, rng.bytes(int(rng.integers(0, 3000)))))
+    return made
+
+
+def content(record: Record, reader: ClipReader, names: Sequence[str]) -> Content:
+    audio = b"" if record.audio is None else reader.read(record.audio)
+    return {name: record.fields[name] for name in names}, audio
+
+
+# --- tars ---------------------------------------------------------------------------------------
+
+
+def member(name: str, data: bytes, style: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf(style, "utf-8", "surrogateescape") + data + bytes(-len(data) % 512)
+
+
+def spoil_member(data: bytes, rng: Generator) -> bytes:
+    """Break the last header of a member, or what surrounds it."""
+    spoiled = bytearray(data)
+    way = rng.choice(["flip", "noise", "zeros", "page", "cut", "insert", "size", "checksum"])
+    if way == "flip":
+        spoiled[int(rng.integers(0, 512))] ^= int(rng.integers(1, 256))
+    elif way == "noise":
+        spoiled[:512] = rng.bytes(512)
+    elif way == "zeros":
+        spoiled[:512] = bytes(512)
+    elif way == "page":
+        spoiled[:] = bytes(len(spoiled))
+    elif way == "cut":
+        del spoiled[: int(rng.integers(1, len(spoiled) + 1))]
+    elif way == "insert":
+        spoiled[100:100] = rng.bytes(int(rng.integers(1, 700)))
+    elif way == "size":
+        spoiled[124:136] = b"%011o\0" % int(rng.integers(0, 20_000))
+    elif way == "checksum":
+        spoiled[148:156] = b"999999\0 "
+    return bytes(spoiled)
+
+
+def write_tar(style: int, joined: bool = False) -> Writer:
+    def write(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
+        data = io.BytesIO()
+        for number, (fields, audio) in enumerate(records):
+            name = f"{'長' * 40 if style != tarfile.USTAR_FORMAT else 'd'}/{number:05d}"
+            parts = [
+                member(f"{name}.json", json.dumps(fields).encode(), style),
+                member(f"{name}.wav", audio, style),
+            ]
+            if number in broken:
+                spoiled = int(rng.integers(0, 2))
+                parts[spoiled] = spoil_member(parts[spoiled], rng)
+            data.write(b"".join(parts))
+            if joined and rng.random() < 0.2:
+                data.write(bytes(512 * int(rng.integers(1, 30))))
+        data.write(bytes(1024))
+        (folder / "a.tar").write_bytes(data.getvalue())
+
+    return write
+
+
+# --- lines and arrays of JSON -------------------------------------------------------------------
+
+
+def spoil_json(text: str, rng: Generator) -> bytes:
+    """Break one object of JSON, which begins with its first key in any case."""
+    ways: list[Callable[[], str]] = [
+        lambda: text.replace("text", "te\txt", 1),
+        lambda: text.replace(": ", ":: ", 2).replace(":: ", ": ", 1),
+        lambda: text[: len(text) // 2],
+        lambda: text[:-1],
+        lambda: text + "}",
+        lambda: text[:-1] + ", }",
+        lambda: text.replace('"x"', '"x', 1),
+        lambda: text.replace('"x"', 'x"', 1),
+        lambda: text.replace(": [", ": ", 1),
+        lambda: text.replace("]", "", 1),
+        lambda: text.replace("null", "nil", 1),
+        lambda: "oops",
+        lambda: "null",
+        lambda: "{" + text,
+        lambda: text.replace("0", "\ud800", 1),
+        lambda: text.replace('"x"', "\x00", 1),
+        lambda: text.replace('"x"', '"\\q"', 1),
+    ]
+    return ways[rng.integers(0, len(ways))]().encode("utf-8", "surrogatepass")
+
+
+def write_lines(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
+    lines = []
+    for number, (fields, audio) in enumerate(records):
+        (folder / f"{number}.wav").write_bytes(audio)
+        text = json.dumps({"audio_filepath": f"{number}.wav", **fields}, ensure_ascii=False)
+        lines.append(spoil_json(text, rng) if number in broken else text.encode())
+    (folder / "a.jsonl").write_bytes(b"\n".join(lines))
+
+
+def write_array(separator: str, indent: int | None = None) -> Writer:
+    def write(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
+        parts = []
+        for number, (fields, _) in enumerate(records):
+            text = json.dumps(fields, ensure_ascii=False, indent=indent)
+            parts.append(spoil_json(text, rng) if number in broken else text.encode())
+        data = b"[" + parts[0]
+        for part in parts[1:]:
+            is_missing = part is parts[len(parts) // 2] and broken and rng.random() < 0.3
+            data += separator.replace(",", "" if is_missing else ",").encode() + part
+        (folder / "a.json").write_bytes(data + b"\n]\n")
+
+    return write
+
+
+# --- Parquet ------------------------------------------------------------------------------------
+
+
+def write_parquet(
+    folder: Path, records: Sequence[Content], broken: set[int], rng: Generator
+) -> None:
+    """Write texts of which some are no UTF-8; pyarrow writes such bytes without a look at them."""
+    texts = [fields["text"].encode() for fields, _ in records]
+    for number in broken:
+        texts[number] = bytes(rng.choice([b"\xff", b"\xed\xa0\x80", b"a\xc3"]))
+    offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(b"".join(texts))]
+    column = pa.Array.from_buffers(pa.string(), len(texts), buffers)
+    audio = pa.array([audio for _, audio in records], pa.binary())
+    rows = int(rng.integers(1, len(records) + 1))
+    pq.write_table(pa.table({"audio": audio, "text": column}), folder / "a.parquet", row_group_size=rows)  # fmt: skip
+
+
+TAR = {"kind": "webdataset"}
+JSON = {"kind": "json"}
+KINDS = {
+    "ustar": Kind(write_tar(tarfile.USTAR_FORMAT), TAR, "a.tar"),
+    "gnu": Kind(write_tar(tarfile.GNU_FORMAT), TAR, "a.tar"),
+    "pax": Kind(write_tar(tarfile.PAX_FORMAT), TAR, "a.tar"),
+    "joined": Kind(write_tar(tarfile.USTAR_FORMAT, joined=True), TAR, "a.tar"),
+    "manifest": Kind(write_lines, {"kind": "manifest"}, "a.jsonl"),
+    "parquet": Kind(write_parquet, {"kind": "parquet"}, "a.parquet", ("text",)),
+    "lines": Kind(write_lines, {"kind": "jsonl"}, "a.jsonl", has_audio=False),
+    "array": Kind(write_array(", "), JSON, "a.json", has_audio=False),
+    "array_lines": Kind(write_array(",\n"), JSON, "a.json", has_audio=False),
+    "array_pretty": Kind(write_array(",\n  ", indent=2), JSON, "a.json", has_audio=False),
+}
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("seed", range(12))
+def test_k_broken_records_cost_at_most_k(tmp_path, name, seed):
+    kind = KINDS[name]
+    names = kind.names
+    rng = np.random.default_rng([seed, *name.encode()])
+    records = contents(rng, int(rng.integers(1, 40)))
+    number = int(rng.integers(0, max(2, len(records) // 4)))
+    broken = set(rng.choice(len(records), number, replace=False).tolist())
+    kind.write(tmp_path, records, broken, rng)
+    expected = [
+        ({key: fields[key] for key in names}, audio if kind.has_audio else b"")
+        for place, (fields, audio) in enumerate(records)
+        if place not in broken
+    ]
+    read: list[list[str]] = []
+    for unit_records in (1, int(rng.integers(2, 9)), 1000):
+        source = kind.open(tmp_path, unit_records)
+        units = list(source.units())
+        assert all(unit.records <= unit_records for unit in units)
+        with ClipReader() as reader:
+            found = [record for unit in units for record in source.records_of(unit)]
+            good = [content(record, reader, names) for record in found if is_whole(record, names)]
+        missing = [item for item in expected if item not in good]
+        assert not missing, f"{len(missing)} of {len(expected)} sound records are missing"
+        assert [item for item in good if item in expected] == expected
+        gaps = [r for r in found if r.bad and r.bad.reason == "unreadable_bytes"]
+        assert sum(unit.gaps for unit in units) >= len(gaps)
+        assert all(unit.lost_records >= unit.gaps for unit in units)
+        assert bool(sum(unit.lost_bytes for unit in units)) >= bool(
+            [gap for gap in gaps if not gap.bad.detail.startswith("0 bytes")]
+        )
+        read.append([repr(record) for record in found])
+    assert read[0] == read[1] == read[2], "the size of units changes what is read"
+
+
+def is_whole(record: Record, names: Sequence[str]) -> bool:
+    return record.bad is None and all(name in record.fields for name in names)
