@@ -156,7 +156,7 @@ class Lines(TextFiles):
 
 def lines(*records, **settings):
     config = TextSourceConfig(name="dolly", kind="jsonl", paths=["x.jsonl"], **settings)
-    return Lines(config, 5000, records)
+    return Lines(config, 5000, records=records)
 
 
 def unit(source, **changes):
