@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,11 +26,15 @@ class Resources:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a unit: `kept` in the stage's output schema, the others in EXCLUDED."""
+    """What became of a unit: `kept` in the stage's output schema, the others in EXCLUDED.
+
+    `notes` are what a user should know of the records read, each with the number of records.
+    """
 
     kept: pa.Table
     rejected: pa.Table
     quarantined: pa.Table
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     def num_records(self) -> int:
         return self.kept.num_rows + self.rejected.num_rows + self.quarantined.num_rows
@@ -80,9 +84,9 @@ class Exclusions:
     def _add(self, *values: str) -> None:
         self._rows.append(dict(zip(EXCLUDED.names, values, strict=True)))
 
-    def outcome(self, kept: pa.Table) -> Outcome:
+    def outcome(self, kept: pa.Table, notes: Mapping[str, int] | None = None) -> Outcome:
         """Return what became of a unit, `kept` and all that was left out."""
-        return Outcome(kept, self._table(REJECTED), self._table(QUARANTINED))
+        return Outcome(kept, self._table(REJECTED), self._table(QUARANTINED), notes or {})
 
     def _table(self, outcome: str) -> pa.Table:
         rows = [row for row in self._rows if row["outcome"] == outcome]

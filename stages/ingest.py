@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from stages.settings import IngestConfig
 from stages.sources.base import Record, SpeechFiles
 from stages.sources.fields import describe, lookup
 from stages.sources.location import ClipReader
+from stages.sources.notes import Notes
 from stages.sources.settings import SpeechFields
 from stages.text.unicode import has_visible_text
 
@@ -52,6 +54,7 @@ class IngestStage:
         sources = {source.name: source for source in self.sources}
         exclusions = Exclusions(self.name)
         rows: list[dict[str, Any]] = []
+        found: Counter[str] = Counter()
         index_folder = next((source.index_folder for source in self.sources), "")
         with ClipReader(index_folder) as reader:
             for unit in units_in(units):
@@ -61,15 +64,23 @@ class IngestStage:
                         f"its source is {unit.source!r}, known are {sorted(sources)}",
                         "Run again: units are planned with the present configuration.",
                     )
-                rows += self._clips(unit, sources[unit.source], reader, exclusions)
-        return exclusions.outcome(pa.Table.from_pylist(rows, schema=CLIP))
+                notes = Notes(sources[unit.source])
+                rows += self._clips(unit, sources[unit.source], reader, exclusions, notes)
+                found.update(notes.counts())
+        return exclusions.outcome(pa.Table.from_pylist(rows, schema=CLIP), found)
 
     def _clips(
-        self, unit: Unit, source: SpeechFiles, reader: ClipReader, exclusions: Exclusions
+        self,
+        unit: Unit,
+        source: SpeechFiles,
+        reader: ClipReader,
+        exclusions: Exclusions,
+        notes: Notes,
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         seen: set[str] = set()
         for record in source.records_of(unit):
+            notes.add(record)
             clip_id = f"{source.name}/{record.key}"
             try:
                 if record.bad:

@@ -19,6 +19,7 @@ from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, drop_repeated
 from stages.clips import location
 from stages.settings import TokenizeConfig
 from stages.sources.base import Record, TextFiles
+from stages.sources.notes import Notes
 from stages.text.conversation import turns
 from stages.text.tokenizer import TextEncoder, TextTokenizer
 
@@ -118,20 +119,22 @@ class TokenizeText(_Tokenize):
             raise ContractError(f"tokenize got {table.num_rows} units", "it takes one at a time")
         (unit,) = units_in(table)
         excluded, samples = Exclusions(NAME), []
-        conversations = dict(self._conversations(unit, excluded))
+        notes = Notes(self.source)
+        conversations = dict(self._conversations(unit, excluded, notes))
         texts = [text for pairs in conversations.values() for pair in pairs for text in pair]
         encoded = iter(encoder.encode(texts))
         for sample_id, pairs in conversations.items():
             ids = conversation_ids([(next(encoded), next(encoded)) for _ in pairs])
             samples.append(_sample(sample_id, unit.source, TEXT, 0, ids))
-        return excluded.outcome(pa.Table.from_pylist(samples, schema=SAMPLE))
+        return excluded.outcome(pa.Table.from_pylist(samples, schema=SAMPLE), notes.counts())
 
     def _conversations(
-        self, unit: Unit, excluded: Exclusions
+        self, unit: Unit, excluded: Exclusions, notes: Notes
     ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         """Yield (sample id, turns) of the good records; the others go to `excluded`."""
         seen: set[str] = set()
         for record in self.source.records_of(unit):
+            notes.add(record)
             sample_id = f"{unit.source}/{record.key}"
             try:
                 pairs = self._turns(record)

@@ -119,7 +119,7 @@ def warnings(config: PipelineConfig, found: Forecast, stages: tuple[str, ...]) -
 
 def _tokens_per_record(assembly: Assembly, unit: Unit) -> float:
     """Read the first records of a unit; return their tokens per record."""
-    some = replace(unit, records=min(unit.records, _RECORDS), fault=None)
+    some = replace(unit, records=min(unit.records, _RECORDS))
     table = unit_table([some])
     if unit.modality == TEXT:
         source = cast(TextFiles, _First(assembly.text_sources[unit.source], some.records))
@@ -148,5 +148,5 @@ class _First:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def read(self, unit: Unit) -> Iterator[Record]:
-        return islice(self._source.read(unit), self._records)
+    def records_of(self, unit: Unit) -> Iterator[Record]:
+        return islice(self._source.records_of(unit), self._records)

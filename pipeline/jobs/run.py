@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from koe.dataflow import CONFIG, INTERLEAVE, ORDER_UNIT, SHARDS, TRAIN, stage_chain, stage_names
 from koe.errors import StageError
 from koe.fingerprint import sha256_json
+from koe.printable import escape_control_characters
 from koe.schema import SPEECH, TEXT
 from koe.stage import Stage
 from pipeline.config.models import PipelineConfig
@@ -33,6 +34,8 @@ from pipeline.run_dir.storage import Storage
 from pipeline.stats import RunStats
 from pipeline.stats.dataset_card import write_card
 from stages.interleave import OrderStage
+from stages.sources.base import SourceFiles
+from stages.sources.first_records import check_first_records
 
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
     from training.launch import TrainResult
@@ -51,19 +54,31 @@ def plan_run(config: PipelineConfig, console: Console) -> Plan:
     """Plan the units of all sources, and save the plan and the configuration in the run directory."""
     assembly, storage = Assembly(config), Storage(config.run_dir)
     assembly.check_sources()
+    sources = (*assembly.speech_sources, *assembly.text_sources.values())
     plan = make_plan(
-        [
-            (source, assembly.reading[source.name])
-            for source in (*assembly.speech_sources, *assembly.text_sources.values())
-        ],
+        [(source, assembly.reading[source.name]) for source in sources],
         storage,
         lambda source, path: console.print(
             f"planning {source}: {path}", markup=False, style="dim", soft_wrap=True
         ),
     )
+    for source in sources:
+        _say_what_is_not_read(source, plan, console)
     saved = json.dumps(config.model_dump(mode="json"), ensure_ascii=False, indent=1)
     storage.write_bytes(CONFIG, saved.encode())
     return plan
+
+
+def _say_what_is_not_read(source: SourceFiles[Any], plan: Plan, console: Console) -> None:
+    """Check the fields of a source on its first records, and say what they have beside.
+
+    Raises: ConfigError, StorageError.
+    """
+    for note, number in check_first_records(
+        source, plan.units_of(source.modality, source.name)
+    ).items():
+        line = f"source {source.name}: {note} ({number:,} of the first records)"
+        console.print(escape_control_characters(line), style="yellow", markup=False, soft_wrap=True)
 
 
 def run_job(config: PipelineConfig, selection: Selection, console: Console) -> JobReport:

@@ -40,6 +40,7 @@ class Receipt(BaseModel):
     quarantined: dict[str, int]
     measures: dict[str, float]
     seconds: float
+    notes: dict[str, int] = {}  # what a user should know of the records read, with their number
 
     @property
     def output_sha256(self) -> str:
@@ -136,6 +137,7 @@ class Ledger:
         where they are not the sums of its columns.
         """
         self.forget(stage.name, unit)
+        notes = dict(outcome.notes) if isinstance(outcome, Outcome) else {}
         if isinstance(outcome, Outcome):
             measures = _measures(outcome.kept) if measures is None else measures
             outcome = _streamed(outcome)
@@ -162,6 +164,7 @@ class Ledger:
             quarantined=outcome.quarantined,
             measures=measures or {},
             seconds=round(seconds, 3),
+            notes=notes,
         )
         self.storage.write_bytes(
             receipt_path(stage.name, unit), receipt.model_dump_json(indent=1).encode()

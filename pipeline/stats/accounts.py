@@ -33,6 +33,7 @@ def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[
                 break
             account.rejected.update(receipt.rejected)
             account.quarantined.update(receipt.quarantined)
+            account.notes.update(receipt.notes)
             last = receipt.kept
             if stage == first:
                 account.seconds_in += receipt.measures["seconds"]

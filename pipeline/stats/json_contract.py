@@ -47,6 +47,7 @@ def _account(account: Account) -> dict[str, Any]:
         "hours_kept": account.hours_kept,
         "lost_records": account.lost_records,
         "lost_bytes": account.lost_bytes,
+        "notes": dict(sorted(account.notes.items())),
     }
 
 

@@ -29,6 +29,7 @@ class Account:
     quarantined: Counter[str] = field(default_factory=Counter)
     lost_records: int = 0
     lost_bytes: int = 0
+    notes: Counter[str] = field(default_factory=Counter)  # fields that are not read, by records
 
     @property
     def adds_up(self) -> bool:
@@ -63,6 +64,7 @@ class Account:
         self.quarantined += other.quarantined
         self.lost_records += other.lost_records
         self.lost_bytes += other.lost_bytes
+        self.notes += other.notes
 
 
 @dataclass(frozen=True)

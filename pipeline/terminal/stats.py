@@ -69,7 +69,7 @@ def _outcomes(stats: RunStats, sources: Mapping[str, Account]) -> list[Renderabl
     """Show where the records of the sources went."""
     examples = stats.quarantine_examples
     left_out = (_left_out(outcome, sources, examples) for outcome in (REJECTED, QUARANTINED))
-    return [_records(sources), *_not_readable(sources), *left_out]
+    return [_records(sources), *_not_readable(sources), *left_out, *_notes(sources)]
 
 
 def _not_readable(sources: Mapping[str, Account]) -> list[RenderableType]:
@@ -80,6 +80,16 @@ def _not_readable(sources: Mapping[str, Account]) -> list[RenderableType]:
         if account.not_readable
     ]
     return [Text(escape_control_characters("\n".join(lines)), style="yellow")] if lines else []
+
+
+def _notes(sources: Mapping[str, Account]) -> list[RenderableType]:
+    """Say what the records of the sources have that is not read, one line each."""
+    lines = [
+        escape_control_characters(f"{source}: {note} ({count(number)} records)")
+        for source, account in sources.items()
+        for note, number in sorted(account.notes.items())
+    ]
+    return [Text("\n".join(lines), style="yellow")] if lines else []
 
 
 def _clips(stats: RunStats) -> list[RenderableType]:

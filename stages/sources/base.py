@@ -48,7 +48,8 @@ class Record:
 
     `key` is unique within the source unless the source itself repeats an id. `audio` is set for
     the records of speech. `bad` is set when the record could not be read (broken JSON line, tar
-    member outside its archive).
+    member outside its archive). `left_out` names further fields that the record has and that
+    were not asked for, such as columns of a Parquet file.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Record:
     fields: dict[str, Any]
     audio: AudioLocation | None = None
     bad: BadRecord | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class SourceFiles(ABC, Generic[Settings]):
     """A named set of files of one kind. Frozen and picklable."""
 
     modality: ClassVar[str]
+    # Fields that this kind of source reads by itself, whatever the settings name.
+    own_names: ClassVar[frozenset[str]] = frozenset()
     settings: Settings
     unit_records: int  # how many records a unit holds at most
     index_folder: str = ""  # where the checkpoints of compressed files are kept; empty: nowhere

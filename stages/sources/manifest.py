@@ -66,7 +66,8 @@ class ManifestSource(SpeechFiles):
         names = (fields.audio,) if fields.audio else AUDIO_NAMES
         audio = next((value for name in names if (value := lookup(values, name))), None)
         if not isinstance(audio, str) or not audio.strip():
-            detail = f"no field {' or '.join(names)} with the audio's path"
+            detail = f"there is no path of audio in {' or '.join(names)}; "
+            detail += f"the record has {', '.join(map(str, values)) or 'no fields':.200}"
             return self.record(place, location, BadRecord("missing_audio", detail))
         folder = "" if audio_root else parent(relative)
         key = (join(folder, audio) if folder else audio) + segment_name(values, fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from stages.sources.columns import (
     STRUCT,
     AudioColumn,
     audio_column,
+    column_names,
     find_type,
     leaf_columns,
     message_type,
@@ -144,6 +146,7 @@ class ParquetSpeechSource(SpeechFiles):
             schema = file.schema_arrow
             audio = self._audio(unit.path, schema)
             absent = _null_bytes(file, audio.name, unit) if audio.form == STRUCT else frozenset()
+            left_out = _left_out(schema, self.settings.fields.named())
         names = [*self.settings.fields.named(), *([] if audio.form == ARRAY else [audio.path_name])]
         columns = [name for name in dict.fromkeys(names) if find_type(schema, name) is not None]
         if audio.form == BYTES:
@@ -158,7 +161,13 @@ class ParquetSpeechSource(SpeechFiles):
                     place = AudioLocation("file", join(folder, path))
                 elif audio.form == PATH:
                     values = BadRecord("missing_audio", describe(values, audio.name))
-            yield self.record(key, location, values, place)
+            yield replace(self.record(key, location, values, place), left_out=left_out)
+
+
+def _left_out(schema: pa.Schema, named: Iterable[str]) -> tuple[str, ...]:
+    """List the columns of a file, and of the structs that named ones lie in, as `Notes` needs them."""
+    parents = {"", *(name.rpartition(".")[0] for name in named)}
+    return tuple(name for name in column_names(schema) if name.rpartition(".")[0] in parents)
 
 
 def _null_bytes(file: pq.ParquetFile, audio: str, unit: Unit) -> frozenset[int]:
@@ -205,7 +214,8 @@ class ParquetTextSource(TextFiles):
 
     def _check(self, path: str, schema: pa.Schema) -> None:
         fields, layout = self.settings.fields, self.settings.layout
-        require_named(self.name, path, schema, fields.required(layout))
+        needed = fields.required(layout, lambda name: find_type(schema, name) is not None)
+        require_named(self.name, path, schema, needed)
         if layout == "instruction":
             return
         name, *parts = fields.chat_names(layout)
@@ -243,5 +253,8 @@ class ParquetTextSource(TextFiles):
         prefix = self.prefix(unit)
         with reading(unit.path), open_parquet(unit.path) as file:
             columns = self._columns(file)
+            named = self.settings.fields.named(self.settings.layout)
+            left_out = _left_out(file.schema_arrow, named.values())
         for row, values in _rows(unit, columns):
-            yield self.record(f"{prefix}/{row:08d}", f"{unit.path}:row {row}", values)
+            record = self.record(f"{prefix}/{row:08d}", f"{unit.path}:row {row}", values)
+            yield replace(record, left_out=left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -141,13 +142,16 @@ class TextFields(Strict):
             names["messages"] = self.chat_names(layout)[0]
         return {key: names[key] for key in keys if names[key] is not None}
 
-    def required(self, layout: ConversationLayout) -> dict[str, str]:
-        """Map each key to the name of a field that the source must have.
+    def required(self, layout: ConversationLayout, has: Callable[[str], bool]) -> dict[str, str]:
+        """Map each key to the name of a field that the source must have; `has` tells if it does.
 
         It must have those that the layout cannot do without, and whatever the configuration names
-        otherwise than usual.
+        otherwise than usual. An instruction may be missing where there is an input.
         """
-        usual = TextFields().model_dump(exclude={"instruction", "output", "messages"})
+        optional = (
+            {"output", "messages"} if has(self.input) else {"instruction", "output", "messages"}
+        )
+        usual = TextFields().model_dump(exclude=optional)
         return _names_besides(usual, self.named(layout))
 
     def chat_names(self, layout: ConversationLayout) -> tuple[str, str, str]:

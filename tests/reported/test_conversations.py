@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from koe.errors import BadRecord, ConfigError, attempt
@@ -189,6 +189,7 @@ _NAMES = st.text(st.characters(codec="utf-8", exclude_characters="."), min_size=
 
 @pytest.mark.law
 @given(st.lists(_NAMES, min_size=1, max_size=4), st.booleans(), st.sampled_from(sorted(LAYOUTS)))
+@settings(deadline=None)
 def test_a_dotted_name_is_found_nested_and_a_literal_one_first(parts, literal, layout):
     key = {"instruction": "instruction", "messages": "messages", "sharegpt": "messages"}[layout]
     value = next(iter(LAYOUTS[layout].values()))

@@ -232,6 +232,7 @@ def test_start_length_and_end_agree_or_are_named(tmp_path, segment, found):
 
 @pytest.mark.law
 @given(st.integers(1, 10**5), st.integers(1, 10**6), st.sampled_from([8000, 22_050, 44_100]))
+@settings(deadline=None)
 def test_an_end_says_the_same_as_a_length(start, length, audio_hz):
     start_seconds, seconds = start / 10**4, length / 10**4
     header = AudioHeader(200 * audio_hz, audio_hz, 1, "WAV")
@@ -243,6 +244,7 @@ def test_an_end_says_the_same_as_a_length(start, length, audio_hz):
 
 @pytest.mark.law
 @given(st.lists(st.tuples(*[st.sampled_from([None, 0.0, 0.5, 1.0])] * 4), unique=True))
+@settings(deadline=None)
 def test_clips_that_differ_have_names_that_differ(segments):
     records = [
         dict(zip(("offset", "end", "duration", "channel"), s, strict=True)) for s in segments

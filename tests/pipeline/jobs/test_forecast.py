@@ -67,7 +67,7 @@ def test_nothing_is_said_of_stages_that_do_not_run(tmp_path):
 def test_the_rows_are_roughly_those_of_the_run(tmp_path):
     config = _config(tmp_path, "encode.threshold_ovrl=0.5", "interleave.shard_megabytes=1")
     plan = plan_run(config, QUIET)
-    found = forecast(Assembly(config), plan)
+    found = forecast(Assembly(config), plan, lambda: 0.0)
     assert found.unread == ()
     run_job(config, select_stages(None, "interleave", None, ()), QUIET)
     index = json.loads((Path(config.run_dir) / "shards/index.json").read_text())
@@ -89,7 +89,7 @@ def test_a_source_that_cannot_be_read_is_named_and_stops_nothing(tmp_path):
     path = write_corpus(tmp_path)
     plan = plan_run(load_config(path), QUIET)
     (tmp_path / "samples.jsonl").write_text("{}\n")  # changed since it was planned
-    found = forecast(Assembly(load_config(path)), plan)
+    found = forecast(Assembly(load_config(path)), plan, lambda: 0.0)
     assert found.rows[TEXT] == 0
     assert found.rows[SPEECH] > 0
     (unread,) = found.unread
@@ -106,7 +106,7 @@ def test_when_time_is_up_other_sources_are_taken_to_be_alike(tmp_path):
     plan, assembly = plan_run(settings, QUIET), Assembly(settings)
     times = iter([0.0, 1.0, 1.0, 9.0])
     found = forecast(assembly, plan, lambda: next(times))
-    assert found.rows == forecast(assembly, plan).rows
+    assert found.rows == forecast(assembly, plan, lambda: 0.0).rows
     assert found.records[TEXT] == 80
 
 
