@@ -51,7 +51,7 @@ BROKEN = (
     Broken("repeated", "manifest", "duplicate_id", "the first entry once more, as the second line"),
     Broken("cut-tar", "tar", "unreadable_bytes", "an archive that ends inside its last member"),
     Broken("null-cell", "parquet", "missing_audio", "a row whose audio is null"),
-    Broken("extra-cell", "folder", "broken_csv", "a row with one cell too many"),
+    Broken("extra-cell", "folder", "broken_row", "a row with one cell too many"),
     Broken("broken-sample", "instructions", "broken_json", "a line that ends in the middle"),
     Broken("no-answer", "instructions", "missing_answer", "a sample with an empty output"),
 )

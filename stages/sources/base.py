@@ -65,8 +65,6 @@ class SourceFiles(ABC, Generic[Settings]):
     """A named set of files of one kind. Frozen and picklable."""
 
     modality: ClassVar[str]
-    # Fields that this kind of source reads by itself, whatever the settings name.
-    own_names: ClassVar[frozenset[str]] = frozenset()
     settings: Settings
     unit_records: int  # how many records a unit holds at most
     index_folder: str = ""  # where the checkpoints of compressed files are kept; empty: nowhere
@@ -76,6 +74,11 @@ class SourceFiles(ABC, Generic[Settings]):
     @property
     def name(self) -> str:
         return self.settings.name
+
+    @property
+    def own_names(self) -> frozenset[str]:
+        """The fields that this source reads by itself, whatever the settings name."""
+        return frozenset()
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
         """Plan the slices of all files, in a fixed order; files that are `known` are not read.

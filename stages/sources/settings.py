@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from koe.settings import PathOrUrl, Strict
+from stages.sources.layouts import LAYOUTS, LayoutName
 
 ConversationLayout = Literal["instruction", "messages", "sharegpt"]
 
@@ -80,7 +82,51 @@ class SpeechSourceConfig(Strict):
     """Kind shar: what the supervisions of a cut are. clips: each is a clip with its text.
     speakers_and_text, as in J-CHAT: those with a speaker are clips, and the others are pieces of
     text, each part of the clip that holds its middle."""
+    layout: LayoutName | None = None
+    """Kind folder: the corpus whose form the table has; null: the first line names the columns, or
+    columns does."""
+    columns: list[str] | None = Field(default=None, min_length=2)
+    """Kind folder: the columns of a table whose first line does not name them; needs delimiter."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Kind folder: what separates the cells of a row, as in "|" or "\\t"; with ":" or " " the last
+    cell is the rest of the line. Only tables with "," or ";" have quoting."""
+    audio_path: str | None = Field(default=None, min_length=1)
+    """Kind folder: the audio's path from columns in braces, as in wavs/{id}.wav; null: as the layout
+    has it, or the column of fields.audio."""
     fields: SpeechFields = SpeechFields()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_layout(cls, data: Any) -> Any:
+        """Give `fields` the names of the layout where the configuration gives none."""
+        name = data.get("layout") if isinstance(data, dict) else None
+        layout = next((LAYOUTS[known] for known in LAYOUTS if known == name), None)
+        given = data.get("fields", {}) if layout else None
+        if isinstance(given, SpeechFields):
+            given = given.model_dump(exclude_unset=True)
+        if layout is None or not isinstance(given, dict):
+            return data
+        return {**data, "fields": {**layout.fields, **given}}
+
+    @model_validator(mode="after")
+    def _has_use_for_table_keys(self) -> SpeechSourceConfig:
+        keys = ("layout", "columns", "delimiter", "audio_path")
+        given = [key for key in keys if getattr(self, key) is not None]
+        if given and self.kind != "folder":
+            raise ValueError(f"{given[0]} is for kind folder, not {self.kind}: remove the key")
+        if self.layout is not None and (self.columns or self.delimiter):
+            raise ValueError(
+                f"layout {self.layout} has columns and delimiter of its own: remove either"
+            )
+        if self.columns is not None and self.delimiter is None:
+            raise ValueError("columns needs delimiter: set it to what separates the cells")
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns repeats a name: give every column a name of its own")
+        if self.delimiter is not None and self.delimiter in '"\r\n\0':
+            raise ValueError("delimiter cannot be a quote or the end of a line")
+        if self.audio_path is not None and not braces(self.audio_path):
+            raise ValueError("audio_path names no column in braces: write it as in wavs/{id}.wav")
+        return self
 
     @model_validator(mode="after")
     def _keeps_to_its_format(self) -> SpeechSourceConfig:
@@ -105,6 +151,17 @@ class SpeechSourceConfig(Strict):
                 "remove the key"
             )
         return self
+
+
+def braces(pattern: str) -> list[str]:
+    """List the names in braces; none where a brace is not closed or holds more than a name."""
+    try:
+        parts = list(string.Formatter().parse(pattern))
+    except ValueError:
+        return []
+    names = [name for _, name, _, _ in parts if name is not None]
+    plain = all(not spec and not conversion for _, _, spec, conversion in parts)
+    return names if plain and not any(set(".[]") & set(name) for name in names) else []
 
 
 class TextFields(Strict):

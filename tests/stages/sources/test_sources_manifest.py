@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
-import pytest
-
-from koe.errors import ConfigError
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
 from tests.real_data import WORDS
@@ -100,96 +95,6 @@ def test_mapped_manifest_fields(tmp_path):
     first, second = same_for_all_sizes("manifest", path, audio="wav.path", id="meta.id")
     assert (first.key, first.audio.path) == ("7", f"{tmp_path}/1.wav")
     assert reason(second) == "missing_id"
-
-
-ROWS = [
-    ["1.wav", "ふつうの文"],
-    ["2.wav", "改行を\n含む\r\n文"],
-    ["3.wav", 'カンマ, と "引用符"'],
-    ["4.wav", ""],
-    ["5.wav", "最後"],
-]
-
-
-@pytest.mark.parametrize("delimiter", [",", "\t"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_csv_rows_may_span_lines(tmp_path, delimiter, newline):
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, delimiter=delimiter, lineterminator=newline)
-    writer.writerows([["file_name", "transcription"], *ROWS])
-    (tmp_path / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + buffer.getvalue().encode() + b"\n\n")
-    records = same_for_all_sizes("folder", tmp_path)
-    assert [[r.fields["file_name"], r.fields["text"]] for r in records] == ROWS
-    assert records[0].audio.path == f"{tmp_path}/1.wav"
-    assert records[0].key == f"{tmp_path.name}/1.wav"
-
-
-def test_an_unbalanced_quote_costs_its_own_row_only(tmp_path):
-    lines = ["file_name,text", "1.wav,a", '2.wav,"never closed', "3.wav,b", '4.wav,"c, d"', "5.wav"]
-    path = tmp_path / "m.csv"
-    path.write_text("\n".join([*lines, "6.wav,e"]))
-    records = same_for_all_sizes("folder", path)
-    reasons = [reason(record) for record in records]
-    assert reasons == ["", "broken_csv", "", "", "broken_csv", ""]
-    assert [r.fields["text"] for r in records if not reason(r)] == ["a", "b", "c, d", "e"]
-    data = path.read_bytes()
-    assert data[int(records[1].location.rpartition("@")[2]) :].startswith(b"2.wav")
-
-
-def test_a_csv_cell_that_is_no_utf8(tmp_path):
-    (tmp_path / "m.csv").write_bytes(b"file_name,text\n1.wav,\xff\n2.wav,b\n")
-    assert [reason(r) for r in same_for_all_sizes("folder", tmp_path / "m.csv")] == [
-        "broken_csv",
-        "",
-    ]
-
-
-def test_ljspeech_lines_have_neither_header_nor_quotes(tmp_path):
-    text = 'LJ001-0001|He said "yes|He said yes\nLJ001-0002|12, or so|twelve, or so\n'
-    (tmp_path / "metadata.csv").write_text(text)
-    records = same_for_all_sizes("folder", tmp_path)
-    assert [r.fields["text"] for r in records] == ['He said "yes', "12, or so"]
-    assert records[1].fields["normalized_text"] == "twelve, or so"
-    assert records[0].audio.path == f"{tmp_path}/wavs/LJ001-0001.wav"
-
-
-def test_a_header_may_use_bars(tmp_path):
-    (tmp_path / "metadata.csv").write_text("text|file_name\na, b|1.wav\n")
-    (record,) = same_for_all_sizes("folder", tmp_path)
-    assert (record.fields["text"], record.key) == ("a, b", f"{tmp_path.name}/1.wav")
-
-
-@pytest.mark.parametrize(
-    ("content", "fields", "message"),
-    [
-        ("path,text\n", {}, "no column of audio paths"),
-        ("file_name,txet\n", {}, "did you mean 'txet'"),
-        ("file_name,text\n", {"id": "uid"}, "no column 'uid' for id"),
-        ("file_name,text\n", {"audio": "wav"}, "without wav"),
-        ("file_name,text,text\n", {}, "repeats a column"),
-    ],
-)
-def test_wrong_columns_fail_before_any_work(tmp_path, content, fields, message):
-    (tmp_path / "metadata.csv").write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        list(source_of("folder", tmp_path, **fields).units())
-
-
-def test_a_folder_needs_one_metadata_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"neither metadata.csv nor metadata.jsonl"):
-        list(source_of("folder", tmp_path).units())
-    for name in ("metadata.csv", "metadata.jsonl"):
-        (tmp_path / name).write_text("file_name,text\n")
-    with pytest.raises(ConfigError, match=r"metadata\.csv and metadata\.jsonl"):
-        list(source_of("folder", tmp_path).units())
-
-
-def test_several_folders_by_glob(tmp_path):
-    for folder in "ab":
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "metadata.csv").write_text("file_name,text\n1.wav,x\n")
-    records = read_all(source_of("folder", f"{tmp_path}/*"))
-    assert [record.key for record in records] == ["a/1.wav", "b/1.wav"]
 
 
 def test_real_folder_with_jsonl():

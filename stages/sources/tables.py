@@ -1,0 +1,162 @@
+"""Which table a file is: by the layout or the columns that are configured, or by its header."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO, TypeVar
+
+from koe.errors import BadRecord, ConfigError
+from stages.sources.encodings import require_utf8
+from stages.sources.fields import require_columns
+from stages.sources.layouts import LAYOUTS, describe
+from stages.sources.manifest import AUDIO_NAMES
+from stages.sources.rows import Row, Table, read_rows
+from stages.sources.settings import SpeechSourceConfig, braces
+
+T = TypeVar("T")
+_HEAD_BYTES = 1 << 16
+_TRIED_ROWS = 20
+_DELIMITERS = (",", "\t", "|", ";")
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class AudioTable:
+    """A table of clips: `audio` is the field with the path, made from `audio_path` if that is set."""
+
+    rows: Table
+    audio: str
+    audio_path: str | None = None
+
+    def values(self, row: Row) -> dict[str, str] | BadRecord:
+        """Return the cells of a row by the names of their columns, and the audio's path.
+
+        Backslashes in the path separate folders: such tables come from Windows.
+        """
+        if row.problem:
+            return BadRecord("broken_row", row.problem)
+        values = dict(zip(self.rows.columns, row.cells, strict=False))  # optional ones may lack
+        if self.audio_path:
+            named = {name: values.get(name, "") for name in self.rows.columns}
+            values[self.audio] = self.audio_path.format_map(named)
+        if "\\" in values[self.audio]:
+            values[self.audio] = values[self.audio].replace("\\", "/")
+        return values
+
+
+def find_table(settings: SpeechSourceConfig, path: str, file: BinaryIO) -> AudioTable:
+    """Say how to read a file with rows, of which the beginning is looked at.
+
+    Raises: ConfigError where neither the settings nor the first line tell what the columns are, or
+    the settings do not fit the file.
+    """
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    require_utf8(settings.name, path, head)
+    layout = LAYOUTS[settings.layout] if settings.layout else None
+    pattern = settings.audio_path or (layout.audio_path if layout else None)
+    given = layout.columns if layout else settings.columns
+    delimiter = layout.delimiter if layout else settings.delimiter
+    first, start = _first_line(head)
+    if given is None:
+        delimiter, columns = _header(settings, path, first, delimiter, pattern)
+    else:
+        columns, start = tuple(given), len(_BOM) if head.startswith(_BOM) else 0
+    columns = tuple(with_text(dict.fromkeys(columns), settings.fields.text))
+    audio = audio_column(columns, settings.fields.audio, pattern)
+    if audio is None or delimiter is None:
+        raise _unclear(settings, path, f"its columns are {', '.join(columns)}", pattern)
+    key = audio if audio in columns else braces(pattern or "")[0]
+    body = head[start:]
+    table = Table(
+        delimiter, columns, start, optional=layout.optional if layout else 0,
+        audio=columns.index(key), only_returns=b"\n" not in body and b"\r" in body,
+    )  # fmt: skip
+    if given is not None:
+        _require_fit(settings, path, file, table)
+    require_columns(settings.name, path, {*columns, audio}, settings.fields.required())
+    return AudioTable(table, audio, pattern)
+
+
+def with_text(values: dict[str, T], name: str) -> dict[str, T]:
+    """Call the field `transcription` of `datasets` text, where that is asked for and absent."""
+    if name != "text" or "text" in values or "transcription" not in values:
+        return values
+    return {"text" if key == "transcription" else key: value for key, value in values.items()}
+
+
+def audio_column(columns: tuple[str, ...], name: str | None, pattern: str | None) -> str | None:
+    """Return the field that the audio's path is in, or is put into; None where it is not clear."""
+    if pattern:
+        return (name or AUDIO_NAMES[-1]) if set(braces(pattern)) <= set(columns) else None
+    if name:
+        return name if name in columns else None
+    # `datasets` takes file_name and any column that ends so
+    ends = [column for column in columns if column.endswith("_file_name")]
+    return next((usual for usual in AUDIO_NAMES if usual in columns), None) or (
+        ends[0] if len(ends) == 1 else None
+    )
+
+
+def _first_line(head: bytes) -> tuple[str, int]:
+    """Return the first line without its end, and the byte at which the next one starts."""
+    line = next(iter(head.splitlines(keepends=True)), b"")
+    return line.decode("utf-8-sig", "replace").rstrip("\r\n"), len(line)
+
+
+def _header(
+    settings: SpeechSourceConfig, path: str, first: str, delimiter: str | None, pattern: str | None
+) -> tuple[str, tuple[str, ...]]:
+    """Return the delimiter and the columns of a first line that names the column of the audio."""
+    for mark in (delimiter,) if delimiter else _DELIMITERS:
+        columns = _cells(first, mark)
+        if audio_column(columns, settings.fields.audio, pattern) is None:
+            continue
+        if len(set(columns)) != len(columns):
+            raise ConfigError(
+                f"source {settings.name} cannot read {path}",
+                f"its header repeats a column name: {', '.join(columns)}",
+                "Give every column a name of its own.",
+            )
+        return mark, columns
+    raise _unclear(settings, path, f"its first line is {first[:200]!r}", pattern)
+
+
+def _cells(line: str, delimiter: str) -> tuple[str, ...]:
+    quoting = csv.QUOTE_MINIMAL if delimiter in ",;" else csv.QUOTE_NONE
+    return tuple(next(csv.reader([line], delimiter=delimiter, quoting=quoting), []))
+
+
+def _unclear(
+    settings: SpeechSourceConfig, path: str, found: str, pattern: str | None
+) -> ConfigError:
+    names = braces(pattern or "") or [settings.fields.audio or " or ".join(AUDIO_NAMES)]
+    known = "; ".join(f"{name}: {describe(layout)}" for name, layout in LAYOUTS.items())
+    return ConfigError(
+        f"source {settings.name} finds no column of audio paths in {path}",
+        f"{found}, without {' and '.join(names)}",
+        "If the first line names the columns, set fields.audio to the one with the file names. If "
+        f"not, set columns and delimiter, or layout to the corpus that it is from ({known}).",
+    )
+
+
+def _require_fit(settings: SpeechSourceConfig, path: str, file: BinaryIO, table: Table) -> None:
+    """Check that one of the first rows has the right number of cells; a single one may be broken."""
+    rows = list(islice(read_rows(file, table, table.start, None), _TRIED_ROWS))
+    if not rows or any(not row.problem for row in rows):
+        return
+    file.seek(rows[0].start)
+    line = file.read(min(200, rows[0].stop - rows[0].start)).decode("utf-8", "replace").rstrip()
+    key = f"layout {settings.layout}" if settings.layout else "columns"
+    fitting = [
+        name for name, layout in LAYOUTS.items()
+        if layout.columns and len(line.split(layout.delimiter)) == len(layout.columns)
+    ]  # fmt: skip
+    raise ConfigError(
+        f"source {settings.name} cannot read {path} by its {key}",
+        f"none of its first {len(rows)} rows fits, and the first is {line!r}: {rows[0].problem}",
+        "Set columns and delimiter to what the file has"
+        + (f", or layout to one with as many cells: {', '.join(fitting)}." if fitting else "."),
+    )
