@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 from koe.errors import ConfigError, StorageError
 from koe.remote import file_system
 from koe.schema import Unit
+from stages.sources.path_ranges import expand_ranges, has_range
 from stages.sources.streams import is_compressed, plain_name
 
 _MAGIC = frozenset("*?[")
@@ -63,9 +64,10 @@ def expand(
 ) -> list[SourceFile]:
     """List the files that match (with `folders`, folders too), each once, sorted by relative name.
 
-    `compressed` tells whether the source reads .gz and .zst.
+    A pattern may hold ranges, as in `audio_{0..511}.tar`. `compressed` tells whether the source reads
+    .gz and .zst.
 
-    Raises: ConfigError when a pattern matches nothing, a file is compressed otherwise, or two files
+    Raises: ConfigError when a pattern or a file of a range matches nothing, a file is compressed otherwise, or two files
     would share a relative name, on which the names of units and records are based.
     """
     patterns = tuple(patterns)
@@ -87,6 +89,9 @@ def expand(
 def _matches(source: str, pattern: str, folders: bool) -> list[str]:
     with reading(pattern):
         fs, place = file_system(_plain(pattern))
+        if has_range(place) and not fs.exists(place):
+            each = expand_ranges(pattern)
+            return [path for name in each for path in _matches(source, name, folders)]
         is_glob = bool(_MAGIC & set(place)) and not fs.exists(place)
         hits = _listed(fs, place, is_glob)
         paths = [hit for hit, kind in hits.items() if folders or kind != "directory"]
@@ -127,7 +132,7 @@ def _listed(fs: Any, place: str, is_glob: bool) -> dict[str, str]:
 
 
 def relative_name(path: str, patterns: Iterable[str]) -> str:
-    """Name `path` relative to the folder above the first wildcard (or last part) of its pattern.
+    """Name `path` relative to the folder above the first part of its pattern that varies, or the last.
 
     The name depends on the configuration alone, so workers find it without listing any folder. A
     compressed file has the name of what it holds: compressing a file renames no record.
@@ -143,7 +148,8 @@ def relative_name(path: str, patterns: Iterable[str]) -> str:
 def _root(pattern: str) -> str:
     fs, place = file_system(_plain(pattern))
     parts = (fs.unstrip_protocol(place) if is_remote(pattern) else place).split("/")
-    fixed = next((i for i, part in enumerate(parts) if _MAGIC & set(part)), len(parts) - 1)
+    is_varied = (bool(_MAGIC & set(part)) or has_range(part) for part in parts)
+    fixed = next((i for i, varied in enumerate(is_varied) if varied), len(parts) - 1)
     return "/".join(parts[: min(fixed, len(parts) - 1)]) + "/"
 
 

@@ -10,6 +10,7 @@ from koe.schema import SPEECH
 from stages.sources.base import Unit
 from stages.sources.fields import lookup
 from stages.sources.files import expand, join, open_unit, stamp, stem
+from stages.sources.path_ranges import expand_ranges
 from stages.sources.planning import Gap, Slice, Span, cut, plan_units
 from stages.sources.readers import text_source
 from stages.sources.settings import TextSourceConfig
@@ -33,6 +34,42 @@ def test_globs_are_sorted_listed_once_and_named_from_their_root(tmp_path):
 
 def test_a_literal_name_may_look_like_a_glob(tmp_path):
     path = touch(tmp_path / "take[1].jsonl")
+    assert [file.path for file in expand("s", [str(path)])] == [str(path)]
+
+
+RANGES = [
+    ("a{0..2}.tar", ["a0.tar", "a1.tar", "a2.tar"]),
+    ("a{00..02}.tar", ["a00.tar", "a01.tar", "a02.tar"]),
+    ("a_{8..010}.tar", ["a_008.tar", "a_009.tar", "a_010.tar"]),
+    ("audio__OP_0..1_CL_.tar", ["audio_0.tar", "audio_1.tar"]),
+    ("{b,c}/{1..2}.tar", ["b/1.tar", "b/2.tar", "c/1.tar", "c/2.tar"]),
+    ("{b,{c,d}{1..2}}.tar", ["b.tar", "c1.tar", "c2.tar", "d1.tar", "d2.tar"]),
+    ("a{2..1}.tar", ["a2.tar", "a1.tar"]),
+    ("{b,}x_OP_.tar{}", ["bx_OP_.tar{}", "x_OP_.tar{}"]),
+    ("plain.tar", ["plain.tar"]),
+]
+
+
+@pytest.mark.parametrize(("pattern", "names"), RANGES)
+def test_ranges_stand_for_the_names_that_shells_make_of_them(tmp_path, pattern, names):
+    assert sorted(expand_ranges(pattern)) == sorted(names)
+    for name in names:
+        touch(tmp_path / name)
+    found = expand("s", [f"{tmp_path}/{pattern}"])
+    assert [file.path for file in found] == [f"{tmp_path}/{name}" for name in sorted(names)]
+    assert [file.relative for file in found] == sorted(names)
+
+
+def test_a_range_without_one_of_its_files_is_refused_by_name(tmp_path):
+    for number in (0, 2):
+        touch(tmp_path / f"a{number}.tar")
+    with pytest.raises(ConfigError, match=r"cannot use .*/a1\.tar"):
+        expand("s", [f"{tmp_path}/a{{0..2}}.tar"])
+    assert len(expand("s", [f"{tmp_path}/a{{0,2}}.tar", f"{tmp_path}/a*.tar"])) == 2
+
+
+def test_a_file_whose_name_looks_like_a_range(tmp_path):
+    path = touch(tmp_path / "take{0..1}.jsonl")
     assert [file.path for file in expand("s", [str(path)])] == [str(path)]
 
 
