@@ -6,6 +6,7 @@ from stages.sources.base import SpeechFiles, TextFiles
 from stages.sources.folder import FolderSource
 from stages.sources.instructions import JsonArraySource, JsonLinesSource
 from stages.sources.manifest import ManifestSource
+from stages.sources.nemo import NemoTarredSource
 from stages.sources.parquet import ParquetSpeechSource, ParquetTextSource
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 from stages.sources.shar import shar_source
@@ -17,6 +18,7 @@ _SPEECH = {
     "manifest": ManifestSource,
     "folder": FolderSource,
     "shar": shar_source,
+    "nemo_tarred": NemoTarredSource,
 }
 _TEXT = {"jsonl": JsonLinesSource, "json": JsonArraySource, "parquet": ParquetTextSource}
 

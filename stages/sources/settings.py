@@ -70,11 +70,19 @@ class SpeechSourceConfig(Strict):
 
     name: str = Field(pattern=_NAME)
     """Prefix of every clip's id."""
-    kind: Literal["webdataset", "parquet", "manifest", "folder", "shar"]
+    kind: Literal["webdataset", "parquet", "manifest", "folder", "shar", "nemo_tarred"]
     """How records are stored: in tars, in Parquet, as lines of JSON, as a metadata file beside
-    the audio, or as Lhotse's cuts (Shar, and manifests of cuts)."""
+    the audio, as Lhotse's cuts (Shar, and manifests of cuts), or as NeMo's lines of JSON that name
+    members of tars."""
     paths: list[PathOrUrl] = Field(min_length=1)
-    """Files or globs; fsspec URLs too."""
+    """Files, globs, or ranges such as JA-{000..029}.tar; fsspec URLs too."""
+    tars: list[PathOrUrl] | None = Field(default=None, min_length=1)
+    """Kind nemo_tarred: the tars of the manifests, as paths are given; the last number of a name is
+    the shard. Null: audio_*.tar in the folder of a manifest, or above its folder if that is called
+    sharded_manifests."""
+    unlisted_audio: Literal["quarantine", "ignore"] = "quarantine"
+    """Kinds shar and nemo_tarred: audio in the tars that no record names. It is quarantined as
+    not_in_manifest, or ignored, as is right for a manifest that was filtered on purpose."""
     audio_root: PathOrUrl | None = None
     """The folder that relative audio paths start from, or that holds the tars of shar; null: that of
     the file that names them."""
@@ -144,11 +152,28 @@ class SpeechSourceConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _has_use_for_tars(self) -> SpeechSourceConfig:
+        if self.tars is not None and self.kind != "nemo_tarred":
+            raise ValueError(f"tars is for kind nemo_tarred, not {self.kind}: remove the key")
+        if self.unlisted_audio != "quarantine" and self.kind not in ("shar", "nemo_tarred"):
+            raise ValueError(
+                f"unlisted_audio is for kinds shar and nemo_tarred, not {self.kind}: remove the key"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_use_for_root(self) -> SpeechSourceConfig:
-        if self.kind == "webdataset" and self.audio_root is not None:
+        if self.audio_root is None:
+            return self
+        if self.kind == "webdataset":
             raise ValueError(
                 "audio_root has no meaning for a webdataset, whose audio lies in its tars: "
                 "remove the key"
+            )
+        if self.kind == "nemo_tarred":
+            raise ValueError(
+                "audio_root has no meaning for kind nemo_tarred, whose audio lies in tars: "
+                "name these in tars"
             )
         return self
 
@@ -229,5 +254,5 @@ class TextSourceConfig(Strict):
     """instruction: fields instruction, input, output; messages: a list of role and content;
     sharegpt: a list of from and value."""
     paths: list[PathOrUrl] = Field(min_length=1)
-    """Files or globs; fsspec URLs too."""
+    """Files, globs, or ranges such as part-{00..15}.jsonl; fsspec URLs too."""
     fields: TextFields = TextFields()

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from koe.errors import BadRecord, ConfigError, attempt
 from koe.schema import Unit
-from stages.sources.base import AudioLocation, Record, SpeechFiles
-from stages.sources.compressed import opened
+from stages.sources.base import AudioLocation, Record
+from stages.sources.compressed import opened, scanned
 from stages.sources.cuts import CutClip, clips_of, source_of
 from stages.sources.fields import parse_object
 from stages.sources.files import SourceFile, join, lines, open_binary, parent, reading, stamp
@@ -23,9 +23,11 @@ from stages.sources.planning import Slice
 from stages.sources.settings import SpeechSourceConfig
 from stages.sources.streams import SUFFIXES, plain_name
 from stages.sources.tar_index import TarIndex, index_tar
+from stages.sources.tarred import TarredFiles, Unlisted
 
 _RECORDING = "recording"
 _LISTS = ".json"
+_NO_AUDIO = (_LISTS, ".nodata")  # members that describe a cut's audio, or say that it has none
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,15 @@ def shar_source(
     return SharSource(settings.model_copy(update={"fields": fields}), unit_records, index_folder)
 
 
-class SharSource(SpeechFiles):
+class SharSource(TarredFiles):
     """Cuts, each of whose supervisions is a clip.
 
     A unit is a run of whole cuts: it holds more than `unit_records` where one cut does.
     """
 
-    reads_compressed: ClassVar[bool] = True
+    @property
+    def own_names(self) -> frozenset[str]:
+        return frozenset(("id",))
 
     @property
     def _field(self) -> str:
@@ -120,11 +124,25 @@ class SharSource(SpeechFiles):
             return [CutClip("", {}, bad=cut)]
         return clips_of(cut, self.settings.supervisions)
 
-    def read(self, unit: Unit) -> Iterator[Record]:
+    def _tars_of(self, path: str) -> tuple[str, ...]:
+        listed = self._shards.get(path)
+        return listed.tars if listed else self._tars(path)
+
+    def find_unlisted(self, path: str) -> Iterator[Unlisted]:
+        tar = _Audio(self, path, self._tars_of(path)).tar
+        if tar is None:
+            return
+        with reading(path), scanned(path, self.index_folder) as file:
+            cuts = (attempt(parse_object, line) for _, _, line in lines(file, 0, None))
+            ids = {str(cut.get("id")) for cut in cuts if not isinstance(cut, BadRecord)}
+        for cut_id, members in tar.members.items():
+            if cut_id not in ids:
+                audio = (member for member in members if not member.name.endswith(_NO_AUDIO))
+                yield from ((tar.path, member) for member in audio)
+
+    def read_listed(self, unit: Unit) -> Iterator[Record]:
         relative = self.relative(unit)
-        listed = self._shards.get(unit.path)
-        tars = listed.tars if listed else self._tars(unit.path)
-        audio = _Audio(self, unit.path, tars)
+        audio = _Audio(self, unit.path, self._tars_of(unit.path))
         with self.opened(unit) as cuts:
             for start, _, line in lines(cuts, unit.start, unit.stop):
                 for clip in self._clips(line):
@@ -172,7 +190,7 @@ class _Audio:
         self._index_folder = source.index_folder
 
     @cached_property
-    def _tar(self) -> TarIndex | None:
+    def tar(self) -> TarIndex | None:
         for path in self._tars:
             if found := index_tar(path, _cut_id, self._index_folder):
                 return found
@@ -202,18 +220,18 @@ class _Audio:
         return AudioLocation("file", join(self._root or parent(self._path), name)), channel
 
     def _member(self, cut: dict[str, Any]) -> AudioLocation:
-        if self._tar is None:
+        if self.tar is None:
             detail = f"there is no {self._tars[0]}" if self._tars else "the cut names no recording"
             raise BadRecord("missing_audio", detail)
-        place = self._tar.locate(str(cut.get("id")))
+        place = self.tar.locate(str(cut.get("id")))
         if place.member.endswith(".nodata"):
             raise BadRecord("missing_audio", f"{place.member} says that the cut has no audio")
         return place
 
     def _manifest(self, cut: dict[str, Any]) -> dict[str, Any]:
         """Read the manifest of a recording that stands only in the tar."""
-        assert self._tar is not None
-        place = self._tar.locate(f"{cut.get('id')}{_LISTS}")
+        assert self.tar is not None
+        place = self.tar.locate(f"{cut.get('id')}{_LISTS}")
         with reading(place.path), opened(place.path, stamp(place.path), self._index_folder) as tar:
             tar.seek(place.offset)
             return parse_object(tar.read(place.num_bytes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -30,9 +30,15 @@ class TarIndex:
 
         Raises: BadRecord missing_audio, ambiguous_audio or unsafe_tar_member.
         """
-        found = self.members.get(key)
-        if found is None:
-            detail = f"{self.path} has no member for {key!r}"
+        return self.place(self.members.get(key, []), key)
+
+    def place(self, found: Sequence[Member], asked: str) -> AudioLocation:
+        """Return where the one member lies that was found for what a record asks for.
+
+        Raises: BadRecord missing_audio, ambiguous_audio or unsafe_tar_member.
+        """
+        if not found:
+            detail = f"{self.path} has no member for {asked!r}"
             raise BadRecord("missing_audio", f"{detail}; {self.why}" if self.why else detail)
         if len(found) > 1:
             names = ", ".join(f"{member.name} at byte {member.offset}" for member in found)

@@ -171,6 +171,41 @@ def write_array(separator: str, indent: int | None = None) -> Writer:
     return write
 
 
+# --- lines of JSON that name members of tars --------------------------------------------------------
+
+
+def nemo_line(number: int, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"audio_filepath": f"{number}.wav", "shard_id": number % 3, **fields}
+
+
+def cut_line(number: int, fields: dict[str, Any]) -> dict[str, Any]:
+    part = {"id": f"{number}-0", "start": 0, "duration": 1, "channel": 0, **fields}
+    source = {"type": "shar", "channels": [0], "source": ""}
+    cut = {"id": str(number), "start": 0, "duration": 1, "channel": 0, "supervisions": [part]}
+    return {**cut, "recording": {"id": "r", "sources": [source], "channel_ids": [0]}}
+
+
+def write_beside(
+    line: Callable[[int, dict[str, Any]], dict[str, Any]], file: str, tar: str, in_tar: bool
+) -> Writer:
+    """Write records beside tars, the broken ones with a spoilt line, or with a spoilt member."""
+
+    def write(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
+        lines, tars = [], {tar.format(shard): b"" for shard in range(3)}
+        for number, (fields, audio) in enumerate(records):
+            part = member(f"{number}.wav", audio, tarfile.USTAR_FORMAT)
+            spoilt = in_tar and number in broken
+            tars[tar.format(number % 3)] += spoil_member(part, rng) if spoilt else part
+            text = json.dumps(line(number, fields), ensure_ascii=False)
+            is_sound = in_tar or number not in broken
+            lines.append(text.encode() if is_sound else spoil_json(text, rng))
+        (folder / file).write_bytes(b"\n".join(lines))
+        for name, data in tars.items():
+            (folder / name).write_bytes(data + bytes(1024))
+
+    return write
+
+
 # --- Parquet ------------------------------------------------------------------------------------
 
 
@@ -191,12 +226,18 @@ def write_parquet(
 
 TAR = {"kind": "webdataset"}
 JSON = {"kind": "json"}
+NEMO = {"kind": "nemo_tarred"}
+SHAR, CUTS = {"kind": "shar"}, "cuts.0.jsonl"
 KINDS = {
     "ustar": Kind(write_tar(tarfile.USTAR_FORMAT), TAR, "a.tar"),
     "gnu": Kind(write_tar(tarfile.GNU_FORMAT), TAR, "a.tar"),
     "pax": Kind(write_tar(tarfile.PAX_FORMAT), TAR, "a.tar"),
     "joined": Kind(write_tar(tarfile.USTAR_FORMAT, joined=True), TAR, "a.tar"),
     "manifest": Kind(write_lines, {"kind": "manifest"}, "a.jsonl"),
+    "nemo_lines": Kind(write_beside(nemo_line, "m.json", "audio_{}.tar", False), NEMO, "m.json"),
+    "nemo_tars": Kind(write_beside(nemo_line, "m.json", "audio_{}.tar", True), NEMO, "m.json"),
+    "shar_lines": Kind(write_beside(cut_line, CUTS, "recording.0.tar", False), SHAR, CUTS),
+    "shar_tars": Kind(write_beside(cut_line, CUTS, "recording.0.tar", True), SHAR, CUTS),
     "parquet": Kind(write_parquet, {"kind": "parquet"}, "a.parquet", ("text",)),
     "lines": Kind(write_lines, {"kind": "jsonl"}, "a.jsonl", has_audio=False),
     "array": Kind(write_array(", "), JSON, "a.json", has_audio=False),

@@ -7,17 +7,16 @@ import io
 import json
 import pickle
 import tarfile
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
-from lhotse import CutSet, fastcopy
+from lhotse import CutSet, Fbank, fastcopy
+from lhotse.features.io import NumpyFilesWriter
 from pydantic import ValidationError
 
 from koe.errors import ConfigError
-from koe.schema import unit_table
-from stages.audio.decode import decode
-from stages.ingest import IngestStage
-from stages.sources.location import read_clips
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
 from tests.stages.sources.lhotse_sets import (
@@ -29,6 +28,7 @@ from tests.stages.sources.lhotse_sets import (
     two_channels,
     write_shar,
 )
+from tests.stages.sources.reading import ingested, waves
 
 
 def source_of(*paths, unit_records=3, **settings):
@@ -36,36 +36,12 @@ def source_of(*paths, unit_records=3, **settings):
     return speech_source(SpeechSourceConfig(**values), unit_records)
 
 
-def ingested(source):
-    """Run the stage: kept rows by id, reasons of the others by id; every unit adds up."""
-    kept, reasons = {}, {}
-    for unit in source.units():
-        outcome = IngestStage((source,)).open()(unit_table([unit]))
-        rows, left = outcome.kept.to_pylist(), outcome.quarantined.to_pylist()
-        assert len(rows) + len(left) == unit.records
-        kept |= {row["id"].removeprefix("s/"): row for row in rows}
-        reasons |= {row["id"].removeprefix("s/"): (row["reason"], row["detail"]) for row in left}
-    return kept, reasons
-
-
-def samples(source, kept):
-    """Decode every clip, float32 [samples], by its id."""
-    found = {}
-    for unit in source.units():
-        table = IngestStage((source,)).open()(unit_table([unit])).kept
-        for row, data in zip(table.to_pylist(), read_clips(table), strict=True):
-            part = row["start_seconds"], row["seconds"], row["channel"]
-            found[row["id"].removeprefix("s/")] = decode(data, *part)[0]
-    assert found.keys() == kept.keys()
-    return found
-
-
 def assert_as_lhotse_reads(source, cuts, tolerance=0.0):
     kept, reasons = ingested(source)
     expected = clips_of(cuts)
     assert not reasons
     assert kept.keys() == expected.keys()
-    audio = samples(source, kept)
+    audio = waves(source)
     for clip_id, (text, speaker, wave) in expected.items():
         assert (kept[clip_id]["text"], kept[clip_id]["speaker"]) == (text, speaker)
         assert kept[clip_id]["seconds"] == len(wave) / kept[clip_id]["audio_hz"]
@@ -220,6 +196,91 @@ def test_cuts_whose_recording_stands_only_in_the_tar(tmp_path):
     kept, reasons = ingested(source)
     assert [row["channel"] for row in kept.values()] == [0, 1, None]
     assert not reasons
+
+
+def with_another_recording(folder, num_cuts=3):
+    """Make cuts with features and a second recording, whose samples are others."""
+    cuts = []
+    with warnings.catch_warnings(), NumpyFilesWriter(folder / "features") as storage:
+        warnings.simplefilter("ignore", DeprecationWarning)  # lhotse's filters, by NumPy
+        for number, cut in enumerate(dialogues(folder, num_cuts)):
+            own = cut.compute_and_store_features(Fbank(), storage)
+            own.target_recording = recording(folder, 50 + number)
+            cuts.append(own)
+    return CutSet.from_cuts(cuts)
+
+
+def test_features_and_other_recordings_of_a_cut(tmp_path):
+    cuts = with_another_recording(tmp_path)
+    folder = tmp_path / "shar"
+    folder.mkdir()
+    written = {"recording": "flac", "features": "numpy", "target_recording": "wav"}
+    cuts.to_shar(folder, fields=written, shard_size=2)
+    assert_as_lhotse_reads(
+        source_of(folder / "cuts.*.jsonl.gz", fields={"speaker": "speaker"}), read_shar(folder)
+    )
+    asked = source_of(
+        folder / "cuts.*.jsonl.gz", fields={"speaker": "speaker", "audio": "target_recording"}
+    )
+    others = CutSet.from_cuts(
+        fastcopy(cut, recording=cut.target_recording, custom={}) for cut in read_shar(folder)
+    )
+    assert_as_lhotse_reads(asked, others)
+
+
+def test_cuts_with_features_alone_have_no_audio(tmp_path):
+    folder = tmp_path / "shar"
+    folder.mkdir()
+    cuts = with_another_recording(tmp_path).map(partial(fastcopy, recording=None, custom=None))
+    cuts.to_shar(folder, fields={"features": "numpy"}, shard_size=2)
+    kept, left = ingested(source_of(folder / "cuts.*.jsonl.gz"))
+    assert not kept
+    assert len(left) == 6
+    assert {reason for reason, _ in left.values()} == {"missing_audio"}
+    assert all("recording.00000" in detail for _, detail in left.values())
+
+
+def test_what_lhotse_could_not_load_is_not_in_its_set(tmp_path):
+    cuts = dialogues(tmp_path)
+    (tmp_path / "2.wav").unlink()
+    folder = tmp_path / "shar"
+    folder.mkdir()
+    cuts.to_shar(folder, fields={"recording": "flac"}, shard_size=2, fault_tolerant=True)
+    kept, left = ingested(source_of(folder / "cuts.*.jsonl.gz"))
+    assert not left
+    assert {key.partition("-")[0] for key in kept} == {f"podcast/対話.{n}" for n in (0, 1, 3, 4)}
+
+
+@pytest.mark.parametrize("unit_records", [1, 3, 100])
+def test_audio_that_no_cut_names_is_counted(tmp_path, unit_records):
+    write_shar(dialogues(tmp_path), tmp_path / "shar")
+    folder = tmp_path / "shar"
+    path = folder / "cuts.000000.jsonl.gz"
+    first, _ = gzip.decompress(path.read_bytes()).splitlines()
+    path.write_bytes(gzip.compress(first))
+    source = source_of(folder / "cuts.*.jsonl.gz", unit_records=unit_records)
+    kept, left = ingested(source)
+    assert len(kept) == 8
+    assert {key: reason for key, (reason, _) in left.items()} == {
+        "recording.000000.tar/podcast/対話.1.flac": "not_in_manifest"
+    }
+    ignoring = source_of(folder / "cuts.*.jsonl.gz", unlisted_audio="ignore")
+    assert ingested(ignoring) == (kept, {})
+
+
+def test_a_file_of_cuts_that_breaks_off_costs_what_follows(tmp_path):
+    cuts = dialogues(tmp_path, 40)
+    write_shar(cuts, tmp_path / "shar", shard_size=40)
+    path = tmp_path / "shar/cuts.000000.jsonl.gz"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    source = source_of(path, unit_records=7)
+    kept, left = ingested(source)
+    assert 0 < len(kept) < 80
+    # the line that is cut, and the rest of the stream, whose audio is not counted a second time
+    assert sorted(reason for reason, _ in left.values()) == ["broken_json", "unreadable_bytes"]
+    assert sum(unit.lost_bytes for unit in source.units()) >= 1
+    assert 0.5 < (len(kept) + sum(unit.lost_records for unit in source.units())) / 80 < 1.5
 
 
 def test_what_is_made_while_it_is_read_is_refused_by_name(tmp_path):
