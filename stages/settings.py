@@ -6,9 +6,9 @@ Defaults are declared here and nowhere else; the stages take these objects.
 from __future__ import annotations
 
 import string
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from koe.settings import PathOrName, PathOrUrl, Strict, WorkerConfig
 
@@ -18,6 +18,7 @@ Precision = Literal["fp32", "bf16"]
 ScorerEngine = Literal["auto", "native", "torch", "onnxruntime"]
 Device = Literal["cpu", "cuda"]
 CodecEngine = Literal["auto", "native", "tiled", "eager"]
+Language = Literal["ja"]  # each is a file of stages/text
 Overlong = Literal["drop", "split"]
 # natural, or places of the run (0 start, 1 end) with the rows of text to rows of speech there
 Ratio = Literal["natural"] | list[tuple[float, dict[str, float]]]
@@ -90,6 +91,65 @@ class EncodeConfig(WorkerConfig):
     fastest, and 60 on CUDA."""
 
 
+class TranscriptsConfig(Strict):
+    """What becomes of transcripts that do not fit their clip. Every check is off by default; a clip
+    that fails one is rejected, after encode, so that changing a check scores and encodes no clip
+    again. Instruction samples are left as they are.
+
+    Characters are letters and digits; blanks, punctuation and symbols do not count.
+    """
+
+    language: Language | None = "ja"
+    """Whose script and phrases the checks know, and what counts as a character; null: none."""
+    normalize: Literal["none", "nfc", "nfkc"] = "none"
+    """Unicode normalisation form that transcripts are brought into before anything else."""
+    invisible_characters: Literal["keep", "strip", "reject"] = "keep"
+    """Control and zero-width characters, line breaks and tabs apart; strip: they are taken out."""
+    min_characters_per_second: float | None = Field(default=None, gt=0)
+    """Clips with fewer characters per second are rejected as text_too_short; null: none is."""
+    max_characters_per_second: float | None = Field(default=None, gt=0)
+    """Clips with more characters per second are rejected as text_too_long; null: none is."""
+    max_rate_deviations: float | None = Field(default=None, gt=0)
+    """Clips whose characters per second are further from their source's median, in robust standard
+    deviations of its logarithm, are rejected by interleave, which knows all clips of a source;
+    null: none is."""
+    min_script_share: float | None = Field(default=None, gt=0, le=1)
+    """Share of the letters that must be of the language's script; null: any."""
+    max_repeats: int | None = Field(default=None, ge=1)
+    """How often the same 1 to 40 characters may follow one another; null: as often as they do."""
+    invented_phrases: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
+    """Transcripts that consist of nothing but these are rejected, as speech recognisers invent them
+    for silence and music; `default` stands for the phrases known of the language."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> TranscriptsConfig:
+        least, most = self.min_characters_per_second, self.max_characters_per_second
+        if least is not None and most is not None and least >= most:
+            raise ValueError(f"no clip has more than {least:g} and fewer than {most:g} characters "
+                             "per second: min_characters_per_second must be the smaller")  # fmt: skip
+        if self.language is None and self.min_script_share is not None:
+            raise ValueError("min_script_share needs a language")
+        if self.language is None and "default" in self.invented_phrases:
+            raise ValueError("invented_phrases: default needs a language")
+        return self
+
+    def text_content(self) -> dict[str, Any]:
+        """Return what decides the samples of single clips; empty where every check is off."""
+        return self._content(exclude={"max_rate_deviations"})
+
+    def rate_content(self) -> dict[str, Any]:
+        """Return what decides the check by source; empty where it is off."""
+        if self.max_rate_deviations is None:
+            return {}
+        names = {"language", "normalize", "invisible_characters", "max_rate_deviations"}
+        return self.model_dump(mode="json", include=names)
+
+    def _content(self, exclude: set[str]) -> dict[str, Any]:
+        # A run from before a check existed, and one with the check off, make the same.
+        given = self.model_dump(mode="json", exclude=exclude, exclude_defaults=True)
+        return given | {"language": self.language} if set(given) - {"language"} else {}
+
+
 class TokenizeConfig(WorkerConfig):
     """Turns clips and instruction samples into token ids."""
 
@@ -151,6 +211,16 @@ class InterleaveConfig(WorkerConfig):
 
 
 class InterleaveSettings(InterleaveConfig):
-    """The section and the run's seed: together all that decides the order of the samples."""
+    """The section, the run's seed and its checks of transcripts: together all that decides the order
+    of the samples."""
 
     seed: int
+    transcripts: TranscriptsConfig = TranscriptsConfig()
+
+    def content(self) -> dict[str, Any]:
+        # What is off is left out: the order is that of a run from before it existed.
+        content = super().content()
+        content["transcripts"] = self.transcripts.rate_content()
+        if not content["transcripts"]:
+            del content["transcripts"]
+        return content

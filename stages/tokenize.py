@@ -17,11 +17,12 @@ from koe.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, Unit, require_schema
 from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, drop_repeated_frames, speech_ids
 from stages.clips import location
-from stages.settings import TokenizeConfig
+from stages.settings import TokenizeConfig, TranscriptsConfig
 from stages.sources.base import Record, TextFiles
 from stages.sources.notes import Notes
 from stages.text.conversation import turns
 from stages.text.tokenizer import TextEncoder, TextTokenizer
+from stages.text.transcripts import TranscriptChecks, speech_prompt
 
 NAME = "tokenize"
 
@@ -48,19 +49,26 @@ class _Tokenize(ABC):
     def _transform(self, table: pa.Table, encoder: TextEncoder) -> Outcome: ...
 
 
+@dataclass(frozen=True)
 class TokenizeSpeech(_Tokenize):
     """ENCODED clips to SAMPLE: SOH BOS prompt EOT EOH SOA SOS codes EOS EOA.
 
-    Where the prompt names {speaker}, a clip without a speaker is quarantined.
+    Where the prompt names {speaker}, a clip without a speaker is quarantined. A clip whose
+    transcript fails a check is rejected.
     """
+
+    transcripts: TranscriptsConfig = field(default_factory=TranscriptsConfig)
 
     @property
     def content(self) -> dict[str, Any]:
+        checks = self.transcripts.text_content()
         return {
             "modality": SPEECH,
             "tokenizer_sha256": self.tokenizer.sha256,
             "prompt": self.settings.speech_prompt,
             "drop_repeated_frames": self.settings.drop_repeated_frames,
+            # only where one is on: without them the samples are those of earlier runs
+            **({"transcripts": checks} if checks else {}),
         }
 
     def _transform(self, table: pa.Table, encoder: TextEncoder) -> Outcome:
@@ -68,12 +76,19 @@ class TokenizeSpeech(_Tokenize):
         clips, all_codes = table.drop_columns("codes").to_pylist(), _lists(table["codes"])
         excluded, samples = Exclusions(NAME), []
         good, prompts = [], []
+        checks = TranscriptChecks(self.transcripts)
         for clip, codes in zip(clips, all_codes, strict=True):
+            text = checks.prepared(clip["text"])
             try:
-                prompts.append(self._prompt(clip["text"], clip["speaker"]))
-                good.append((clip, codes))
+                prompt = speech_prompt(self.settings.speech_prompt, text, clip["speaker"])
             except BadRecord as bad:
                 excluded.quarantine(clip["id"], clip["source"], bad, location(clip))
+                continue
+            if rejection := checks.rejection(text, clip["seconds"]):
+                excluded.reject(clip["id"], clip["source"], *rejection, location(clip))
+                continue
+            prompts.append(prompt)
+            good.append((clip, codes))
         for (clip, codes), text_ids in zip(good, encoder.encode(prompts), strict=True):
             codes = _require_codes(codes, clip["id"])
             if self.settings.drop_repeated_frames:
@@ -82,14 +97,6 @@ class TokenizeSpeech(_Tokenize):
             frames = len(codes) // SLOTS
             samples.append(_sample(clip["id"], clip["source"], SPEECH, frames, ids))
         return excluded.outcome(pa.Table.from_pylist(samples, schema=SAMPLE))
-
-    def _prompt(self, text: str, speaker: str | None) -> str:
-        prompt = self.settings.speech_prompt
-        if speaker is None or not speaker.strip():
-            if "{speaker}" in prompt:
-                raise BadRecord("missing_speaker", f"the prompt is {prompt!r}")
-            speaker = ""
-        return prompt.format(text=text, speaker=speaker)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.console import Console
 from koe.dataflow import stage_chain
 from koe.errors import ContractError
 from koe.fingerprint import sha256_bytes, sha256_json
+from koe.schema import SPEECH
 from pipeline.config.load import load_config
 from pipeline.execution.runner import DONE
 from pipeline.execution.selection import select_stages
@@ -119,11 +120,13 @@ class Forged:
     def seal(self) -> None:
         """Let every receipt vouch for its tables as they are now, and for its input."""
         made = []
+        looks = "transcripts" in self.order().content
         for unit in self.plan.units:
-            before = None
+            sealed: list[str] = []
             for stage in stage_chain(unit.modality):
-                before = self._seal(stage, unit.unit, before)
-            made.append([unit.unit, before])
+                sealed.append(self._seal(stage, unit.unit, sealed[-1] if sealed else None))
+            of_clips = sealed[-2:-1] if looks and unit.modality == SPEECH else []
+            made.append([unit.unit, sealed[-1], *of_clips])
         order = self._seal("interleave", "order", sha256_json(made))
         index = self.index()
         for entry in index["shards"]:

@@ -26,6 +26,7 @@ from pipeline.stats.model import (
     CodecUsed,
     Distribution,
     DuplicateStats,
+    ExcludedRecord,
     Histogram,
     MixPart,
     RunStats,
@@ -33,11 +34,14 @@ from pipeline.stats.model import (
     ShardFile,
     ShardStats,
     SlotUse,
+    SourceTranscripts,
     Thresholds,
+    TranscriptStats,
     WhatIf,
 )
 from tests.webpage import Page
 
+RATES = {"p1": 2.0, "p5": 3.0, "p50": 6.0, "p95": 9.0, "p99": 12.0}
 QUANTITIES = ("seconds", "characters", "characters_per_second", "tokens", "sig", "bak", "ovrl")
 
 
@@ -74,6 +78,14 @@ def written_stats(name: str = "clips") -> RunStats:
         },
         codebooks=[SlotUse(slot, 0, 2, 0.1, 1.5, [1, 2, 4096], [9, 1, 0]) for slot in range(7)],
         duplicates={"audio": DuplicateStats(1, 1, 0.1, [[name, "b"]])},
+        transcripts=TranscriptStats(
+            {"max_repeats": 8, "invented_phrases": [name]},
+            {
+                name: SourceTranscripts(10, {"repeated_text": 2, name: 1}, RATES, [1.5, 20.0]),
+                "b": SourceTranscripts(0, {}, {}),
+            },
+            [ExcludedRecord(name, name, "what-if", "rejected", "repeated_text", name, "")],
+        ),
         mix=[MixPart(0.5, 90, 10, 1, 0.98, 3.0)],
         shard_files=[ShardFile(name, "train", 1, 100, 10, "ab" * 32, 0.98)],
     )  # fmt: skip

@@ -20,7 +20,7 @@ from pipeline.run_dir.storage import Storage
 from tests.corpus import write_corpus
 
 KEYS = {
-    "schema_version", "accounting", "samples", "sources", "scores", "thresholds", "shards", "codec",
+    "schema_version", "accounting", "samples", "sources", "scores", "thresholds", "transcripts", "shards", "codec",
     "distributions", "codebooks", "duplicates", "mix", "shard_files", "quarantine_examples",
 }  # fmt: skip
 THRESHOLDS = [1.3, 1.9, 2.0, 2.05, 9.0]

@@ -35,8 +35,15 @@ if TYPE_CHECKING:
 def stats(
     config: ConfigOption = DEFAULT_CONFIG,
     what_if: Annotated[
-        str, typer.Option("--what-if", help="Show what each of these ovrl thresholds would keep.")
-    ] = "2.0,2.5,3.0,3.5",
+        list[str] | None,
+        typer.Option(
+            "--what-if",
+            metavar="NUMBERS|CHECK=VALUE",
+            help="Show what each of these ovrl thresholds would keep, as in 2.0,2.5; or what the "
+            "checks of transcripts would reject with a key of their section at this value, as in "
+            "max_characters_per_second=15. May be given several times.",
+        ),
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="Show only this source; --json and --html always cover all.")
     ] = None,
@@ -61,9 +68,9 @@ def stats(
     from pipeline.stats import full_stats, stats_json
     from pipeline.terminal.stats import require_source, stats_view
 
-    thresholds = parse_numbers("--what-if", what_if)
+    thresholds, checks = _what_if(what_if or [])
     page_folder = _folder("--html", html)
-    settings = load_config(config, overrides)
+    settings = load_config(config, [*(overrides or []), *checks])
     plan, ledger = open_run(settings)
     if source is not None:
         require_source(plan.modalities, source)
@@ -72,7 +79,14 @@ def stats(
 
         require_free(page_folder)  # before minutes of counting
     with counting(err, "reading units") as report:
-        found = full_stats(plan, ledger, thresholds, report)
+        found = full_stats(
+            plan,
+            ledger,
+            thresholds,
+            report,
+            transcripts=settings.transcripts,
+            speech_prompt=settings.tokenize.speech_prompt,
+        )
     if page_folder is not None:
         from pipeline.report import write_data_report
 
@@ -136,6 +150,16 @@ def inspect(
         show()
     else:
         _with_wavs(settings, documents, folder, show)
+
+
+def _what_if(values: list[str]) -> tuple[list[float], list[str]]:
+    """Return the thresholds of ovrl to show, and the checks of transcripts as overrides of keys."""
+    from pipeline.stats.scores import WHAT_IF_OVRL
+
+    numbers = [value for value in values if "=" not in value]
+    checks = [f"transcripts.{value}" for value in values if "=" in value]
+    found = [number for text in numbers for number in parse_numbers("--what-if", text)]
+    return found or list(WHAT_IF_OVRL), checks
 
 
 def _folder(option: str, text: str | None) -> Path | None:

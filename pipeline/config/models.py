@@ -18,6 +18,7 @@ from stages.settings import (
     ScoreConfig,
     SnacConfig,
     TokenizeConfig,
+    TranscriptsConfig,
 )
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 from training.config import RENAMED as RENAMED_IN_TRAIN
@@ -73,6 +74,7 @@ class PipelineConfig(Strict):
     score: ScoreConfig = ScoreConfig()
     snac: SnacConfig = SnacConfig()
     encode: EncodeConfig = EncodeConfig()
+    transcripts: TranscriptsConfig = TranscriptsConfig()
     tokenize: TokenizeConfig = TokenizeConfig()
     interleave: InterleaveConfig = InterleaveConfig()
     train: TrainConfig = TrainConfig()

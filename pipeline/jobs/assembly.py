@@ -122,7 +122,7 @@ class Assembly:
         return EncodeStage(self.codec, self.config.encode, exact_scores, self.index_folder)
 
     def tokenize_speech(self) -> Stage:
-        return TokenizeSpeech(self.tokenizer, self.config.tokenize)
+        return TokenizeSpeech(self.tokenizer, self.config.tokenize, self.config.transcripts)
 
     def tokenize_text(self, source: str) -> Stage:
         return TokenizeText(self.tokenizer, self.config.tokenize, source=self.text_sources[source])
@@ -131,7 +131,9 @@ class Assembly:
         section = dict(self.config.interleave)
         return OrderStage(
             # Unvalidated, since receipts tell a default (256) from the same value given (256.0).
-            settings=InterleaveSettings.model_construct(**section, seed=self.config.seed),
+            settings=InterleaveSettings.model_construct(
+                **section, seed=self.config.seed, transcripts=self.config.transcripts
+            ),
             identity={
                 "codec": self.codec.describe() if self.config.sources.speech else {},
                 "tokenizer": {

@@ -24,9 +24,11 @@ from koe.schema import EXCLUDED, ORDER, QUARANTINED, REJECTED, ROW, SCHEMA_VERSI
 from koe.stage import Outcome
 from pipeline.execution.runner import UnitOutput, UnitTask, Work
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
-from pipeline.run_dir.storage import Storage
+from pipeline.run_dir.storage import Output, Storage
 from pipeline.stats import encoded_seconds
+from pipeline.stats.accounts import clips_of_samples
 from stages.interleave import OrderStage, gather_rows
+from stages.packing.leaving import wants_clips
 from stages.packing.order import Order, plan_order, unit_samples
 
 _OPEN_UNITS = 256  # sample tables that a worker keeps mapped
@@ -53,17 +55,37 @@ class OrderWork(Work[OrderStage]):
     def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
         def task(_: str) -> UnitTask:
             outputs = [_tokenized(ledger, unit).output for unit in self.units]
-            pairs = zip(self.units, outputs, strict=True)
-            input_sha256 = sha256_json([[unit, output.sha256] for unit, output in pairs])
-            return input_sha256, lambda: self._make(ledger, [output.path for output in outputs])
+            clips = self._clips(ledger)
+            made_from = [
+                [unit, output.sha256, *([of_unit.sha256] if of_unit else [])]
+                for unit, output, of_unit in zip(self.units, outputs, clips, strict=True)
+            ]
+            return sha256_json(made_from), lambda: self._make(ledger, outputs, clips)
 
         return task
 
-    def _make(self, ledger: Ledger, paths: Sequence[str]) -> UnitOutput:
+    def _clips(self, ledger: Ledger) -> list[Output | None]:
+        """List the clips that the samples of each unit were made of; None where none is looked at."""
+        if not wants_clips(self.stage.settings):
+            return [None] * len(self.units)
+        receipts = (ledger.receipt(last_stage_with("codes"), unit) for unit in self.units)
+        return [None if receipt is None else receipt.output for receipt in receipts]
+
+    def _make(
+        self, ledger: Ledger, outputs: Sequence[Output], clips: Sequence[Output | None]
+    ) -> UnitOutput:
+        storage = ledger.storage
         order = plan_order(
             (
-                unit_samples(k, unit, partial(ledger.storage.read_table, path))
-                for k, (unit, path) in enumerate(zip(self.units, paths, strict=True))
+                unit_samples(
+                    k,
+                    unit,
+                    partial(storage.read_table, output.path),
+                    of_unit and partial(clips_of_samples, storage, of_unit.path, output.path),
+                )
+                for k, (unit, output, of_unit) in enumerate(
+                    zip(self.units, outputs, clips, strict=True)
+                )
             ),
             self.stage.settings,
         )

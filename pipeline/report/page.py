@@ -15,6 +15,7 @@ from pipeline.report.clips import KINDS, MAX_SECONDS, Reconstruction, ShownClip
 from pipeline.report.flow import waterfalls
 from pipeline.report.survey import LeftOut
 from pipeline.stats.model import RunStats
+from pipeline.stats.transcripts import checks_on
 
 # The sections by id, in the order of the page; one that has nothing to show is left out.
 SECTIONS = {
@@ -22,6 +23,7 @@ SECTIONS = {
     "sources": "Sources",
     "quality": "Quality",
     "lengths": "Lengths",
+    "transcripts": "Transcripts",
     "mix": "Mix and packing",
     "codebooks": "Codebooks",
     "clips": "Listen to clips",
@@ -73,6 +75,7 @@ def page(content: Content) -> str:
         num_records=len(records),
         filters={name: left_out.totals(name) for name in ("source", "stage", "outcome", "reason")},
         kinds=KINDS,
+        checks=checks_on(stats.transcripts) if stats.transcripts else "",
         clip_counts=Counter(clip.kind for clip in content.clips),
         max_seconds=MAX_SECONDS,
         **vars(content),
@@ -85,6 +88,7 @@ def _sections(content: Content, charts: Mapping[str, Iterable[Chart]]) -> dict[s
         "sources": stats.sources,
         "clips": content.clips or _sources(stats, SPEECH),
         "left-out-records": True,
+        "transcripts": stats.transcripts,
         "duplicates": stats.duplicates,
         "shards": stats.shard_files,
     }

@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from koe.dataflow import INTERLEAVE, ORDER_UNIT, last_stage_with, stage_chain, stage_making
+from koe.errors import ContractError
 from koe.schema import QUARANTINED, REJECTED, Unit
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, by_source, lost_in
 from pipeline.run_dir.reading import Receipts, read_index
+from pipeline.run_dir.storage import Storage
 from pipeline.stats.model import Account
 
 
@@ -52,6 +54,25 @@ def encoded_seconds(ledger: Ledger, unit: str, ids: pa.ChunkedArray) -> float:
     with ledger.storage.open_batches(receipt.output.path, ["id", "seconds"]) as batches:
         found = (batch.filter(is_wanted)["seconds"].to_pylist() for batch in batches)
         return float(sum(map(sum, found)))
+
+
+def clips_of_samples(storage: Storage, clips: str, samples: str, columns: list[str]) -> pa.Table:
+    """Read columns of those clips of a unit (`clips`, a path) that its `samples` were made of.
+
+    Rows are in the order of the samples. Raises: ContractError for a sample without its clip.
+    """
+    wanted = storage.read_table(samples)["id"]
+    table = storage.read_table(clips)
+    options = pc.SetLookupOptions(table["id"].combine_chunks())
+    rows = pc.call_function("index_in", [wanted], options)
+    if rows.null_count:
+        missing = wanted.filter(pc.call_function("is_null", [rows]))[0]
+        raise ContractError(
+            f"{samples} holds {missing}, which {clips} does not",
+            "it was made from other clips",
+            "Run `koe run --force tokenize`.",
+        )
+    return table.select(columns).take(rows)
 
 
 def close_with_order(accounts: dict[str, Account], ledger: Ledger) -> None:

@@ -29,6 +29,7 @@ def stats_json(stats: RunStats) -> dict[str, Any]:
         },
         "codebooks": [asdict(slot) for slot in stats.codebooks],
         "duplicates": {kind: asdict(found) for kind, found in stats.duplicates.items()},
+        "transcripts": asdict(stats.transcripts) if stats.transcripts else {},
         "mix": [asdict(part) for part in stats.mix],
         "shard_files": [asdict(file) for file in stats.shard_files],
         "quarantine_examples": [asdict(record) for record in stats.quarantine_examples],

@@ -216,6 +216,29 @@ class ExcludedRecord:
 
 
 @dataclass(frozen=True)
+class SourceTranscripts:
+    """What checks of transcripts reject of a source's clips, by reason.
+
+    `characters_per_second` by mark (p1 ... p99), of the clips that pass all checks but the last,
+    whose `rate_bounds` are the least and the largest of them that are not unusual for the source.
+    """
+
+    clips: int
+    rejected: Mapping[str, int]
+    characters_per_second: Mapping[str, float]
+    rate_bounds: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class TranscriptStats:
+    """What checks of transcripts, those of `settings`, would reject of the clips as they are."""
+
+    settings: Mapping[str, Any]
+    sources: Mapping[str, SourceTranscripts]
+    examples: Sequence[ExcludedRecord] = ()
+
+
+@dataclass(frozen=True)
 class CodecUsed:
     """The codec that made the codes; `description` holds all that the run recorded of it."""
 
@@ -256,6 +279,7 @@ class RunStats:
     distributions: Mapping[str, Mapping[str, Distribution]] = field(default_factory=dict)
     codebooks: Sequence[SlotUse] = ()
     duplicates: Mapping[str, DuplicateStats] = field(default_factory=dict)
+    transcripts: TranscriptStats | None = None
     mix: Sequence[MixPart] = ()
     shard_files: Sequence[ShardFile] = ()
     quarantine_examples: Sequence[ExcludedRecord] = ()

@@ -25,6 +25,7 @@ from pipeline.stats.model import (
 )
 from pipeline.terminal.shards import mix_table, shard_files_table, shards_table
 from pipeline.terminal.tables import grid, titled
+from pipeline.terminal.transcripts import transcripts_view
 
 _NAMES = {"characters_per_second": "characters/s", "text_tokens": "text tokens"}
 _MARKS = ("p1", "p5", "p50", "p95", "p99")
@@ -43,6 +44,7 @@ def stats_view(stats: RunStats, source: str | None = None) -> RenderableType:
             *_outcomes(stats, stats.sources),
             _sums(stats),
             *_clips(stats),
+            *transcripts_view(stats.transcripts),
             _codebooks(stats.codebooks),
             _duplicates(stats.duplicates, stats.has_trained_codec),
             shards_table(stats.shards),
@@ -54,6 +56,7 @@ def stats_view(stats: RunStats, source: str | None = None) -> RenderableType:
         parts = [
             *_outcomes(stats, {source: stats.sources[source]}),
             _distributions(source, stats.distributions.get(source, {})),
+            *transcripts_view(stats.transcripts, source),
         ]
     return Group(*(line for part in parts for line in _spaced(part)), codec_line(stats.codec))
 

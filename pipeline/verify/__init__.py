@@ -23,6 +23,7 @@ from pipeline.verify.order import (
     shard_pieces,
 )
 from pipeline.verify.placing import Placing
+from pipeline.verify.rates import prove_rates
 from pipeline.verify.receipts import STALE, setting
 from pipeline.verify.samples import SampleTable
 from pipeline.verify.shards import prove_pieces, prove_shard, shard_figures
@@ -118,6 +119,7 @@ def _prove_shards(
     """Prove the order and the shards made of it; return their entries of the index."""
     seconds_left_out = prove_left_out(order, ledger, samples)
     prove_distinct(samples)
+    prove_rates(order, ledger, samples)
     proved("ids are unique, and samples left out have a reason", len(samples), "samples")
     placing, num_shards, made = Placing(samples), 0, []
     for pieces in shard_pieces(ledger.storage, order.output, len(samples.units)):

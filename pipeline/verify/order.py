@@ -11,7 +11,14 @@ from itertools import groupby, pairwise
 import numpy as np
 import pyarrow as pa
 
-from koe.dataflow import INTERLEAVE, ORDER_UNIT, excluded_path, output_path, receipt_path
+from koe.dataflow import (
+    INTERLEAVE,
+    ORDER_UNIT,
+    excluded_path,
+    last_stage_with,
+    output_path,
+    receipt_path,
+)
 from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.repeats import repeated
@@ -70,9 +77,22 @@ def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
             f"unit {missing[0]} is not tokenized",
             STALE,
         )
-    path, made_from = output_path(INTERLEAVE, ORDER_UNIT), sha256_json(outputs)
+    path, made_from = (
+        output_path(INTERLEAVE, ORDER_UNIT),
+        sha256_json(_inputs(receipt, ledger, samples)),
+    )
     require_receipt(receipt, INTERLEAVE, ORDER_UNIT, path, made_from)
     return receipt
+
+
+def _inputs(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> list[list[str | None]]:
+    """List what an order is made from: the samples, and the clips where its settings look at them."""
+    looks = "transcripts" in receipt.content
+    found: list[list[str | None]] = []
+    for unit, sha256 in zip(samples.units, samples.outputs, strict=True):
+        clips = ledger.receipt(last_stage_with("codes"), unit) if looks else None
+        found.append([unit, sha256, *([clips.output.sha256] if clips else [])])
+    return found
 
 
 def prove_left_out(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> dict[str, float]:
@@ -140,12 +160,14 @@ def _leave_out(
             why = f"row {row} of unit {samples.units[unit]} is another sample"
         elif (stage, source) != expected:
             why = f"its stage and source are {stage} and {source}, not {' and '.join(expected)}"
+        elif reason not in LEFT_OUT:
+            why = f"an order has no reason {reason!r}"
         elif reason == "overlong" and opened.tokens.lengths[row] <= capacity:
             why = f"its {opened.tokens.lengths[row]} tokens are not too long for a row"
         elif samples.outcome[number] != OPEN:
             why = "it is excluded twice"
         else:
-            samples.outcome[number] = DUPLICATE if reason == "duplicate_id" else LEFT_OUT
+            samples.outcome[number] = LEFT_OUT[reason]
             continue
         raise order_error(f"{_EXCLUDED}:{first_row + place} must not leave out {id}", why)
 

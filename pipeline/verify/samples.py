@@ -14,7 +14,15 @@ from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.storage import Storage
 from pipeline.verify.lists import TokenLists, offsets
 
-OPEN, PLACED, CUT, LEFT_OUT, DUPLICATE = 0, 1, 2, 3, 4  # outcomes; CUT: in pieces
+OPEN, PLACED, CUT = 0, 1, 2  # outcomes; CUT: in pieces
+DUPLICATE, OVERLONG, EXHAUSTED, SHORT, LONG = range(3, 8)
+LEFT_OUT = {  # outcomes by the reason for which an order leaves a sample out
+    "duplicate_id": DUPLICATE,
+    "overlong": OVERLONG,
+    "ratio_exhausted": EXHAUSTED,
+    "text_short_for_source": SHORT,
+    "text_long_for_source": LONG,
+}
 
 # Tables kept open. Units are asked for in plan order, so more of them would only help a run of few;
 # mapped pages count as memory, and a remote table is held in memory.

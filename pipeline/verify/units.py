@@ -26,6 +26,7 @@ from pipeline.verify.flow import StageTables
 from pipeline.verify.lists import flat, lengths
 from pipeline.verify.receipts import STALE, reasons_of, require_counts, require_receipt, setting
 from pipeline.verify.samples import SampleTable
+from pipeline.verify.transcripts import prove_transcripts
 
 
 @dataclass
@@ -145,4 +146,5 @@ def _prove_samples(made: StageTables, rows: np.ndarray, modality: str) -> None:
     frames = made.kept["frames"].to_numpy().astype(np.int64)
     codes = grammar.speech_codes(values, sizes, frames, made.path)
     if made.before is not None:
+        prove_transcripts(made)
         flow.prove_codes(made, rows, frames, codes)

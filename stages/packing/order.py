@@ -25,10 +25,21 @@ from koe.schema import (
 )
 from stages.packing.ids import first_of_its_id, hash_ids
 from stages.packing.layout import lay_rows
+from stages.packing.leaving import LONG, SHORT, Clips, Left, ReadClips
 from stages.packing.pack import require_frames
-from stages.packing.queue import DUPLICATE, EXHAUSTED, OVERLONG, Catalog, Queue, fit_to_ratio
+from stages.packing.queue import (
+    DUPLICATE,
+    EXHAUSTED,
+    OVERLONG,
+    Catalog,
+    Queue,
+    fit_to_ratio,
+    leave_out_overlong,
+)
+from stages.packing.rates import unusual_clips
 from stages.packing.shards import Shards
 from stages.settings import InterleaveSettings
+from stages.text.transcripts import LONG_FOR_SOURCE, SHORT_FOR_SOURCE
 
 _REASONS = {
     DUPLICATE: (QUARANTINED, "duplicate_id", "an earlier sample of the plan has this id"),
@@ -38,6 +49,12 @@ _REASONS = {
         "ratio_exhausted",
         "of {} tokens: the ratio asks for more of the other modality",
     ),
+    SHORT: (
+        REJECTED,
+        SHORT_FOR_SOURCE,
+        "{} characters per second, {} to {} are usual in its source",
+    ),
+    LONG: (REJECTED, LONG_FOR_SOURCE, "{} characters per second, {} to {} are usual in its source"),
 }
 
 
@@ -45,7 +62,8 @@ _REASONS = {
 class UnitSamples:
     """The samples of one unit without their tokens; `index` is the unit's place in the plan.
 
-    `read` reads the SAMPLE table again, for the ids and sources of samples that have no place.
+    `read` reads the SAMPLE table again, for the ids and sources of samples that have no place, and
+    `clips` what the samples were made of; None for text, and where nothing is known of it.
     """
 
     index: int
@@ -55,9 +73,12 @@ class UnitSamples:
     is_text: np.ndarray  # bool [n]
     lengths: np.ndarray  # int32 [n], tokens
     num_frames: np.ndarray  # int32 [n], 0 for text
+    clips: ReadClips | None = None
 
 
-def unit_samples(index: int, name: str, read: Callable[[], pa.Table]) -> UnitSamples:
+def unit_samples(
+    index: int, name: str, read: Callable[[], pa.Table], clips: ReadClips | None = None
+) -> UnitSamples:
     """Read what the order needs from a unit's SAMPLE table; the tokens are not read."""
     samples = require_schema(read(), SAMPLE, f"the samples of unit {name}")
     return UnitSamples(
@@ -71,6 +92,7 @@ def unit_samples(index: int, name: str, read: Callable[[], pa.Table]) -> UnitSam
             + [chunk.value_lengths().to_numpy() for chunk in samples["input_ids"].chunks]
         ),
         num_frames=samples["frames"].to_numpy().astype(np.int32),
+        clips=clips,
     )
 
 
@@ -82,10 +104,11 @@ class Order:
     """
 
     def __init__(
-        self, units: list[_Unit], catalog: Catalog, reasons: np.ndarray, shards: Shards
+        self, units: list[_Unit], catalog: Catalog, reasons: np.ndarray, left: Left, shards: Shards
     ) -> None:
         self.num_samples = len(reasons)
-        self._units, self._catalog, self._reasons, self._shards = units, catalog, reasons, shards
+        self._units, self._catalog, self._shards = units, catalog, shards
+        self._reasons, self._left = reasons, left
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the order (ORDER), sorted by shard and row."""
@@ -99,8 +122,33 @@ class Order:
             reasons = self._reasons[begin:end]
             rows = np.flatnonzero(np.isin(reasons, codes))
             if len(rows):
-                lengths = self._catalog.lengths[begin:end][rows]
-                yield _excluded(unit, rows, lengths, reasons[rows], outcome)
+                yield self._excluded(unit, int(begin), rows, outcome)
+
+    def _excluded(self, unit: _Unit, begin: int, rows: np.ndarray, outcome: str) -> pa.Table:
+        samples = unit.read()
+        sources = samples["source"].take(pa.array(rows))
+        codes = self._reasons[begin + rows].tolist()
+        details = (
+            self._detail(code, begin + row, source)
+            for code, row, source in zip(codes, rows.tolist(), sources.to_pylist(), strict=True)
+        )
+        columns = {
+            "id": samples["id"].take(pa.array(rows)),
+            "source": sources,
+            "stage": [INTERLEAVE] * len(rows),
+            "outcome": [outcome] * len(rows),
+            "reason": [_REASONS[code][1] for code in codes],
+            "detail": list(details),
+            "location": [sample_location(unit.name, row) for row in rows.tolist()],
+        }
+        return pa.table(columns, schema=EXCLUDED)
+
+    def _detail(self, code: int, number: int, source: str) -> str:
+        template = _REASONS[code][2]
+        if code in (SHORT, LONG):
+            figures = (self._left.value_of(number), *self._left.bounds[source])
+            return template.format(*(f"{figure:.2f}" for figure in figures))
+        return template.format(self._catalog.lengths[number])
 
     def reasons(self, outcome: str) -> dict[str, int]:
         """Count what is excluded, by reason."""
@@ -140,10 +188,14 @@ class _Unit:
     index: int
     name: str
     read: Callable[[], pa.Table]
+    clips: ReadClips | None
 
 
 def plan_order(units: Iterable[UnitSamples], settings: InterleaveSettings) -> Order:
     """Place every sample in a row of a shard, or say why it has no place.
+
+    First leave samples whose id came before, whose clips are unusual for their source
+    (`stages/packing/rates.py`), or that are too long: each is counted under the first of these.
 
     The samples of a modality are shuffled and packed, and their rows shuffled and mixed by the
     ratio; where the ratio uses up one modality, samples of the other are rejected. Nothing but the
@@ -154,6 +206,14 @@ def plan_order(units: Iterable[UnitSamples], settings: InterleaveSettings) -> Or
     known_units, catalog, first = _collect(units, settings.max_row_tokens)
     reasons = np.where(first, np.uint8(0), np.uint8(DUPLICATE))
     del first
+    clips = [
+        Clips(begin, unit.clips)
+        for begin, unit in zip(catalog.bounds.tolist(), known_units, strict=False)
+        if unit.clips is not None
+    ]
+    unusual = unusual_clips(clips, reasons == 0, settings.transcripts)
+    reasons[unusual.numbers] = unusual.codes
+    leave_out_overlong(catalog, reasons, settings)
     queues = [Queue(catalog, reasons, settings, text) for text in (True, False)]
     is_text = fit_to_ratio(queues, settings)
     for queue in queues:
@@ -161,7 +221,7 @@ def plan_order(units: Iterable[UnitSamples], settings: InterleaveSettings) -> Or
     layout = lay_rows(queues, is_text, settings)
     num_placed = layout.text.num_samples + layout.speech.num_samples
     _require_closed(reasons, num_placed)
-    return Order(known_units, catalog, reasons, Shards(catalog, layout, settings))
+    return Order(known_units, catalog, reasons, unusual, Shards(catalog, layout, settings))
 
 
 def _collect(
@@ -188,7 +248,7 @@ def _collect(
         hashes += unit.id_hashes.astype(np.int64, copy=False).tobytes()
         lengths += unit.lengths.astype(np.int32, copy=False).tobytes()
         is_text += unit.is_text.tobytes()
-        taken.append(_Unit(unit.index, unit.name, unit.read))
+        taken.append(_Unit(unit.index, unit.name, unit.read, unit.clips))
         sizes.append(len(unit.lengths))
     bounds = np.cumsum(sizes, dtype=np.int64)
     catalog = Catalog(
@@ -203,26 +263,6 @@ def _collect(
         np.frombuffer(hashes, np.int64), bounds, lambda unit: taken[unit].read()["id"].to_pylist()
     )
     return taken, catalog, first
-
-
-def _excluded(
-    unit: _Unit, rows: np.ndarray, lengths: np.ndarray, codes: np.ndarray, outcome: str
-) -> pa.Table:
-    samples = unit.read()
-    reasons = [_REASONS[code] for code in codes.tolist()]
-    columns = {
-        "id": samples["id"].take(pa.array(rows)),
-        "source": samples["source"].take(pa.array(rows)),
-        "stage": [INTERLEAVE] * len(rows),
-        "outcome": [outcome] * len(rows),
-        "reason": [reason for _, reason, _ in reasons],
-        "detail": [
-            detail.format(length)
-            for (_, _, detail), length in zip(reasons, lengths.tolist(), strict=True)
-        ],
-        "location": [sample_location(unit.name, row) for row in rows.tolist()],
-    }
-    return pa.table(columns, schema=EXCLUDED)
 
 
 def _require_closed(reasons: np.ndarray, num_placed: int) -> None:

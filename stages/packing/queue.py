@@ -56,20 +56,12 @@ class Queue:
     def __init__(
         self, catalog: Catalog, reasons: np.ndarray, settings: InterleaveSettings, text: bool
     ) -> None:
-        """Line up the samples without a reason against them (`reasons`, uint8 [n]).
-
-        Samples that are too long and may not or cannot be cut get the reason OVERLONG.
-        """
+        """Line up the samples without a reason against them (`reasons`, uint8 [n])."""
         self.capacity = settings.max_row_tokens
         self.rng = np.random.Generator(
             np.random.PCG64([settings.seed & (2**64 - 1), 0 if text else 1])
         )
         self._catalog, self._is_text = catalog, text
-        overlong = catalog.long_samples
-        overlong = overlong[(catalog.is_text[overlong] == text) & (reasons[overlong] == 0)]
-        if (settings.overlong_text if text else settings.overlong_speech) == "split":
-            overlong = overlong[self._cut(overlong)[1]]
-        reasons[overlong] = OVERLONG
         samples = np.flatnonzero((catalog.is_text == text) & (reasons == 0)).astype(np.uint32)
         self.rng.shuffle(samples)
         self._line_up(samples)
@@ -134,7 +126,7 @@ class Queue:
         is_long = np.zeros(len(self._catalog.lengths), bool)
         is_long[self._catalog.long_samples] = True
         self._cut_at = np.flatnonzero(is_long[samples])  # int64 [cut samples], in the queue
-        self._pieces = self._cut(samples[self._cut_at])[0]  # of those only
+        self._pieces = self._cut(samples[self._cut_at])  # of those only
         self._num_parts = np.bincount(self._pieces.sample, minlength=len(self._cut_at))
         self._extra_before = np.concatenate([[0], np.cumsum(self._num_parts - 1)])
         self._first = self._cut_at + self._extra_before[:-1]  # the first piece of each
@@ -144,13 +136,29 @@ class Queue:
         self.lengths[whole] = self._catalog.lengths[samples[~is_long[samples]]]
         self.lengths[~whole] = self._pieces.stop - self._pieces.start
 
-    def _cut(self, samples: np.ndarray) -> tuple[Pieces, np.ndarray]:
-        """Return the pieces of samples longer than a row, and bool [samples]: cannot be cut."""
-        lengths = self._catalog.lengths[samples]
-        if self._is_text:
-            return cut_text(lengths, self.capacity), np.zeros(len(samples), bool)
-        place = np.searchsorted(self._catalog.long_samples, samples)
-        return cut_speech(lengths, self._catalog.long_frames[place], self.capacity)
+    def _cut(self, samples: np.ndarray) -> Pieces:
+        return _cut(self._catalog, samples, self.capacity, self._is_text)[0]
+
+
+def _cut(
+    catalog: Catalog, samples: np.ndarray, capacity: int, text: bool
+) -> tuple[Pieces, np.ndarray]:
+    """Return the pieces of samples longer than a row, and bool [samples]: cannot be cut."""
+    lengths = catalog.lengths[samples]
+    if text:
+        return cut_text(lengths, capacity), np.zeros(len(samples), bool)
+    place = np.searchsorted(catalog.long_samples, samples)
+    return cut_speech(lengths, catalog.long_frames[place], capacity)
+
+
+def leave_out_overlong(catalog: Catalog, reasons: np.ndarray, settings: InterleaveSettings) -> None:
+    """Give the reason OVERLONG to samples that are longer than a row, and may not or cannot be cut."""
+    for text, overlong in ((True, settings.overlong_text), (False, settings.overlong_speech)):
+        found = catalog.long_samples
+        found = found[(catalog.is_text[found] == text) & (reasons[found] == 0)]
+        if overlong == "split":
+            found = found[_cut(catalog, found, settings.max_row_tokens, text)[1]]
+        reasons[found] = OVERLONG
 
 
 def fit_to_ratio(queues: list[Queue], settings: InterleaveSettings) -> np.ndarray:

@@ -21,7 +21,7 @@ from koe.vocabulary import (
     drop_repeated_frames,
     split_speech_ids,
 )
-from stages.settings import TokenizeConfig
+from stages.settings import TokenizeConfig, TranscriptsConfig
 from stages.sources.base import Record, TextFiles
 from stages.sources.planning import scan_all
 from stages.sources.settings import TextSourceConfig
@@ -99,6 +99,40 @@ def test_speech_prompt_names_the_speaker_or_quarantines(tokenizer, llama):
     assert outcome.quarantined["location"][0].as_py() == "a.tar:1.flac@512"
 
 
+def test_a_clip_whose_transcript_fails_a_check_is_rejected(tokenizer, llama):
+    checks = TranscriptsConfig(
+        normalize="nfkc", invisible_characters="strip", max_characters_per_second=5, max_repeats=3
+    )
+    stage = TokenizeSpeech(tokenizer, transcripts=checks)
+    rows = [
+        clip(0, some_codes(1), text="ｺﾝﾆﾁﾊ\u200b"),
+        clip(1, some_codes(1), text="こんにちは皆さん"),
+        clip(2, some_codes(1), text="こんにちは皆さん", seconds=2.0),
+        clip(3, some_codes(1), text="長長長長"),
+        clip(4, some_codes(1), text="\u200b"),
+    ]
+    outcome = check_outcome(stage, 5, stage.open()(clips(*rows)))
+    assert [
+        llama.decode(split_speech_ids(np.array(ids))[0])
+        for ids in outcome.kept["input_ids"].to_pylist()
+    ] == ["コンニチハ", "こんにちは皆さん"]
+    assert [tuple(row.values()) for row in outcome.rejected.to_pylist()] == [
+        (f"ja/{number}", "ja", "tokenize", "rejected", reason, detail, f"a.tar:{number}.flac@512")
+        for number, reason, detail in (
+            (1, "text_too_long", "8.00 characters per second > 5"),
+            (3, "repeated_text", "'長' comes 4 times or more"),
+            (4, "invisible_characters", "nothing else is in the text"),
+        )
+    ]
+
+
+def test_a_missing_speaker_is_quarantined_before_the_text_is_checked(tokenizer):
+    settings = TokenizeConfig(speech_prompt="{speaker}: {text}")
+    stage = TokenizeSpeech(tokenizer, settings, TranscriptsConfig(max_repeats=3))
+    outcome = check_outcome(stage, 1, stage.open()(clips(clip(0, some_codes(1), text="長長長長"))))
+    assert outcome.quarantined["reason"].to_pylist() == ["missing_speaker"]
+
+
 def test_repeated_frames_go_only_when_asked(tokenizer):
     codes = np.array(some_codes(6)).reshape(6, 7)
     codes[2, 0] = codes[1, 0]
@@ -123,6 +157,8 @@ def test_content_names_what_decides_the_bytes(tokenizer):
         TokenizeSpeech(tokenizer),
         TokenizeSpeech(tokenizer, TokenizeConfig(speech_prompt="{speaker}{text}")),
         TokenizeSpeech(tokenizer, TokenizeConfig(drop_repeated_frames=True)),
+        TokenizeSpeech(tokenizer, transcripts=TranscriptsConfig(normalize="nfc")),
+        TokenizeSpeech(tokenizer, transcripts=TranscriptsConfig(max_repeats=8)),
         TokenizeText(tokenizer, source=lines()),
         TokenizeText(tokenizer, source=lines(layout="messages")),
         TokenizeText(tokenizer, source=lines(fields={"output": "a"})),
@@ -130,6 +166,8 @@ def test_content_names_what_decides_the_bytes(tokenizer):
     contents = [json.dumps(stage.content, sort_keys=True) for stage in stages]
     assert len(set(contents)) == len(stages)
     assert all(tokenizer.sha256 in content for content in contents)
+    off = TokenizeSpeech(tokenizer, transcripts=TranscriptsConfig(max_rate_deviations=3))
+    assert off.content == stages[0].content  # a check by source is interleave's
     assert "vocab" not in repr(stages[0])  # the tokenizer's 6 MB stay out of logs
 
 

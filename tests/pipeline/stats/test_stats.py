@@ -201,7 +201,8 @@ def test_the_end_of_a_run_shows_a_part_of_the_same(stats, corpus):
     shown = {key: value for key, value in stats_json(quick).items() if value}
     assert {key: stats[key] for key in shown} == shown
     assert KEYS - shown.keys() == {
-        "distributions", "codebooks", "duplicates", "mix", "shard_files", "quarantine_examples",
+        "distributions", "codebooks", "duplicates", "transcripts", "mix", "shard_files",
+        "quarantine_examples",
     }  # fmt: skip
 
 

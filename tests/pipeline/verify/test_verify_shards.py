@@ -149,7 +149,7 @@ def content_of(forged, stage, units, **fields):
 
 
 DAMAGE = {
-    "a duplicate left out for another reason": (lambda f: left_out(f, CLIP, reason="bad"), "clips/0.flac of unit clips-.*-00003 has the id of an earlier"),
+    "a duplicate left out for another reason": (lambda f: left_out(f, CLIP, reason="ratio_exhausted"), "clips/0.flac of unit clips-.*-00003 has the id of an earlier"),
     "the later of two samples stays": (keep_the_later, "clips/0.flac of unit clips-.*-00000 is excluded as a duplicate"),
     "left out as a duplicate of none": (lambda f: left_out(f, OVERLONG, reason="duplicate_id"), "text/s17 .* is excluded as a duplicate because no earlier"),
     "another id is left out": (lambda f: left_out(f, TEXT, id="text/x"), f"{LEFT_OUT}:2 must not leave out text/x because row 5"),
