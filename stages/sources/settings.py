@@ -72,8 +72,8 @@ class SpeechSourceConfig(Strict):
     """Prefix of every clip's id."""
     kind: Literal["webdataset", "parquet", "manifest", "folder", "shar", "nemo_tarred"]
     """How records are stored: in tars, in Parquet, as lines of JSON, as a metadata file beside
-    the audio, as Lhotse's cuts (Shar, and manifests of cuts), or as NeMo's lines of JSON that name
-    members of tars."""
+    the audio, as Lhotse has them (Shar, manifests of cuts, and supervisions beside recordings), or as
+    NeMo's lines of JSON that name members of tars."""
     paths: list[PathOrUrl] = Field(min_length=1)
     """Files, globs, or ranges such as JA-{000..029}.tar; fsspec URLs too."""
     tars: list[PathOrUrl] | None = Field(default=None, min_length=1)

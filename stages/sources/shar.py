@@ -1,6 +1,6 @@
-"""Lhotse's sets of cuts: Shar (`cuts.000000.jsonl.gz` beside `recording.000000.tar`), and manifests.
+"""Lhotse's sets: Shar (`cuts.000000.jsonl.gz` beside `recording.000000.tar`), and manifests.
 
-The layout is that of `lhotse.shar.SharWriter`, version 1.33. A tar holds, for each cut, its audio
+The layout of Shar is that of `lhotse.shar.SharWriter`, version 1.33. A tar holds, for each cut, its audio
 as `<cut id>.<format>` and the recording's manifest as `<cut id>.json`; or two empty members,
 `<cut id>.nodata` and `<cut id>.nometa`.
 """
@@ -18,8 +18,18 @@ from stages.sources.base import AudioLocation, Record
 from stages.sources.compressed import opened, scanned
 from stages.sources.cuts import CutClip, clips_of, source_of
 from stages.sources.fields import parse_object
-from stages.sources.files import SourceFile, join, lines, open_binary, parent, reading, stamp
+from stages.sources.files import (
+    SourceFile,
+    exists,
+    join,
+    lines,
+    open_binary,
+    parent,
+    reading,
+    stamp,
+)
 from stages.sources.planning import Slice
+from stages.sources.recordings import cut_around, recordings_beside
 from stages.sources.settings import SpeechSourceConfig
 from stages.sources.streams import SUFFIXES, plain_name
 from stages.sources.tar_index import TarIndex, index_tar
@@ -74,12 +84,27 @@ class SharSource(TarredFiles):
     def files(self) -> list[SourceFile]:
         found = [file for file in super().files() if not file.path.endswith(_LISTS)]
         listed = [shard.file for shard in self._shards.values()]
+        # what a glob has matched too, and is read with its supervisions
+        others = {*self._shards, *(recordings_beside(file.path) for file in found)}
         named = [
-            SourceFile(file.path, file.relative, self._tars(file.path))
+            SourceFile(file.path, file.relative, self._beside(file.path))
             for file in found
-            if file.path not in self._shards
+            if file.path not in others
         ]
         return sorted([*listed, *named], key=lambda file: file.relative)
+
+    def _beside(self, path: str) -> tuple[str, ...]:
+        """List the tars of a file of cuts, or the recordings of a file of supervisions."""
+        recordings = recordings_beside(path)
+        if recordings is None:
+            return self._tars(path)
+        if not exists(recordings):
+            raise ConfigError(
+                f"source {self.name} has no recordings for {path}",
+                f"supervisions name recordings, and there is no {recordings}",
+                "Put it beside the supervisions, or make cuts of both with `lhotse cut simple`.",
+            )
+        return (recordings,)
 
     def _listed(self, path: str) -> Iterator[_Shard]:
         """Yield the shards that a file lists, as `CutSet.from_shar(fields=...)` takes them."""
@@ -114,15 +139,24 @@ class SharSource(TarredFiles):
     def slices(self, file: SourceFile) -> Iterator[Slice]:
         with self.scanned(file) as cuts:
             counted = (
-                (start, stop, len(self._clips(line))) for start, stop, line in lines(cuts, 0, None)
+                (start, stop, self._num_clips(file.path, line))
+                for start, stop, line in lines(cuts, 0, None)
             )
             yield from whole_lines(counted, self.unit_records)
 
-    def _clips(self, line: bytes) -> list[CutClip]:
-        cut = attempt(parse_object, line)
-        if isinstance(cut, BadRecord):
-            return [CutClip("", {}, bad=cut)]
-        return clips_of(cut, self.settings.supervisions)
+    def _num_clips(self, path: str, line: bytes) -> int:
+        return 1 if recordings_beside(path) else len(self._clips(path, line))
+
+    def _clips(self, path: str, line: bytes) -> list[CutClip]:
+        values = attempt(parse_object, line)
+        if isinstance(values, BadRecord):
+            return [CutClip("", {}, bad=values)]
+        if recordings := recordings_beside(path):
+            cut = attempt(cut_around, values, recordings, self.index_folder)
+            if isinstance(cut, BadRecord):
+                return [CutClip(str(values.get("id") or ""), {}, bad=cut)]
+            values = cut
+        return clips_of(values, self.settings.supervisions)
 
     def _tars_of(self, path: str) -> tuple[str, ...]:
         listed = self._shards.get(path)
@@ -145,7 +179,7 @@ class SharSource(TarredFiles):
         audio = _Audio(self, unit.path, self._tars_of(unit.path))
         with self.opened(unit) as cuts:
             for start, _, line in lines(cuts, unit.start, unit.stop):
-                for clip in self._clips(line):
+                for clip in self._clips(unit.path, line):
                     key, place = clip.id or f"{relative}@{start}", f"{unit.path}@{start}"
                     yield self._record(key, place, clip, audio)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from koe.errors import ConfigError
 from koe.schema import unit_table
 from stages.ingest import IngestStage
-from stages.sources import compressed
+from stages.sources import compressed, source_index
 from stages.sources.compressed import Decompressed, scanned
 from stages.sources.location import read_clips
 from stages.sources.readers import speech_source, text_source
@@ -58,6 +58,10 @@ WRITERS = {
 @pytest.fixture(autouse=True)
 def forget():
     """Each test opens its streams anew."""
+    forget_all()
+
+
+def forget_all():
     for stream in compressed._idle.values():
         stream.close()
     compressed._idle.clear()
@@ -262,6 +266,33 @@ def test_unit_by_unit_the_records_are_those_of_the_plain_file(tmp_path, name, un
         assert len(expected) > 1 or unit_records == 100
         assert records(texts(packed, unit_records, kind)) == expected
         assert records(texts(packed, unit_records, kind, str(tmp_path / "index"))) == expected
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("name", WRITERS)
+def test_units_that_begin_at_checkpoints_are_those_of_the_plain_file(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(source_index, "_MIN_SPACING", 1 << 16)
+    monkeypatch.setattr(compressed, "_KEEP_INDEX_BYTES", 0)
+    noise = random.Random(name)
+    content = b"".join(
+        json.dumps({"instruction": noise.randbytes(noise.randrange(4000)).hex()}).encode() + b"\n"
+        for _ in range(250)
+    )
+    plain, packed = tmp_path / "a.jsonl", tmp_path / f"p/a.jsonl.{name.rpartition('.')[2]}"
+    packed.parent.mkdir()
+    plain.write_bytes(content)
+    packed.write_bytes(WRITERS[name](content))
+    expected = records(texts(plain, 9))
+    folder = tmp_path / "index"
+    assert records(texts(packed, 9, folder=str(folder))) == expected
+    (kept,) = folder.iterdir()
+    head, _, gzip_points = kept.read_bytes().partition(b"\n")
+    # of Zstandard, only the start of a long frame can be entered
+    assert len(gzip_points) > 1 << 17 or (len(json.loads(head)["frames"]) > 1) == (
+        name == "frames.zst"
+    )
+    forget_all()
+    assert records(texts(packed, 9)) == expected
 
 
 MEMBERS = [member for n in range(7) for member in sample(f"{n:03d}", 0.2)]

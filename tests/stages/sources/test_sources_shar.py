@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from lhotse import CutSet, Fbank, fastcopy
+from lhotse import CutSet, Fbank, RecordingSet, SupervisionSet, fastcopy
 from lhotse.features.io import NumpyFilesWriter
 from pydantic import ValidationError
 
@@ -404,6 +404,57 @@ def test_broken_lines_are_one_record_each(tmp_path):
     kept, reasons = ingested(source_of(path))
     assert len(kept) == 4
     assert [reason for reason, _ in reasons.values()] == ["broken_json"] * 4
+
+
+def prepared(folder, suffix=".jsonl.gz"):
+    """Write recordings and supervisions as `lhotse prepare` does; what lhotse makes of them."""
+    folder.mkdir(parents=True)
+    sets = {}
+    for part, numbers in (("train", range(3)), ("dev", range(3, 5))):
+        recordings = RecordingSet.from_recordings(recording(folder, number) for number in numbers)
+        supervisions = SupervisionSet.from_segments(
+            fastcopy(supervision(f"u{number}", place, 0.3 + place, 0.8), recording_id=f"r{number}")
+            for number in numbers
+            for place in range(2)
+        )
+        recordings.to_file(folder / f"tv_recordings_{part}{suffix}")
+        supervisions.to_file(folder / f"tv_supervisions_{part}{suffix}")
+        sets[part] = CutSet.from_manifests(recordings, supervisions)
+    return sets["train"] + sets["dev"]
+
+
+@pytest.mark.parametrize("unit_records", [1, 3, 100])
+@pytest.mark.parametrize("glob", ["*_supervisions_*.jsonl.gz", "*.jsonl.gz"])
+def test_supervisions_are_read_with_the_recordings_beside_them(tmp_path, unit_records, glob):
+    cuts = prepared(tmp_path / "data")
+    source = source_of(
+        tmp_path / "data" / glob, unit_records=unit_records, fields={"speaker": "speaker"}
+    )
+    assert_as_lhotse_reads(source, CutSet.from_cuts(cuts))
+
+
+def test_supervisions_and_recordings_that_do_not_fit(tmp_path):
+    prepared(tmp_path / "data", ".jsonl")
+    folder = tmp_path / "data"
+    (folder / "tv_recordings_dev.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"there is no \S*tv_recordings_dev\.jsonl.*beside"):
+        list(source_of(folder / "tv_supervisions_*.jsonl").units())
+    path = folder / "tv_recordings_train.jsonl"
+    first, second, third = path.read_text().splitlines()
+    path.write_text("\n".join([first, second[:40], third, first]))
+    lines_of_text = (folder / "tv_supervisions_train.jsonl").read_text().splitlines()
+    long = json.loads(lines_of_text[0]) | {"id": "long", "duration": 7.5}
+    (folder / "tv_supervisions_train.jsonl").write_text(
+        "\n".join([*lines_of_text, json.dumps(long), '{"id": 3'])
+    )
+    kept, left = ingested(source_of(folder / "tv_supervisions_train.jsonl"))
+    assert set(kept) == {"u0-0", "u0-1", "u2-0", "u2-1"}
+    assert {key: reason for key, (reason, _) in left.items() if key.startswith(("u", "l"))} == {
+        "u1-0": "missing_audio",
+        "u1-1": "missing_audio",
+        "long": "bad_segment",
+    }
+    assert [reason for key, (reason, _) in left.items() if key.startswith("tv")] == ["broken_json"]
 
 
 def test_keys_that_the_format_fixes_are_refused():
