@@ -74,10 +74,11 @@ def _say_what_is_not_read(source: SourceFiles[Any], plan: Plan, console: Console
 
     Raises: ConfigError, StorageError.
     """
-    for note, number in check_first_records(
-        source, plan.units_of(source.modality, source.name)
-    ).items():
-        line = f"source {source.name}: {note} ({number:,} of the first records)"
+    units = plan.units_of(source.modality, source.name)
+    notes = check_first_records(source, units)
+    lines = [f"{note} ({number:,} of the first records)" for note, number in notes.items()]
+    for line in (*lines, *source.remarks(units)):
+        line = f"source {source.name}: {line}"
         console.print(escape_control_characters(line), style="yellow", markup=False, soft_wrap=True)
 
 

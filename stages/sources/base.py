@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar, Generic, TypeVar
@@ -180,6 +180,10 @@ class SourceFiles(ABC, Generic[Settings]):
             return Record(record_key(fields, self.settings.fields.id, key), location, fields, audio)
         except BadRecord as bad:
             return Record(key, location, fields, bad=bad)
+
+    def remarks(self, units: Sequence[Unit]) -> list[str]:
+        """Return what a user should know of the source as a whole, whose units these are."""
+        return []
 
     def relative(self, unit: Unit) -> str:
         """Return the name of the unit's file, on which the keys of its records are based."""

@@ -10,6 +10,7 @@ from stages.sources.nemo import NemoTarredSource
 from stages.sources.parquet import ParquetSpeechSource, ParquetTextSource
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 from stages.sources.shar import shar_source
+from stages.sources.transcribed import TranscribedTars
 from stages.sources.webdataset import WebDatasetSource
 
 _SPEECH = {
@@ -30,7 +31,8 @@ def speech_source(
 
     Checkpoints of compressed files are kept in `index_folder`; nowhere if it is empty.
     """
-    return _SPEECH[settings.kind](settings, unit_records, index_folder)
+    kind = TranscribedTars if settings.transcripts else _SPEECH[settings.kind]
+    return kind(settings, unit_records, index_folder)
 
 
 def text_source(settings: TextSourceConfig, unit_records: int, index_folder: str = "") -> TextFiles:

@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 MAX_ROW_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
+_USUAL_LINE_BYTES = 1 << 12
 _QUOTING = (",", ";")
 _IN_TEXT = (" ", ":")  # what separates cells here occurs in a transcript as well
 _LINE_END = re.compile(rb"\r\n?|\n")
@@ -75,9 +76,9 @@ def _line(text: bytes, end: bytes, place: int) -> _Line:
 class _Lines:
     """The lines of a file by the byte at which they start; holds a little over one row."""
 
-    def __init__(self, file: BinaryIO, start: int, only_returns: bool) -> None:
+    def __init__(self, file: BinaryIO, start: int, only_returns: bool, chunk_bytes: int) -> None:
         self._file, self._base, self._data, self._ended = file, max(start - 1, 0), b"", False
-        self._only_returns = only_returns
+        self._only_returns, self._chunk_bytes = only_returns, chunk_bytes
         self._file.seek(self._base)
 
     def after_return(self, place: int) -> bool:
@@ -89,9 +90,9 @@ class _Lines:
 
     def line(self, place: int, at_returns: bool, keep: int) -> _Line | None:
         """Return the line at `place`; None at the end of the file. Drops what precedes `keep`."""
-        if len(self._data) > keep - 1 - self._base > _CHUNK_BYTES:
+        if len(self._data) > keep - 1 - self._base > self._chunk_bytes:
             self._data, self._base = self._data[keep - 1 - self._base :], keep - 1
-        size = _CHUNK_BYTES >> 6
+        size = _USUAL_LINE_BYTES
         while True:
             self._reach(place + size)
             at = place - self._base
@@ -107,7 +108,7 @@ class _Lines:
 
     def _reach(self, place: int) -> None:
         while not self._ended and self._base + len(self._data) <= place:
-            chunk = self._file.read(_CHUNK_BYTES)
+            chunk = self._file.read(self._chunk_bytes)
             self._ended = not chunk
             self._data += chunk
 
@@ -175,14 +176,17 @@ class _Quoted:
             at += 1
 
 
-def read_rows(file: BinaryIO, table: Table, start: int, stop: int | None) -> Iterator[Row]:
+def read_rows(
+    file: BinaryIO, table: Table, start: int, stop: int | None, chunk_bytes: int = _CHUNK_BYTES
+) -> Iterator[Row]:
     """Yield the rows in a byte range, in one pass that holds at most two rows of the largest size.
 
     What a row is depends on the bytes from its start on alone, so a range may begin at any row.
     A row that cannot be read ends with its first line; the next line is tried as a row of its own.
-    A carriage return inside a line ends a row only where the line is no row as a whole.
+    A carriage return inside a line ends a row only where the line is no row as a whole. The file is
+    read in pieces of `chunk_bytes`.
     """
-    lines = _Lines(file, start, table.only_returns)
+    lines = _Lines(file, start, table.only_returns, chunk_bytes)
     place = start
     while stop is None or place < stop:
         at_returns = lines.after_return(place)

@@ -90,17 +90,21 @@ class SpeechSourceConfig(Strict):
     """Kind shar: what the supervisions of a cut are. clips: each is a clip with its text.
     speakers_and_text, as in J-CHAT: those with a speaker are clips, and the others are pieces of
     text, each part of the clip that holds its middle."""
+    transcripts: PathOrUrl | None = None
+    """Kind webdataset: a table with the transcripts of tars that hold audio alone, as ReazonSpeech
+    has it. It is read as those of kind folder; its paths are those of the members of the tars."""
     layout: LayoutName | None = None
-    """Kind folder: the corpus whose form the table has; null: the first line names the columns, or
-    columns does."""
+    """Kind folder, and transcripts: the corpus whose form the table has; null: the first line names
+    the columns, or columns does."""
     columns: list[str] | None = Field(default=None, min_length=2)
-    """Kind folder: the columns of a table whose first line does not name them; needs delimiter."""
+    """Kind folder, and transcripts: the columns of a table whose first line does not name them;
+    needs delimiter."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    """Kind folder: what separates the cells of a row, as in "|" or "\\t"; with ":" or " " the last
-    cell is the rest of the line. Only tables with "," or ";" have quoting."""
+    """Kind folder, and transcripts: what separates the cells of a row, as in "|" or "\\t"; with ":"
+    or " " the last cell is the rest of the line. Only tables with "," or ";" have quoting."""
     audio_path: str | None = Field(default=None, min_length=1)
-    """Kind folder: the audio's path from columns in braces, as in wavs/{id}.wav; null: as the layout
-    has it, or the column of fields.audio."""
+    """Kind folder, and transcripts: the audio's path from columns in braces, as in wavs/{id}.wav;
+    null: as the layout has it, or the column of fields.audio."""
     fields: SpeechFields = SpeechFields()
 
     @model_validator(mode="before")
@@ -114,14 +118,21 @@ class SpeechSourceConfig(Strict):
             given = given.model_dump(exclude_unset=True)
         if layout is None or not isinstance(given, dict):
             return data
-        return {**data, "fields": {**layout.fields, **given}}
+        names = dict(layout.fields)
+        if data.get("kind") != "folder":
+            names.pop("audio", None)  # there it is the extension of a member
+        return {**data, "fields": {**names, **given}}
 
     @model_validator(mode="after")
     def _has_use_for_table_keys(self) -> SpeechSourceConfig:
         keys = ("layout", "columns", "delimiter", "audio_path")
         given = [key for key in keys if getattr(self, key) is not None]
-        if given and self.kind != "folder":
-            raise ValueError(f"{given[0]} is for kind folder, not {self.kind}: remove the key")
+        if self.transcripts is not None and self.kind != "webdataset":
+            raise ValueError(f"transcripts is for kind webdataset, not {self.kind}: remove the key")
+        if given and self.kind != "folder" and self.transcripts is None:
+            raise ValueError(
+                f"{given[0]} is for kind folder, or for transcripts, not {self.kind}: remove the key"
+            )
         if self.layout is not None and (self.columns or self.delimiter):
             raise ValueError(
                 f"layout {self.layout} has columns and delimiter of its own: remove either"

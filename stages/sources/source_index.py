@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import indexed_gzip
 
-from koe.atomic import atomically
-from koe.remote import file_system
+from stages.sources.kept import keep, kept, name_of
 from stages.sources.streams import Damage, is_zstd, pieces
 
 FOLDER = "source_index"  # in the run directory
+_SUFFIX = ".idx"
 
 # A checkpoint of gzip keeps 32 KiB of the stream. Entering the stream costs half of this spacing
 # on average (8 ms per 4 MiB), so it grows only where there would be thousands of checkpoints.
@@ -67,30 +65,22 @@ def _gzip_checkpoints(file: BinaryIO) -> bytes:
     return exported.getvalue()
 
 
-def _name(path: str, stamp: str) -> str:
-    return f"{hashlib.sha256(f'{path}|{stamp}'.encode()).hexdigest()[:32]}.idx"
-
-
 def save_index(folder: str, path: str, stamp: str, index: StreamIndex) -> None:
     """Keep the index of the file at `path` in `folder`. Raises: OSError."""
     head = json.dumps({**asdict(index), "gzip": len(index.gzip)}).encode()
-    data, name = head + b"\n" + index.gzip, _name(path, stamp)
-    if "://" not in folder:
-        with atomically(Path(folder) / name) as file:
-            file.write(data)
-        return
-    fs, place = file_system(folder, **({"auto_mkdir": True} if folder.startswith("file:") else {}))
-    fs.pipe_file(f"{place}/{name}", data)
+    keep(folder, name_of(path, stamp, _SUFFIX), head + b"\n" + index.gzip)
 
 
 def load_index(folder: str, path: str, stamp: str) -> StreamIndex | None:
     """Return what `save_index` kept; None where there is nothing or it is incomplete."""
-    fs, place = file_system(folder)
+    data = kept(folder, name_of(path, stamp, _SUFFIX))
+    if data is None:
+        return None
+    head, _, gzip = data.partition(b"\n")
     try:
-        head, _, gzip = fs.cat_file(f"{place}/{_name(path, stamp)}").partition(b"\n")
         values = json.loads(head)
         frames = tuple((a, b) for a, b in values.pop("frames"))
         complete = values.pop("gzip") == len(gzip)
         return StreamIndex(**values, frames=frames, gzip=gzip) if complete else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO, TypeVar
@@ -46,8 +47,12 @@ class AudioTable:
         return values
 
 
-def find_table(settings: SpeechSourceConfig, path: str, file: BinaryIO) -> AudioTable:
+def find_table(
+    settings: SpeechSourceConfig, path: str, file: BinaryIO, needed: Mapping[str, str] | None = None
+) -> AudioTable:
     """Say how to read a file with rows, of which the beginning is looked at.
+
+    `needed` maps keys of `fields` to the columns that it must have; None: those of the settings.
 
     Raises: ConfigError where neither the settings nor the first line tell what the columns are, or
     the settings do not fit the file.
@@ -65,7 +70,7 @@ def find_table(settings: SpeechSourceConfig, path: str, file: BinaryIO) -> Audio
     else:
         columns, start = tuple(given), len(_BOM) if head.startswith(_BOM) else 0
     columns = tuple(with_text(dict.fromkeys(columns), settings.fields.text))
-    audio = audio_column(columns, settings.fields.audio, pattern)
+    audio = audio_column(columns, _audio_name(settings), pattern)
     if audio is None or delimiter is None:
         raise _unclear(settings, path, f"its columns are {', '.join(columns)}", pattern)
     key = audio if audio in columns else braces(pattern or "")[0]
@@ -76,8 +81,16 @@ def find_table(settings: SpeechSourceConfig, path: str, file: BinaryIO) -> Audio
     )  # fmt: skip
     if given is not None:
         _require_fit(settings, path, file, table)
-    require_columns(settings.name, path, {*columns, audio}, settings.fields.required())
+    needed = settings.fields.required() if needed is None else needed
+    require_columns(settings.name, path, {*columns, audio}, needed)
     return AudioTable(table, audio, pattern)
+
+
+def _audio_name(settings: SpeechSourceConfig) -> str | None:
+    """Return the name of the column with the audio's path, as far as it is given."""
+    if settings.kind == "folder":
+        return settings.fields.audio
+    return LAYOUTS[settings.layout].fields.get("audio") if settings.layout else None
 
 
 def with_text(values: dict[str, T], name: str) -> dict[str, T]:
@@ -112,7 +125,7 @@ def _header(
     """Return the delimiter and the columns of a first line that names the column of the audio."""
     for mark in (delimiter,) if delimiter else _DELIMITERS:
         columns = _cells(first, mark)
-        if audio_column(columns, settings.fields.audio, pattern) is None:
+        if audio_column(columns, _audio_name(settings), pattern) is None:
             continue
         if len(set(columns)) != len(columns):
             raise ConfigError(
@@ -132,7 +145,7 @@ def _cells(line: str, delimiter: str) -> tuple[str, ...]:
 def _unclear(
     settings: SpeechSourceConfig, path: str, found: str, pattern: str | None
 ) -> ConfigError:
-    names = braces(pattern or "") or [settings.fields.audio or " or ".join(AUDIO_NAMES)]
+    names = braces(pattern or "") or [_audio_name(settings) or " or ".join(AUDIO_NAMES)]
     known = "; ".join(f"{name}: {describe(layout)}" for name, layout in LAYOUTS.items())
     return ConfigError(
         f"source {settings.name} finds no column of audio paths in {path}",

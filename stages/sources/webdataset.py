@@ -37,7 +37,7 @@ class Sample:
 Found = Member | Gap  # what lies in an archive, one after the other
 
 
-class _Placed(NamedTuple):
+class Placed(NamedTuple):
     """A member or gap in a run of members whose names agree up to the first dot.
 
     The keys of the run's samples have `key_parts` parts, joined by dots. `state` is that number as
@@ -63,6 +63,7 @@ def _key(parts: list[str], key_parts: int) -> tuple[str, str]:
 
 
 IsAudio = Callable[[str], bool]  # by extension
+FieldsOf = Callable[[BinaryIO, Sample], dict[str, Any]]  # may raise BadRecord
 
 
 def _key_parts(run: Iterable[Found], is_audio: IsAudio) -> int:
@@ -85,7 +86,7 @@ def _key_parts(run: Iterable[Found], is_audio: IsAudio) -> int:
     return 1 + next((at for at, (one, two) in enumerate(same) if one != two), len(first) - 1)
 
 
-def _placed(found: Iterable[Found], is_audio: IsAudio, key_parts: int) -> Iterator[_Placed]:
+def _placed(found: Iterable[Found], is_audio: IsAudio, key_parts: int) -> Iterator[Placed]:
     """Decide for each run of members how long its keys are; `key_parts`: of the first, or 0.
 
     What is no safe member belongs to the run on both of its sides, or else to the one behind it.
@@ -95,11 +96,11 @@ def _placed(found: Iterable[Found], is_audio: IsAudio, key_parts: int) -> Iterat
     between: list[Found] = []  # since the last member
     is_first = True
 
-    def decided() -> Iterator[_Placed]:
+    def decided() -> Iterator[Placed]:
         nonlocal is_first, key_parts
         key_parts = key_parts or _key_parts(run, is_audio)
         for item in run:
-            yield _Placed(item, key_parts, "" if is_first else str(key_parts))
+            yield Placed(item, key_parts, "" if is_first else str(key_parts))
             is_first = False
         run.clear()
 
@@ -120,12 +121,12 @@ def _placed(found: Iterable[Found], is_audio: IsAudio, key_parts: int) -> Iterat
             yield from decided()
     yield from decided()
     for item in between:
-        yield _Placed(item, 1, "")
+        yield Placed(item, 1, "")
 
 
 def read_samples(
     found: Iterable[Found], is_audio: IsAudio, state: str = ""
-) -> Iterator[Sample | _Placed]:
+) -> Iterator[Sample | Placed]:
     """Group members into samples; an unsafe member or a gap stands alone and ends the sample before.
 
     `state`: of the first. A key ends at the first dot of a name's last component, as in
@@ -152,7 +153,7 @@ def read_samples(
         yield sample
 
 
-def _span(item: Sample | _Placed) -> Span | Gap:
+def _span(item: Sample | Placed) -> Span | Gap:
     if isinstance(item, Sample):
         return Span(item.start, item.stop, item.state)
     found = item.found
@@ -171,15 +172,21 @@ class WebDatasetSource(SpeechFiles):
             # unbuffered: a buffer would read 8 KiB for each header of 512 bytes
             headers = getattr(tar, "raw", tar)
             samples = read_samples(read_members(headers, 0), self._is_audio)
-            yield from cut(map(_span, samples), self.unit_records)
+            yield from cut(map(_span, self.seen(samples, file)), self.unit_records)
+
+    def seen(
+        self, samples: Iterator[Sample | Placed], file: SourceFile
+    ) -> Iterator[Sample | Placed]:
+        """Pass on the samples of a file that is planned, to a source that keeps something of them."""
+        return samples
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        prefix = self.prefix(unit)
+        prefix, fields_of = self.prefix(unit), self.fields_of(unit)
         with self.opened(unit) as tar:
             members = read_members(tar, unit.start)
             samples = read_samples(members, self._is_audio, unit.state)
             for item in islice(samples, unit.records):
-                yield self._record(tar, unit, prefix, item)
+                yield self._record(tar, unit, prefix, item, fields_of)
 
     def _is_audio(self, extension: str) -> bool:
         asked = self.settings.fields.audio
@@ -187,9 +194,15 @@ class WebDatasetSource(SpeechFiles):
             return extension.rpartition(".")[2] in _AUDIO
         return f".{extension}".endswith(f".{asked}")
 
-    def _record(self, tar: BinaryIO, unit: Unit, prefix: str, item: Sample | _Placed) -> Record:
+    def fields_of(self, unit: Unit) -> FieldsOf:
+        """Return what reads the fields of each sample of a unit from its tar."""
+        return self.sidecars
+
+    def _record(
+        self, tar: BinaryIO, unit: Unit, prefix: str, item: Sample | Placed, fields_of: FieldsOf
+    ) -> Record:
         path = unit.path
-        if isinstance(item, _Placed):
+        if isinstance(item, Placed):
             found = item.found
             if isinstance(found, Gap):
                 return self.unreadable(unit, found)
@@ -197,13 +210,13 @@ class WebDatasetSource(SpeechFiles):
             bad = BadRecord("unsafe_tar_member", f"{found.name!r}: {found.unsafe}")
             return self.record(key, location, bad)
         key, location = f"{prefix}/{item.key}", f"{path}:{item.key}@{item.start}"
-        record = self.record(key, location, attempt(self._sidecars, tar, item))
+        record = self.record(key, location, attempt(fields_of, tar, item))
         if record.bad:
             return record
-        audio = attempt(_audio_member, item, self.settings.fields.audio)
+        audio = attempt(self.audio_of, item)
         if isinstance(audio, BadRecord):
             return replace(record, bad=audio)
-        if not self._texts(item):
+        if not self.settings.transcripts and not self._texts(item):
             names = ", ".join(member.name for member in item.members.values())
             detail = f"of {names} none is a .json or .txt; name the extension in fields.text"
             return replace(record, bad=BadRecord("missing_transcript", detail))
@@ -215,7 +228,11 @@ class WebDatasetSource(SpeechFiles):
         named = {"json", "txt", *self.settings.fields.named()}
         return [extension for extension in sample.members if extension in named]
 
-    def _sidecars(self, tar: BinaryIO, sample: Sample) -> dict[str, Any]:
+    def audio_of(self, sample: Sample) -> Member:
+        """Return the member that is the audio. Raises: BadRecord."""
+        return _audio_member(sample, self.settings.fields.audio)
+
+    def sidecars(self, tar: BinaryIO, sample: Sample) -> dict[str, Any]:
         """Read the fields of a sample; what is no `.json` is a text, a field called as it is.
 
         That of `.txt` is `text` too, if there is none.

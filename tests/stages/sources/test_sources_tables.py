@@ -346,7 +346,10 @@ def test_fields_that_are_given_go_before_those_of_the_layout(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "manifest", "layout": "vits"}, "layout is for kind folder, not manifest: remove"),
+        (
+            {"kind": "manifest", "layout": "vits"},
+            "layout is for kind folder, or for transcripts, not manifest",
+        ),
         ({"kind": "webdataset", "audio_path": "{id}.wav"}, "audio_path is for kind folder"),
         ({"layout": "vits", "delimiter": "|"}, "has columns and delimiter of its own"),
         ({"columns": ["file_name", "text"]}, "columns needs delimiter"),
