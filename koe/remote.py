@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import tarfile
+import zipfile
 from typing import Any
 
 from fsspec.core import url_to_fs
 
 from koe.errors import ConfigError
 
+# What file systems raise for a URL that lacks a part, as zip:// without an archive does, or whose
+# archive is none; failing storage raises OSError, or an error of its own.
+NO_PLACE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+)
 _PACKAGES = {"smbclient": "smbprotocol"}  # where a module's package has another name
 
 
@@ -26,9 +38,15 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
             f"a package is not installed: {error}",
             f"Install it: `pip install {package}`." if package else "Install it.",
         ) from error
-    except ValueError as error:
-        raise ConfigError(
-            f"{url} cannot be opened",
-            str(error),
-            "Name a local path, or a URL of a protocol that fsspec knows, such as s3://bucket/folder.",
-        ) from error
+    except NO_PLACE as error:
+        raise no_place(url, error) from error
+
+
+def no_place(url: str, error: Exception) -> ConfigError:
+    """Say that no file can have this URL, for which a file system raised `error`."""
+    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return ConfigError(
+        f"{url} cannot be opened",
+        f"{name}{error}",
+        "Name a local path, or a URL of a protocol that fsspec knows, such as s3://bucket/folder.",
+    )

@@ -12,6 +12,7 @@ from stages.audio.links import Scan
 from stages.audio.mpeg_frames import begins_frame, first_frame
 from stages.audio.sndfile import Window
 from stages.audio.tags import skip_leading
+from stages.looks import looks_like
 
 _MAX_LEADING_BYTES = 4096
 # What is called .wav or .mp3 in corpora, and is neither.
@@ -59,6 +60,8 @@ def _unknown(head: bytes, start: int) -> BadRecord:
     for place, magic, name in _OTHERS:
         if head[place:].startswith(magic):
             return BadRecord("unreadable_audio", f"not a WAV, FLAC, MP3 or Ogg file but {name}")
+    if name := looks_like(head):
+        return BadRecord("unreadable_audio", f"not a WAV, FLAC, MP3 or Ogg file but {name}")
     if len(head) > 4 and head[0] == 0xFF and head[1] & 0xF0 == 0xF0 and head[1] & 4:
         return BadRecord("unreadable_audio", "MPEG audio of layer I or II, not of layer III")
     if len(head) > 4 and (place := first_frame(head)) is not None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import reprlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from koe.errors import BadRecord, ConfigError
+from stages.looks import looks_like
+from stages.sources.files import require_size
 
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (type(None), "null"),
@@ -18,6 +21,13 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (list, "a list"),
     (Mapping, "an object"),
 )
+
+
+# Python's own limit depends on where a parser is called.
+MAX_DEPTH = 128
+TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep"
+_SHORT = reprlib.Repr()  # of values of any size and depth
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
 def holders(names: Collection[str], name: str) -> Iterator[tuple[str, str]]:
@@ -61,7 +71,7 @@ def lookup(fields: Mapping[str, Any], name: str | None) -> Any:
 def describe(fields: Mapping[str, Any], name: str) -> str:
     """Say for a detail what stands where `name` should be."""
     if found := find(fields, name):
-        return f"field {name!r} holds {found[0]!r:.200}"
+        return f"field {name!r} holds {_SHORT.repr(found[0])}"
     names = ", ".join(map(str, fields)) or "no fields"
     return f"there is no field {name!r}; the record has {names:.200}"
 
@@ -85,15 +95,27 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
     Raises: BadRecord with reason `broken_json`.
     """
+    require_size(len(data), "it")
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        # json itself would guess the encoding, and take halves of surrogate pairs
+        value = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        detail = f"text is not valid UTF-8: {error.reason} at byte {error.start}"
+        raise BadRecord("broken_json", _hint(data) or detail) from None
+    except RecursionError:
+        raise BadRecord("broken_json", TOO_DEEP) from None
+    except ValueError as error:
         raise BadRecord("broken_json", _hint(data) or str(error)) from None
     return require_object(value, data)
 
 
 def _hint(data: bytes) -> str:
     """Say what else a line is that is not JSON; empty where there is no telling."""
+    name = looks_like(data)
+    if name.startswith("text"):
+        return f"it begins as {name} does: save the file as UTF-8"
+    if name:
+        return f"it begins like {name}"
     if b"\0" in data:
         return "the line holds zero bytes, as text in UTF-16 does: save the file as UTF-8"
     if b"\r" in data.strip():
@@ -121,10 +143,22 @@ def require_object(value: Any, data: bytes | None = None) -> dict[str, Any]:
         raise BadRecord("broken_json", f"expected an object, found {kind_of(value)}")
     if data is None or _SURROGATE.search(data):
         try:
-            json.dumps(value, ensure_ascii=False).encode()
+            data = json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise BadRecord("broken_json", f"text is not valid Unicode: {error.reason}") from None
+        except RecursionError:
+            raise BadRecord("broken_json", TOO_DEEP) from None
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_too_deep(value):
+        raise BadRecord("broken_json", TOO_DEEP)
     return value
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        parts = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [part for several in parts for part in several if isinstance(part, dict | list)]
+    return bool(level)
 
 
 def require_columns(

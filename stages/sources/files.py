@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from koe.errors import ConfigError, StorageError
-from koe.remote import file_system
+from koe.errors import BadRecord, ConfigError, StorageError
+from koe.remote import NO_PLACE, file_system, no_place
 from koe.schema import Unit
 from stages.sources.path_ranges import expand_ranges, has_range
 from stages.sources.streams import is_compressed, plain_name
@@ -21,6 +21,9 @@ from stages.sources.streams import is_compressed, plain_name
 _MAGIC = frozenset("*?[")
 # Formats of compression that nothing here reads.
 _UNREADABLE = (".bz2", ".tbz2", ".xz", ".txz", ".lz4", ".zip", ".7z", ".rar", ".br", ".lzma", ".z")
+# Of one record: a longer one could take all memory of a worker.
+MAX_RECORD_BYTES = 1 << 26
+_PASSED_BYTES = 1 << 20  # read at once of what is passed over
 _BESIDE = " beside "  # in a stamp, before that of the files beside
 # Errors of a file system that mean a wrong name, not a failing disk.
 _ABSENT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP))
@@ -103,6 +106,18 @@ def _matches(source: str, pattern: str, folders: bool) -> list[str]:
 
 
 def _require_readable(source: str, path: str, compressed: bool) -> None:
+    if not path.isprintable() and _is_no_text(path):
+        raise ConfigError(
+            f"source {source} cannot use the file {path!r}",
+            "its name is not valid UTF-8, so no table can hold it",
+            "Rename it.",
+        )
+    if not is_remote(path) and os.path.islink(_plain(path)) and not os.path.exists(_plain(path)):
+        raise ConfigError(
+            f"source {source} cannot read {path}",
+            "it is a link that leads to no file",
+            "Restore what it leads to, or remove it.",
+        )
     kind = what_else(path)
     if kind and kind != "a folder":
         raise ConfigError(
@@ -122,6 +137,14 @@ def _require_readable(source: str, path: str, compressed: bool) -> None:
             "files of this kind are read as they are, since they compress their parts themselves",
             "Decompress it first.",
         )
+
+
+def _is_no_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _listed(fs: Any, place: str, is_glob: bool) -> dict[str, str]:
@@ -194,12 +217,19 @@ def is_empty(stamp: str) -> bool:
 def open_binary(path: str) -> BinaryIO:
     """Open a local file or URL for reading and seeking.
 
-    Raises: OSError, as the file system raises it.
+    Raises: OSError, as the file system raises it; ConfigError for what is no URL of a file.
     """
     if not is_remote(path):
         return open(_plain(path), "rb")
     fs, place = file_system(path)
-    return cast(BinaryIO, fs.open(place, "rb"))
+    try:
+        return cast(BinaryIO, fs.open(place, "rb"))
+    except OSError:
+        raise
+    except NO_PLACE as error:
+        raise no_place(path, error) from error
+    except Exception as error:  # of a client library, whose connections and credentials fail so
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def what_else(path: str) -> str:
@@ -270,17 +300,38 @@ def num_bytes(file: BinaryIO) -> int:
 
 
 def lines(file: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (start, stop, line) of every line in a byte range that is not blank."""
+    """Yield (start, stop, line) of every line in a byte range that is not blank.
+
+    Of a line that is longer than MAX_RECORD_BYTES, it yields the beginning, which is too long too.
+    """
     file.seek(start)
     place = start
     while stop is None or place < stop:
-        line = file.readline()
+        line = file.readline(MAX_RECORD_BYTES + 1)
         if not line:
             return
-        content = line.removeprefix(b"\xef\xbb\xbf") if place == 0 else line
+        begin, place = place, place + len(line)
+        if len(line) > MAX_RECORD_BYTES:
+            place += _pass_line(file, line)
+        content = line.removeprefix(b"\xef\xbb\xbf") if begin == 0 else line
         if content.strip():
-            yield place, place + len(line), content
-        place += len(line)
+            yield begin, place, content
+
+
+def _pass_line(file: BinaryIO, line: bytes) -> int:
+    """Read the rest of a line that begins with `line`; return how many bytes it has."""
+    num_read = 0
+    while line and not line.endswith(b"\n"):
+        line = file.readline(_PASSED_BYTES)
+        num_read += len(line)
+    return num_read
+
+
+def require_size(size: int, what: str) -> None:
+    """Raise BadRecord with reason record_too_large for more bytes than a record may have."""
+    if size > MAX_RECORD_BYTES:
+        detail = f"{what} has more than {MAX_RECORD_BYTES:,} bytes"
+        raise BadRecord("record_too_large", detail)
 
 
 def list_folder(path: str) -> list[str] | None:

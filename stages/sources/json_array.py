@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from koe.errors import BadRecord
-from stages.sources.files import num_bytes
+from stages.looks import looks_like
+from stages.sources.fields import TOO_DEEP
+from stages.sources.files import MAX_RECORD_BYTES, num_bytes
 from stages.sources.json_recovery import element_end, element_starts
 from stages.sources.planning import Gap
 
 _CHUNK_BYTES = 1 << 20
-_MAX_ELEMENT_CHARS = 1 << 26  # a broken element must not draw the rest of the file into memory
+_MAX_ELEMENT_CHARS = MAX_RECORD_BYTES  # a broken one must not draw the rest of a file into memory
 _LOOK_AHEAD_CHARS = len("e+")
 _LONGEST_WORD = len("-Infinity\\ud800\\udc00")  # an error this near to the edge may be a cut
 _LONGEST_START = 512  # of what tells the start of an element
@@ -45,6 +47,16 @@ class _Text:
             parts.append(self._decoder.decode(data, final=self.ended))
             have += len(parts[-1])
         self.text = "".join(parts)
+
+    def grow_to(self, chars: int) -> bool:
+        """Grow by as many characters as an element may still have; return whether it may have any.
+
+        The window that an element is looked at in must not depend on where reading began.
+        """
+        left = _MAX_ELEMENT_CHARS - (len(self.text) - self.at)
+        if left > 0:
+            self.grow(min(chars, left))
+        return left > 0
 
     def take(self, stop: int) -> None:
         self.byte += len(self.text[self.at : stop].encode("utf-8", "surrogateescape"))
@@ -113,6 +125,11 @@ def array_elements(
 def _enter(text: _Text) -> str:
     """Move behind the opening bracket; return what is wrong if there is none."""
     text.grow()
+    begin = text.text[:64]
+    if name := looks_like(begin.encode("utf-8", "surrogateescape")):
+        return f"expected an array, found {name}"
+    if "\0" in begin[:8]:
+        return "expected an array, found zero bytes, as in text in UTF-16"
     if text.text.startswith("\ufeff"):
         text.take(1)
     mark = text.skip_space()
@@ -133,6 +150,8 @@ def _element(text: _Text) -> Any:
         try:
             value, stop = decoder.raw_decode(text.text, text.at)
             # A number at the edge of the window may continue behind it, as in 1.5|e10.
+            if stop - text.at > _MAX_ELEMENT_CHARS:
+                return _too_large(text)
             if text.ended or isinstance(value, dict) or size - stop > _LOOK_AHEAD_CHARS:
                 text.take(stop)
                 return value
@@ -140,12 +159,20 @@ def _element(text: _Text) -> Any:
         except json.JSONDecodeError as error:
             why = f"byte {text.byte:,}, character {error.pos - text.at:,} of it: {error.msg}"
             is_cut = error.msg.startswith("Unterminated") or size - error.pos < _LONGEST_WORD
-        except RecursionError as error:
+        except ValueError as error:  # a number of very many digits
             why, is_cut = f"byte {text.byte:,}: {error}", False
-        if text.ended or not is_cut or size - text.at > _MAX_ELEMENT_CHARS:
+        except RecursionError:
+            why, is_cut = f"byte {text.byte:,}: {TOO_DEEP}", False
+        if text.ended or not is_cut:
             return BadRecord("broken_json", f"the element at {why}")
-        text.grow(chars)
+        if not text.grow_to(chars):
+            return _too_large(text)
         chars *= 2
+
+
+def _too_large(text: _Text) -> BadRecord:
+    detail = f"the element at byte {text.byte:,} has more than {_MAX_ELEMENT_CHARS:,} characters"
+    return BadRecord("record_too_large", detail)
 
 
 def _pass_over(text: _Text) -> bool | None:
@@ -155,13 +182,13 @@ def _pass_over(text: _Text) -> bool | None:
     """
     starts, chars = element_starts(text.head(), text.text, text.at), _CHUNK_BYTES
     while True:
-        end = element_end(text.text, text.at, starts)
-        if end is not None and (end.at < len(text.text) or text.ended):
+        seen = text.text[: text.at + _MAX_ELEMENT_CHARS]
+        end = element_end(seen, text.at, starts)
+        if end is not None and (end.at < len(seen) or text.ended):
             text.take(end.at)
             return end.is_exact
-        if text.ended or len(text.text) - text.at > _MAX_ELEMENT_CHARS:
+        if text.ended or not text.grow_to(chars):
             break
-        text.grow(chars)
         chars *= 2
     while (start := starts.find(text.text, text.at + 1)) is None:
         if text.ended:

@@ -72,13 +72,16 @@ def _sound_objects(text: str, starts: Starts) -> list[dict[str, Any]]:
 
 
 def _keys_in_lists(value: Any) -> set[str]:
-    """List the first keys of all objects that are elements of lists."""
-    if isinstance(value, dict):
-        return {key for part in value.values() for key in _keys_in_lists(part)}
-    if not isinstance(value, list):
-        return set()
-    firsts = {next(iter(part)) for part in value if isinstance(part, dict) and part}
-    return firsts | {key for part in value for key in _keys_in_lists(part)}
+    """List the first keys of all objects that are elements of lists, however deep they lie."""
+    found: set[str] = set()
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            found |= {next(iter(entry)) for entry in part if isinstance(entry, dict) and entry}
+        inner = part.values() if isinstance(part, dict) else part
+        waiting += [entry for entry in inner if isinstance(entry, dict | list)]
+    return found
 
 
 def element_end(text: str, at: int, starts: Starts) -> End | None:

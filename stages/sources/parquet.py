@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from koe.errors import BadRecord, ConfigError
 from koe.schema import Unit
+from stages.looks import looks_like
 from stages.sources.base import AudioLocation, Record, SourceFiles, SpeechFiles, TextFiles
 from stages.sources.columns import (
     ARRAY,
@@ -72,7 +73,9 @@ def _unreadable_file(path: str) -> Gap | None:
         open_parquet(path).close()
     except Corrupt as error:
         with open_binary(path) as file:
-            return Gap(0, num_bytes(file), f"not a complete Parquet file: {error}")
+            name = looks_like(file.read(64))
+            why = f"no Parquet file but {name}" if name else f"not a complete Parquet file: {error}"
+            return Gap(0, num_bytes(file), why)
     return None
 
 
@@ -95,6 +98,8 @@ def _rows(unit: Unit, columns: list[str]) -> Iterator[tuple[int, dict[str, Any] 
             try:
                 with decoding():
                     table = file.read_row_group(group, columns=columns)
+                if columns and table.num_rows != last - first:
+                    raise Corrupt(f"{table.num_rows} rows instead of {last - first}")
             except Corrupt as error:
                 bad = BadRecord("broken_parquet", f"row group {group}: {error}")
                 yield from ((row, bad) for row in range(start, stop))

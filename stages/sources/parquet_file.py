@@ -21,6 +21,9 @@ MAX_CHANNELS = 64  # of decoded audio: more lists are samples of [samples, chann
 BATCH_CELLS = 32  # audio cells decoded at once: some MB, however large the row group
 
 
+_UNDECODABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowIndexError)
+
+
 class Corrupt(Exception):
     """The content of a Parquet file can be reached, but not decoded."""
 
@@ -30,7 +33,9 @@ def decoding() -> Iterator[None]:
     """Tell broken content from failing storage: Arrow sets errno for the latter only."""
     try:
         yield
-    except pa.ArrowInvalid as error:
+    except UnicodeDecodeError as error:
+        raise Corrupt(f"the name of a column is not valid UTF-8: {error.reason}") from error
+    except _UNDECODABLE as error:
         raise Corrupt(str(error)) from error
     except OSError as error:
         if type(error) is not OSError or error.errno is not None:
@@ -164,7 +169,9 @@ class CellReader:
             self._group, self._first = group, self._groups[group][0]
             self._cells = pa.array([], pa.binary())
         while row >= self._first + len(self._cells):
-            batch = next(self._batches)
+            batch = next(self._batches, None)
+            if batch is None:
+                raise Corrupt("its row group holds fewer rows than its footer says")
             self._first += len(self._cells)
             name = self._column.name
             name = f"{name}.bytes" if self._column.form == STRUCT else name

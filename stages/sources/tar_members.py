@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
+from stages.looks import looks_like
 from stages.sources.files import num_bytes
 from stages.sources.planning import Gap
 
@@ -22,6 +23,11 @@ _MAGIC = re.compile(rb"ustar[\0 ]")
 _MAGIC_AT = 257
 _CHECKSUM = re.compile(rb"[0-7 ]{6,7}[\0 ]")
 _CHECKSUM_AT = 148
+_TYPE_AT = 156
+# Headers that say more of the member behind them: its long name, or that of a link, or anything (pax).
+_EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+_MAX_EXTENSIONS = 16  # of one member
+_MAX_EXTENSION_BYTES = 1 << 20
 
 
 class Member(NamedTuple):
@@ -40,7 +46,11 @@ class _Entry(NamedTuple):
 
 
 class _Damaged(Exception):
-    """There is no sound header here."""
+    """There is no sound header here, nor before the byte `behind`."""
+
+    def __init__(self, why: str, behind: int = 0) -> None:
+        super().__init__(why)
+        self.behind = behind
 
 
 def read_members(file: BinaryIO, start: int) -> Iterator[Member | Gap]:
@@ -49,7 +59,8 @@ def read_members(file: BinaryIO, start: int) -> Iterator[Member | Gap]:
     After a damaged header, a member that is cut off or one whose size reaches over other headers,
     reading goes on at the next header whose checksum is right. Blocks of zeros, which end an
     archive, are passed over, so that archives joined with `cat` are read to the end. All this
-    depends on nothing that precedes `start`, except for global pax headers that rename members.
+    depends on nothing that precedes `start`: global pax headers, which few writers use for more than
+    a comment, are passed over.
 
     Source: POSIX.1-2017, pax, "ustar Interchange Format".
     """
@@ -83,7 +94,7 @@ class _Tar:
             entry = self._entry(place)
             self._require_sound(entry)
         except _Damaged as damaged:
-            stop = self._resume(place)
+            stop = self._resume(place, damaged.behind)
             return Gap(place, stop, str(damaged)), stop
         return entry
 
@@ -103,24 +114,52 @@ class _Tar:
 
     def _entry(self, place: int) -> _Entry:
         archive, member = self._archive, self._look(place)[2]
-        if member and not archive.pax_headers:
+        archive.pax_headers = {}  # nothing is remembered of what precedes
+        if member:
             return _Entry(member, member.data_offset + _padded(member.size))
+        if (behind := self._behind_extensions(place)) is not None:
+            return _Entry(None, behind)
         self._file.seek(place)
         try:
             info = tarfile.TarInfo.fromtarfile(archive)
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        except (tarfile.TarError, ValueError, OverflowError, LookupError) as error:
             what = f"the header at byte {place} of {self.size} is cut off or damaged"
-            what = what if place else "it is not a tar archive, or its first header is damaged"
+            if place == 0:
+                name = looks_like(self._block(0))
+                what = f"it is not a tar archive{f' but {name}' if name else ', or damaged there'}"
             raise _Damaged(f"{what}: {error}") from None
         if info.size < 0 or archive.offset <= place:
             raise _Damaged(f"the header at byte {place} states a size of {info.size}")
         if info.isdir():
             return _Entry(None, archive.offset)
         name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        size = info.size if info.isreg() else 0
+        size = info.size if info.isreg() and not info.issparse() else 0
         return _Entry(
             Member(name, place, info.offset_data, size, _why_unsafe(info)), archive.offset
         )
+
+    def _behind_extensions(self, place: int) -> int | None:
+        """Return where a global header ends; None for any other, unless it is damaged.
+
+        tarfile reads extended headers into memory, and each that follows another with a call of
+        itself.
+        """
+        start, number = place, 0
+        while (block := self._block(place))[_TYPE_AT : _TYPE_AT + 1] in _EXTENSIONS:
+            try:
+                size = tarfile.nti(block[124:136])  # pyright: ignore[reportAttributeAccessIssue]
+            except tarfile.TarError:
+                return None
+            if not _has_checksum(block) or not 0 <= size <= self.size - place - _BLOCK:
+                return None
+            if size > _MAX_EXTENSION_BYTES:
+                raise _Damaged(f"the extended header at byte {place} has {size} bytes")
+            if block[_TYPE_AT : _TYPE_AT + 1] == tarfile.XGLTYPE and place == start:
+                return place + _BLOCK + _padded(size)
+            place, number = place + _BLOCK + _padded(size), number + 1
+        if number > _MAX_EXTENSIONS:
+            raise _Damaged(f"{number} extended headers from byte {start} on", place)
+        return None
 
     def _require_sound(self, entry: _Entry) -> None:
         """Raise _Damaged for a member that cannot be as long as its header says."""
@@ -156,10 +195,12 @@ class _Tar:
             place += len(chunk)
         return None
 
-    def _resume(self, place: int) -> int:
+    def _resume(self, place: int, behind: int = 0) -> int:
         """Find where to go on after a damaged header at `place`: up to there nothing can be read."""
-        found = self._search(place + 1, self.size, place)
+        found = self._search(max(place + 1, behind), self.size, place)
         found = self._end_mark(place) if found is None else found
+        if behind:
+            return found
         stated = self._stated_end(place)
         if stated is not None and (self._is_header(stated) or self._first_byte(stated) is None):
             is_archive = self._block(place)[:100].rstrip(b"\0").lower().endswith(b".tar")
@@ -255,6 +296,8 @@ def _why_unsafe(info: tarfile.TarInfo) -> str:
         return "a sparse member, whose bytes do not lie in one piece"
     if why := _leads_out(info.name):
         return why
+    if "\0" in info.name:
+        return "its name holds a zero byte"
     try:
         info.name.encode()
     except UnicodeEncodeError:

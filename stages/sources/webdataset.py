@@ -11,7 +11,7 @@ from koe.errors import BadRecord, attempt
 from koe.schema import Unit
 from stages.sources.base import AudioLocation, Record, SpeechFiles
 from stages.sources.fields import parse_object
-from stages.sources.files import SourceFile
+from stages.sources.files import SourceFile, require_size
 from stages.sources.planning import Gap, Slice, Span, cut
 from stages.sources.tar_members import Member, read_members
 
@@ -257,6 +257,7 @@ def _text(tar: BinaryIO, member: Member) -> str:
 
 
 def _read(tar: BinaryIO, member: Member) -> bytes:
+    require_size(member.size, member.name)
     tar.seek(member.data_offset)
     return tar.read(member.size)
 

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from koe.schema import unit_table
-from koe.stage import check_outcome
-from stages.ingest import IngestStage
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
 from tests.real_data import REPORTS, WORDS
 from tests.stages.audio_files import write_tar
+from tests.stages.records import ingested
 
 WORD = (WORDS / "metadata.jsonl").parent
 
 
 def ingest(path, unit_records=2, **fields):
     """Ingest a tar; return the kept clips, and the quarantined records by id."""
-    config = SpeechSourceConfig(name="s", kind="webdataset", paths=[str(path)], fields=fields)
-    source = speech_source(config, unit_records)
-    stage = IngestStage((source,))
-    kept, quarantined = [], {}
-    for unit in source.units():
-        outcome = check_outcome(stage, unit.records, stage.open()(unit_table([unit])))
-        kept += outcome.kept.to_pylist()
-        rows = outcome.quarantined.to_pylist()
-        quarantined |= {row["id"]: (row["reason"], row["detail"]) for row in rows}
-    return kept, quarantined
+    return ingested(unit_records, kind="webdataset", paths=[str(path)], fields=fields)
 
 
 @pytest.mark.parametrize("unit_records", [1, 2, 3, 100])
