@@ -11,12 +11,13 @@ from stages.sources.base import Record
 from stages.sources.files import SourceFile, expand, join, list_folder
 from stages.sources.layouts import LAYOUTS
 from stages.sources.manifest import ManifestSource
-from stages.sources.planning import Slice, cut
-from stages.sources.rows import read_rows
+from stages.sources.planning import Gap, Slice, Span, cut
+from stages.sources.rows import Row, read_rows
 from stages.sources.settings import braces
 from stages.sources.streams import plain_name
 from stages.sources.tables import find_table, with_text
 
+_LONG_BYTES = 1 << 12  # of a row
 _METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 
 
@@ -66,7 +67,7 @@ class FolderSource(ManifestSource):
                 return
             table = find_table(self.settings, file.path, opened).rows
             rows = read_rows(opened, table, table.start, None)
-            yield from cut(((row.start, row.stop) for row in rows), self.unit_records)
+            yield from cut(map(_span, rows), self.unit_records)
 
     def read(self, unit: Unit) -> Iterator[Record]:
         if _is_json(unit.path):
@@ -79,6 +80,13 @@ class FolderSource(ManifestSource):
             table = find_table(self.settings, unit.path, file)
             for row in read_rows(file, table.rows, unit.start, unit.stop):
                 yield self.clip(table.values(row), unit, relative, row.start)
+
+
+def _span(row: Row) -> Span | Gap:
+    """Return the bytes of a row; those of a long one that is broken may have held many rows."""
+    if row.problem and row.stop - row.start > _LONG_BYTES:
+        return Gap(row.start, row.stop, row.problem)
+    return Span(row.start, row.stop)
 
 
 def _is_json(path: str) -> bool:

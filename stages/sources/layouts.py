@@ -21,7 +21,8 @@ class Layout:
 
     `columns` None means that the first line names them. `fields` are the names that
     `sources.speech[].fields` has unless it is given others. `file` is the table's usual name,
-    which stands for it where a path is a folder.
+    which stands for it where a path is a folder. `named_in` finds more fields, by the groups of a
+    regular expression: in the table's path (key ""), or in a column.
     """
 
     delimiter: str
@@ -30,6 +31,7 @@ class Layout:
     audio_path: str | None = None  # with columns in braces; None: the column file_name holds it
     optional: int = 0  # how many of the last columns may be missing
     fields: Mapping[str, str] = field(default_factory=dict)
+    named_in: tuple[tuple[str, str], ...] = ()
 
 
 _ID_TEXT = ("id", "text")
@@ -52,8 +54,16 @@ LAYOUTS: dict[LayoutName, Layout] = {
     # 000/0000f0b7c6c1d.flac, tab, text; the audio lies in 000.tar
     "reazonspeech": Layout("\t", ("file_name", "text")),
     "jsut": Layout(":", _ID_TEXT, "transcript_utf8.txt", "wav/{id}.wav"),
-    "jvs": Layout(":", _ID_TEXT, "transcripts_utf8.txt", "wav24kHz16bit/{id}.wav"),
-    "librispeech": Layout(" ", _ID_TEXT, audio_path="{id}.flac"),
+    # jvs001/parallel100/transcripts_utf8.txt: the folder is the speaker
+    "jvs": Layout(
+        ":", _ID_TEXT, "transcripts_utf8.txt", "wav24kHz16bit/{id}.wav", fields=_SPEAKER,
+        named_in=(("", r"(?:^|/)(?P<speaker>jvs\d+)/[^/]*/[^/]*$"),),
+    ),
+    # 84-121123-0000 TEXT: speaker, chapter and number
+    "librispeech": Layout(
+        " ", _ID_TEXT, audio_path="{id}.flac", fields=_SPEAKER,
+        named_in=(("id", r"^(?P<speaker>[^-]+)-"),),
+    ),
     # a/b.wav, a space or a tab, text
     "list": Layout(" ", ("file_name", "text")),
 }  # fmt: skip

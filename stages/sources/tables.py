@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from koe.errors import BadRecord, ConfigError
 from stages.sources.encodings import require_utf8
@@ -25,26 +26,31 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class AudioTable:
-    """A table of clips: `audio` is the field with the path, made from `audio_path` if that is set."""
+    """A table of clips: `audio` is the field with the path, made from `audio_path` if that is set.
+
+    `named_in` as in a layout, for columns; `constants` are fields that all rows share.
+    """
 
     rows: Table
     audio: str
     audio_path: str | None = None
+    named_in: tuple[tuple[str, str], ...] = ()
+    constants: tuple[tuple[str, str | None], ...] = ()
 
-    def values(self, row: Row) -> dict[str, str] | BadRecord:
+    def values(self, row: Row) -> dict[str, Any] | BadRecord:
         """Return the cells of a row by the names of their columns, and the audio's path.
 
         Backslashes in the path separate folders: such tables come from Windows.
         """
         if row.problem:
             return BadRecord("broken_row", row.problem)
-        values = dict(zip(self.rows.columns, row.cells, strict=False))  # optional ones may lack
-        if self.audio_path:
-            named = {name: values.get(name, "") for name in self.rows.columns}
-            values[self.audio] = self.audio_path.format_map(named)
-        if "\\" in values[self.audio]:
-            values[self.audio] = values[self.audio].replace("\\", "/")
-        return values
+        values: dict[str, Any] = dict(zip(self.rows.columns, row.cells, strict=False))
+        path: str = values.get(self.audio, "")
+        if self.audio_path:  # optional columns may lack
+            path = self.audio_path.format_map(dict.fromkeys(self.rows.columns, "") | values)
+        for column, pattern in self.named_in:
+            values |= _groups(pattern, values.get(column, ""))
+        return {**values, **dict(self.constants), self.audio: path.replace("\\", "/")}
 
 
 def find_table(
@@ -82,8 +88,24 @@ def find_table(
     if given is not None:
         _require_fit(settings, path, file, table)
     needed = settings.fields.required() if needed is None else needed
-    require_columns(settings.name, path, {*columns, audio}, needed)
-    return AudioTable(table, audio, pattern)
+    named_in = layout.named_in if layout else ()
+    made = {name for _, regex in named_in for name in re.compile(regex).groupindex}
+    require_columns(settings.name, path, {*columns, audio, *made}, needed)
+    constants = {
+        name: value
+        for column, regex in named_in
+        if not column
+        for name, value in _groups(regex, path).items()
+    }
+    of_columns = tuple((column, regex) for column, regex in named_in if column)
+    return AudioTable(table, audio, pattern, of_columns, tuple(constants.items()))
+
+
+def _groups(pattern: str, text: str) -> dict[str, str | None]:
+    """Return the named groups of a pattern; each is None where it does not match."""
+    regex = re.compile(pattern)
+    found = regex.search(text)
+    return found.groupdict() if found else dict.fromkeys(regex.groupindex)
 
 
 def _audio_name(settings: SpeechSourceConfig) -> str | None:

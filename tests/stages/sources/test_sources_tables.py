@@ -457,3 +457,32 @@ def test_the_transcription_of_datasets_is_the_text(tmp_path):
         assert check_first_records(source, [unit]) == {note: 1}
         (record,) = folder(tmp_path / name, fields={"text": "transcription"})
         assert record.fields["transcription"] == "x"
+
+
+def test_the_speaker_may_stand_in_the_path_or_in_the_id(tmp_path):
+    for speaker in ("jvs001", "jvs002"):
+        folder_of = tmp_path / f"jvs_ver1/{speaker}/parallel100"
+        folder_of.mkdir(parents=True)
+        (folder_of / "transcripts_utf8.txt").write_text("VOICEACTRESS100_001:また、\n")
+    records = folder(tmp_path / "jvs_ver1/*/parallel100", layout="jvs")
+    assert [record.fields["speaker"] for record in records] == ["jvs001", "jvs002"]
+    (tmp_path / "84-121123.trans.txt").write_text("84-121123-0000 GO\nodd ONE\n")
+    records = folder(tmp_path / "84-121123.trans.txt", layout="librispeech")
+    assert [record.fields.get("speaker") for record in records] == ["84", None]
+
+
+def test_a_hole_in_a_table_counts_as_the_rows_that_it_held(tmp_path):
+    rows = [f"wavs/{n:06}.wav|文{n:06}".encode() for n in range(9000)]
+    data = bytearray(b"\n".join(rows))
+    size = len(rows[0]) + 1
+    data[1000 * size : 5000 * size] = bytes(4000 * size)
+    (tmp_path / "train.txt").write_bytes(data)
+    units = plan(tmp_path / "train.txt", layout="vits")
+    assert sum(unit.records for unit in units) == 5000
+    assert sum(unit.gaps for unit in units) == 1
+    assert sum(unit.lost_bytes for unit in units) == 4001 * size
+    assert sum(unit.lost_records for unit in units) == 4001
+    records = same_for_all_sizes(
+        (999,), kind="folder", paths=[f"{tmp_path}/train.txt"], layout="vits"
+    )
+    assert [reason(record) for record in records] == [""] * 1000 + ["broken_row"] + [""] * 3999
