@@ -19,7 +19,7 @@ from stages.sources.settings import SpeechSourceConfig, braces
 
 T = TypeVar("T")
 _HEAD_BYTES = 1 << 16
-_TRIED_ROWS = 20
+_TRIED_ROWS = 10_000
 _DELIMITERS = (",", "\t", "|", ";")
 _BOM = b"\xef\xbb\xbf"
 
@@ -178,12 +178,16 @@ def _unclear(
 
 
 def _require_fit(settings: SpeechSourceConfig, path: str, file: BinaryIO, table: Table) -> None:
-    """Check that one of the first rows has the right number of cells; a single one may be broken."""
-    rows = list(islice(read_rows(file, table, table.start, None), _TRIED_ROWS))
-    if not rows or any(not row.problem for row in rows):
+    """Check that one of the first rows has the right number of cells; others may be broken."""
+    first, number = None, 0
+    for row in islice(read_rows(file, table, table.start, None), _TRIED_ROWS):
+        if not row.problem:
+            return
+        first, number = first or row, number + 1
+    if first is None:
         return
-    file.seek(rows[0].start)
-    line = file.read(min(200, rows[0].stop - rows[0].start)).decode("utf-8", "replace").rstrip()
+    file.seek(first.start)
+    line = file.read(min(200, first.stop - first.start)).decode("utf-8", "replace").rstrip()
     key = f"layout {settings.layout}" if settings.layout else "columns"
     fitting = [
         name for name, layout in LAYOUTS.items()
@@ -191,7 +195,7 @@ def _require_fit(settings: SpeechSourceConfig, path: str, file: BinaryIO, table:
     ]  # fmt: skip
     raise ConfigError(
         f"source {settings.name} cannot read {path} by its {key}",
-        f"none of its first {len(rows)} rows fits, and the first is {line!r}: {rows[0].problem}",
+        f"none of its first {number:,} rows fits, and the first is {line!r}: {first.problem}",
         "Set columns and delimiter to what the file has"
         + (f", or layout to one with as many cells: {', '.join(fitting)}." if fitting else "."),
     )

@@ -17,7 +17,15 @@ import numpy as np
 from koe.errors import BadRecord, ConfigError, StorageError, attempt
 from koe.schema import Unit
 from stages.sources.compressed import opened
-from stages.sources.files import SourceFile, exists, is_empty, reading, stamp, stamp_with_beside
+from stages.sources.files import (
+    SourceFile,
+    exists,
+    is_empty,
+    reading,
+    stamp,
+    stamp_with_beside,
+    what_else,
+)
 from stages.sources.kept import keep, kept, kept_numbers, name_of
 from stages.sources.planning import Known, scan_all
 from stages.sources.rows import Row
@@ -53,11 +61,12 @@ class TranscribedTars(WebDatasetSource):
 
         Raises: ConfigError also where there is no table, or it lacks a column.
         """
-        if not exists(self._path):
+        kind = what_else(self._path)
+        if kind or not exists(self._path):
             raise ConfigError(
-                f"source {self.name} finds no transcripts",
-                f"there is no {self._path}",
-                "Check the path and its spelling.",
+                f"source {self.name} finds no table of transcripts",
+                f"{self._path} is {kind}" if kind else f"there is no {self._path}",
+                "Set transcripts to the file with the table.",
             )
         assert self._table is not None  # it is looked at before any work
         return [SourceFile(f.path, f.relative, (self._path,)) for f in super().files()]

@@ -37,9 +37,13 @@ def table(tmp_path: Path, name: str) -> Path:
     return Path(shutil.copy(REPORTS / name, tmp_path))
 
 
-def test_a_tab_separated_file_has_no_quoting(tmp_path):
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_tab_separated_file_has_no_quoting(tmp_path, by_name):
     words(tmp_path / "clips", *(f"w{n}.mp3" for n in range(8)))
-    kept, refused = ingest(table(tmp_path, "X/cv.tsv"), layout="common_voice")
+    names = {"audio": "path", "text": "sentence", "speaker": "client_id"}
+    settings = {"fields": names, "audio_root": f"{tmp_path}/clips"}
+    path = table(tmp_path, "X/cv.tsv")
+    kept, refused = ingest(path, **({"layout": "common_voice"} if by_name else settings))
     assert refused == []
     assert [clip["text"] for clip in kept] == [
         "普通の文0です。",

@@ -304,7 +304,7 @@ def test_a_layout_that_no_row_fits_is_refused_and_one_broken_row_is_not(tmp_path
         plan(path, layout="vits")
     with pytest.raises(ConfigError, match="vits_speaker"):
         plan(path, layout="vits")
-    path.write_text("wavs/0.wav|0|一つ\nwavs/1.wav|二つ\n")
+    path.write_text("wavs/0.wav|0|一つ\n" * 100 + "wavs/1.wav|二つ\n")
     assert texts(folder(path, layout="vits")) == ["二つ"]
 
 

@@ -215,6 +215,15 @@ def test_what_is_in_the_tar_beside_audio_costs_nothing(tmp_path):
     ]
 
 
+def test_tars_and_their_table_may_lie_on_an_object_store(tmp_path):
+    plain = read(reazonspeech(tmp_path))
+    fs, root = fsspec.filesystem("memory"), f"/transcribed{tmp_path.name}"
+    for path in tmp_path.iterdir():
+        fs.pipe_file(f"{root}/{path.name}", path.read_bytes())
+    records = read(Path(), paths=[f"memory:/{root}/*.tar"], transcripts=f"memory:/{root}/small.tsv")
+    assert [(r.key, r.fields) for r in records] == [(r.key, r.fields) for r in plain]
+
+
 @pytest.mark.law
 def test_a_table_of_any_order_gives_what_a_dictionary_gives(tmp_path):
     chosen = random.Random(1)
@@ -241,8 +250,10 @@ def test_a_table_of_any_order_gives_what_a_dictionary_gives(tmp_path):
     [
         (
             {"transcripts": "/nowhere.tsv"},
-            r"finds no transcripts because there is no /nowhere\.tsv",
+            r"no table of transcripts because there is no /nowhere\.tsv",
         ),
+        ({"transcripts": "/dev/tty"}, r"/dev/tty is a device"),
+        ({"transcripts": "/tmp"}, r"/tmp is a folder"),
         ({"layout": None}, r"first line is '001/0000.flac.*reazonspeech: file_name<tab>text"),
         ({"layout": "vits"}, r"by its layout vits"),
         ({"fields": {"text": "txet"}}, r"no column 'txet' for text"),
