@@ -28,7 +28,7 @@ PARSED_PROGRAMS = {
     "make": "minutes; and `make test` would run this test",
     "ray": "needs a cluster, or would leave one behind",
     "torchrun": "needs eight GPUs; a test below gives its arguments to the trainer",
-    "python": "needs an object store, a GPU or a corpus; test_recipes runs the examples",
+    "python": "needs an object store, a GPU or a corpus",
     "export": "needs an object store",
 }
 # What is run instead on the tiny corpus, of which no clip scores above 2.8; two clips say enough.

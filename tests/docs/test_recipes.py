@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.config.load import load_config
 from pipeline.run_dir.storage import Storage
 from tests.calling import koe
 from tests.docs.blocks import blocks
-from tests.docs.corpora import EMILIA, write_all
+from tests.docs.corpora import EMILIA, EXPECTED, write_all
 
 RECIPES = [block for block in blocks("yaml") if block.page == "recipes.md"]
-# Kept clips or samples, and the quarantined ones by reason, of each source of each recipe.
-EXPECTED = [
-    {"jchat": (2, {"missing_transcript": 1})},
-    {"reazonspeech": (1, {"missing_transcript": 1})},
-    {"reazonspeech": (1, {})},
-    {"emilia": (1, {})},
-    {"llm_japanese": (2, {"missing_answer": 1})},
-    {"jchat": (2, {"missing_transcript": 1}), "llm_japanese": (2, {"missing_answer": 1})},
-]
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +41,49 @@ def run_recipe(corpora: Path, number: int, *arguments: str) -> Path:
 
 
 def books(corpora: Path, number: int) -> dict[str, tuple[int, dict[str, int]]]:
-    """Read the receipts: kept and quarantined records of each source, of one unit each."""
-    found = {}
+    """Add up the receipts: kept and quarantined records of each source."""
+    kept, left = Counter[str](), defaultdict[str, Counter[str]](Counter)
     for path in (corpora / f"run-{number}").glob("*/*.json"):
         receipt = json.loads(path.read_text("utf-8"))
-        source = receipt["unit"].split("-")[0]
-        found[source] = (receipt["kept"], receipt["quarantined"])
-    return found
+        source = receipt["unit"].rsplit("-", 2)[0]
+        kept[source] += receipt["kept"]
+        left[source].update(receipt["quarantined"])
+    return {source: (kept[source], dict(left[source])) for source in kept}
+
+
+def names_in(number: int) -> set[str]:
+    sources = yaml.safe_load(RECIPES[number].text)["sources"]
+    return {source["name"] for kind in sources.values() for source in kind}
+
+
+def test_every_source_of_the_page_has_a_corpus_and_the_other_way_round():
+    assert set().union(*map(names_in, range(len(RECIPES)))) == EXPECTED.keys()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(EXPECTED)))
+@pytest.mark.parametrize("number", range(len(RECIPES)))
 def test_a_recipe_reads_its_corpus(number, corpora):
-    assert len(RECIPES) == len(EXPECTED)
     sources = yaml.safe_load(RECIPES[number].text)["sources"]
     if "speech" in sources:
         run_recipe(corpora, number, "--only", "ingest")
     if "text" in sources:
         run_recipe(corpora, number, "--only", "tokenize", "--set", "sources.speech=[]")
-    assert books(corpora, number) == EXPECTED[number]
+    assert books(corpora, number) == {name: EXPECTED[name] for name in names_in(number)}
+
+
+def test_the_checks_of_transcripts_are_set_as_the_page_says(corpora):
+    (number,) = (n for n, recipe in enumerate(RECIPES) if "transcripts:\n" in recipe.text)
+    path = run_recipe(corpora, number, "--to", "ingest")
+    checks = load_config(path).transcripts
+    assert checks.invented_phrases == ["default"]
+    assert (checks.max_repeats, checks.max_characters_per_second) == (8, 20)
+
+
+def test_a_recipe_takes_few_lines():
+    for recipe in RECIPES:
+        sources = yaml.safe_load(recipe.text)["sources"]
+        for source in (source for kind in sources.values() for source in kind):
+            assert len(source) <= 5, f"{source['name']} needs {len(source)} keys"
 
 
 def test_a_segment_of_a_dialogue_has_the_text_inside_it(corpora):
