@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from stages.audio.decode import (
 )
 from stages.settings import IngestConfig
 from stages.sources.base import Record, SpeechFiles
-from stages.sources.fields import describe, lookup
+from stages.sources.fields import describe, lookup, name_of, number_of
 from stages.sources.location import ClipReader
 from stages.sources.notes import Notes
 from stages.sources.settings import SpeechFields
@@ -89,6 +88,7 @@ class IngestStage:
                     raise BadRecord("duplicate_id", "an earlier record of the unit has this id")
                 seen.add(clip_id)
                 clip = clip_row(record, source.settings.fields, reader, self.settings.max_seconds)
+                notes.add_length(record, clip["seconds"])
                 rows.append({"id": clip_id, "source": source.name, **clip})
             except BadRecord as bad:
                 exclusions.quarantine(clip_id, source.name, bad, record.location)
@@ -112,10 +112,14 @@ def clip_row(
     channel = clip_channel(record.fields, fields, header)
     if seconds > max_seconds:
         raise BadRecord("too_long", f"{seconds:.3f} s of at most {max_seconds} s")
-    speaker = lookup(record.fields, fields.speaker)
+    speaker = name_of(lookup(record.fields, fields.speaker))
+    if speaker is None:
+        raise BadRecord(
+            "bad_speaker", f"{describe(record.fields, fields.speaker or '')}, which is no name"
+        )
     return {
         "text": text,
-        "speaker": None if speaker is None else str(speaker),
+        "speaker": speaker or None,
         "audio_kind": place.kind,
         "audio_path": place.path,
         "audio_member": place.member,
@@ -126,7 +130,7 @@ def clip_row(
         "audio_hz": header.audio_hz,
         "channels": header.channels,
         "channel": channel,
-        "source_ovrl": _number_or_none(lookup(record.fields, fields.ovrl)),
+        "source_ovrl": number_of(lookup(record.fields, fields.ovrl)),
     }
 
 
@@ -173,7 +177,7 @@ def clip_channel(values: dict[str, Any], fields: SpeechFields, header: AudioHead
     value = lookup(values, fields.channel)
     if value is None or value in ("", "average"):
         return None
-    number = _number_or_none(value)
+    number = number_of(value)
     if number is None or not number.is_integer():
         detail = f"field {fields.channel!r} holds {value!r}, expected one number counted from 0"
         raise BadRecord("bad_channel", detail)
@@ -189,20 +193,9 @@ def _number(values: dict[str, Any], name: str | None) -> float | None:
     value = lookup(values, name)
     if name is None or value is None or value == "":
         return None
-    number = _number_or_none(value)
+    number = number_of(value)
     if number is None:
         raise BadRecord(
             "bad_segment", f"{describe(values, name)}, which is not a number of seconds"
         )
     return number
-
-
-def _number_or_none(value: Any) -> float | None:
-    """Return a number, also from text as CSV has it; None for anything else, including NaN."""
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None

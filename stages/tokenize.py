@@ -20,7 +20,7 @@ from stages.clips import location
 from stages.settings import TokenizeConfig, TranscriptsConfig
 from stages.sources.base import Record, TextFiles
 from stages.sources.notes import Notes
-from stages.text.conversation import turns
+from stages.text.conversation import ends_unanswered, turns
 from stages.text.tokenizer import TextEncoder, TextTokenizer
 from stages.text.transcripts import TranscriptChecks, speech_prompt
 
@@ -151,6 +151,9 @@ class TokenizeText(_Tokenize):
                 excluded.quarantine(sample_id, unit.source, bad, record.location)
                 continue
             seen.add(sample_id)
+            settings = self.source.settings
+            if ends_unanswered(record.fields, settings.layout, settings.fields):
+                notes.add_unanswered()
             yield sample_id, pairs
 
     def _turns(self, record: Record) -> list[tuple[str, str]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
+import datetime
+import decimal
 import json
+import math
 import re
 import reprlib
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from koe.errors import BadRecord, ConfigError
+from koe.errors import BadRecord
 from stages.looks import looks_like
 from stages.sources.files import require_size
 
@@ -21,6 +24,8 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (list, "a list"),
     (Mapping, "an object"),
 )
+# Types of values that name something, beside text.
+_NAMES = (int, float, decimal.Decimal, uuid.UUID, datetime.date, datetime.time)
 
 
 # Python's own limit depends on where a parser is called.
@@ -68,6 +73,11 @@ def lookup(fields: Mapping[str, Any], name: str | None) -> Any:
     return found[0] if found else None
 
 
+def is_blank(value: Any) -> bool:
+    """Tell whether a value says nothing; NaN, which no value equals, is a gap in a table."""
+    return value is None or value == "" or value == [] or value != value
+
+
 def describe(fields: Mapping[str, Any], name: str) -> str:
     """Say for a detail what stands where `name` should be."""
     if found := find(fields, name):
@@ -84,21 +94,54 @@ def record_key(fields: Mapping[str, Any], id_field: str | None, place: str) -> s
     """
     if id_field is None:
         return place
-    value = lookup(fields, id_field)
-    if value is None or isinstance(value, dict | list) or not str(value).strip():
+    key = name_of(lookup(fields, id_field))
+    if not key:
         raise BadRecord("missing_id", describe(fields, id_field))
-    return str(value)
+    return key
+
+
+def name_of(value: Any) -> str | None:
+    """Return the name that a value is of a record or a speaker: empty if it says nothing.
+
+    A whole number has no decimal point, because tables with gaps turn 1 into 1.0; NaN stands for
+    such a gap. None for what is no name, such as a list.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, str):
+        return value if value.strip() else ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, _NAMES) and not isinstance(value, bool):
+        return str(value)
+    return None
+
+
+def number_of(value: Any) -> float | None:
+    """Return a number, also from text as CSV has it, and the seconds of a length of time.
+
+    None for anything else, including NaN.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
     """Parse one JSON object that can also be written as UTF-8.
 
-    Raises: BadRecord with reason `broken_json`.
+    Raises: BadRecord with reason `broken_json` or `repeated_key`.
     """
     require_size(len(data), "it")
     try:
         # json itself would guess the encoding, and take halves of surrogate pairs
-        value = json.loads(data.decode("utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unambiguous)
     except UnicodeDecodeError as error:
         detail = f"text is not valid UTF-8: {error.reason} at byte {error.start}"
         raise BadRecord("broken_json", _hint(data) or detail) from None
@@ -107,6 +150,23 @@ def parse_object(data: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise BadRecord("broken_json", _hint(data) or str(error)) from None
     return require_object(value, data)
+
+
+def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of its keys and values.
+
+    Raises: BadRecord with reason `repeated_key` where a key has two values: parsers differ in which
+    of them counts.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                detail = (
+                    f"the key {name!r} is there twice, with {value!r:.80} and {found[name]!r:.80}"
+                )
+                raise BadRecord("repeated_key", detail)
+    return found
 
 
 def _hint(data: bytes) -> str:
@@ -159,22 +219,3 @@ def _is_too_deep(value: Any) -> bool:
         parts = (part.values() if isinstance(part, dict) else part for part in level)
         level = [part for several in parts for part in several if isinstance(part, dict | list)]
     return bool(level)
-
-
-def require_columns(
-    source: str, path: str, columns: Collection[str], needed: Mapping[str, str]
-) -> None:
-    """Check that every needed column exists; `needed` maps a role to a dotted name.
-
-    Raises: ConfigError naming the key to change and the nearest column.
-    """
-    for role, name in needed.items():
-        if name in columns or name.split(".")[0] in columns:
-            continue
-        near = difflib.get_close_matches(name, columns, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(columns))}"
-        raise ConfigError(
-            f"source {source} has no column {name!r} for {role}",
-            f"{path} lacks it ({hint})",
-            f"Set fields.{role} of the source.",
-        )

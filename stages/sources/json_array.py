@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from koe.errors import BadRecord
 from stages.looks import looks_like
-from stages.sources.fields import TOO_DEEP
+from stages.sources.fields import TOO_DEEP, unambiguous
 from stages.sources.files import MAX_RECORD_BYTES, num_bytes
 from stages.sources.json_recovery import element_end, element_starts
 from stages.sources.planning import Gap
@@ -144,7 +144,7 @@ def _element(text: _Text) -> Any:
 
     Where it is broken, return a BadRecord and do not move.
     """
-    decoder, chars = json.JSONDecoder(), _CHUNK_BYTES
+    decoder, chars = json.JSONDecoder(object_pairs_hook=unambiguous), _CHUNK_BYTES
     while True:
         size = len(text.text)
         try:
@@ -163,6 +163,8 @@ def _element(text: _Text) -> Any:
             why, is_cut = f"byte {text.byte:,}: {error}", False
         except RecursionError:
             why, is_cut = f"byte {text.byte:,}: {TOO_DEEP}", False
+        except BadRecord as bad:
+            return BadRecord(bad.reason, f"the element at byte {text.byte:,}: {bad.detail}")
         if text.ended or not is_cut:
             return BadRecord("broken_json", f"the element at {why}")
         if not text.grow_to(chars):

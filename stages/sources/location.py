@@ -74,7 +74,7 @@ class ClipReader:
             with reading(place.path):
                 archive = self._opened(_tar, place.path, self._index_folder)
                 return read_header(archive, place.offset, place.num_bytes), place.num_bytes
-        with reading(place.path), _open_file(place.path) as file:
+        with reading(place.path), open_audio(place.path) as file:
             size = num_bytes(file)
             _require_size(size)
             return read_header(file, 0, size), size
@@ -83,7 +83,7 @@ class ClipReader:
         if place.kind == PARQUET:
             return self._opened(_cells, place.path, place.member).read(place.offset)
         if place.kind == FILE:
-            with reading(place.path), _open_file(place.path) as file:
+            with reading(place.path), open_audio(place.path) as file:
                 return file.read()
         with reading(place.path):
             archive = self._opened(_tar, place.path, self._index_folder)
@@ -120,7 +120,11 @@ def _require_size(num_bytes: int) -> None:
         raise BadRecord("record_too_large", detail)
 
 
-def _open_file(path: str) -> BinaryIO:
+def open_audio(path: str) -> BinaryIO:
+    """Open a file of audio.
+
+    Raises: BadRecord `missing_audio` where there is no such file; OSError.
+    """
     if "\0" in path:
         raise BadRecord("missing_audio", "the path contains a NUL character")
     try:

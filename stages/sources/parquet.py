@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from koe.errors import BadRecord, ConfigError
 from koe.schema import Unit
 from stages.looks import looks_like
+from stages.sources.absent import absent_field
 from stages.sources.base import AudioLocation, Record, SourceFiles, SpeechFiles, TextFiles
 from stages.sources.columns import (
     ARRAY,
@@ -36,9 +37,10 @@ from stages.sources.files import (
     reading,
     require_unchanged,
 )
+from stages.sources.look_alikes import parent_of
 from stages.sources.parquet_file import BATCH_CELLS, Corrupt, decoding, group_rows, open_parquet
 from stages.sources.planning import Gap, Slice, cut
-from stages.sources.settings import CALLS
+from stages.sources.settings import CALLS, SpeechSourceConfig, TextSourceConfig
 
 
 def plan_rows(groups: Iterable[tuple[int, int]], unit_records: int) -> Iterator[Slice]:
@@ -139,7 +141,7 @@ class ParquetSpeechSource(SpeechFiles):
         return _slices(file.path, self.unit_records, self._check)
 
     def _check(self, path: str, schema: pa.Schema) -> None:
-        require_named(self.name, path, schema, self.settings.fields.required())
+        _require_fields(self.settings, path, schema, self.settings.fields.required())
         self._audio(path, schema)
 
     def read(self, unit: Unit) -> Iterator[Record]:
@@ -169,10 +171,27 @@ class ParquetSpeechSource(SpeechFiles):
             yield replace(self.record(key, location, values, place), left_out=left_out)
 
 
+def _require_fields(
+    settings: SpeechSourceConfig | TextSourceConfig,
+    path: str,
+    schema: pa.Schema,
+    needed: Mapping[str, str],
+) -> None:
+    """Check that every needed field is one column.
+
+    Raises: ConfigError.
+    """
+    for key, name in needed.items():
+        if find_type(schema, name) is None:
+            names = list(column_names(schema))
+            raise absent_field(settings, key, name, names, "column", f"{path} lacks it")
+    require_named(settings.name, path, schema, needed)
+
+
 def _left_out(schema: pa.Schema, named: Iterable[str]) -> tuple[str, ...]:
     """List the columns of a file, and of the structs that named ones lie in, as `Notes` needs them."""
-    parents = {"", *(name.rpartition(".")[0] for name in named)}
-    return tuple(name for name in column_names(schema) if name.rpartition(".")[0] in parents)
+    parents = {"", *map(parent_of, named)}
+    return tuple(name for name in column_names(schema) if parent_of(name) in parents)
 
 
 def _null_bytes(file: pq.ParquetFile, audio: str, unit: Unit) -> frozenset[int]:
@@ -220,7 +239,7 @@ class ParquetTextSource(TextFiles):
     def _check(self, path: str, schema: pa.Schema) -> None:
         fields, layout = self.settings.fields, self.settings.layout
         needed = fields.required(layout, lambda name: find_type(schema, name) is not None)
-        require_named(self.name, path, schema, needed)
+        _require_fields(self.settings, path, schema, needed)
         if layout == "instruction":
             return
         name, *parts = fields.chat_names(layout)

@@ -65,7 +65,7 @@ class SharSource(TarredFiles):
 
     @property
     def own_names(self) -> frozenset[str]:
-        return frozenset(("id",))
+        return frozenset(["id"])  # of a supervision
 
     @property
     def _field(self) -> str:

@@ -10,8 +10,8 @@ from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
 from koe.errors import BadRecord, ConfigError
+from stages.sources.absent import absent_field
 from stages.sources.encodings import require_utf8
-from stages.sources.fields import require_columns
 from stages.sources.layouts import LAYOUTS, describe
 from stages.sources.manifest import AUDIO_NAMES
 from stages.sources.rows import Row, Table, read_rows
@@ -90,7 +90,10 @@ def find_table(
     needed = settings.fields.required() if needed is None else needed
     named_in = layout.named_in if layout else ()
     made = {name for _, regex in named_in for name in re.compile(regex).groupindex}
-    require_columns(settings.name, path, {*columns, audio, *made}, needed)
+    names = sorted({*columns, audio, *made})
+    for role, name in needed.items():
+        if name not in names:
+            raise absent_field(settings, role, name, names, "column", f"{path} lacks it")
     constants = {
         name: value
         for column, regex in named_in

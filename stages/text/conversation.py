@@ -57,6 +57,17 @@ def turns(
     return pairs
 
 
+def ends_unanswered(
+    fields: Mapping[str, Any], layout: ConversationLayout, names: TextFields = _USUAL_NAMES
+) -> bool:
+    """Tell whether the last message of a conversation that can be read is the user's."""
+    if layout == "instruction":
+        return False
+    list_name, role_name, _ = names.chat_names(layout)
+    last = lookup(fields, list_name)[-1]
+    return _role(lookup(last, role_name), role_name) == USER
+
+
 def _instruction(fields: Mapping[str, Any], names: TextFields) -> list[Message]:
     parts = (_text_or_blank(fields, name) for name in (names.instruction, names.input))
     user = "\n".join(part for part in parts if part.strip())

@@ -47,8 +47,16 @@ def ingested(source: Any) -> dict[str, int]:
     return total
 
 
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"")
+
+
 def test_start_and_end_that_are_not_read_are_said(tmp_path):
-    source = speech(REPORTS / "D/d13_start_end.jsonl")
+    (tmp_path / "u0.flac").write_bytes(clip(4.703))
+    path = tmp_path / "m.jsonl"
+    path.write_bytes((REPORTS / "D/d13_start_end.jsonl").read_bytes())
+    source = speech(path)
     assert (
         checked(source)
         == ingested(source)
@@ -57,9 +65,6 @@ def test_start_and_end_that_are_not_read_are_said(tmp_path):
             "`start` looks like the start of a segment and is not read: fields.start_seconds": 3,
         }
     )
-    (tmp_path / "u0.flac").write_bytes(clip(4.703))
-    path = tmp_path / "m.jsonl"
-    path.write_bytes((REPORTS / "D/d13_start_end.jsonl").read_bytes())
     no_length = (
         "a clip with a start and no length runs to the end of a file that other clips share: "
         "fields.seconds, fields.end_seconds"
@@ -70,16 +75,20 @@ def test_start_and_end_that_are_not_read_are_said(tmp_path):
     assert ingested(speech(write_lines(tmp_path / "m.jsonl", lines))) == {}
 
 
-def test_the_channel_of_another_name_is_said():
-    assert checked(speech(REPORTS / "D/d12_channel.jsonl", channel="channel")) == {
+def test_the_channel_of_another_name_is_said(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes((REPORTS / "D/d12_channel.jsonl").read_bytes())
+    touch(tmp_path, "st.wav")
+    assert checked(speech(path, channel="channel")) == {
         "`channel_selector` looks like the channel of a clip and is not read: fields.channel": 1
     }
 
 
 def test_look_alikes_are_counted_where_they_hold_something(tmp_path):
+    touch(tmp_path, "a", "b", "c")
     records = [
-        {"audio_filepath": "a", "text": "文", "Speaker-ID": "s", "normalized_text": "文"},
-        {"audio_filepath": "b", "text": "文", "Speaker-ID": None, "normalized_text": ""},
+        {"audio_filepath": "a", "text": "文", "Speaker-ID": "s", "normalized_text": "ぶん"},
+        {"audio_filepath": "b", "text": "文", "Speaker-ID": None, "normalized_text": "文"},
         {"audio_filepath": "c", "text": "文", "Speaker-ID": 0, "lang": "ja", "spoken": "x"},
     ]
     assert checked(speech(write_lines(tmp_path / "m.jsonl", records))) == {
@@ -90,6 +99,7 @@ def test_look_alikes_are_counted_where_they_hold_something(tmp_path):
 
 @pytest.mark.parametrize("kind", ["manifest", "parquet", "webdataset"])
 def test_fields_beside_a_nested_one_are_said_too(tmp_path, kind):
+    touch(tmp_path, "1.flac")
     meta = {"meta": {"text": "文", "speaker": "s", "x": 1}, "id": 7}
     if kind == "webdataset":
         write_tar(tmp_path / "a", [("1.json", json.dumps(meta).encode()), ("1.flac", clip())])
@@ -159,21 +169,16 @@ CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "co
             "end_seconds",
             "did you mean 'end'",
         ),
-        (
-            "manifest",
-            {"text": "sentence", "channel": "side"},
-            "channel",
-            "they have audio_filepath",
-        ),
-        ("manifest", {"text": "sentence", "id": "uid"}, "id", "they have audio_filepath"),
+        ("manifest", {"text": "sentence", "channel": "side"}, "channel", "there is audio_filepath"),
+        ("manifest", {"text": "sentence", "id": "uid"}, "id", "there is audio_filepath"),
         ("manifest", {"text": "sentence", "audio": "wav"}, "audio", "no path of audio in wav; the"),
         ("webdataset", {"text": "txet"}, "text", "did you mean 'text'"),
         ("webdataset", {"speaker": "who"}, "speaker", "did you mean 'speaker'"),
-        ("webdataset", {"audio": "wav"}, "audio", "the sample is 1.json, 1.flac"),
-        ("parquet", {}, "text", "it has audio, sentence, end"),
-        ("parquet", {"text": "sentence", "seconds": "length"}, "seconds", "it has audio"),
-        ("folder", {}, "text", "it has end, file_name, sentence"),
-        ("folder", {"text": "sentence", "speaker": "who"}, "speaker", "it has end, file_name"),
+        ("webdataset", {"audio": "wav"}, "audio", "of 1.json, 1.flac none has the extension"),
+        ("parquet", {}, "text", "did you mean 'sentence'"),
+        ("parquet", {"text": "sentence", "seconds": "length"}, "seconds", "there is audio"),
+        ("folder", {}, "text", "did you mean 'sentence'"),
+        ("folder", {"text": "sentence", "speaker": "who"}, "speaker", "there is end, file_name"),
     ],
 )
 def test_a_wrong_field_of_clips_is_refused_before_any_work(tmp_path, root, kind, fields, key, hint):
@@ -223,6 +228,7 @@ def test_a_wrong_field_of_samples_is_refused_before_any_work(
 
 
 def test_a_field_that_only_some_records_have_is_no_mistake(tmp_path):
+    touch(tmp_path, *(f"{n}.flac" for n in range(2000)))
     lines = [{"audio_filepath": f"{n}.flac", "text": "文"} for n in range(2000)]
     lines[-1]["speaker"] = "s"
     path = write_lines(tmp_path / "m.jsonl", lines)
@@ -238,6 +244,7 @@ def test_a_field_that_only_some_records_have_is_no_mistake(tmp_path):
 
 
 def test_what_is_broken_is_no_mistake_of_the_configuration(tmp_path):
+    touch(tmp_path, "1.flac")
     for lines in ([], ["{", "[1]"], [{"audio_filepath": "1.flac", "text": ""}, "{"]):
         assert checked(speech(write_lines(tmp_path / "m.jsonl", lines))) == {}
     path = write_lines(tmp_path / "m.jsonl", [{"path": "1.flac", "text": "文"}])
@@ -253,7 +260,7 @@ def test_an_input_may_stand_for_the_instruction(tmp_path):
 
 
 def test_a_name_is_known_in_any_spelling(tmp_path):
-    notes = Notes(speech(tmp_path / "m.jsonl"))
+    notes = Notes(speech(tmp_path / "m.jsonl")).names
     assert notes.role_of("segment.End-Time") == "end_seconds"
     assert notes.role_of("Client ID") == "speaker"
     assert notes.role_of("language") is None
