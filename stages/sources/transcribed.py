@@ -72,9 +72,14 @@ class TranscribedTars(WebDatasetSource):
         return [SourceFile(f.path, f.relative, (self._path,)) for f in super().files()]
 
     def units(self, known: Known = scan_all) -> Iterator[Unit]:
-        with reading(self._path):
-            self._index()  # here, before several processes ask for it
-        yield from super().units(known)
+        def known_or_indexed(path: str, mark: str) -> Sequence[Unit] | None:
+            planned = known(path, mark)
+            if planned is None:
+                with reading(self._path):
+                    self._index()  # here, before several processes ask for it
+            return planned
+
+        yield from super().units(known_or_indexed)
 
     @cached_property
     def _table(self) -> AudioTable:

@@ -116,6 +116,8 @@ def test_workers_read_no_more_of_the_table_than_their_rows(tmp_path, index_folde
     worker = source(tmp_path, index_folder)
     assert [repr(record) for unit in units for record in worker.read(unit)] == expected
     assert worker.remarks(units) == said
+    by_file = {(unit.path, unit.stamp): [unit] for unit in units}
+    assert len(list(worker.units(lambda path, stamp: by_file[path, stamp]))) == len(by_file)
     monkeypatch.undo()
     fs.rm(index.rpartition("/")[0], recursive=True)
     worker = source(tmp_path, index_folder)  # makes anew what got lost
