@@ -38,6 +38,9 @@ EXPECTED: dict[str, tuple[int, dict[str, int]]] = {
     "ljspeech": (2, {}),
     "jsut": (2, {}),
     "jvs": (2, {"missing_audio": 1}),
+    "vits": (2, {}),
+    "bert_vits": (2, {}),
+    "own": (1, {"broken_row": 1}),
     "shar": (4, {}),
     "cuts": (4, {}),
     "prepared": (4, {}),
@@ -136,6 +139,17 @@ def write_read_speech(data: Path) -> None:
         write(folder / "wav24kHz16bit/VOICEACTRESS100_001.wav", wav)
 
 
+def write_lists(data: Path) -> None:
+    """Write lists without headers, one of them by a program on Windows."""
+    wav = audio("WAV", 24_000, 1.0)
+    for name in ("vits/wavs/0.wav", "vits/wavs/1.wav", "sbv2/wavs/0.wav", "sbv2/wavs/1.wav"):
+        write(data / name, wav)
+    write(data / "own/a/0.flac", audio("FLAC", 24_000, 1.0))
+    write(data / "vits/train.txt", "wavs/0.wav|0|一つ\nwavs/1.wav|1|二つ\n")
+    write(data / "sbv2/esd.list", "wavs\\0.wav|mei|JP|一つ\r\nwavs\\1.wav|mei|JP|二つ\r\n")
+    write(data / "own/list.tsv", 'a/0.flac\t"一つ\ta\na/1.flac\t二つ\n')
+
+
 def write_lhotse(data: Path) -> None:
     """Let lhotse write two recordings of two supervisions each, in its three forms."""
     recordings, supervisions = [], []
@@ -194,6 +208,7 @@ def write_all(root: Path) -> None:
     write_emilia(data / "emilia/JA")
     write_common_voice(data / "cv-corpus/ja")
     write_read_speech(data)
+    write_lists(data)
     write_lhotse(data)
     write_nemo(data)
     write_audiofolder(data / "audiofolder")
