@@ -23,3 +23,10 @@ def repeated(hashes: np.ndarray) -> np.ndarray:
         place = np.minimum(np.searchsorted(values, part), len(values) - 1)
         found.append(begin + np.flatnonzero(values[place] == part))
     return np.concatenate(found)
+
+
+def later(hashes: np.ndarray) -> np.ndarray:
+    """List the places whose value an earlier place has, int64, ascending."""
+    places = repeated(hashes)
+    _, first = np.unique(hashes[places], return_index=True)
+    return np.delete(places, first)

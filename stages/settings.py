@@ -177,6 +177,21 @@ class TokenizeConfig(WorkerConfig):
         return prompt
 
 
+Duplicates = Literal["keep", "drop"]
+
+
+class DuplicatesConfig(Strict):
+    """Whether clips that repeat an earlier one leave: the first in plan order stays, and the others
+    are rejected and counted. `koe stats` shows what each would drop."""
+
+    audio: Duplicates = "keep"
+    """Clips that are the same part of the same bytes, whatever their files are called."""
+    codes: Duplicates = "keep"
+    """Clips with the same codes, which are the same to the trainer; those of audio among them."""
+    text: Duplicates = "keep"
+    """Clips of one speaker of a source with the same transcript; a clip without a speaker is none."""
+
+
 class InterleaveConfig(WorkerConfig):
     """Packs samples into rows and puts the rows into the order of training."""
 
@@ -185,6 +200,7 @@ class InterleaveConfig(WorkerConfig):
     ratio: Ratio = "natural"
     """natural: as the corpora have it; or a list of places in the run, from 0.0 to 1.0, each with
     the ratio of text rows to speech rows there."""
+    duplicates: DuplicatesConfig = DuplicatesConfig()
     overlong_speech: Overlong = "drop"
     """What happens to a clip longer than a row; split: it is cut between frames."""
     overlong_text: Overlong = "split"
@@ -220,6 +236,8 @@ class InterleaveSettings(InterleaveConfig):
     def content(self) -> dict[str, Any]:
         # What is off is left out: the order is that of a run from before it existed.
         content = super().content()
+        if self.duplicates == DuplicatesConfig():
+            del content["duplicates"]
         content["transcripts"] = self.transcripts.rate_content()
         if not content["transcripts"]:
             del content["transcripts"]

@@ -120,7 +120,7 @@ class Forged:
     def seal(self) -> None:
         """Let every receipt vouch for its tables as they are now, and for its input."""
         made = []
-        looks = "transcripts" in self.order().content
+        looks = {"transcripts", "duplicates"} & set(self.order().content)
         for unit in self.plan.units:
             sealed: list[str] = []
             for stage in stage_chain(unit.modality):

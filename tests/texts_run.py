@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ EVERY = {
     "invented_phrases": ["default"],
 }
 _SPEAKERS = ("花子", "太郎", None)
-_AUDIO = ("a.flac", "b.flac", "copy of a.flac", "c.flac")
+_SEEDS = (*range(25), 0)  # of the audio files; the last one is a copy of the first
 
 
 def texts_run(shared: Path) -> Path:
@@ -74,18 +75,17 @@ def in_section(section: str, keys: dict[str, Any]) -> list[str]:
 
 def _write(folder: Path) -> None:
     path = write_corpus(folder, num_samples=3)
-    for seed, name in enumerate(("a", "b", "c")):
-        soundfile.write(folder / f"{name}.flac", synthetic_speech(9600, 16_000, seed), 16_000)
-    shutil.copy(folder / "a.flac", folder / "copy of a.flac")
+    for number, seed in enumerate(_SEEDS):
+        audio = synthetic_speech(9600, 16_000, seed)
+        soundfile.write(folder / f"said-{number}.flac", audio, 16_000)
+    files = [f"said-{number}.flac" for number in range(len(_SEEDS))]
     for name, number in (("said", 30), ("other", 9)):
         rows = [(id, text, "花子") for id, text in TEXTS.items()]
         rows += [(f"n{k}", TEXTS["plain"][: 4 + k % 5], _SPEAKERS[k % 3]) for k in range(number)]
         rows += rows[3:7]  # an id that comes again, in another unit
         lines = [
-            json.dumps(
-                {"id": id, "audio_filepath": _AUDIO[n % 4], "text": text, "speaker": speaker}
-            )
-            for n, (id, text, speaker) in enumerate(rows)
+            json.dumps({"id": id, "audio_filepath": file, "text": text, "speaker": speaker})
+            for file, (id, text, speaker) in zip(cycle(files), rows, strict=False)
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     config = yaml.safe_load(path.read_text())

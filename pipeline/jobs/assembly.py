@@ -21,7 +21,7 @@ from stages.settings import InterleaveSettings
 from stages.snac.codec import CodecSpec, resolve_codec
 from stages.sources.base import SpeechFiles, TextFiles
 from stages.sources.readers import speech_source, text_source
-from stages.sources.source_index import FOLDER as SOURCE_INDEX
+from stages.sources.source_index import index_folder
 from stages.text.tokenizer import TextTokenizer, load_tokenizer, text_tokenizer
 from stages.tokenize import TokenizeSpeech, TokenizeText
 
@@ -38,7 +38,7 @@ class Assembly:
     @property
     def index_folder(self) -> str:
         """Where the checkpoints of compressed sources are kept."""
-        return f"{self.config.run_dir.rstrip('/')}/{SOURCE_INDEX}"
+        return index_folder(self.config.run_dir)
 
     @cached_property
     def speech_sources(self) -> tuple[SpeechFiles, ...]:

@@ -30,6 +30,7 @@ from pipeline.stats.accounts import clips_of_samples
 from stages.interleave import OrderStage, gather_rows
 from stages.packing.leaving import wants_clips
 from stages.packing.order import Order, plan_order, unit_samples
+from stages.sources.source_index import index_folder
 
 _OPEN_UNITS = 256  # sample tables that a worker keeps mapped
 
@@ -88,6 +89,7 @@ class OrderWork(Work[OrderStage]):
                 )
             ),
             self.stage.settings,
+            index_folder(storage.root),
         )
         for path in (INDEX, CARD):  # they describe the shards of the previous order
             ledger.storage.remove(path)

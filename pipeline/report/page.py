@@ -14,6 +14,7 @@ from pipeline.report import figures
 from pipeline.report.clips import KINDS, MAX_SECONDS, Reconstruction, ShownClip
 from pipeline.report.flow import waterfalls
 from pipeline.report.survey import LeftOut
+from pipeline.stats.duplicates import KINDS as DUPLICATE_KINDS
 from pipeline.stats.model import RunStats
 from pipeline.stats.transcripts import checks_on
 
@@ -75,6 +76,7 @@ def page(content: Content) -> str:
         num_records=len(records),
         filters={name: left_out.totals(name) for name in ("source", "stage", "outcome", "reason")},
         kinds=KINDS,
+        duplicate_kinds=DUPLICATE_KINDS,
         checks=checks_on(stats.transcripts) if stats.transcripts else "",
         clip_counts=Counter(clip.kind for clip in content.clips),
         max_seconds=MAX_SECONDS,

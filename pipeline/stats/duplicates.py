@@ -1,13 +1,24 @@
-"""Finds clips that repeat others: equal codes, or equal text."""
+"""Finds clips that repeat others: what each key of `interleave.duplicates` would drop, and texts of
+all speakers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 
-from koe.repeats import repeated
+from koe.repeats import later, repeated
 from pipeline.run_dir.ledger import Ledger
 from pipeline.stats.model import DuplicateStats
+
+# kind: (what is equal, the key of interleave.duplicates that drops all but the first)
+KINDS = {
+    "audio": ("codes", "codes"),
+    "audio_bytes": ("codes, length, size", "audio"),  # whose bytes interleave then compares
+    "speaker_text": ("speaker and text", "text"),
+    "text": ("text", ""),
+}
+COLUMNS = ["id", "text", "speaker", "seconds", "start_seconds", "audio_bytes", "channel", "codes"]
+_PART = ("audio_bytes", "start_seconds", "seconds", "channel")
 
 _MAX_EXAMPLES = 10
 _MAX_IDS = 10  # of one example
@@ -27,42 +38,64 @@ class Duplicates:
     def __init__(self, ledger: Ledger) -> None:
         self._storage = ledger.storage
         self._paths: list[str] = []  # of the encoded units
+        self._source = ""  # of the last one
         self._bounds = [0]  # where the clips of each unit begin and end
-        self._hashes = {"audio": bytearray(), "text": bytearray()}  # int64, by kind
+        self._hashes = {kind: bytearray() for kind in KINDS}  # int64
+        self._ids = bytearray()  # int64, hashes
         self._seconds = bytearray()  # float32
 
-    def open_unit(self, path: str) -> None:
-        """Begin a unit, whose ids can be read from `path`."""
+    def open_unit(self, path: str, source: str) -> None:
+        """Begin a unit of a source, whose ids can be read from `path`."""
         self._paths.append(path)
+        self._source = source
         self._bounds.append(self._bounds[-1])
 
     def add(self, clips: pa.RecordBatch) -> None:
-        """Take in codes, text and seconds of the next clips of the unit."""
+        """Take in COLUMNS of the next clips of the unit."""
+        first = self._bounds[-1]
         self._bounds[-1] += clips.num_rows
-        self._hashes["audio"] += _hash_codes(clips["codes"]).tobytes()
-        texts = map(hash, clips["text"].to_pylist())
-        self._hashes["text"] += np.fromiter(texts, np.int64, clips.num_rows).tobytes()
+        codes, texts = _hash_codes(clips["codes"]), clips["text"].to_pylist()
+        parts = zip(codes.tolist(), *(clips[name].to_pylist() for name in _PART), strict=True)
+        speakers = zip(clips["speaker"].to_pylist(), texts, strict=True)
+        hashes = {
+            "audio": codes,
+            "text": map(hash, texts),
+            # a clip without a speaker has a hash of its own
+            "speaker_text": (
+                hash((self._source, speaker, text) if (speaker or "").strip() else ("", number))
+                for number, (speaker, text) in enumerate(speakers, first)
+            ),
+            "audio_bytes": map(hash, parts),
+        }
+        for kind, values in hashes.items():
+            self._hashes[kind] += np.fromiter(values, np.int64, clips.num_rows).tobytes()
+        self._ids += np.fromiter(map(hash, clips["id"].to_pylist()), np.int64).tobytes()
         self._seconds += clips["seconds"].to_numpy().astype(np.float32).tobytes()
 
     def by_kind(self) -> dict[str, DuplicateStats]:
-        """Count clips of equal codes ("audio") and of equal text; empty where no clip was encoded."""
+        """Count the clips of each kind of KINDS; empty where no clip was encoded.
+
+        A clip whose id came before is left out: interleave quarantines it, whatever it holds.
+        """
         if not self._paths:
             return {}
+        again = later(np.frombuffer(self._ids, np.int64))
         return {
-            kind: self._describe(np.frombuffer(hashes, np.int64))
+            kind: self._describe(np.frombuffer(hashes, np.int64), again)
             for kind, hashes in self._hashes.items()
         }
 
-    def _describe(self, hashes: np.ndarray) -> DuplicateStats:
-        places = repeated(hashes)
+    def _describe(self, hashes: np.ndarray, again: np.ndarray) -> DuplicateStats:
+        places = np.setdiff1d(repeated(hashes), again, assume_unique=True)
         _, first, group, sizes = np.unique(
             hashes[places], return_index=True, return_inverse=True, return_counts=True
         )
         copies = np.delete(places, first)
         seconds = np.frombuffer(self._seconds, np.float32)[copies]
-        largest = np.lexsort((first, -sizes))[:_MAX_EXAMPLES]
+        num_groups = int(np.count_nonzero(sizes > 1))  # one may be left of two with the same id
+        largest = np.lexsort((first, -sizes))[: min(_MAX_EXAMPLES, num_groups)]
         return DuplicateStats(
-            groups=len(first),
+            groups=num_groups,
             clips=len(copies),
             hours=round(float(seconds.sum(dtype=np.float64)) / 3600, 4),
             examples=[

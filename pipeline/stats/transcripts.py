@@ -9,7 +9,7 @@ import numpy as np
 
 from koe.dataflow import output_schema
 from koe.errors import BadRecord
-from koe.repeats import repeated
+from koe.repeats import later
 from koe.schema import REJECTED, SPEECH, Unit
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.reading import Receipts
@@ -98,7 +98,8 @@ class TranscriptTally:
         if most is not None:
             bounds = rate_bounds(rates, most)
             unusual = unusual_rates(rates, most)
-            unusual[_repeats(np.frombuffer(self._ids[source], np.int64))] = 0
+            # interleave quarantines an id that comes again, whatever its rate
+            unusual[later(np.frombuffer(self._ids[source], np.int64))] = 0
             rejected[SHORT_FOR_SOURCE] = int((unusual < 0).sum())
             rejected[LONG_FOR_SOURCE] = int((unusual > 0).sum())
         return SourceTranscripts(
@@ -122,13 +123,6 @@ def checks_on(found: TranscriptStats) -> str:
 def _quantiles(rates: np.ndarray) -> Mapping[str, float]:
     finite = rates[np.isfinite(rates)]
     return quantiles_of(finite) if len(finite) else {}
-
-
-def _repeats(hashes: np.ndarray) -> np.ndarray:
-    """Return the places of ids that came before: interleave quarantines those as duplicate_id."""
-    places = repeated(hashes)
-    _, first = np.unique(hashes[places], return_index=True)
-    return np.delete(places, first)
 
 
 def _last_of_clips(receipts: Receipts) -> Receipt | None:

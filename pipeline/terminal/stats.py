@@ -12,6 +12,7 @@ from koe.errors import ConfigError
 from koe.numbers import audio_hours, count, decimal, percent
 from koe.printable import escape_control_characters, shorten_list
 from koe.schema import QUARANTINED, REJECTED, SPEECH
+from pipeline.stats.duplicates import KINDS
 from pipeline.stats.model import (
     Account,
     CodecUsed,
@@ -227,13 +228,14 @@ def _codebooks(slots: Sequence[SlotUse]) -> Table:
 def _duplicates(kinds: Mapping[str, DuplicateStats], has_trained_codec: bool) -> Table:
     chance = "" if has_trained_codec else ", untrained codes agree by chance"
     table = grid(
-        f"Duplicates among encoded clips{chance}",
-        "equal", "groups", "extra clips", "hours", _EXAMPLE, left=[_EXAMPLE], cut=_EXAMPLE,
+        f"Duplicates among encoded clips, with the key of interleave.duplicates{chance}",
+        "equal", "key", "groups", "extra clips", "hours", _EXAMPLE,
+        left=["key", _EXAMPLE], cut=_EXAMPLE,
     )  # fmt: skip
     for kind, found in kinds.items():
         example = " = ".join(found.examples[0][:2]) if found.examples else ""
         table.add_row(
-            "codes" if kind == "audio" else kind,
+            *KINDS[kind],
             *map(count, (found.groups, found.clips)),
             audio_hours(found.hours),
             Text(escape_control_characters(example)),

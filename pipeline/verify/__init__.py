@@ -13,6 +13,7 @@ from koe.schema import SPEECH, TEXT
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.reading import read_index
+from pipeline.verify.duplicates import prove_duplicates
 from pipeline.verify.index import prove_card, prove_folder, prove_identity, prove_index
 from pipeline.verify.order import (
     RECEIPT,
@@ -120,6 +121,7 @@ def _prove_shards(
     seconds_left_out = prove_left_out(order, ledger, samples)
     prove_distinct(samples)
     prove_rates(order, ledger, samples)
+    prove_duplicates(order, ledger, samples)
     proved("ids are unique, and samples left out have a reason", len(samples), "samples")
     placing, num_shards, made = Placing(samples), 0, []
     for pieces in shard_pieces(ledger.storage, order.output, len(samples.units)):

@@ -87,7 +87,7 @@ def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
 
 def _inputs(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> list[list[str | None]]:
     """List what an order is made from: the samples, and the clips where its settings look at them."""
-    looks = "transcripts" in receipt.content
+    looks = bool({"duplicates", "transcripts"} & set(receipt.content))
     found: list[list[str | None]] = []
     for unit, sha256 in zip(samples.units, samples.outputs, strict=True):
         clips = ledger.receipt(last_stage_with("codes"), unit) if looks else None

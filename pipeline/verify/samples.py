@@ -15,13 +15,16 @@ from pipeline.run_dir.storage import Storage
 from pipeline.verify.lists import TokenLists, offsets
 
 OPEN, PLACED, CUT = 0, 1, 2  # outcomes; CUT: in pieces
-DUPLICATE, OVERLONG, EXHAUSTED, SHORT, LONG = range(3, 8)
+DUPLICATE, OVERLONG, EXHAUSTED, SHORT, LONG, SAME_AUDIO, SAME_CODES, SAME_TEXT = range(3, 11)
 LEFT_OUT = {  # outcomes by the reason for which an order leaves a sample out
     "duplicate_id": DUPLICATE,
     "overlong": OVERLONG,
     "ratio_exhausted": EXHAUSTED,
     "text_short_for_source": SHORT,
     "text_long_for_source": LONG,
+    "duplicate_audio": SAME_AUDIO,
+    "duplicate_codes": SAME_CODES,
+    "duplicate_text": SAME_TEXT,
 }
 
 # Tables kept open. Units are asked for in plan order, so more of them would only help a run of few;

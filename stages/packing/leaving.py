@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from stages.settings import InterleaveSettings
+from stages.settings import DuplicatesConfig, InterleaveSettings
 
 # Reason codes, beside those of `stages.packing.queue`.
-SHORT, LONG = 4, 5
+SHORT, LONG, SAME_AUDIO, SAME_CODES, SAME_TEXT = 4, 5, 6, 7, 8
 
 # Reads columns of the clips (ENCODED) of a unit: one row per sample of the unit, in their order.
 ReadClips = Callable[[list[str]], pa.Table]
@@ -29,7 +29,7 @@ class Clips:
 class Left:
     """The samples that leave; `numbers` are their places among all samples, ascending.
 
-    `values`: their characters per second.
+    `values`: the place of the earlier sample that stays in its stead, or the characters per second.
     `bounds`: those that are usual, by source.
     """
 
@@ -55,4 +55,5 @@ class Left:
 
 def wants_clips(settings: InterleaveSettings) -> bool:
     """Tell whether the settings ask for what only the clips tell."""
-    return settings.transcripts.max_rate_deviations is not None
+    drops_none = settings.duplicates == DuplicatesConfig()
+    return settings.transcripts.max_rate_deviations is not None or not drops_none

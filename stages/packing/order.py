@@ -23,9 +23,19 @@ from koe.schema import (
     require_schema,
     sample_location,
 )
+from stages.packing.duplicates import repetitions
 from stages.packing.ids import first_of_its_id, hash_ids
 from stages.packing.layout import lay_rows
-from stages.packing.leaving import LONG, SHORT, Clips, Left, ReadClips
+from stages.packing.leaving import (
+    LONG,
+    SAME_AUDIO,
+    SAME_CODES,
+    SAME_TEXT,
+    SHORT,
+    Clips,
+    Left,
+    ReadClips,
+)
 from stages.packing.pack import require_frames
 from stages.packing.queue import (
     DUPLICATE,
@@ -55,6 +65,9 @@ _REASONS = {
         "{} characters per second, {} to {} are usual in its source",
     ),
     LONG: (REJECTED, LONG_FOR_SOURCE, "{} characters per second, {} to {} are usual in its source"),
+    SAME_AUDIO: (REJECTED, "duplicate_audio", "the same audio as {}"),
+    SAME_CODES: (REJECTED, "duplicate_codes", "the same codes as {}"),
+    SAME_TEXT: (REJECTED, "duplicate_text", "the same speaker and text as {}"),
 }
 
 
@@ -148,7 +161,13 @@ class Order:
         if code in (SHORT, LONG):
             figures = (self._left.value_of(number), *self._left.bounds[source])
             return template.format(*(f"{figure:.2f}" for figure in figures))
+        if code in (SAME_AUDIO, SAME_CODES, SAME_TEXT):
+            return template.format(self._location(int(self._left.value_of(number))))
         return template.format(self._catalog.lengths[number])
+
+    def _location(self, number: int) -> str:
+        place = int(np.searchsorted(self._catalog.bounds, number, side="right")) - 1
+        return sample_location(self._units[place].name, number - int(self._catalog.bounds[place]))
 
     def reasons(self, outcome: str) -> dict[str, int]:
         """Count what is excluded, by reason."""
@@ -191,16 +210,20 @@ class _Unit:
     clips: ReadClips | None
 
 
-def plan_order(units: Iterable[UnitSamples], settings: InterleaveSettings) -> Order:
+def plan_order(
+    units: Iterable[UnitSamples], settings: InterleaveSettings, index_folder: str = ""
+) -> Order:
     """Place every sample in a row of a shard, or say why it has no place.
 
     First leave samples whose id came before, whose clips are unusual for their source
-    (`stages/packing/rates.py`), or that are too long: each is counted under the first of these.
+    (`stages/packing/rates.py`), that are too long, and whose clips repeat one that is still there
+    (`stages/packing/duplicates.py`): each is counted under the first of these.
 
     The samples of a modality are shuffled and packed, and their rows shuffled and mixed by the
     ratio; where the ratio uses up one modality, samples of the other are rejected. Nothing but the
     settings and the plan's order of the units decides the result. `units` come in that order; each
     is read and released before the next.
+    `index_folder`: where the checkpoints of compressed sources are, whose audio may be compared.
     Raises: ConfigError when the ratio leaves no row at all.
     """
     known_units, catalog, first = _collect(units, settings.max_row_tokens)
@@ -214,6 +237,8 @@ def plan_order(units: Iterable[UnitSamples], settings: InterleaveSettings) -> Or
     unusual = unusual_clips(clips, reasons == 0, settings.transcripts)
     reasons[unusual.numbers] = unusual.codes
     leave_out_overlong(catalog, reasons, settings)
+    repeated = repetitions(clips, reasons == 0, settings.duplicates, index_folder)
+    reasons[repeated.numbers] = repeated.codes
     queues = [Queue(catalog, reasons, settings, text) for text in (True, False)]
     is_text = fit_to_ratio(queues, settings)
     for queue in queues:
@@ -221,7 +246,9 @@ def plan_order(units: Iterable[UnitSamples], settings: InterleaveSettings) -> Or
     layout = lay_rows(queues, is_text, settings)
     num_placed = layout.text.num_samples + layout.speech.num_samples
     _require_closed(reasons, num_placed)
-    return Order(known_units, catalog, reasons, unusual, Shards(catalog, layout, settings))
+    return Order(
+        known_units, catalog, reasons, unusual.joined(repeated), Shards(catalog, layout, settings)
+    )
 
 
 def _collect(

@@ -14,6 +14,13 @@ from stages.sources.kept import keep, kept, name_of
 from stages.sources.streams import Damage, is_zstd, pieces
 
 FOLDER = "source_index"  # in the run directory
+
+
+def index_folder(run_dir: str) -> str:
+    """Return where a run keeps the checkpoints of compressed sources."""
+    return f"{run_dir.rstrip('/')}/{FOLDER}"
+
+
 _SUFFIX = ".idx"
 
 # A checkpoint of gzip keeps 32 KiB of the stream. Entering the stream costs half of this spacing

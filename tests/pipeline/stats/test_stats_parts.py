@@ -133,7 +133,7 @@ def duplicates_of(ledger: Ledger, units: list[list[dict[str, Any]]]) -> dict[str
     for number, rows in enumerate(units):
         table = clips(ENCODED, rows)
         path = commit(ledger, "encode", f"u{number}", table).output.path
-        found.open_unit(path)
+        found.open_unit(path, "a")
         for batch in table.to_batches(max_chunksize=2):  # lists that do not begin at offset 0
             found.add(batch)
     return found.by_kind()
@@ -155,7 +155,28 @@ def test_copies_are_found_within_and_across_units_and_the_first_is_none(ledger):
     assert found == {
         "audio": DuplicateStats(2, 3, 3.0, [["a", "c", "e"], ["b", "h"]]),
         "text": DuplicateStats(2, 3, 3.0, [["b", "e", "i"], ["a", "c"]]),
+        "speaker_text": DuplicateStats(0, 0, 0.0, []),  # of no clip is the speaker known
+        "audio_bytes": DuplicateStats(2, 3, 3.0, [["a", "c", "e"], ["b", "h"]]),
     }
+
+
+def test_copies_by_speaker_and_by_audio_agree_in_more_than_text_and_codes(ledger):
+    def clip(id: str, speaker: str | None, size: int, start: float, channel: int | None = None):
+        return {
+            "id": id, "text": "x", "codes": [1, 2], "seconds": 3600.0, "speaker": speaker,
+            "audio_bytes": size, "start_seconds": start, "channel": channel,
+        }  # fmt: skip
+
+    found = duplicates_of(
+        ledger,
+        [
+            [clip("a", "s", 9, 0.0), clip("b", "t", 9, 0.0), clip("c", None, 8, 0.0)],
+            [clip("d", "s", 9, 1.0), clip("e", None, 9, 0.0, 1), clip("f", " ", 8, 0.0)],
+        ],
+    )
+    assert found["audio"].clips == found["text"].clips == 5
+    assert found["speaker_text"] == DuplicateStats(1, 1, 1.0, [["a", "d"]])
+    assert found["audio_bytes"] == DuplicateStats(2, 2, 2.0, [["a", "b"], ["c", "f"]])
 
 
 def test_only_ten_groups_and_ten_ids_of_each_are_named(ledger):

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from koe.schema import SPEECH
+from koe.schema import SPEECH, split_location
 from tests.forging import Forged, refused
 from tests.texts_run import EVERY, copied_run, in_section, run
 
@@ -118,3 +118,76 @@ def test_an_order_leaves_nothing_out_for_reasons_of_its_own(checked):
     refused(
         checked, f"{LEFT_OUT}:.* must not leave out said/.* because an order has no reason 'boring'"
     )
+
+
+@pytest.fixture(scope="module")
+def dropped_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dropped")
+    path = copied_run(tmp_path_factory.getbasetemp(), folder)
+    run(path, in_section("interleave.duplicates", {"audio": "drop", "text": "drop"}))
+    return folder / "run"
+
+
+@pytest.fixture
+def dropped(dropped_run, tmp_path) -> Forged:
+    """A run without clips of the same audio, or of the same speaker and text."""
+    return Forged(shutil.copytree(dropped_run, tmp_path / "dropped"))
+
+
+def set_duplicates(forged: Forged, **values: str) -> None:
+    settings = {"audio": "keep", "codes": "keep", "text": "keep"}
+    settings |= forged.order().content.get("duplicates", {})
+    set_content(forged, "interleave", ["order"], duplicates=settings | values)
+
+
+def change_left_out(forged: Forged, reason: str, **fields: str) -> None:
+    """Change the first clip that was left out for a reason."""
+
+    def change(rows) -> None:
+        next(row for row in rows if row["reason"] == reason).update(fields)
+
+    forged.rows(LEFT_OUT, change)
+    forged.seal()
+
+
+def test_the_run_without_duplicates_is_sound_before_it_is_damaged(dropped):
+    dropped.verify()
+    assert set(dropped.order().rejected) == {"duplicate_audio", "duplicate_text"}
+    set_duplicates(dropped, codes="drop")  # equal codes were equal audio here
+    refused(dropped, "train-00000.json names other settings")
+
+
+@pytest.mark.parametrize("kind", ["audio", "text"])
+def test_a_repetition_leaves_only_where_the_settings_say_so(dropped, kind):
+    set_duplicates(dropped, **{kind: "keep"})
+    refused(dropped, f"sample said/.* is left out because interleave.duplicates.{kind} is keep")
+
+
+@pytest.mark.parametrize("kind", ["codes", "text"])
+def test_a_repetition_must_leave(plain, kind):
+    set_duplicates(plain, **{kind: "drop"})
+    refused(plain, f"sample said/.* is not left out because sample said/.* has its {kind}")
+
+
+@pytest.mark.parametrize("reason", ["duplicate_audio", "duplicate_text"])
+def test_the_first_of_its_kind_is_no_repetition(dropped, reason):
+    """Leave out the first clip, and let its repetition stay."""
+    rows = dropped.storage.read_table(LEFT_OUT).to_pylist()
+    detail = next(row["detail"] for row in rows if row["reason"] == reason)
+    location = detail.split(" ")[-1]
+    unit, row = split_location(location)
+    id = dropped.storage.read_table(f"tokenize/{unit}.arrow")["id"][row].as_py()
+    change_left_out(dropped, reason, id=id, location=location)
+    refused(
+        dropped, "sample said/.* is left out as a repetition because no earlier clip that stays"
+    )
+
+
+def test_a_repetition_of_one_kind_is_none_of_another(dropped):
+    set_reason(dropped, "interleave", "order", "duplicate_audio", "duplicate_text")
+    refused(dropped, "left out as a repetition because no earlier clip that stays has its text")
+
+
+def test_keys_that_are_not_known_are_those_of_another_version(dropped):
+    set_content(dropped, "interleave", ["order"], duplicates={"sound": "drop"})
+    refused(dropped, "settings that are not known.*of duplicates cannot be read")
