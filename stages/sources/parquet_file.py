@@ -44,9 +44,13 @@ def decoding() -> Iterator[None]:
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a local or remote Parquet file; its pages are read when they are asked for."""
+    """Open a local or remote Parquet file; its pages are read when they are asked for.
+
+    The checksums of pages are verified where the file has them.
+    """
     with decoding():
-        return pq.ParquetFile(open_binary(path) if is_remote(path) else path)
+        file = open_binary(path) if is_remote(path) else path
+        return pq.ParquetFile(file, page_checksum_verification=True)
 
 
 def group_rows(file: pq.ParquetFile) -> list[tuple[int, int]]:

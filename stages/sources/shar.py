@@ -26,6 +26,7 @@ from stages.sources.files import (
     open_binary,
     parent,
     reading,
+    require_size,
     stamp,
 )
 from stages.sources.planning import Slice
@@ -267,6 +268,7 @@ class _Audio:
         assert self.tar is not None
         place = self.tar.locate(f"{cut.get('id')}{_LISTS}")
         with reading(place.path), opened(place.path, stamp(place.path), self._index_folder) as tar:
+            require_size(place.num_bytes, place.member)
             tar.seek(place.offset)
             return parse_object(tar.read(place.num_bytes))
 

@@ -6,11 +6,13 @@ read. A broken record is broken in any of the ways that its kind knows, chosen a
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
+from koe.errors import BadRecord, attempt
 from stages.sources.base import Record, SourceFiles
 from stages.sources.location import ClipReader
 from stages.sources.readers import speech_source, text_source
@@ -62,8 +66,13 @@ def contents(rng: Generator, number: int) -> list[Content]:
     return made
 
 
-def content(record: Record, reader: ClipReader, names: Sequence[str]) -> Content:
-    audio = b"" if record.audio is None else reader.read(record.audio)
+def content(record: Record, reader: ClipReader, names: Sequence[str]) -> Content | None:
+    """Return what a record holds; None for one that is bad, or whose audio is."""
+    if record.bad or not all(name in record.fields for name in names):
+        return None
+    audio = b"" if record.audio is None else attempt(reader.read, record.audio)
+    if isinstance(audio, BadRecord):
+        return None
     return {name: record.fields[name] for name in names}, audio
 
 
@@ -224,6 +233,69 @@ def write_parquet(
     pq.write_table(pa.table({"audio": audio, "text": column}), folder / "a.parquet", row_group_size=rows)  # fmt: skip
 
 
+def write_pages(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
+    """Write a row group for each record, and damage the pages of some; pages have checksums."""
+    path = folder / "a.parquet"
+    table = pa.table(
+        {
+            "audio": pa.array([audio for _, audio in records], pa.binary()),
+            "text": [fields["text"] for fields, _ in records],
+        }
+    )
+    pq.write_table(table, path, row_group_size=1, use_dictionary=False, write_page_checksum=True)
+    data, metadata = bytearray(path.read_bytes()), pq.read_metadata(path)
+    for number in broken:
+        column = metadata.row_group(number).column(int(rng.integers(0, 2)))
+        size = column.total_compressed_size
+        first = column.data_page_offset + int(rng.integers(0, size))
+        last = min(first + int(rng.integers(1, 50)), column.data_page_offset + size)
+        for place in range(first, last):
+            data[place] ^= int(rng.integers(1, 256))
+    path.write_bytes(data)
+
+
+# --- compressed files and sets in several files -------------------------------------------------
+
+
+def compressed(write: Writer, name: str, suffix: str) -> Writer:
+    """Write a file and compress it, in members or frames that end anywhere."""
+
+    def write_compressed(
+        folder: Path, records: Sequence[Content], broken: set[int], rng: Generator
+    ) -> None:
+        write(folder, records, broken, rng)
+        data = (folder / name).read_bytes()
+        (folder / name).unlink()
+        ends = [0, *sorted(rng.integers(0, len(data) + 1, int(rng.integers(0, 4)))), len(data)]
+        parts = [data[start:stop] for start, stop in pairwise(ends)]
+        compress = gzip.compress if suffix == ".gz" else zstandard.compress
+        (folder / f"{name}{suffix}").write_bytes(b"".join(map(compress, parts)))
+
+    return write_compressed
+
+
+def write_shar(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
+    """Write cuts beside the tar with their audio; broken is a cut's line, or its member."""
+    lines, tar = [], io.BytesIO()
+    for number, (fields, audio) in enumerate(records):
+        place: dict[str, Any] = {"start": 0, "duration": 1.0, "channel": 0}
+        recording = {
+            "id": str(number),
+            "sources": [{"type": "shar", "channels": [0], "source": ""}],
+        }
+        cut = {"id": f"c{number}", **place, "type": "MonoCut", "recording": recording}
+        cut["supervisions"] = [{"id": f"s{number}", **place, **fields}]
+        line = json.dumps(cut, ensure_ascii=False)
+        part = member(f"c{number}.wav", audio, tarfile.GNU_FORMAT)
+        is_line = bool(rng.integers(0, 2))
+        if number in broken and not is_line:
+            part = spoil_member(part, rng)
+        lines.append(spoil_json(line, rng) if number in broken and is_line else line.encode())
+        tar.write(part)
+    (folder / "cuts.000000.jsonl").write_bytes(b"\n".join(lines))
+    (folder / "recording.000000.tar").write_bytes(tar.getvalue() + bytes(1024))
+
+
 TAR = {"kind": "webdataset"}
 JSON = {"kind": "json"}
 NEMO = {"kind": "nemo_tarred"}
@@ -243,6 +315,25 @@ KINDS = {
     "array": Kind(write_array(", "), JSON, "a.json", has_audio=False),
     "array_lines": Kind(write_array(",\n"), JSON, "a.json", has_audio=False),
     "array_pretty": Kind(write_array(",\n  ", indent=2), JSON, "a.json", has_audio=False),
+    "pages": Kind(write_pages, {"kind": "parquet"}, "a.parquet", ("text",)),
+    "tar.gz": Kind(compressed(write_tar(tarfile.USTAR_FORMAT), "a.tar", ".gz"), TAR, "a.tar.gz"),
+    "tar.zst": Kind(compressed(write_tar(tarfile.GNU_FORMAT), "a.tar", ".zst"), TAR, "a.tar.zst"),
+    "manifest.gz": Kind(
+        compressed(write_lines, "a.jsonl", ".gz"), {"kind": "manifest"}, "a.jsonl.gz"
+    ),
+    "lines.zst": Kind(
+        compressed(write_lines, "a.jsonl", ".zst"),
+        {"kind": "jsonl"},
+        "a.jsonl.zst",
+        has_audio=False,
+    ),
+    "array.gz": Kind(
+        compressed(write_array(",\n"), "a.json", ".gz"), JSON, "a.json.gz", has_audio=False
+    ),
+    "shar": Kind(write_shar, {"kind": "shar"}, "cuts.000000.jsonl"),
+    "shar.gz": Kind(
+        compressed(write_shar, "cuts.000000.jsonl", ".gz"), {"kind": "shar"}, "cuts.000000.jsonl.gz"
+    ),
 }
 
 
@@ -269,7 +360,7 @@ def test_k_broken_records_cost_at_most_k(tmp_path, name, seed):
         assert all(unit.records <= unit_records for unit in units)
         with ClipReader() as reader:
             found = [record for unit in units for record in source.records_of(unit)]
-            good = [content(record, reader, names) for record in found if is_whole(record, names)]
+            good = [whole for record in found if (whole := content(record, reader, names))]
         missing = [item for item in expected if item not in good]
         assert not missing, f"{len(missing)} of {len(expected)} sound records are missing"
         assert [item for item in good if item in expected] == expected
@@ -281,7 +372,3 @@ def test_k_broken_records_cost_at_most_k(tmp_path, name, seed):
         )
         read.append([repr(record) for record in found])
     assert read[0] == read[1] == read[2], "the size of units changes what is read"
-
-
-def is_whole(record: Record, names: Sequence[str]) -> bool:
-    return record.bad is None and all(name in record.fields for name in names)
