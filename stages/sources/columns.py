@@ -53,6 +53,10 @@ class AudioColumn:
         }[self.form]
 
 
+def _is_list(column: pa.DataType) -> bool:
+    return any(is_kind(column) for is_kind in _LISTS)
+
+
 def field_types(parent: pa.Schema | pa.StructType) -> dict[str, pa.DataType]:
     """Map the names of the fields of a schema or struct to their types, dictionaries resolved."""
     return {field.name: _value_type(field.type) for field in parent}
@@ -71,9 +75,15 @@ def find_type(parent: pa.Schema | pa.StructType, name: str) -> pa.DataType | Non
 
 
 def message_type(column: pa.DataType) -> pa.StructType | None:
-    """Return the type of the messages in a column that is a list of structs; None for any other."""
-    is_list = any(is_kind(column) for is_kind in _LISTS)
-    return column.value_type if is_list and pa.types.is_struct(column.value_type) else None
+    """Return the type of the messages in a column; None for a column that holds none.
+
+    It is a list of structs or, as `datasets` stores a Sequence, a struct of lists.
+    """
+    if _is_list(column):
+        return column.value_type if pa.types.is_struct(column.value_type) else None
+    if pa.types.is_struct(column) and column.num_fields and all(_is_list(f.type) for f in column):
+        return pa.struct([(field.name, field.type.value_type) for field in column])
+    return None
 
 
 def require_named(
@@ -149,7 +159,7 @@ def _form(column: pa.DataType) -> str | None:
 def _is_array(column: pa.DataType | None) -> bool:
     """Tell whether a column holds samples: a list of numbers, or one such list per channel."""
     for _ in range(2):
-        if column is not None and any(is_kind(column) for is_kind in _LISTS):
+        if column is not None and _is_list(column):
             column = column.value_type
     return column is not None and (pa.types.is_floating(column) or column == pa.int16())
 

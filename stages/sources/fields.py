@@ -73,6 +73,18 @@ def lookup(fields: Mapping[str, Any], name: str | None) -> Any:
     return found[0] if found else None
 
 
+def message_list(value: Any) -> list[Any] | None:
+    """Return the messages of a conversation; None for what is none.
+
+    `datasets` stores a Sequence of structs as a struct of lists of equal length.
+    """
+    if isinstance(value, Mapping) and value:
+        lists = [part for part in value.values() if isinstance(part, list)]
+        if len(lists) == len(value) and len({len(part) for part in lists}) == 1:
+            return [dict(zip(value, parts, strict=True)) for parts in zip(*lists, strict=True)]
+    return value if isinstance(value, list) else None
+
+
 def is_blank(value: Any) -> bool:
     """Tell whether a value says nothing; NaN, which no value equals, is a gap in a table."""
     return value is None or value == "" or value == [] or value != value

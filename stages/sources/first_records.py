@@ -12,7 +12,7 @@ from koe.schema import SPEECH, Unit
 from stages.sources.absent import absent_field
 from stages.sources.base import Record, SourceFiles
 from stages.sources.encodings import require_utf8
-from stages.sources.fields import find, is_blank, lookup, number_of
+from stages.sources.fields import find, is_blank, lookup, message_list, number_of
 from stages.sources.files import reading
 from stages.sources.formats import format_of
 from stages.sources.location import FILE, open_audio
@@ -110,7 +110,7 @@ def _wrong_messages(
     if isinstance(settings, SpeechSourceConfig) or settings.layout == "instruction":
         return None
     name, role, content = settings.fields.chat_names(settings.layout)
-    lists = [found for fields in having if isinstance(found := lookup(fields, name), list)]
+    lists = [message_list(lookup(fields, name)) or [] for fields in having]
     messages = [message for found in lists for message in found if isinstance(message, Mapping)]
     for key, part in (("role", role), ("content", content)):
         if messages and not any(find(message, part) for message in messages):
@@ -167,7 +167,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
+    return message_list(value) is not None
 
 
 def _no_audio(source: SourceFiles[Any], records: Sequence[Record]) -> ConfigError | None:

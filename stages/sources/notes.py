@@ -8,7 +8,7 @@ from typing import Any
 
 from stages.audio.decode import SEGMENT_TOLERANCE_SECONDS
 from stages.sources.base import AudioLocation, Record, SourceFiles
-from stages.sources.fields import is_blank, lookup, number_of
+from stages.sources.fields import is_blank, lookup, message_list, number_of
 from stages.sources.look_alikes import Names, names_of_clips, names_of_messages, names_of_samples
 from stages.sources.settings import SpeechFields, SpeechSourceConfig
 
@@ -74,9 +74,8 @@ class Notes:
 
 
 def _of_messages(fields: Mapping[str, Any], list_name: str, names: Names) -> set[str]:
-    messages = lookup(fields, list_name)
-    found = messages if isinstance(messages, list) else []
-    return {note for item in found if isinstance(item, Mapping) for note in names.not_read(item)}
+    messages = message_list(lookup(fields, list_name)) or []
+    return {note for item in messages if isinstance(item, Mapping) for note in names.not_read(item)}
 
 
 def _has_no_length(values: Mapping[str, Any], fields: SpeechFields) -> bool:

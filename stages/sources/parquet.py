@@ -265,8 +265,9 @@ class ParquetTextSource(TextFiles):
             name, role, content = fields.chat_names(layout)
             leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
             parts = (role.split(".")[0], content.split(".")[0], *CALLS)
-            found = leaf_columns(leaves, columns.pop("messages"), parts)
-            found = found or [name]
+            del columns["messages"]
+            found = [f"{name}.{part}" for part in parts if find_type(schema, f"{name}.{part}")]
+            found = found or leaf_columns(leaves, name, parts) or [name]
         found += [name for name in columns.values() if find_type(schema, name) is not None]
         return list(dict.fromkeys(found))
 

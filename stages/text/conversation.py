@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from koe.errors import BadRecord
-from stages.sources.fields import find, kind_of, lookup
+from stages.sources.fields import find, kind_of, lookup, message_list
 from stages.sources.settings import CALLS, ConversationLayout, TextFields
 from stages.text.unicode import has_visible_text
 
@@ -64,8 +64,8 @@ def ends_unanswered(
     if layout == "instruction":
         return False
     list_name, role_name, _ = names.chat_names(layout)
-    last = lookup(fields, list_name)[-1]
-    return _role(lookup(last, role_name), role_name) == USER
+    messages = message_list(lookup(fields, list_name))
+    return bool(messages) and _role(lookup(messages[-1], role_name), role_name) == USER
 
 
 def _instruction(fields: Mapping[str, Any], names: TextFields) -> list[Message]:
@@ -118,9 +118,10 @@ def _require_no_tools(fields: Mapping[str, Any], name: str | None) -> None:
 def _messages(
     fields: Mapping[str, Any], list_name: str, role_name: str, content_name: str
 ) -> Iterator[Message]:
-    messages = lookup(fields, list_name)
-    if not isinstance(messages, list) or not messages:
-        what = "an empty list" if messages == [] else kind_of(messages)
+    value = lookup(fields, list_name)
+    messages = message_list(value)
+    if not messages:
+        what = kind_of(value) if messages is None else "an empty list"
         if not find(fields, list_name):
             what = f"missing; the record has {', '.join(map(str, fields)) or 'no fields':.200}"
         raise BadRecord("bad_conversation", f"{list_name} is {what}, expected a list of messages")

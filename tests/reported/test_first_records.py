@@ -169,7 +169,7 @@ def test_a_field_of_another_type_is_refused(tmp_path, beside, fields, why, root)
         (PAIR | {"system": {"a": 1}}, "instruction", "take system from field 'system'"),
         (PAIR | {"history": "一"}, "instruction", "take history from field 'history'"),
         ({"messages": "[]"}, "messages", "field 'messages' because it is a list"),
-        ({"conversations": {"a": []}}, "sharegpt", "field 'conversations' because it is a list"),
+        ({"conversations": {"a": "b"}}, "sharegpt", "field 'conversations' because it is a list"),
     ],
 )
 def test_a_field_of_samples_of_another_type_is_refused(tmp_path, record, layout, why):

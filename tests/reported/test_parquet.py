@@ -96,6 +96,33 @@ def test_messages_are_read_without_their_other_fields(tmp_path):
     assert samples(path, "messages") == [[("問", "答")]]
 
 
+TEXTS = {
+    "string": pa.string(),
+    "large": pa.large_string(),
+    "view": pa.string_view(),
+    "dictionary": pa.dictionary(pa.int32(), pa.string()),
+}
+MESSAGES = {"list": pa.list_, "large": pa.large_list, "fixed": lambda value: pa.list_(value, 2)}
+
+
+@pytest.mark.parametrize("lists", MESSAGES)
+@pytest.mark.parametrize("text", TEXTS)
+def test_messages_of_every_type_of_list_and_of_text(tmp_path, lists, text):
+    roles, texts = pa.array(["user", "assistant"]), pa.array(["問", "答"])
+    parts = pa.struct([("role", TEXTS[text]), ("content", TEXTS[text])])
+    message = pa.StructArray.from_arrays(
+        [roles.cast(TEXTS[text]), texts.cast(TEXTS[text])], fields=list(parts)
+    )
+    kind = MESSAGES[lists](parts)
+    if lists == "fixed":
+        said: pa.Array = pa.FixedSizeListArray.from_arrays(message, type=kind)
+    else:
+        array = pa.ListArray if lists == "list" else pa.LargeListArray
+        said = array.from_arrays([0, 2], message, type=kind)
+    path = write(tmp_path / "a.parquet", {"messages": said})
+    assert samples(path, "messages") == [[("問", "答")]]
+
+
 def test_nested_columns():
     outcome = ingest(REPORTS / "C/nested.parquet", audio="data.audio", text="data.text")
     assert outcome.kept["text"].to_pylist() == ["入れ子0", "入れ子1"]
@@ -132,12 +159,6 @@ BINARY = {
     "large": pa.large_binary(),
     "view": pa.binary_view(),
     "fixed": pa.binary(len(WAV)),
-}
-TEXTS = {
-    "string": pa.string(),
-    "large": pa.large_string(),
-    "view": pa.string_view(),
-    "dictionary": pa.dictionary(pa.int32(), pa.string()),
 }
 
 
