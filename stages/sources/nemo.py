@@ -22,6 +22,7 @@ from stages.sources.fields import lookup, parse_object
 from stages.sources.files import SourceFile, expand, lines, parent, reading
 from stages.sources.manifest import line_slices, segment_name
 from stages.sources.planning import Slice
+from stages.sources.streams import plain_name
 from stages.sources.tar_index import TarIndex, index_tar
 from stages.sources.tar_members import Member
 from stages.sources.tarred import TarredFiles, Unlisted, unnamed
@@ -57,15 +58,21 @@ class NemoTarredSource(TarredFiles):
         return frozenset((_SHARD, _SKIP))
 
     def files(self) -> list[SourceFile]:
+        if self.settings.tars and (alone := set(self._tars("").values()) - self._manifests.keys()):
+            raise ConfigError(
+                f"source {self.name} has a tar without manifest",
+                f"{min(alone)} is of a shard that none of its manifests is of",
+                "Name the manifest of each shard in paths, or leave the tar out of tars.",
+            )
         return [
-            SourceFile(file.path, file.relative, self._beside(file.path)) for file in self._found
+            SourceFile(file.path, file.relative, self.beside(file.path)) for file in self._found
         ]
 
     @cached_property
     def _found(self) -> list[SourceFile]:
         return super().files()
 
-    def _beside(self, path: str) -> tuple[str, ...]:
+    def beside(self, path: str) -> tuple[str, ...]:
         """List the tars of a manifest, and the other manifests that name members of them."""
         tars = self._own(path)
         others = (other for tar in tars.values() for other in self._manifests[tar])
@@ -78,18 +85,12 @@ class NemoTarredSource(TarredFiles):
         for file in self._found:
             for tar in self._own(file.path).values():
                 found[tar].append(file.path)
-        if self.settings.tars and (alone := set(self._tars("").values()) - found.keys()):
-            raise ConfigError(
-                f"source {self.name} has a tar without manifest",
-                f"{min(alone)} is of a shard that none of its manifests is of",
-                "Name the manifest of each shard in paths, or leave the tar out of tars.",
-            )
         return found
 
     def _own(self, path: str) -> Tars:
         """Return the tars that a manifest is of: all of them, unless its name has a number."""
         tars = self._tars(path)
-        number = _number_of(path)
+        number = number_of(path)
         if number is None or (number not in tars and len(self._found) == 1):
             return tars
         return {number: tars[number]} if number in tars else {}
@@ -146,13 +147,13 @@ class NemoTarredSource(TarredFiles):
             yield from line_slices(manifest, self.unit_records)
 
     def read_listed(self, unit: Unit) -> Iterator[Record]:
-        relative = self.relative(unit)
+        relative, tars = self.relative(unit), self._tars(unit.path)
         with self.opened(unit) as file:
             found = [
-                (start, attempt(self._entry, unit.path, start, line))
+                (start, attempt(self._entry, tars, unit.path, start, line))
                 for start, _, line in lines(file, unit.start, unit.stop)
             ]
-        places = self._locate_all(unit.path, [e for _, e in found if isinstance(e, _Entry)])
+        places = self._locate_all(tars, [e for _, e in found if isinstance(e, _Entry)])
         folder = parent(relative).removesuffix(_SHARDED).removesuffix(_SHARDED[1:])
         for start, entry in found:
             location = f"{unit.path}@{start}"
@@ -168,7 +169,7 @@ class NemoTarredSource(TarredFiles):
             else:
                 yield self.record(key, location, self._values(entry), place)
 
-    def _entry(self, path: str, start: int, line: bytes) -> _Entry:
+    def _entry(self, tars: Tars, path: str, start: int, line: bytes) -> _Entry:
         """Parse the line at byte `start` of a manifest. Raises: BadRecord."""
         values = parse_object(line)
         field = self.settings.fields.audio or _AUDIO
@@ -176,21 +177,12 @@ class NemoTarredSource(TarredFiles):
         if not isinstance(name, str) or not name.strip():
             detail = f"no field {field} with the name of a member; the record has "
             raise BadRecord("missing_audio", f"{detail}{', '.join(values) or 'no fields':.200}")
-        return _Entry(start, name.removeprefix("./"), self._shards(path, values), values)
+        return _Entry(start, name.removeprefix("./"), _shards(tars, path, values), values)
 
-    def _shards(self, path: str, values: dict[str, Any]) -> tuple[int, ...]:
-        tars = self._tars(path)
-        stated, number = values.get(_SHARD), _number_of(path)
-        if stated is not None and not (isinstance(stated, int | str) and str(stated).isdecimal()):
-            raise BadRecord("missing_audio", f"{_SHARD} is {stated!r}, which is no number")
-        known = [int(stated)] if stated is not None else []
-        if number is not None and (number in tars or not known):
-            known.append(number)
-        return tuple(dict.fromkeys(known)) or (tuple(tars) if len(tars) == 1 else ())
-
-    def _locate_all(self, path: str, entries: list[_Entry]) -> dict[int, AudioLocation | BadRecord]:
+    def _locate_all(
+        self, tars: Tars, entries: list[_Entry]
+    ) -> dict[int, AudioLocation | BadRecord]:
         """Map the starts of entries to the places of their audio; looks at each tar once."""
-        tars = self._tars(path)
         ordered = sorted(entries, key=lambda entry: entry.shards)
         return {entry.start: attempt(self._locate, tars, entry) for entry in ordered}
 
@@ -228,33 +220,54 @@ class NemoTarredSource(TarredFiles):
             return entry.values
         return {**entry.values, fields.start_seconds: 0.0}
 
-    def find_unlisted(self, path: str) -> Iterator[Unlisted]:
-        # members of a tar that several manifests name belong to the first of these
-        own = {n: tar for n, tar in self._own(path).items() if self._manifests[tar][0] == path}
-        manifests = dict.fromkeys(other for tar in own.values() for other in self._manifests[tar])
-        named: dict[int, set[str]] = {number: set() for number in own}
+    def find_unlisted(self, file: SourceFile) -> Iterator[Unlisted]:
+        tars = {self._shard_of(path): path for path in file.beside if _is_tar(path)}
+        manifests = sorted(
+            [file.path, *(path for path in file.beside if path not in tars.values())]
+        )
+        named: dict[int, set[str]] = {number: set() for number in tars}
+        first: dict[int, str] = {}  # of the manifests that name members of a tar, which counts them
         for manifest in manifests:
-            for entry in self._entries(manifest):
-                for number in named.keys() & set(entry.shards):
-                    named[number].add(entry.name)
-        for number, tar in own.items():
-            if index := self._index(tar):
+            number = number_of(manifest)
+            for shard in tars if number is None or number not in tars else [number]:
+                first.setdefault(shard, manifest)
+            for entry in self._entries(tars, manifest):
+                for shard in named.keys() & set(entry.shards):
+                    named[shard].add(entry.name)
+        for number, path in tars.items():
+            index = self._index(path) if first[number] == file.path else None
+            if index:
                 names = sorted(named[number])
                 yield from unnamed(index, (m for name in names for m in matches(index, name)))
 
-    def _entries(self, path: str) -> Iterator[_Entry]:
+    def _entries(self, tars: Tars, path: str) -> Iterator[_Entry]:
         with reading(path), scanned(path, self.index_folder) as manifest:
             for start, _, line in lines(manifest, 0, None):
-                entry = attempt(self._entry, path, start, line)
+                entry = attempt(self._entry, tars, path, start, line)
                 if isinstance(entry, _Entry):
                     yield entry
 
 
-def _number_of(path: str) -> int | None:
+def _shards(tars: Tars, path: str, values: dict[str, Any]) -> tuple[int, ...]:
+    """Return the shards whose tar may hold the member of a record. Raises: BadRecord."""
+    stated, number = values.get(_SHARD), number_of(path)
+    if stated is not None and not (isinstance(stated, int | str) and str(stated).isdecimal()):
+        raise BadRecord("missing_audio", f"{_SHARD} is {stated!r}, which is no number")
+    known = [int(stated)] if stated is not None else []
+    if number is not None and (number in tars or not known):
+        known.append(number)
+    return tuple(dict.fromkeys(known)) or (tuple(tars) if len(tars) == 1 else ())
+
+
+def number_of(path: str) -> int | None:
     """Return the number of the shard that a manifest is of; None for one of all shards."""
     name = path.rpartition("/")[2]
     found = _NUMBER_OF_MANIFEST.search(name)
     return int(found[1]) if found and _OF_ALL_SHARDS not in name else None
+
+
+def _is_tar(path: str) -> bool:
+    return plain_name(path).lower().endswith(".tar")
 
 
 def _stem(name: str) -> str | None:

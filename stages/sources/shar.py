@@ -88,14 +88,16 @@ class SharSource(TarredFiles):
         # what a glob has matched too, and is read with its supervisions
         others = {*self._shards, *(recordings_beside(file.path) for file in found)}
         named = [
-            SourceFile(file.path, file.relative, self._beside(file.path))
+            SourceFile(file.path, file.relative, self.beside(file.path))
             for file in found
             if file.path not in others
         ]
         return sorted([*listed, *named], key=lambda file: file.relative)
 
-    def _beside(self, path: str) -> tuple[str, ...]:
+    def beside(self, path: str) -> tuple[str, ...]:
         """List the tars of a file of cuts, or the recordings of a file of supervisions."""
+        if listed := self._shards.get(path):
+            return listed.tars
         recordings = recordings_beside(path)
         if recordings is None:
             return self._tars(path)
@@ -159,16 +161,14 @@ class SharSource(TarredFiles):
             values = cut
         return clips_of(values, self.settings.supervisions)
 
-    def _tars_of(self, path: str) -> tuple[str, ...]:
-        listed = self._shards.get(path)
-        return listed.tars if listed else self._tars(path)
-
-    def find_unlisted(self, path: str) -> Iterator[Unlisted]:
-        tar = _Audio(self, path, self._tars_of(path)).tar
+    def find_unlisted(self, file: SourceFile) -> Iterator[Unlisted]:
+        if recordings_beside(file.path):
+            return
+        tar = _Audio(self, file.path, file.beside).tar
         if tar is None:
             return
-        with reading(path), scanned(path, self.index_folder) as file:
-            cuts = (attempt(parse_object, line) for _, _, line in lines(file, 0, None))
+        with reading(file.path), scanned(file.path, self.index_folder) as opened_cuts:
+            cuts = (attempt(parse_object, line) for _, _, line in lines(opened_cuts, 0, None))
             ids = {str(cut.get("id")) for cut in cuts if not isinstance(cut, BadRecord)}
         for cut_id, members in tar.members.items():
             if cut_id not in ids:
@@ -177,7 +177,8 @@ class SharSource(TarredFiles):
 
     def read_listed(self, unit: Unit) -> Iterator[Record]:
         relative = self.relative(unit)
-        audio = _Audio(self, unit.path, self._tars_of(unit.path))
+        tars = () if recordings_beside(unit.path) else self.beside(unit.path)
+        audio = _Audio(self, unit.path, tars)
         with self.opened(unit) as cuts:
             for start, _, line in lines(cuts, unit.start, unit.stop):
                 for clip in self._clips(unit.path, line):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import zstandard
+
 from koe.errors import BadRecord
 from stages.sources.base import AudioLocation
 from stages.sources.compressed import opened
 from stages.sources.files import exists, reading, stamp
+from stages.sources.kept import keep, kept, name_of
 from stages.sources.planning import Gap
 from stages.sources.tar_members import Member, read_members
+
+_SUFFIX = ".members"
 
 Key = Callable[[str], str | None]
 
@@ -52,8 +58,9 @@ class TarIndex:
 def index_tar(path: str, key: Key, index_folder: str = "") -> TarIndex | None:
     """List the members of a tar by the key of their name; None if there is no such tar.
 
-    `key` returns None for members that no record asks for. Headers are read once per process and
-    tar, as long as it stays the same.
+    `key` returns None for members that no record asks for. The headers of a tar are read once, as
+    long as it stays the same: what they say is kept in `index_folder`, since looking at every header
+    of a tar in an object store is as slow as reading all of it.
 
     Raises: StorageError.
     """
@@ -65,13 +72,37 @@ def index_tar(path: str, key: Key, index_folder: str = "") -> TarIndex | None:
 
 @lru_cache(maxsize=4)  # a unit asks for one tar, or for neighbours
 def _index_tar(path: str, mark: str, key: Key, index_folder: str) -> TarIndex:
+    found, why = _kept_members(path, mark, index_folder) or _read_members(path, mark, index_folder)
     members: dict[str, list[Member]] = {}
-    why = ""
+    for member in found:
+        if (name := key(member.name)) is not None:
+            members.setdefault(name, []).append(member)
+    return TarIndex(path, members, why)
+
+
+def _read_members(path: str, mark: str, index_folder: str) -> tuple[list[Member], str]:
+    """Look at all headers of a tar, and keep what they say; why it may hold more than that."""
+    members, why = [], ""
     with opened(path, mark, index_folder) as file:
         headers: Any = getattr(file, "raw", file)
         for member in read_members(headers, 0):
             if isinstance(member, Gap):
                 why = why or member.why
-            elif (name := key(member.name)) is not None:
-                members.setdefault(name, []).append(member)
-    return TarIndex(path, members, why)
+            else:
+                members.append(member)
+    if index_folder:
+        data = json.dumps([why, *members]).encode()
+        keep(index_folder, name_of(path, mark, _SUFFIX), zstandard.compress(data, 1))
+    return members, why
+
+
+def _kept_members(path: str, mark: str, index_folder: str) -> tuple[list[Member], str] | None:
+    """Return what `_read_members` kept; None where there is nothing or it is incomplete."""
+    data = kept(index_folder, name_of(path, mark, _SUFFIX)) if index_folder else None
+    if data is None:
+        return None
+    try:
+        why, *rows = json.loads(zstandard.decompress(data))
+        return [Member(*row) for row in rows], why
+    except (ValueError, TypeError, zstandard.ZstdError):
+        return None

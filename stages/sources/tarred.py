@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from koe.errors import BadRecord
 from koe.schema import Unit
@@ -28,6 +29,10 @@ class TarredFiles(SpeechFiles):
 
     reads_compressed: ClassVar[bool] = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What was listed is left out: planning sends a source to other processes for each file.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def all_slices(self, file: SourceFile) -> Iterator[Slice]:
         is_whole = True
         for part in super().all_slices(file):
@@ -35,14 +40,15 @@ class TarredFiles(SpeechFiles):
             yield part
         # Of a file that breaks off, the records that are lost are counted already.
         if self.settings.unlisted_audio == "quarantine" and is_whole:
-            number = len(self._unlisted(file.path))
+            number = len(self._unlisted(file))
             for start in range(0, number, self.unit_records):
                 stop = min(start + self.unit_records, number)
                 yield Slice(start, stop, stop - start, state=_UNLISTED)
 
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.state == _UNLISTED:
-            for tar, member in self._unlisted(unit.path)[unit.start : unit.stop]:
+            file = SourceFile(unit.path, self.relative(unit), self.beside(unit.path))
+            for tar, member in self._unlisted(file)[unit.start : unit.stop]:
                 yield self._without_record(unit, tar, member)
         else:
             yield from self.read_listed(unit)
@@ -52,19 +58,26 @@ class TarredFiles(SpeechFiles):
         """Yield the records of one slice of a file."""
 
     @abstractmethod
-    def find_unlisted(self, path: str) -> Iterator[Unlisted]:
-        """Yield the members in the tars of a file of records that no record names, in a fixed order."""
+    def beside(self, path: str) -> tuple[str, ...]:
+        """List the files beside a file of records, as `files` does: tars among them."""
+
+    @abstractmethod
+    def find_unlisted(self, file: SourceFile) -> Iterator[Unlisted]:
+        """Yield the members of the tars beside a file that no record names, in a fixed order.
+
+        It must not list all files of the source, which planning would do for each of them.
+        """
 
     @cached_property
     def _last_found(self) -> dict[str, list[Unlisted]]:
         """What was found for the file that was asked for last, because its units follow each other."""
         return {}
 
-    def _unlisted(self, path: str) -> list[Unlisted]:
-        if path not in self._last_found:
+    def _unlisted(self, file: SourceFile) -> list[Unlisted]:
+        if file.path not in self._last_found:
             self._last_found.clear()
-            self._last_found[path] = list(self.find_unlisted(path))
-        return self._last_found[path]
+            self._last_found[file.path] = list(self.find_unlisted(file))
+        return self._last_found[file.path]
 
     def _without_record(self, unit: Unit, tar: str, member: Member) -> Record:
         folder, name = parent(self.relative(unit)), tar.rpartition("/")[2]
