@@ -26,6 +26,7 @@ _HEAD_BYTES = 1 << 16
 _OF_TEXT = ("manifest", "jsonl", "json")
 _SPEECH_KINDS = ("webdataset", "parquet", "manifest")
 _TEXT_KINDS = ("parquet", "jsonl", "json")
+_FEW_TEXTS = 3  # fewer say nothing
 # Where all records of a unit are unusable for one of these, a key of the source is wrong.
 _REASONS = {"missing_audio": "audio", "missing_id": "id", "missing_transcript": "text"}
 
@@ -54,7 +55,21 @@ def check_first_records(source: SourceFiles[Any], units: Sequence[Unit]) -> dict
         if (read := next(more, None)) is None:
             raise problem
         records += read()
-    return notes.counts()
+    return {**notes.counts(), **_without_letters(source, records)}
+
+
+def _without_letters(source: SourceFiles[Any], records: Sequence[Record]) -> dict[str, int]:
+    """Say so where transcripts are all numbers, as in a column of speakers."""
+    if not isinstance(source.settings, SpeechSourceConfig):
+        return {}
+    name = source.settings.fields.text
+    texts = [text for record in records if isinstance(text := lookup(record.fields, name), str)]
+    if len(texts) < _FEW_TEXTS or any(letter.isalpha() for text in texts for letter in text):
+        return {}
+    shown = ", ".join(f"`{text:.20}`" for text in texts[:_FEW_TEXTS])
+    return {
+        f"no transcript has a letter ({shown}): is fields.text right, or the layout?": len(texts)
+    }
 
 
 def _first(source: SourceFiles[Any], unit: Unit) -> list[Record]:

@@ -10,6 +10,7 @@ import pytest
 from koe.errors import ConfigError
 from koe.schema import unit_table
 from stages.ingest import IngestStage
+from stages.sources.first_records import check_first_records
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
 from tests.real_data import REPORTS, WORDS
@@ -86,6 +87,17 @@ def test_a_file_list_with_speakers_is_refused_until_its_layout_is_named(tmp_path
         ("二つ", "1"),
         ("三つ", "1"),
     ]
+
+
+def test_speakers_in_the_place_of_texts_are_pointed_out(tmp_path):
+    words(tmp_path / "wavs", "w0.wav", "w1.wav", "w2.wav")
+    path = table(tmp_path, "E/e02_vits_sid/train.txt")
+    lines = [line.split("|") for line in path.read_text("utf-8").splitlines()]
+    path.write_text("".join(f"{wav}|{text}|{speaker}\n" for wav, speaker, text in lines), "utf-8")
+    config = {"name": "s", "kind": "folder", "paths": [str(path)], "layout": "vits_speaker"}
+    source = speech_source(SpeechSourceConfig.model_validate(config), 1000)
+    note = "no transcript has a letter (`0`, `1`, `1`): is fields.text right, or the layout?"
+    assert check_first_records(source, list(source.units())) == {note: 3}
 
 
 @pytest.mark.parametrize("rest", ["\n", "\r", "\r\n"])
