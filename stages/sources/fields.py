@@ -122,6 +122,8 @@ def name_of(value: Any) -> str | None:
         return ""
     if isinstance(value, str):
         return value if value.strip() else ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, _NAMES) and not isinstance(value, bool):

@@ -63,13 +63,31 @@ class ManifestSource(SpeechFiles):
         place, location = f"{relative}@{start}", f"{unit.path}@{start}"
         if isinstance(values, BadRecord):
             return self.record(place, location, values)
-        names = (fields.audio,) if fields.audio else AUDIO_NAMES
-        audio = next((value for name in names if (value := lookup(values, name))), None)
-        if not isinstance(audio, str) or not audio.strip():
-            detail = f"there is no path of audio in {' or '.join(names)}; "
-            detail += f"the record has {', '.join(map(str, values)) or 'no fields':.200}"
-            return self.record(place, location, BadRecord("missing_audio", detail))
+        audio = attempt(_audio_path, values, fields.audio)
+        if isinstance(audio, BadRecord):
+            return self.record(place, location, audio)
         folder = "" if audio_root else parent(relative)
         key = (join(folder, audio) if folder else audio) + segment_name(values, fields)
         path = join(audio_root or parent(unit.path), audio)
         return self.record(key, location, values, AudioLocation("file", path))
+
+
+def _audio_path(values: dict[str, Any], name: str | None) -> str:
+    """Return the path of a record's audio, from the field `name` or one of the usual ones.
+
+    Raises: BadRecord with reason missing_audio or ambiguous_audio.
+    """
+    names = (name,) if name else AUDIO_NAMES
+    found = [value for name in names if (value := lookup(values, name))]
+    if not found:
+        detail = f"there is no path of audio in {' or '.join(names)}; "
+        detail += f"the record has {', '.join(map(str, values)) or 'no fields':.200}"
+        raise BadRecord("missing_audio", detail)
+    path = found[0]
+    if not isinstance(path, str) or not path.strip():
+        raise BadRecord("missing_audio", f"the path of the audio is {path!r:.200}, expected text")
+    if any(other != path for other in found):
+        paths = " and ".join(repr(other)[:200] for other in found)
+        detail = f"{' and '.join(names)} name {paths}; say which counts in fields.audio"
+        raise BadRecord("ambiguous_audio", detail)
+    return path

@@ -57,11 +57,12 @@ def one(folder: Path, record: dict[str, Any], **fields: str) -> dict[str, Any] |
         (10**18, "1000000000000000000"), ("a\nb", "a\nb"), ("x" * 100_000, "x" * 100_000),
         (None, None), ("", None), (" \t", None), (NAN, None),
         (["山"], "['山']"), ({"id": 1}, "{'id': 1}"), (True, "True"),
+        (float("inf"), "inf"),
     ],
 )  # fmt: skip
 def test_speakers_and_ids_are_names(folder, value, name):
     """A list or a truth value is no name; a number is the same however it is written."""
-    is_name = isinstance(value, str | int | float | None) and not isinstance(value, bool)
+    is_name = not isinstance(value, bool | list | dict) and value != float("inf")
     speaker = one(folder, {"by": value}, speaker="by")
     own = one(folder, {"key": value}, id="key")
     if not is_name:
@@ -149,6 +150,31 @@ def test_a_length_that_the_audio_does_not_have_is_said(folder):
     note = "`duration` is not the length of the audio, all of which is the clip"
     assert outcome.notes[note] == 2
     assert note not in ingest(folder / "m.jsonl", seconds="length").notes
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        ({"audio_filepath": None}, "missing_audio: there is no path of audio in audio_filepath or"),
+        (
+            {"audio_filepath": ["1.wav"]},
+            "missing_audio: the path of the audio is ['1.wav'], expect",
+        ),
+        ({"audio_filepath": 3}, "missing_audio: the path of the audio is 3, expected text"),
+        ({"audio_filepath": "  "}, "missing_audio: the path of the audio is '  ', expected text"),
+        (
+            {"file_name": "2.wav"},
+            "ambiguous_audio: audio_filepath and file_name name '1.wav' and '2.wav'; say which",
+        ),
+    ],
+)
+def test_audio_that_is_no_path_or_two(folder, record, why):
+    assert str(one(folder, record)).startswith(why)
+
+
+def test_two_names_of_one_path_are_one(folder):
+    assert isinstance(one(folder, {"file_name": "1.wav"}), dict)
+    assert isinstance(one(folder, {"file_name": "2.wav"}, audio="audio_filepath"), dict)
 
 
 REPEATED = b'{"audio_filepath": "1.wav", "text": "a", "m": {"x": 1}, "text": "b"}'
