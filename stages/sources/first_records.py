@@ -132,7 +132,7 @@ def _wrong_messages(
             names = ", ".join(dict.fromkeys(str(n) for message in messages for n in message))
             return ConfigError(
                 f"source {source.name} has no field {part!r} for {key} in its {name}",
-                f"the first {len(messages):,} messages have {names:.300}",
+                f"the first {len(messages):,} messages have {names or 'no fields':.300}",
                 f"Set layout, or fields.{key}, of the source.",
             )
     return None

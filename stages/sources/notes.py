@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.audio.decode import SEGMENT_TOLERANCE_SECONDS
@@ -40,9 +40,13 @@ class Notes:
 
     def add(self, record: Record) -> None:
         """Count a record, whether it can be used or not."""
-        self._counts.update(self.names.not_read(record.fields, record.left_out))
+        left_out = record.left_out
         if self._messages:
-            self._counts.update(_of_messages(record.fields, *self._messages))
+            name, names = self._messages
+            parts = [part for part in left_out if part.startswith(f"{name}.")]
+            left_out = [part for part in left_out if part not in parts]
+            self._counts.update(_of_messages(record.fields, parts, name, names))
+        self._counts.update(self.names.not_read(record.fields, left_out))
         if record.audio and self._speech:
             is_open = _has_no_length(record.fields, self._speech)
             channel = str(lookup(record.fields, self._speech.channel))
@@ -73,9 +77,15 @@ class Notes:
         return {note: number for note, number in sorted(counts.items()) if number}
 
 
-def _of_messages(fields: Mapping[str, Any], list_name: str, names: Names) -> set[str]:
-    messages = message_list(lookup(fields, list_name)) or []
-    return {note for item in messages if isinstance(item, Mapping) for note in names.not_read(item)}
+def _of_messages(
+    fields: Mapping[str, Any], left_out: Sequence[str], name: str, names: Names
+) -> set[str]:
+    """Return what is to be said of the messages called `name`; `left_out` are fields of them."""
+    messages = message_list(lookup(fields, name)) or []
+    found = {
+        note for item in messages if isinstance(item, Mapping) for note in names.not_read(item)
+    }
+    return found.union(names.not_read({}, [part.removeprefix(f"{name}.") for part in left_out]))
 
 
 def _has_no_length(values: Mapping[str, Any], fields: SpeechFields) -> bool:

@@ -271,15 +271,24 @@ class ParquetTextSource(TextFiles):
         found += [name for name in columns.values() if find_type(schema, name) is not None]
         return list(dict.fromkeys(found))
 
+    def _not_read(self, schema: pa.Schema) -> tuple[str, ...]:
+        """List the columns of a file, and the fields of its messages, as `Notes` needs them."""
+        fields, layout = self.settings.fields, self.settings.layout
+        columns = _left_out(schema, fields.named(layout).values())
+        if layout == "instruction":
+            return columns
+        name = fields.chat_names(layout)[0]
+        column = find_type(schema, name)
+        messages = None if column is None else message_type(column)
+        return (*columns, *(f"{name}.{part.name}" for part in messages or ()))
+
     def read(self, unit: Unit) -> Iterator[Record]:
         if unit.gaps:
             yield from _unreadable_records(self, unit)
             return
         prefix = self.prefix(unit)
         with reading(unit.path), open_parquet(unit.path) as file:
-            columns = self._columns(file)
-            named = self.settings.fields.named(self.settings.layout)
-            left_out = _left_out(file.schema_arrow, named.values())
+            columns, left_out = self._columns(file), self._not_read(file.schema_arrow)
         for row, values in _rows(unit, columns):
             record = self.record(f"{prefix}/{row:08d}", f"{unit.path}:row {row}", values)
             yield replace(record, left_out=left_out)

@@ -60,6 +60,17 @@ def result(record: dict[str, Any], layout: str = "messages") -> Any:
         ([("user", [{"type": "text", "text": "問"}]), BOT], [("問", "答")]),
         (
             [
+                ("user", [{"type": "input_text", "text": "問"}]),
+                ("assistant", [{"type": "output_text", "text": "答"}]),
+            ],
+            [("問", "答")],
+        ),
+        (
+            [("user", [{"text": "問"}]), BOT],
+            "messages[0].content[0] is of type None, expected text",
+        ),
+        (
+            [
                 ("user", [{"type": "text", "text": "何"}, {"type": "image_url", "image_url": {}}]),
                 BOT,
             ],
@@ -130,6 +141,18 @@ def test_what_messages_hold_beside_their_text_is_counted_once_a_record(tmp_path)
         "`images` looks like media that the text is about and is not read": 1,
         "`reasoning_content` looks like what was thought before it and is not read": 2,
         "`weight` looks like how much a message counts and is not read": 2,
+    }
+
+
+def test_what_messages_hold_beside_their_text_is_said_of_parquet_too(tmp_path):
+    message = {"role": "user", "content": "問", "reasoning": "考", "id": 1, "tool_calls": None}
+    answer = message | {"role": "assistant"}
+    table = pa.Table.from_pylist([{"messages": [message, answer], "id": 7, "images": [b"x"]}])
+    pq.write_table(table, tmp_path / "a")
+    where = {"name": "s", "kind": "parquet", "paths": [f"{tmp_path}/a"]}
+    assert check(where, {"id": "id"}, "messages") == {
+        "`images` looks like media that the text is about and is not read": 1,
+        "`reasoning` looks like what was thought before it and is not read": 1,
     }
 
 
