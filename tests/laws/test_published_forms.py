@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import tarfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,9 @@ class Part:
     def supervision(self) -> SupervisionSegment:
         place = (self.id, f"r{self.recording}", self.start, self.seconds)
         return SupervisionSegment(*place, channel=0, text=self.text, speaker=self.speaker)
+
+
+Writer = Callable[[Path, Sequence[Part]], None]
 
 
 def record(folder: Path, lengths: Sequence[float], cuts: Sequence[Sequence[float]]) -> list[Part]:
@@ -113,27 +119,63 @@ def write_supervisions(folder: Path, parts: Sequence[Part]) -> None:
     SupervisionSet.from_segments(found).to_file(folder / "tv_supervisions.jsonl.gz")
 
 
+def flac(part: Part) -> bytes:
+    """Return a clip as a file of its own."""
+    start, frames = round(part.start * AUDIO_HZ), round(part.seconds * AUDIO_HZ)
+    audio, _ = soundfile.read(part.path, start=start, frames=frames, dtype="int16")
+    file = io.BytesIO()
+    soundfile.write(file, audio, AUDIO_HZ, format="FLAC")
+    return file.getvalue()
+
+
 def write_webdataset(folder: Path, parts: Sequence[Part]) -> None:
     """Write a .tar.gz of each clip alone, as such sets have them."""
     with webdataset.TarWriter(str(folder / "clips.tar.gz"), compress=True) as tar:
         for part in parts:
-            start = round(part.start * AUDIO_HZ)
-            frames = round(part.seconds * AUDIO_HZ)
-            audio, _ = soundfile.read(part.path, start=start, frames=frames, dtype="int16")
-            soundfile.write(folder / "clip.flac", audio, AUDIO_HZ)
             fields = {"text": part.text, "speaker": part.speaker}
-            tar.write(
-                {"__key__": part.id, "flac": (folder / "clip.flac").read_bytes(), "json": fields}
-            )
+            tar.write({"__key__": part.id, "flac": flac(part), "json": fields})
+
+
+def write_tars_and_table(folder: Path, parts: Sequence[Part]) -> None:
+    """Write audio alone into hexadecimal tars, as ReazonSpeech has it, and a table in no order."""
+    names = {part.id: f"{number % 2:03x}/{number:013x}.flac" for number, part in enumerate(parts)}
+    for number in {name[:3] for name in names.values()}:
+        with tarfile.open(folder / f"{number}.tar", "w") as tar:
+            for part in parts:
+                if names[part.id].startswith(number):
+                    info = tarfile.TarInfo(f"./{names[part.id]}")
+                    info.size = len(data := flac(part))
+                    tar.addfile(info, io.BytesIO(data))
+    rows = [f"{names[part.id]}\t{part.speaker}\t{part.text}\n" for part in reversed(parts)]
+    (folder / "all.tsv").write_text("".join(rows), encoding="utf-8")
+
+
+def write_table(name: str, mark: str, *header: str) -> Writer:
+    """Write clips as files, and a table with their name, speaker and text."""
+
+    def write(folder: Path, parts: Sequence[Part]) -> None:
+        (folder / "clips").mkdir()
+        root = "" if name == "validated.tsv" else "clips/"
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            quoting = csv.QUOTE_MINIMAL if mark == "," else csv.QUOTE_NONE
+            table = csv.writer(file, delimiter=mark, quoting=quoting)
+            table.writerows([header] if header else [])
+            for part in parts:
+                (folder / f"clips/{part.id}.flac").write_bytes(flac(part))
+                table.writerow([f"{root}{part.id}.flac", part.speaker, part.text])
+
+    return write
 
 
 @dataclass(frozen=True)
 class Form:
     """How the parts are written, and the keys that read them; paths are relative."""
 
-    write: Callable[[Path, Sequence[Part]], None]
+    write: Writer
     kind: str
     path: str
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    speaker: str = "speaker"
 
 
 FORMS = {
@@ -144,13 +186,35 @@ FORMS = {
     "shar": Form(write_shar, "shar", "shar/cuts.*.jsonl.gz"),
     "supervisions": Form(write_supervisions, "shar", "tv_supervisions.jsonl.gz"),
     "tar_gz": Form(write_webdataset, "webdataset", "clips.tar.gz"),
+    "tars_and_table": Form(
+        write_tars_and_table,
+        "webdataset",
+        "*.tar",
+        {"transcripts": "all.tsv", "columns": ["file_name", "speaker", "text"], "delimiter": "\t"},
+    ),
+    "audiofolder": Form(
+        write_table("metadata.csv", ",", "file_name", "speaker", "text"), "folder", "metadata.csv"
+    ),
+    "vits": Form(write_table("train.txt", "|"), "folder", "train.txt", {"layout": "vits_speaker"}),
+    "common_voice": Form(
+        write_table("validated.tsv", "\t", "path", "client_id", "sentence"),
+        "folder",
+        "validated.tsv",
+        {"layout": "common_voice"},
+        "client_id",
+    ),
 }
 
 
 def settings_of(name: str, folder: str) -> dict[str, Any]:
     form = FORMS[name]
+    keys = dict(form.keys)
+    if table := keys.get("transcripts"):
+        keys["transcripts"] = f"{folder}/{table}"
     paths = [f"{folder}/{form.path}"]
-    return {"name": name, "kind": form.kind, "paths": paths, "fields": {"speaker": "speaker"}}
+    return {
+        "name": name, "kind": form.kind, "paths": paths, "fields": {"speaker": form.speaker}, **keys
+    }  # fmt: skip
 
 
 def clips(name: str, folder: Path, unit_records: int) -> dict[str, tuple[str, np.ndarray]]:
