@@ -35,6 +35,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.dnsmos
 	$(BIN)/python -m benchmarks.snac
 	$(BIN)/python -m benchmarks.planning
+	$(BIN)/python -m benchmarks.long_recordings
 	$(BIN)/python -m benchmarks.packing
 	$(BIN)/python -m benchmarks.engine_overhead
 	$(BIN)/python -m benchmarks.driver_memory

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from koe.errors import BadRecord, attempt
 from stages.audio.decode import decode, resample
-from stages.sources.location import read_clips
+from stages.audio.recording import Recording
+from stages.sources.location import recordings
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -52,13 +53,15 @@ def load_clips(
     GPU outruns; the libraries release the interpreter's lock). `index_folder`: as in `SourceFiles`.
     """
     parts = (clips[name].to_pylist() for name in ("start_seconds", "seconds", "channel"))
-    read = zip(read_clips(clips, index_folder), *parts, strict=True)
+    read = zip(recordings(clips, index_folder), *parts, strict=True)
 
-    def load(clip: tuple[bytes | BadRecord, float, float, int | None]) -> np.ndarray | BadRecord:
-        data, start, seconds, channel = clip
-        if isinstance(data, BadRecord):
-            return data
-        audio = attempt(_load, data, audio_hz, start, seconds, channel)
+    def load(
+        clip: tuple[Recording | BadRecord, float, float, int | None],
+    ) -> np.ndarray | BadRecord:
+        recording, start, seconds, channel = clip
+        if isinstance(recording, BadRecord):
+            return recording
+        audio = attempt(_load, recording, audio_hz, start, seconds, channel)
         return audio if isinstance(audio, BadRecord) else audio[0]
 
     return in_threads(load, prefetch(read), num_threads)
@@ -84,14 +87,14 @@ def in_threads(
 
 
 def _load(
-    data: bytes,
+    recording: Recording,
     audio_hz: int,
     start: float = 0.0,
     seconds: float | None = None,
     channel: int | None = None,
 ) -> tuple[np.ndarray, float]:
     """Decode float32 [samples] at `audio_hz`, and tell how many seconds the file holds of them."""
-    audio, from_hz = decode(data, start, seconds, channel)
+    audio, from_hz = decode(recording, start, seconds, channel)
     peak = float(np.abs(audio).max())
     if peak > MAX_PEAK:
         raise BadRecord("out_of_scale_audio", f"peak {peak:.3g}, full scale is 1")
@@ -107,7 +110,7 @@ def load_file(path: str, audio_hz: int) -> tuple[np.ndarray, float]:
         data = Path(path).read_bytes()
     except OSError as error:
         raise BadRecord("unreadable_file", error.strerror or str(error)) from error
-    return _load(data, audio_hz)
+    return _load(Recording(data), audio_hz)
 
 
 def location(clip: dict[str, Any]) -> str:

@@ -10,11 +10,13 @@ from koe.errors import BadRecord
 from stages.audio import flac, mpeg, ogg, riff
 from stages.audio.links import Scan
 from stages.audio.mpeg_frames import begins_frame, first_frame
-from stages.audio.sndfile import Window
+from stages.audio.sndfile import Readable
 from stages.audio.tags import skip_leading
 from stages.looks import looks_like
 
 _MAX_LEADING_BYTES = 4096
+# Of MP3 or Ogg, whose frames or pages are all walked over: a day and a half at 128 kbit/s.
+_MAX_WALKED_BYTES = 1 << 31
 # What is called .wav or .mp3 in corpora, and is neither.
 _OTHERS = (
     (0, b"FORM", "AIFF"),
@@ -30,13 +32,13 @@ _OTHERS = (
 )
 
 
-def scan(file: Window, num_bytes: int) -> Scan:
+def scan(file: Readable, num_bytes: int) -> Scan:
     """Find out what a WAV, FLAC, MP3 or Ogg file holds.
 
     Reads the head of a WAV file, head and tail of a FLAC file, and all of the others.
 
-    Raises: BadRecord with reason empty_audio, unreadable_audio, truncated_audio, mixed_format or
-    length_mismatch.
+    Raises: BadRecord with reason empty_audio, unreadable_audio, truncated_audio, mixed_format,
+    length_mismatch or record_too_large.
     """
     if num_bytes == 0:
         raise BadRecord("empty_audio", "no bytes")
@@ -50,8 +52,10 @@ def scan(file: Window, num_bytes: int) -> Scan:
     if head[:4] == b"fLaC":
         return flac.scan(file, start, num_bytes)
     if head[:4] == b"OggS" or begins_frame(head):
-        file.seek(0)
-        data = file.read(num_bytes)
+        if num_bytes > _MAX_WALKED_BYTES:
+            detail = f"{num_bytes:,} bytes of audio, of at most {_MAX_WALKED_BYTES:,} of MP3 or Ogg"
+            raise BadRecord("record_too_large", detail)
+        data = file.contents()
         return ogg.scan(data, start) if head[:4] == b"OggS" else mpeg.scan(data, start, num_bytes)
     raise _unknown(head, start)
 

@@ -14,9 +14,9 @@ import torchaudio
 
 from koe.errors import BadRecord
 from stages.audio.containers import scan
-from stages.audio.flac import require_single
 from stages.audio.links import AudioHeader
-from stages.audio.sndfile import Window, read
+from stages.audio.recording import Recording
+from stages.audio.sndfile import Window
 
 # Durations in manifests are rounded, and MP3 encoders pad: a clip may end this much past its file.
 SEGMENT_TOLERANCE_SECONDS = 0.1
@@ -24,36 +24,6 @@ SEGMENT_TOLERANCE_SECONDS = 0.1
 _CANCELLED = 1e-4
 # Rates whose ratio has large terms need a resampling kernel of their product: 4 Mi floats, 16 MiB.
 _MAX_KERNEL_ENTRIES = 1 << 22
-
-
-class Recording:
-    """An encoded audio file in memory, with what a walk over it found.
-
-    Threads may decode from one at the same time.
-
-    Raises: BadRecord as `decode` does for the file as a whole.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        scanned = scan(Window(io.BytesIO(data), 0, len(data)), len(data))
-        require_single(data, scanned)
-        self.header, self._links = scanned.header, scanned.links
-
-    def read(self, start: int, num_frames: int) -> np.ndarray:
-        """Decode float32 [num_frames, channels] from sample `start`, all of it or an error.
-
-        Raises: BadRecord with reason unreadable_audio or truncated_audio.
-        """
-        parts: list[np.ndarray] = []
-        for link in self._links:
-            there = link.header.num_frames
-            wanted = min(there - start, num_frames)
-            if wanted > 0:
-                parts.append(read(link.cut(self.data, start, wanted), wanted, self.header))
-                num_frames -= wanted
-            start = max(0, start - there)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def read_header(

@@ -6,10 +6,12 @@ was written to a pipe has no number in STREAMINFO; a file that was cut off or jo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from koe.errors import BadRecord
+from stages.audio.contents import BLOCK_BYTES, Contents, Range, chunks, whole
 from stages.audio.links import AudioHeader, Cut, Scan, joined
 from stages.audio.sndfile import Readable
 from stages.audio.tags import before_trailing
@@ -20,6 +22,8 @@ _TOTAL_MASK = (1 << 36) - 1
 _TAIL_BYTES, _MORE_TAIL_BYTES = 1 << 16, 512
 _MAX_HEADER_BYTES = 16
 _BLOCK_SAMPLES = {1: 192, **{n: 144 << n for n in range(2, 6)}, **{n: 1 << n for n in range(8, 16)}}
+_SYNC = re.compile(rb"\xff[\xf8\xf9]")
+_MAX_TAG_BYTES = 1 << 24
 _JOINT = b"fLaC\0\0\0\x22"
 
 
@@ -31,10 +35,11 @@ class FlacLink:
     stop: int
     streaminfo: bytes
     header: AudioHeader
+    index_bytes = 0
 
-    def cut(self, data: bytes, start: int, num_frames: int) -> Cut:
-        view = memoryview(data)[self.start : self.stop]
-        return Cut((self.streaminfo, view[_HEAD_BYTES:]), start, 0)
+    def cut(self, data: Contents, start: int, num_frames: int) -> Cut:
+        frames = Range(data, self.start + _HEAD_BYTES, self.stop)
+        return Cut((whole(self.streaminfo), frames), start, 0)
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,7 @@ def scan(file: Readable, start: int, num_bytes: int) -> Scan:
     info = _StreamInfo.read(file.read(_HEAD_BYTES))
     if info.num_samples and _is_confirmed(file, start, num_bytes, info):
         return joined([info.link(start, num_bytes, info.num_samples)])
-    file.seek(0)
-    data = file.read(num_bytes)
+    data = file.contents()
     starts = [start]
     while (seam := data.find(_JOINT, starts[-1] + _HEAD_BYTES)) >= 0:
         starts.append(seam)
@@ -94,7 +98,7 @@ def scan(file: Readable, start: int, num_bytes: int) -> Scan:
     return joined([_stream(data, *place) for place in zip(starts, stops, strict=True)])
 
 
-def require_single(data: bytes, scanned: Scan) -> None:
+def require_single(data: Contents, scanned: Scan) -> None:
     """Refuse streams of equal length that were joined, which head and tail alone do not tell.
 
     Raises: BadRecord with reason chained_stream.
@@ -106,17 +110,17 @@ def require_single(data: bytes, scanned: Scan) -> None:
             raise BadRecord("chained_stream", f"another FLAC stream begins at byte {seam}")
 
 
-def _stream(data: bytes, start: int, stop: int) -> FlacLink:
+def _stream(data: Contents, start: int, stop: int) -> FlacLink:
     """Walk the frames of the one stream in a range of `data`.
 
     Raises: BadRecord with reason truncated_audio.
     """
     info = _StreamInfo.read(data[start : start + _HEAD_BYTES])
-    stop = start + before_trailing(data[start:stop])
+    tail = max(start, stop - _MAX_TAG_BYTES)
+    stop = tail + before_trailing(data[tail:stop])
     found, last = 0, None
-    for place in sorted(_syncs(data[start + _HEAD_BYTES : stop])):
-        place += start + _HEAD_BYTES
-        frame = _frame(data[place : place + _MAX_HEADER_BYTES], info)
+    for place, header in _headers(data, start + _HEAD_BYTES, stop):
+        frame = _frame(header, info)
         if frame is not None and frame[0] == found:
             found, last = frame[1], place
     if last is None:
@@ -129,6 +133,17 @@ def _stream(data: bytes, start: int, stop: int) -> FlacLink:
     if found < info.num_samples:
         raise BadRecord("truncated_audio", f"{found} of {info.num_samples} samples")
     return info.link(start, stop, found)
+
+
+def _headers(data: Contents, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Yield where frames may begin, and the bytes there."""
+    for first, chunk in chunks(data, start, stop, _MAX_HEADER_BYTES):
+        for found in _SYNC.finditer(chunk):
+            if found.start() < BLOCK_BYTES:
+                yield (
+                    first + found.start(),
+                    chunk[found.start() : found.start() + _MAX_HEADER_BYTES],
+                )
 
 
 def _is_confirmed(file: Readable, start: int, stop: int, info: _StreamInfo) -> bool:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from koe.errors import BadRecord
-
-Bytes = bytes | memoryview
+from stages.audio.contents import Contents, Range
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Cut:
     that the decoder seeks, and begins that many samples before.
     """
 
-    pieces: tuple[Bytes, ...]
+    pieces: tuple[Range, ...]
     start: int
     settle_frames: int | None = None
 
@@ -42,7 +41,12 @@ class Link(Protocol):
     @property
     def header(self) -> AudioHeader: ...
 
-    def cut(self, data: bytes, start: int, num_frames: int) -> Cut:
+    @property
+    def index_bytes(self) -> int:
+        """Return about how much memory the link takes."""
+        ...
+
+    def cut(self, data: Contents, start: int, num_frames: int) -> Cut:
         """Return what gives the samples [start, start + num_frames) of this link of a file."""
         ...
 

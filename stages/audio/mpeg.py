@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from koe.errors import BadRecord
-from stages.audio.links import AudioHeader, Bytes, Cut, Scan, joined
+from stages.audio.contents import Contents, Range, whole
+from stages.audio.links import AudioHeader, Cut, Scan, joined
 from stages.audio.mpeg_frames import Format, Walk, header_at, walk
 
 # mpg123 drops these of what it decodes: the delay of any layer III decoder.
 _DECODER_DELAY = 529
-_VBRI_OFFSET = 36  # of Fraunhofer's tag in its frame
+_TAGS = (b"Xing", b"Info", b"VBRI")
 # The synthesis of 8 frames uses the decoder's buffer in the same order as that of any other 8, so
 # a cut that begins at a multiple of them sums in the same order, and gives the same bits.
 _PHASE_FRAMES = 8
@@ -44,7 +45,7 @@ class MpegLink:
     form: Format
     first_header: int
     starts: np.ndarray  # int64 [frames]
-    sizes: np.ndarray  # int64 [frames]
+    sizes: np.ndarray  # int32 [frames]
     begin: int  # of the samples of all frames, the first that is audio
     num_samples: int
 
@@ -52,46 +53,62 @@ class MpegLink:
     def header(self) -> AudioHeader:
         return self.form.header(self.num_samples)
 
-    def cut(self, data: bytes, start: int, num_frames: int) -> Cut:
-        """Cut the frames that these samples depend on, and put an Info frame before them.
+    @property
+    def index_bytes(self) -> int:
+        return self.starts.nbytes + self.sizes.nbytes
 
-        What the decoder gives of them is bit for bit what it gives of them in the whole stream.
+    def cut(self, data: Contents, start: int, num_frames: int) -> Cut:
+        """Cut the frames that these samples depend on, and put two frames without sound before them.
+
+        One counts the others; one holds the bits of earlier frames that the first ones refer to.
+        What the decoder gives is bit for bit what it gives of these samples in the whole stream.
         """
         per_frame = self.form.frame_samples
         first = self.begin + start
         stop = min(len(self.starts), -(-(first + num_frames) // per_frame))
-        lead = self._lead(first // per_frame)
-        pieces = [self._info_frame(stop - lead), *self._frames(data, lead, stop)]
-        return Cut(tuple(pieces), first - lead * per_frame - _DECODER_DELAY)
+        lead = max(0, first // per_frame - _OVERLAP_FRAMES - 1)
+        lead -= lead % _PHASE_FRAMES
+        pieces = [self._info_frame(stop - lead)]
+        if lead > 0:
+            pieces.append(self._silent_frame(self._reservoir(data, lead + 1)))
+        real = self._frames(data, lead + (lead > 0), stop)
+        after = first - lead * per_frame - _DECODER_DELAY
+        return Cut((*map(whole, pieces), *real), after)
 
-    def _lead(self, frame: int) -> int:
-        """Return the frame to begin with, so that `frame` is decoded as in the whole stream."""
-        frame = max(0, frame - _OVERLAP_FRAMES)
+    def _reservoir(self, data: Contents, frame: int) -> bytes:
+        """Return the last bits before a frame that it and later ones may refer to."""
+        parts: list[bytes] = []
         missing = self.form.reservoir_bytes
-        overhead = 4 + 2 + self.form.side_bytes  # header, checksum, side information
-        while frame > 0 and missing > 0:
+        while missing > 0 and frame > 0:
             frame -= 1
-            missing -= max(0, int(self.sizes[frame]) - overhead)
-        return frame - frame % _PHASE_FRAMES
+            place = int(self.starts[frame])
+            content = data[place : place + int(self.sizes[frame])]
+            has_checksum = not content[1] & 1
+            main = content[4 + 2 * has_checksum + self.form.side_bytes :][-missing:]
+            parts.append(main)
+            missing -= len(main)
+        return b"".join(reversed(parts))
 
-    def _frames(self, data: bytes, start: int, stop: int) -> Iterator[Bytes]:
+    def _silent_frame(self, behind: bytes, begin: bytes = b"") -> bytes:
+        """Make a frame whose side information is 0, with bytes right behind it or at its end."""
+        # The first header, without checksum and padding, at the highest bitrate, to have the room.
+        header = (self.first_header | 1 << 16) & ~(0xF << 12) & ~(1 << 9) | 14 << 12
+        frame = header.to_bytes(4, "big") + bytes(self.form.side_bytes) + begin
+        return frame.ljust(self.form.frame_bytes(header) - len(behind), b"\0") + behind
+
+    def _frames(self, data: Contents, start: int, stop: int) -> Iterator[Range]:
         """Yield the bytes of frames, those that are contiguous in one piece."""
-        view = memoryview(data)
         starts, ends = self.starts[start:stop], self.starts[start:stop] + self.sizes[start:stop]
         breaks = np.flatnonzero(starts[1:] != ends[:-1]) + 1
         for first, after in zip([0, *breaks], [*breaks, len(starts)], strict=True):
-            yield view[int(starts[first]) : int(ends[after - 1])]
+            yield Range(data, int(starts[first]), int(ends[after - 1]))
 
     def _info_frame(self, count: int) -> bytes:
         """Make an Info frame that counts `count` frames and states no delay."""
-        # The first frame's header without checksum and padding, at a bitrate whose frame has room.
-        header = (self.first_header | 1 << 16) & ~(0xF << 12) & ~(1 << 9) | 9 << 12
-        info = struct.pack(">4sII", b"Info", 1, count)
-        frame = header.to_bytes(4, "big") + bytes(self.form.side_bytes) + info
-        return frame.ljust(self.form.frame_bytes(header), b"\0")
+        return self._silent_frame(b"", struct.pack(">4sII", b"Info", 1, count))
 
 
-def scan(data: bytes, start: int, stop: int) -> Scan:
+def scan(data: Contents, start: int, stop: int) -> Scan:
     """Walk the MPEG frames in a range of a file.
 
     Raises: BadRecord with reason truncated_audio when the last frame is cut off, or when fewer
@@ -107,7 +124,7 @@ def scan(data: bytes, start: int, stop: int) -> Scan:
     return joined([link for link, _, _ in links])
 
 
-def _links(data: bytes, walked: Walk) -> Iterator[tuple[MpegLink, _Promise | None, int]]:
+def _links(data: Contents, walked: Walk) -> Iterator[tuple[MpegLink, _Promise | None, int]]:
     """Yield the links between counting frames, what each promises, and the frame that ends it."""
     counting = _counting_frames(data, walked)
     bounds = [*counting, len(walked.starts)]
@@ -117,17 +134,14 @@ def _links(data: bytes, walked: Walk) -> Iterator[tuple[MpegLink, _Promise | Non
         yield _link(data, walked, frame + 1, stop, promise), promise, stop
 
 
-def _counting_frames(data: bytes, walked: Walk) -> dict[int, _Promise]:
+def _counting_frames(data: Contents, walked: Walk) -> dict[int, _Promise]:
     """Find the frames that count others, by their number, in order."""
-    raw = np.frombuffer(data, np.uint8)
-    side = 4 + walked.form.side_bytes
     found: dict[int, _Promise] = {}
-    for mark, offset in ((b"Xing", side), (b"Info", side), (b"VBRI", _VBRI_OFFSET)):
-        large = np.flatnonzero(walked.sizes >= offset + len(mark))
-        for frame in large[raw[walked.starts[large] + offset] == mark[0]].tolist():
-            tag = int(walked.starts[frame]) + offset
-            if data.startswith(mark, tag):
-                found[frame] = _promise(data[tag : tag - offset + int(walked.sizes[frame])])
+    for frame, offset in walked.tagged:
+        place = int(walked.starts[frame])
+        tag = data[place + offset : place + int(walked.sizes[frame])]
+        if tag.startswith(_TAGS):
+            found[frame] = _promise(tag)
     return dict(sorted(found.items()))
 
 
@@ -147,7 +161,9 @@ def _promise(tag: bytes) -> _Promise:
     return _Promise(count if flags & 1 else 0, delay, padding)
 
 
-def _link(data: bytes, walked: Walk, start: int, stop: int, promise: _Promise | None) -> MpegLink:
+def _link(
+    data: Contents, walked: Walk, start: int, stop: int, promise: _Promise | None
+) -> MpegLink:
     form, count = walked.form, stop - start
     total = count * form.frame_samples
     promise = promise or _Promise()
@@ -161,7 +177,7 @@ def _link(data: bytes, walked: Walk, start: int, stop: int, promise: _Promise | 
     first = int(walked.starts[min(start, len(walked.starts) - 1)])
     return MpegLink(
         form,
-        header_at(data, first)[0],
+        header_at(data, first),
         walked.starts[start:stop],
         walked.sizes[start:stop],
         begin,

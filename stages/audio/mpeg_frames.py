@@ -6,13 +6,13 @@ Frame headers are those of ISO 11172-3, section 2.4.2.3, and ISO 13818-3; a fram
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from koe.errors import BadRecord
+from stages.audio.contents import Contents
 from stages.audio.links import AudioHeader, change
 from stages.audio.tags import after_tags
 
@@ -23,7 +23,12 @@ _KBPS = {
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
 }
 _MPEG1_HZ = (44100, 48000, 32000)
-header_at = struct.Struct(">I").unpack_from
+_CHUNK_BYTES = 1 << 17
+_VBRI_OFFSET = 36  # of Fraunhofer's tag in its frame
+
+
+def header_at(data: Contents, place: int) -> int:
+    return int.from_bytes(data[place : place + 4], "big")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Format:
 
 
 def begins_frame(head: bytes) -> bool:
-    return len(head) >= 4 and _format_of(header_at(head)[0]) is not None
+    return len(head) >= 4 and _format_of(header_at(head, 0)) is not None
 
 
 @dataclass(frozen=True)
@@ -62,27 +67,33 @@ class Walk:
 
     form: Format
     starts: np.ndarray  # int64 [frames]
-    sizes: np.ndarray  # int64 [frames]
+    sizes: np.ndarray  # int32 [frames]
+    tagged: tuple[tuple[int, int], ...]  # frames that may count others, and the offset of the tag
     gaps: tuple[tuple[int, int, int], ...]  # next frame, byte, number of bytes
     cut_at: int | None  # where the last frame begins, if it is cut off
 
 
-def walk(data: bytes, start: int, stop: int) -> Walk:
+def walk(data: Contents, start: int, stop: int) -> Walk:
     """Walk the frames in a range of a file, past tags, zeros and what is neither.
 
     Raises: BadRecord with reason mixed_format when frames of another format follow.
     """
-    form = _format_of(header_at(data, start)[0])
+    form = _format_of(header_at(data, start))
     assert form is not None, "the caller has seen a frame at `start`"
     runs: list[np.ndarray] = []  # int64 [frames + 1], the last one where the run ends
+    tagged: list[tuple[int, int]] = []
     gaps: list[tuple[int, int, int]] = []
     place, count, cut_at = start, 0, None
     while place < stop:
-        runs.append(_run(data, place, stop, form))
-        place, count = int(runs[-1][-1]), count + len(runs[-1]) - 1
+        run, tags = _run(data[place : min(place + _CHUNK_BYTES, stop)], form)
+        tagged += [(count + frame, offset) for frame, offset in tags]
+        runs.append(run + place)
+        place, count = int(runs[-1][-1]), count + len(run) - 1
+        if len(run) > 1:
+            continue
         after = after_tags(data, place, stop)
         if after == place < stop:
-            if stop - place >= 4 and form.frame_bytes(header_at(data, place)[0]):
+            if stop - place >= 4 and form.frame_bytes(header_at(data, place)):
                 cut_at = place
                 break
             after, then = _next_frame(data, place + 1, stop)
@@ -91,49 +102,62 @@ def walk(data: bytes, start: int, stop: int) -> Walk:
             gaps.append((count, place, after - place))
         place = after
     starts = np.concatenate([run[:-1] for run in runs])
-    sizes = np.concatenate([np.diff(run) for run in runs])
-    return Walk(form, starts, sizes, tuple(gaps), cut_at)
+    sizes = np.concatenate([np.diff(run) for run in runs]).astype(np.int32)
+    return Walk(form, starts, sizes, tuple(tagged), tuple(gaps), cut_at)
 
 
-def _run(data: bytes, place: int, stop: int, form: Format) -> np.ndarray:
-    """Return where the frames begin that follow each other from `place`, and where they end.
+def _run(chunk: bytes, form: Format) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Return where the frames begin that follow each other in a chunk, and where they end.
 
     Follows the sizes that the third bytes give, and checks the other bytes of all headers at once.
+    Returns besides which of the frames, counted from 0, have a letter of a tag where a tag would be,
+    and its offset in them.
     """
-    sizes, last = form.sizes, stop - 4
-    starts = [place]
-    while place <= last and (size := sizes[data[place + 2]]):
+    sizes, last, stop = form.sizes, len(chunk) - 4, len(chunk)
+    starts, place = [0], 0
+    while place <= last and (size := sizes[chunk[place + 2]]):
         place += size
         starts.append(place)
     if place > stop:
         starts.pop()
     found = np.array(starts, np.int64)
-    raw = np.frombuffer(data, np.uint8)
+    raw = np.frombuffer(chunk, np.uint8)
     begins, mono = found[:-1], raw[found[:-1] + 3] >= 0xC0
     is_frame = (raw[begins] == 0xFF) & (raw[begins + 1] & 0xFE == form.key >> 16 & 0xFF)
     wrong = np.flatnonzero(~is_frame | (mono != form.mono))
-    return found[: wrong[0] + 1] if len(wrong) else found
+    found = found[: wrong[0] + 1] if len(wrong) else found
+    return found, _tagged(raw, found, 4 + form.side_bytes)
 
 
-def _next_frame(data: bytes, at: int, stop: int) -> tuple[int, Format | None]:
+def _tagged(raw: np.ndarray, found: np.ndarray, side: int) -> list[tuple[int, int]]:
+    tagged: list[tuple[int, int]] = []
+    sizes = np.diff(found)
+    for letters, offset in ((b"XI", side), (b"V", _VBRI_OFFSET)):
+        large = np.flatnonzero(sizes >= offset + 4)
+        is_tag = np.isin(raw[found[large] + offset], np.frombuffer(letters, np.uint8))
+        tagged += [(frame, offset) for frame in large[is_tag].tolist()]
+    return tagged
+
+
+def _next_frame(data: Contents, at: int, stop: int) -> tuple[int, Format | None]:
     """Find the next frame that another one, or the end, follows; (`stop`, None) if there is none."""
     while (at := data.find(b"\xff", at, stop)) >= 0:
         if (form := _frame_at(data, at, stop)) is not None:
-            after = at + form.frame_bytes(header_at(data, at)[0])
+            after = at + form.frame_bytes(header_at(data, at))
             if after == stop or _frame_at(data, after, stop) is form:
                 return at, form
         at += 1
     return stop, None
 
 
-def first_frame(data: bytes) -> int | None:
+def first_frame(data: Contents) -> int | None:
     """Return where the first MPEG frame lies that another one follows; None for nowhere."""
     at, form = _next_frame(data, 0, len(data))
     return None if form is None else at
 
 
-def _frame_at(data: bytes, place: int, stop: int) -> Format | None:
-    return _format_of(header_at(data, place)[0]) if place + 4 <= stop else None
+def _frame_at(data: Contents, place: int, stop: int) -> Format | None:
+    return _format_of(header_at(data, place)) if place + 4 <= stop else None
 
 
 def _format_of(header: int) -> Format | None:

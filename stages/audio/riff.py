@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from koe.errors import BadRecord
 from stages.audio import mpeg
+from stages.audio.contents import Contents, Range, whole
 from stages.audio.links import AudioHeader, Cut, Link, Scan, joined
 from stages.audio.mpeg_frames import begins_frame
-from stages.audio.sndfile import Pieces, Readable, Window, header
+from stages.audio.sndfile import Joined, Readable, header
 from stages.audio.tags import after_tags
 
 MAGICS = (b"RIFF", b"RIFX", b"RF64")
@@ -31,9 +32,10 @@ class RiffLink:
     stop: int
     head: bytes
     header: AudioHeader
+    index_bytes = 0
 
-    def cut(self, data: bytes, start: int, num_frames: int) -> Cut:
-        return Cut((self.head, memoryview(data)[self.start : self.stop]), start, 0)
+    def cut(self, data: Contents, start: int, num_frames: int) -> Cut:
+        return Cut((whole(self.head), Range(data, self.start, self.stop)), start, 0)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class _Chunks:
         return int.from_bytes(self.form[:2], order)
 
 
-def scan(file: Window, start: int, num_bytes: int) -> Scan:
+def scan(file: Readable, start: int, num_bytes: int) -> Scan:
     """Scan a WAV file that begins at `start` of a file of `num_bytes`.
 
     Raises: BadRecord with reason truncated_audio, unreadable_audio, empty_audio, mixed_format when
@@ -62,8 +64,7 @@ def scan(file: Window, start: int, num_bytes: int) -> Scan:
     """
     chunks = _chunks(file, start, num_bytes)
     if chunks.tag == _MPEG_LAYER_3:
-        file.seek(0)
-        data = file.read(num_bytes)
+        data = file.contents()
         place = after_tags(data, chunks.data_start, chunks.data_stop)
         if not begins_frame(data[place : chunks.data_stop][:4]):
             raise BadRecord("unreadable_audio", "no MPEG layer III frame where the samples begin")
@@ -71,9 +72,9 @@ def scan(file: Window, start: int, num_bytes: int) -> Scan:
     following = _following(file, chunks, num_bytes)
     if start == 0 and following is None and not chunks.repaired:
         return joined([RiffLink(0, num_bytes, b"", _plain(chunks) or header(file))])
-    file.seek(chunks.data_start)
     head = _head(chunks)
-    found = header(Pieces((head, file.read(chunks.data_stop - chunks.data_start))))
+    samples = Range(file.contents(), chunks.data_start, chunks.data_stop)
+    found = header(Joined((whole(head), samples)))
     links: list[Link] = [RiffLink(chunks.data_start, chunks.data_stop, head, found)]
     if following is not None:
         links += scan(file, following, num_bytes).links
@@ -170,13 +171,12 @@ def _following(file: Readable, chunks: _Chunks, num_bytes: int) -> int | None:
         if head[:4] in MAGICS and head[8:12] == b"WAVE":
             return place
     rest = num_bytes - chunks.data_stop
-    if rest >= 8 and not any(_is_chunk(head) for head in heads.values()):
-        file.seek(chunks.data_stop)
-        tail = file.read(rest)
-        if after_tags(tail, 0, rest) < rest:
-            raise BadRecord(
-                "length_mismatch", f"{size} bytes of samples, and {rest} more that no chunk holds"
-            )
+    if rest < 8 or any(_is_chunk(head) for head in heads.values()):
+        return None
+    if after_tags(file.contents(), chunks.data_stop, num_bytes) < num_bytes:
+        raise BadRecord(
+            "length_mismatch", f"{size} bytes of samples, and {rest} more that no chunk holds"
+        )
     return None
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
+from stages.audio.contents import Contents, chunks
 from stages.audio.sndfile import Readable
 
 _NONZERO = re.compile(rb"[^\0]")
+_MAX_LYRICS_BYTES = 1_000_000  # their size has six digits
 _ID3V1_BYTES, _ID3V1_EXTENDED_BYTES = 128, 227
 
 
-def after_tags(data: bytes, place: int, stop: int) -> int:
+def after_tags(data: Contents, place: int, stop: int) -> int:
     """Return where the tags and zeros at `place` end; `place` itself if there are none.
 
     ID3v2 (id3.org, ID3v2.4 section 3.1), ID3v1 and its extension, APEv1 and v2, Lyrics3.
@@ -19,16 +21,22 @@ def after_tags(data: bytes, place: int, stop: int) -> int:
         head = data[place : min(place + 32, stop)]
         size = _tag_bytes(head)
         if head.startswith(b"LYRICSBEGIN"):
-            size = _lyrics_bytes(data[place:stop])
+            size = _lyrics_bytes(data[place : min(stop, place + _MAX_LYRICS_BYTES)])
         if size > stop - place:
             return place  # a tag that states more than there is hides no audio
-        if size == 0:
-            found = _NONZERO.search(data, place, stop)
-            size = (found.start() if found else stop) - place
+        if head.startswith(b"\0"):
+            size = _num_zeros(data, place, stop)
         if size == 0:
             return place
         place += size
     return place
+
+
+def _num_zeros(data: Contents, start: int, stop: int) -> int:
+    for place, chunk in chunks(data, start, stop, 0):
+        if found := _NONZERO.search(chunk):
+            return place + found.start() - start
+    return stop - start
 
 
 def skip_leading(file: Readable) -> int:

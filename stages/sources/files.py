@@ -250,6 +250,19 @@ def what_else(path: str) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
+def read_range(path: str, start: int, stop: int) -> bytes:
+    """Read the bytes [start, stop) of a local file or URL, fewer where it ends before.
+
+    Raises: OSError, as the file system raises it.
+    """
+    if is_remote(path):
+        fs, place = file_system(path)
+        return cast(bytes, fs.cat_file(place, start=start, end=stop))
+    with open_binary(path) as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
 def is_absent(error: OSError) -> bool:
     """Tell whether there is no such file, as opposed to storage that fails."""
     return isinstance(error, FileNotFoundError) or error.errno in _ABSENT

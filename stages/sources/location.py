@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
+from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
 from koe.errors import BadRecord, ConfigError, StorageError, attempt
+from stages.audio.contents import BLOCK_BYTES, CACHED_BYTES, BlockCache, Blocks
 from stages.audio.decode import AudioHeader, read_header
+from stages.audio.recording import Recording
 from stages.sources.base import AudioLocation
 from stages.sources.compressed import opened
-from stages.sources.files import is_absent, num_bytes, open_binary, reading, stamp, what_else
+from stages.sources.files import (
+    is_absent,
+    is_remote,
+    num_bytes,
+    open_binary,
+    read_range,
+    reading,
+    stamp,
+    what_else,
+)
 from stages.sources.parquet_file import CellReader
 from stages.sources.streams import is_compressed
 
 T = TypeVar("T")
-# A file of audio is held in memory while its clips are decoded. These are 18 hours of 16-bit WAV at
-# 16 kHz, or a day and a half of MP3 at 128 kbit/s.
-MAX_AUDIO_BYTES = 1 << 31
 FILE, TAR, PARQUET = "file", "tar", "parquet"
+# Audio of at most so many bytes is read as a whole; of larger audio, blocks as they are wanted.
+WHOLE_BYTES = 4 << 20
+# Object storage takes as long to answer as to send some MB.
+_REMOTE_BLOCK_BYTES = 8 << 20
+_MAX_HEADERS = 1 << 12
 
 
 class ClipReader:
-    """Reads clips one after another; keeps one archive open and the last audio in memory.
+    """Reads clips one after another; keeps one archive open, and what it found out about audio.
 
-    It must not be used by several threads at once. Close it, or use it in a `with` block. Tars
-    may be compressed; `index_folder`: as in `SourceFiles`.
+    Many clips are segments of one recording: its header, or the recording itself, is kept for the
+    others, whatever their order, as long as the memory for that is not full. It must not be used by
+    several threads at once, but its recordings may. Close it, or use it in a `with` block. Tars may
+    be compressed; `index_folder`: as in `SourceFiles`.
     """
 
     def __init__(self, index_folder: str = "") -> None:
@@ -35,7 +52,11 @@ class ClipReader:
         self._archive: Any = None  # an open tar, or the reader of a Parquet column
         self._opened_archive = ExitStack()
         self._archive_key: tuple[str, ...] = ()
-        self._last: tuple[AudioLocation, bytes] | None = None
+        self._headers: OrderedDict[AudioLocation, tuple[AudioHeader, int] | BadRecord] = (
+            OrderedDict()
+        )
+        self._recordings: OrderedDict[AudioLocation, Recording] = OrderedDict()
+        self._blocks = BlockCache()
 
     def __enter__(self) -> ClipReader:
         return self
@@ -45,7 +66,7 @@ class ClipReader:
 
     def close(self) -> None:
         self._opened_archive.close()
-        self._archive, self._archive_key, self._last = None, (), None
+        self._archive, self._archive_key = None, ()
 
     def read(self, place: AudioLocation) -> bytes:
         """Return the encoded audio at `place`.
@@ -53,33 +74,6 @@ class ClipReader:
         Raises: BadRecord `missing_audio` when the file does not exist or the cell is null;
         StorageError when the storage fails or an archive has changed.
         """
-        if self._last is not None and self._last[0] == place:
-            return self._last[1]  # consecutive clips often lie in one long recording
-        data = self._read(place)
-        self._last = (place, data)
-        return data
-
-    def header(self, place: AudioLocation) -> tuple[AudioHeader, int]:
-        """Return the header of the audio at `place`, and the size of the audio in bytes.
-
-        Reads no more than the format needs, except in Parquet, where cells are read completely.
-
-        Raises: BadRecord, also for what `stages.audio.decode.read_header` refuses; StorageError.
-        """
-        if place.kind == PARQUET:
-            data = self.read(place)
-            return read_header(data), len(data)
-        if place.kind == TAR:
-            _require_size(place.num_bytes)
-            with reading(place.path):
-                archive = self._opened(_tar, place.path, self._index_folder)
-                return read_header(archive, place.offset, place.num_bytes), place.num_bytes
-        with reading(place.path), open_audio(place.path) as file:
-            size = num_bytes(file)
-            _require_size(size)
-            return read_header(file, 0, size), size
-
-    def _read(self, place: AudioLocation) -> bytes:
         if place.kind == PARQUET:
             return self._opened(_cells, place.path, place.member).read(place.offset)
         if place.kind == FILE:
@@ -88,14 +82,62 @@ class ClipReader:
         with reading(place.path):
             archive = self._opened(_tar, place.path, self._index_folder)
             archive.seek(place.offset)
-            data = archive.read(place.num_bytes)
-        if len(data) != place.num_bytes:
-            raise StorageError(
-                f"{place.path} is shorter than it was when its clips were listed",
-                f"{place.member} should end at byte {place.offset + place.num_bytes}",
-                "Restore the file, or run again from ingest.",
-            )
-        return data
+            return _complete(archive.read(place.num_bytes), place, 0, place.num_bytes)
+
+    def recording(self, place: AudioLocation, keep: bool = False) -> Recording:
+        """Return the audio at `place`, and `keep` it for the clips that are still to come.
+
+        Raises: as `read`; what the recording reads later raises the same.
+        """
+        found = self._recordings.pop(place, None) or self._recording(place)
+        if keep:
+            self._recordings[place] = found
+            held = sum(recording.num_bytes_held for recording in self._recordings.values())
+            while held > CACHED_BYTES and len(self._recordings) > 1:
+                held -= self._recordings.popitem(last=False)[1].num_bytes_held
+        return found
+
+    def _recording(self, place: AudioLocation) -> Recording:
+        size = place.num_bytes
+        if place.kind == FILE:
+            with reading(place.path), open_audio(place.path) as file:
+                size = num_bytes(file)
+                if size <= WHOLE_BYTES:
+                    return Recording(file.read())
+        if place.kind == PARQUET or size <= WHOLE_BYTES:
+            return Recording(self.read(place))
+        read = partial(_read_part, place, self._index_folder)
+        block_bytes = _REMOTE_BLOCK_BYTES if is_remote(place.path) else BLOCK_BYTES
+        return Recording(Blocks(size, read, self._blocks, block_bytes))
+
+    def header(self, place: AudioLocation) -> tuple[AudioHeader, int]:
+        """Return the header of the audio at `place`, and the size of the audio in bytes.
+
+        Reads no more than the format needs, except in Parquet, where cells are read completely.
+
+        Raises: BadRecord, also for what `stages.audio.decode.read_header` refuses; StorageError.
+        """
+        found = self._headers.get(place)
+        if found is None:
+            found = self._headers[place] = attempt(self._header, place)
+            if len(self._headers) > _MAX_HEADERS:
+                self._headers.popitem(last=False)
+        self._headers.move_to_end(place)
+        if isinstance(found, BadRecord):
+            raise BadRecord(found.reason, found.detail)
+        return found
+
+    def _header(self, place: AudioLocation) -> tuple[AudioHeader, int]:
+        if place.kind == PARQUET:
+            data = self.read(place)
+            return read_header(data), len(data)
+        if place.kind == TAR:
+            with reading(place.path):
+                archive = self._opened(_tar, place.path, self._index_folder)
+                return read_header(archive, place.offset, place.num_bytes), place.num_bytes
+        with reading(place.path), open_audio(place.path) as file:
+            size = num_bytes(file)
+            return read_header(file, 0, size), size
 
     def _opened(self, opener: Callable[..., AbstractContextManager[T]], *key: str) -> T:
         """Open an archive, unless it is the one that is open already."""
@@ -112,12 +154,6 @@ def _tar(path: str, index_folder: str) -> AbstractContextManager[BinaryIO]:
 
 def _cells(path: str, column: str) -> AbstractContextManager[CellReader]:
     return closing(CellReader(path, column))
-
-
-def _require_size(num_bytes: int) -> None:
-    if num_bytes > MAX_AUDIO_BYTES:
-        detail = f"{num_bytes:,} bytes of audio, of at most {MAX_AUDIO_BYTES:,}"
-        raise BadRecord("record_too_large", detail)
 
 
 def open_audio(path: str) -> BinaryIO:
@@ -141,16 +177,47 @@ def open_audio(path: str) -> BinaryIO:
         raise
 
 
-def read_clips(clips: pa.Table, index_folder: str = "") -> Iterator[bytes | BadRecord]:
-    """Yield the encoded audio of every row of a CLIP-like table, in order.
+def _read_part(place: AudioLocation, index_folder: str, start: int, stop: int) -> bytes:
+    """Read a part of audio that lies in a file or tar, which is opened for it: in any thread."""
+    with reading(place.path):
+        if place.kind == TAR and is_compressed(place.path):
+            with _tar(place.path, index_folder) as archive:
+                archive.seek(place.offset + start)
+                data = archive.read(stop - start)
+        else:
+            offset = place.offset if place.kind == TAR else 0
+            data = read_range(place.path, offset + start, offset + stop)
+    return _complete(data, place, start, stop)
 
-    Yields a BadRecord instead of bytes where the audio is missing or unreadable.
 
-    `index_folder`: as in `SourceFiles`.
+def _complete(data: bytes, place: AudioLocation, start: int, stop: int) -> bytes:
+    if len(data) != stop - start:
+        raise StorageError(
+            f"{place.path} is shorter than it was when its clips were listed",
+            f"{place.member or 'it'} should hold the bytes {start} to {stop}, {len(data)} are there",
+            "Restore the file, or run again from ingest.",
+        )
+    return data
+
+
+def recordings(clips: pa.Table, index_folder: str = "") -> Iterator[Recording | BadRecord]:
+    """Yield the audio of every row of a CLIP-like table, in order: one object for all of a file.
+
+    Yields a BadRecord where the audio is missing or unreadable. A recording is kept until its last
+    row, or until the memory for it is full. `index_folder`: as in `SourceFiles`.
 
     Raises: StorageError when the storage fails, which is not the clip's fault.
     """
     columns = ["audio_kind", "audio_path", "audio_member", "audio_offset", "audio_bytes"]
+    places = [AudioLocation(*row.values()) for row in clips.select(columns).to_pylist()]
+    uses = Counter(places)
     with ClipReader(index_folder) as reader:
-        for row in clips.select(columns).to_pylist():
-            yield attempt(reader.read, AudioLocation(*row.values()))
+        for place in places:
+            uses[place] -= 1
+            yield attempt(reader.recording, place, keep=uses[place] > 0)
+
+
+def read_clips(clips: pa.Table, index_folder: str = "") -> Iterator[bytes | BadRecord]:
+    """Yield the encoded audio of every row of a CLIP-like table, in order, as `recordings` does."""
+    for found in recordings(clips, index_folder):
+        yield found if isinstance(found, BadRecord) else found.contents[: len(found.contents)]

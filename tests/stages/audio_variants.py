@@ -10,8 +10,23 @@ from typing import cast
 import av
 import av.error
 import numpy as np
+import pytest
+
+from stages.audio.contents import BlockCache, Blocks
 
 ID3V1 = b"TAG" + b"a title".ljust(125, b"\0")
+
+
+def use_small_blocks(monkeypatch: pytest.MonkeyPatch, block_bytes: int = 5_000) -> None:
+    """Let walks over files take small blocks, so that small files have many."""
+    for name in ("contents.BLOCK_BYTES", "flac.BLOCK_BYTES", "mpeg_frames._CHUNK_BYTES"):
+        monkeypatch.setattr(f"stages.audio.{name}", block_bytes)
+
+
+def in_blocks(data: bytes, block_bytes: int = 4_096) -> Blocks:
+    """Give `data` as a large file is read: in blocks, of which few are kept."""
+    cache = BlockCache(3 * block_bytes)
+    return Blocks(len(data), lambda start, stop: data[start:stop], cache, block_bytes)
 
 
 def id3v2(num_bytes: int = 64) -> bytes:

@@ -269,8 +269,9 @@ def test_a_sidecar_has_a_largest_size(tmp_path):
 def test_audio_has_a_largest_size(tmp_path):
     size = 3 << 30
     with (tmp_path / "t.tar").open("wb") as file:
-        file.write(member("b.txt", b"x") + with_size(member("b.wav"), b"%011o\0" % size))
-        file.seek(size, 1)
+        file.write(member("b.txt", b"x") + with_size(member("b.opus"), b"%011o\0" % size))
+        file.write(b"OggS")
+        file.seek(size - 4, 1)
         file.write(sample("c") + bytes(1024))
     kept, bad = ingested(kind="webdataset", paths=[f"{tmp_path}/t.tar"])
     assert [clip["id"] for clip in kept] == ["s/t/c"]
