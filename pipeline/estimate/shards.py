@@ -17,7 +17,9 @@ from pipeline.estimate.timed import Clock
 from pipeline.estimate.track import StageEstimate, Track, stored_bytes
 from pipeline.jobs.assembly import Assembly
 from stages.interleave import gather_rows
+from stages.packing.leaving import wants_clips
 from stages.packing.order import Order, UnitSamples, plan_order, unit_samples
+from stages.settings import InterleaveSettings
 
 _MAX_SAMPLES = 100_000  # are laid out: as many mix and fill rows as all samples would
 _MAX_TOKENS = 4_000_000  # are gathered into shards, which takes some seconds
@@ -32,7 +34,8 @@ def estimate_shards(
 ) -> StageEstimate | None:
     """Lay out the corpus by the run's own settings; None where the sample has nothing to lay out.
 
-    Where every record was measured, the shards are those of the run.
+    Where every record was measured, the shards are those of the run, unless clips leave for what they
+    repeat or for their rate: a sample cannot tell that, and the note says so.
     """
     tokenized = (track for track in tracks if track.stage == stage_making("input_ids"))
     last = [track for track in tokenized if track.kept.num_rows]
@@ -73,8 +76,13 @@ def estimate_shards(
         worker_hours=hours,
         cpu_hours=hours * assembly.config.interleave.cpus_per_worker,
         disk_bytes=(stored_bytes(order.table) + size * placed / max(gathered, 1)) * shrink,
-        note="; ".join(_left_out(order, units, last)),
+        note="; ".join([*_left_out(order, units, last), *_unknown(assembly.order().settings)]),
     )
+
+
+def _unknown(settings: InterleaveSettings) -> Iterator[str]:
+    if wants_clips(settings):
+        yield "a sample does not tell which clips repeat others or are unusual: all count as kept"
 
 
 def _corpus(tracks: Iterable[Track], shrink: float) -> list[UnitSamples]:

@@ -26,6 +26,7 @@ from stages.text.transcripts import (
 )
 
 _COLUMNS = ("id", "text", "speaker", "seconds")
+_MAX_LISTED = 5  # values of a setting
 _MAX_EXAMPLES = 2  # of each source and reason
 _WHAT_IF = "what-if"  # the stage of an example that no stage has rejected
 
@@ -115,9 +116,14 @@ def checks_on(found: TranscriptStats) -> str:
     defaults = TranscriptsConfig().model_dump(mode="json")
     on = {name: value for name, value in found.settings.items() if value != defaults[name]}
     return ", ".join(
-        f"{name} {'; '.join(map(str, value)) if isinstance(value, list) else value}"
+        f"{name} {_listed(value) if isinstance(value, list) else value}"
         for name, value in on.items()
     )
+
+
+def _listed(values: list[str]) -> str:
+    more = len(values) - _MAX_LISTED
+    return "; ".join(values[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _quantiles(rates: np.ndarray) -> Mapping[str, float]:

@@ -17,7 +17,8 @@ import pyarrow as pa
 from koe.dataflow import INTERLEAVE
 from koe.errors import BadRecord, StageError
 from koe.repeats import repeated
-from stages.packing.leaving import SAME_AUDIO, SAME_CODES, SAME_TEXT, Clips, Left
+from stages.packing.leaving import Clips, Left
+from stages.packing.reasons import SAME_AUDIO, SAME_CODES, SAME_TEXT
 from stages.settings import DuplicatesConfig
 from stages.sources.location import read_clips
 

@@ -10,9 +10,6 @@ import pyarrow as pa
 
 from stages.settings import DuplicatesConfig, InterleaveSettings
 
-# Reason codes, beside those of `stages.packing.queue`.
-SHORT, LONG, SAME_AUDIO, SAME_CODES, SAME_TEXT = 4, 5, 6, 7, 8
-
 # Reads columns of the clips (ENCODED) of a unit: one row per sample of the unit, in their order.
 ReadClips = Callable[[list[str]], pa.Table]
 

@@ -13,62 +13,26 @@ import pyarrow as pa
 
 from koe.dataflow import INTERLEAVE
 from koe.errors import ContractError
-from koe.schema import (
-    EXCLUDED,
-    ORDER,
-    QUARANTINED,
-    REJECTED,
-    SAMPLE,
-    TEXT,
-    require_schema,
-    sample_location,
-)
+from koe.schema import EXCLUDED, ORDER, SAMPLE, TEXT, require_schema, sample_location
 from stages.packing.duplicates import repetitions
 from stages.packing.ids import first_of_its_id, hash_ids
 from stages.packing.layout import lay_rows
-from stages.packing.leaving import (
+from stages.packing.leaving import Clips, Left, ReadClips
+from stages.packing.pack import require_frames
+from stages.packing.queue import Catalog, Queue, fit_to_ratio, leave_out_overlong
+from stages.packing.rates import unusual_clips
+from stages.packing.reasons import (
+    DUPLICATE,
+    EXHAUSTED,
     LONG,
+    REASONS,
     SAME_AUDIO,
     SAME_CODES,
     SAME_TEXT,
     SHORT,
-    Clips,
-    Left,
-    ReadClips,
 )
-from stages.packing.pack import require_frames
-from stages.packing.queue import (
-    DUPLICATE,
-    EXHAUSTED,
-    OVERLONG,
-    Catalog,
-    Queue,
-    fit_to_ratio,
-    leave_out_overlong,
-)
-from stages.packing.rates import unusual_clips
 from stages.packing.shards import Shards
 from stages.settings import InterleaveSettings
-from stages.text.transcripts import LONG_FOR_SOURCE, SHORT_FOR_SOURCE
-
-_REASONS = {
-    DUPLICATE: (QUARANTINED, "duplicate_id", "an earlier sample of the plan has this id"),
-    OVERLONG: (REJECTED, "overlong", "{} tokens are more than a row holds"),
-    EXHAUSTED: (
-        REJECTED,
-        "ratio_exhausted",
-        "of {} tokens: the ratio asks for more of the other modality",
-    ),
-    SHORT: (
-        REJECTED,
-        SHORT_FOR_SOURCE,
-        "{} characters per second, {} to {} are usual in its source",
-    ),
-    LONG: (REJECTED, LONG_FOR_SOURCE, "{} characters per second, {} to {} are usual in its source"),
-    SAME_AUDIO: (REJECTED, "duplicate_audio", "the same audio as {}"),
-    SAME_CODES: (REJECTED, "duplicate_codes", "the same codes as {}"),
-    SAME_TEXT: (REJECTED, "duplicate_text", "the same speaker and text as {}"),
-}
 
 
 @dataclass(frozen=True)
@@ -129,7 +93,7 @@ class Order:
 
     def excluded(self, outcome: str) -> Iterator[pa.Table]:
         """Yield the samples (EXCLUDED) that were rejected or quarantined, unit by unit."""
-        codes = [code for code, (kind, _, _) in _REASONS.items() if kind == outcome]
+        codes = [code for code, (kind, _, _) in REASONS.items() if kind == outcome]
         for place, unit in enumerate(self._units):
             begin, end = self._catalog.bounds[place : place + 2]
             reasons = self._reasons[begin:end]
@@ -150,14 +114,14 @@ class Order:
             "source": sources,
             "stage": [INTERLEAVE] * len(rows),
             "outcome": [outcome] * len(rows),
-            "reason": [_REASONS[code][1] for code in codes],
+            "reason": [REASONS[code][1] for code in codes],
             "detail": list(details),
             "location": [sample_location(unit.name, row) for row in rows.tolist()],
         }
         return pa.table(columns, schema=EXCLUDED)
 
     def _detail(self, code: int, number: int, source: str) -> str:
-        template = _REASONS[code][2]
+        template = REASONS[code][2]
         if code in (SHORT, LONG):
             figures = (self._left.value_of(number), *self._left.bounds[source])
             return template.format(*(f"{figure:.2f}" for figure in figures))
@@ -171,10 +135,10 @@ class Order:
 
     def reasons(self, outcome: str) -> dict[str, int]:
         """Count what is excluded, by reason."""
-        counts = np.bincount(self._reasons, minlength=max(_REASONS) + 1)
+        counts = np.bincount(self._reasons, minlength=max(REASONS) + 1)
         found = {
             reason: int(counts[code])
-            for code, (kind, reason, _) in _REASONS.items()
+            for code, (kind, reason, _) in REASONS.items()
             if kind == outcome and counts[code]
         }
         return dict(sorted(found.items()))

@@ -14,10 +14,8 @@ import numpy as np
 from koe.errors import ConfigError
 from stages.packing.mix import largest, mix
 from stages.packing.pack import Pieces, count_rows, cut_speech, cut_text
+from stages.packing.reasons import OVERLONG
 from stages.settings import InterleaveSettings
-
-# Reason codes: why a sample has no place in a row; 0 means that it has one.
-DUPLICATE, OVERLONG, EXHAUSTED = 1, 2, 3
 
 _MAX_SKIPPED = 32  # samples sent to the back of the queue, see `Queue.shrink`
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from stages.packing.leaving import LONG, SHORT, Clips, Left
+from stages.packing.leaving import Clips, Left
+from stages.packing.reasons import LONG, SHORT
 from stages.settings import TranscriptsConfig
 from stages.text.transcripts import TranscriptChecks, rate_bounds, unusual_rates
 

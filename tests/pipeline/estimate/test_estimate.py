@@ -116,3 +116,11 @@ def test_what_a_run_would_refuse_the_estimate_refuses(measured):
     path, _, plan, _ = measured
     with pytest.raises(ConfigError, match="cannot be used"):
         estimate_run(load_config(path, ["score.provider=cuda"]), plan, num_clips=2)
+
+
+def test_what_a_sample_cannot_tell_is_said(measured):
+    path, _, plan, estimates = measured
+    assert "unusual" not in _by_stage(estimates)["interleave"].note
+    config = load_config(path, ["interleave.duplicates.codes=drop"])
+    found = _by_stage(estimate_run(config, plan, num_clips=2, seconds=2, clock=Clock()))
+    assert "does not tell which clips repeat others" in found["interleave"].note

@@ -140,7 +140,7 @@ def test_before_anything_is_scored_the_page_shows_what_came_in(tmp_path: Path):
     assert "75.0% not done yet" in page.text
     assert "No clip has been scored yet" in page.text
     sections = [e.named["id"] for e in page.elements if e.tag == "section"]
-    assert sections == ["flow", "sources", "lengths", "clips", "left-out-records"]
+    assert sections == ["flow", "sources", "lengths", "transcripts", "clips", "left-out-records"]
     check_accessible(page)
 
 

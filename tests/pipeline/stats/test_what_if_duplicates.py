@@ -42,6 +42,7 @@ def dropped(path: Path, *keys: str) -> tuple[dict[str, int], set[str]]:
     return counts, {ids[plan.units[unit].unit][row].as_py() for unit, row in placed}
 
 
+@pytest.mark.law
 def test_the_forecast_of_duplicates_is_what_a_run_drops(tmp_path_factory, tmp_path):
     path = copied_run(tmp_path_factory.getbasetemp(), tmp_path)
     storage = Storage(load_config(path).run_dir)

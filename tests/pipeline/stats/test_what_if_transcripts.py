@@ -41,6 +41,7 @@ def made(run_dir: Path, stage: str) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in (run_dir / stage).glob("*.json")}
 
 
+@pytest.mark.law
 @pytest.mark.parametrize("name", CASES)
 def test_the_forecast_of_checks_is_what_a_run_rejects(copied, name):
     checks = in_section("transcripts", CASES[name])

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koe.schema import ENCODED, REJECTED
-from stages.packing.leaving import LONG, SHORT, Clips, Left
+from stages.packing.leaving import Clips, Left
 from stages.packing.order import plan_order, unit_samples
 from stages.packing.rates import unusual_clips
+from stages.packing.reasons import LONG, SHORT
 from stages.settings import InterleaveSettings, TranscriptsConfig
 from stages.text.transcripts import TranscriptChecks, unusual_rates
 from tests.stages.samples import excluded, speech_unit, text_unit
