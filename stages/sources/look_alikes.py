@@ -103,10 +103,14 @@ class Names:
     def _given(self, fields: Mapping[str, Any]) -> Iterator[str]:
         """Yield the names of a record's fields, and of those beside a nested field that is read."""
         yield from fields
-        for parent in dict.fromkeys(parent_of(name) for name in self.read.values() if name):
-            beside = lookup(fields, parent) if parent else None
+        for parent in self._parents:
+            beside = lookup(fields, parent)
             if isinstance(beside, Mapping):
                 yield from (f"{parent}.{name}" for name in beside)
+
+    @cached_property
+    def _parents(self) -> list[str]:
+        return sorted({parent_of(name) for name in self.read.values() if name} - {""})
 
     def _is_read(self, name: str) -> bool:
         return name in self.own or any(
