@@ -6,6 +6,7 @@ The fields are those of `lhotse.MonoCut`, `MultiCut`, `SupervisionSegment` and `
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,21 +133,37 @@ def _range(cut: dict[str, Any], part: dict[str, Any]) -> tuple[float, float]:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _channels(cut: dict[str, Any], part: dict[str, Any]) -> tuple[int, ...] | None:
     """Return the channels of a supervision; those of a cut of one channel are the cut's."""
     of_cut, own = cut.get("channel"), part.get("channel")
-    wanted = of_cut if own is None or isinstance(of_cut, int) else own
+    wanted = of_cut if own is None or _is_index(of_cut) else own
     if wanted is None:
         return None
     listed = wanted if isinstance(wanted, list) else [wanted]
-    if not listed or not all(isinstance(channel, int) for channel in listed):
+    if not listed or not all(map(_is_index, listed)):
         raise BadRecord("bad_channel", f"channel is {wanted!r}")
     return tuple(listed)
+
+
+def _held(source: dict[str, Any]) -> tuple[int, ...]:
+    """Return the numbers of the channels of a source, which are those of the recording."""
+    channels = source.get("channels") or [0]
+    if not isinstance(channels, list) or not all(map(_is_index, channels)):
+        raise BadRecord("broken_json", f"channels of the recording's source is {channels!r:.200}")
+    return tuple(channels)
 
 
 def source_of(
@@ -162,9 +179,9 @@ def source_of(
     if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
         raise BadRecord("broken_json", "the recording has no list of sources")
     if changes := recording.get("transforms"):
-        names = ", ".join(str(dict(change).get("name", change)) for change in changes)
-        raise BadRecord("unsupported_recording", f"it is to be changed while it is read: {names}")
-    held = [tuple(source.get("channels") or (0,)) for source in sources]
+        detail = f"it is to be changed while it is read: {json.dumps(changes):.200}"
+        raise BadRecord("unsupported_recording", detail)
+    held = [_held(source) for source in sources]
     for source, channels in zip(sources, held, strict=True):
         if wanted is None or set(wanted) <= set(channels):
             if wanted is None and len(sources) > 1:

@@ -14,6 +14,7 @@ from stages.sources.planning import Slice, cut
 from stages.sources.settings import SpeechFields
 
 AUDIO_NAMES = ("audio_filepath", "file_name")
+SKIP = "_skipme"
 
 
 def line_slices(file: BinaryIO, unit_records: int) -> Iterator[Slice]:
@@ -35,6 +36,13 @@ def segment_name(values: dict[str, Any], fields: SpeechFields) -> str:
         name = f"@{0 if start == '' else start}"
         name += f"-{stop}" if stop != "" else f"+{length}" if length != "" else ""
     return name if channel == "" else f"{name}#{channel}"
+
+
+def marked_to_skip(values: dict[str, Any]) -> BadRecord | None:
+    """Say that a record is marked as one that NeMo's readers leave out; None where it is not."""
+    if not values.get(SKIP):
+        return None
+    return BadRecord("marked_to_skip", f"{SKIP} is {values[SKIP]!r:.200}, so NeMo leaves it out")
 
 
 class ManifestSource(SpeechFiles):
@@ -68,6 +76,8 @@ class ManifestSource(SpeechFiles):
             return self.record(place, location, audio)
         folder = "" if audio_root else parent(relative)
         key = (join(folder, audio) if folder else audio) + segment_name(values, fields)
+        if skipped := marked_to_skip(values):
+            return self.record(key, location, skipped)
         path = join(audio_root or parent(unit.path), audio)
         return self.record(key, location, values, AudioLocation("file", path))
 

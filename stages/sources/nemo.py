@@ -20,16 +20,17 @@ from stages.sources.base import AudioLocation, Record
 from stages.sources.compressed import scanned
 from stages.sources.fields import lookup, parse_object
 from stages.sources.files import SourceFile, expand, lines, parent, reading
-from stages.sources.manifest import line_slices, segment_name
+from stages.sources.manifest import SKIP, line_slices, marked_to_skip, segment_name
 from stages.sources.planning import Slice
 from stages.sources.streams import plain_name
 from stages.sources.tar_index import TarIndex, index_tar
 from stages.sources.tar_members import Member
 from stages.sources.tarred import TarredFiles, Unlisted, unnamed
 
-_AUDIO, _SHARD, _SKIP = "audio_filepath", "shard_id", "_skipme"
+_AUDIO, _SHARD = "audio_filepath", "shard_id"
 _OF_ALL_SHARDS = "tarred_audio_manifest"
 _SHARDED = "/sharded_manifests"
+_MAX_DIGITS = 18
 _TARS = ("audio_*.tar", "audio_*.tar.gz", "audio_*.tgz", "audio_*.tar.zst", "audio_*.tzst")
 # The last number behind an underscore, as NeMo finds it, or else the last number.
 _NUMBER = re.compile(r"_(\d+)[^/]*\.(?:tar|tgz|tzst)|(\d+)[^/\d]*\.(?:tar|tgz|tzst)")
@@ -55,7 +56,7 @@ class NemoTarredSource(TarredFiles):
 
     @property
     def own_names(self) -> frozenset[str]:
-        return frozenset((_SHARD, _SKIP))
+        return frozenset((_SHARD, SKIP))
 
     def files(self) -> list[SourceFile]:
         if self.settings.tars and (alone := set(self._tars("").values()) - self._manifests.keys()):
@@ -187,9 +188,8 @@ class NemoTarredSource(TarredFiles):
         return {entry.start: attempt(self._locate, tars, entry) for entry in ordered}
 
     def _locate(self, tars: Tars, entry: _Entry) -> AudioLocation:
-        if entry.values.get(_SKIP):
-            detail = f"{_SKIP} is {entry.values[_SKIP]!r}, which NeMo leaves out"
-            raise BadRecord("marked_to_skip", detail)
+        if skipped := marked_to_skip(entry.values):
+            raise skipped
         if not entry.shards:
             detail = f"there is no {_SHARD}, nor a number in the manifest's name"
             raise BadRecord("missing_audio", detail)
@@ -251,8 +251,11 @@ class NemoTarredSource(TarredFiles):
 def _shards(tars: Tars, path: str, values: dict[str, Any]) -> tuple[int, ...]:
     """Return the shards whose tar may hold the member of a record. Raises: BadRecord."""
     stated, number = values.get(_SHARD), number_of(path)
-    if stated is not None and not (isinstance(stated, int | str) and str(stated).isdecimal()):
-        raise BadRecord("missing_audio", f"{_SHARD} is {stated!r}, which is no number")
+    text = str(stated) if isinstance(stated, int | str) else ""
+    if stated is not None and not (text.isdecimal() and len(text) <= _MAX_DIGITS):
+        raise BadRecord(
+            "missing_audio", f"{_SHARD} is {stated!r:.200}, which is no number of a tar"
+        )
     known = [int(stated)] if stated is not None else []
     if number is not None and (number in tars or not known):
         known.append(number)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
+
+from koe.errors import ConfigError
+
+_MAX_NAMES = 200_000
 
 # NeMo writes _OP_ and _CL_ where a shell or a job scheduler would take braces for its own.
 _BRACES = re.compile(r"(?:\{|_OP_)(?:(\d+)\.\.(\d+)|([^{}/]*,[^{}/]*?))(?:\}|_CL_)")
@@ -17,8 +22,17 @@ def expand_ranges(path: str) -> list[str]:
     """List the names that a path with `{0..511}` or `{a,b}` stands for; the path itself without.
 
     Where either end of a range begins with a zero, all numbers have as many digits as the longer.
+
+    Raises: ConfigError for more names than a source can have files.
     """
-    return list(dict.fromkeys(_expanded(path)))  # `{a,{b,c}}` gives a twice
+    names = list(islice(_expanded(path), _MAX_NAMES + 1))
+    if len(names) > _MAX_NAMES:
+        raise ConfigError(
+            f"the ranges of {path} stand for more than {_MAX_NAMES:,} names",
+            "each of them is looked for before any work",
+            "Name the files with a glob, such as *.tar, instead.",
+        )
+    return list(dict.fromkeys(names))  # `{a,{b,c}}` gives a twice
 
 
 def _expanded(path: str) -> Iterator[str]:

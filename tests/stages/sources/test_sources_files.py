@@ -68,6 +68,12 @@ def test_a_range_without_one_of_its_files_is_refused_by_name(tmp_path):
     assert len(expand("s", [f"{tmp_path}/a{{0,2}}.tar", f"{tmp_path}/a*.tar"])) == 2
 
 
+def test_a_range_beyond_all_measure_is_refused(tmp_path):
+    for pattern in ("a{0..99999999999}.tar", "{0..9999}/{0..9999}.tar"):
+        with pytest.raises(ConfigError, match=r"more than 200,000 names.*with a glob"):
+            expand("s", [f"{tmp_path}/{pattern}"])
+
+
 def test_a_file_whose_name_looks_like_a_range(tmp_path):
     path = touch(tmp_path / "take{0..1}.jsonl")
     assert [file.path for file in expand("s", [str(path)])] == [str(path)]

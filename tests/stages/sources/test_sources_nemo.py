@@ -241,6 +241,22 @@ def test_what_a_record_names_and_no_tar_holds(tmp_path):
     assert sum("cut" in detail or "ends" in detail for detail in details) == 3
 
 
+def test_records_that_are_marked_to_be_skipped_are_counted(tmp_path):
+    entries = recordings(tmp_path, num_files=1, num_parts=3)
+    entries[0]["_skipme"], entries[1]["_skipme"] = True, False
+    write_manifest(tmp_path / "plain.json", entries)
+    plain = SpeechSourceConfig(name="p", kind="manifest", paths=[str(tmp_path / "plain.json")])
+    write_tarred(tmp_path / "set", entries, num_shards=1)
+    for source in (
+        speech_source(plain, 10),
+        source_of(tmp_path / "set/tarred_audio_manifest.json"),
+    ):
+        kept, left = ingested(source)
+        assert len(kept) == 2
+        ((reason, detail),) = left.values()
+        assert (reason, detail) == ("marked_to_skip", "_skipme is True, so NeMo leaves it out")
+
+
 def test_a_tar_that_arrives_later_is_read_by_the_next_run(tmp_path):
     write_tarred(tmp_path / "set", recordings(tmp_path))
     tar = tmp_path / "set/audio_1.tar"

@@ -4,10 +4,14 @@ import io
 import json
 import pickle
 import tarfile
+import warnings
 
+import numpy as np
 import pytest
+import webdataset
 
 from koe.errors import BadRecord
+from stages.sources.location import ClipReader
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
 from tests.stages.audio_files import clip, sample, write_tar
@@ -31,6 +35,35 @@ def read_all(source):
 def gaps(records):
     """What the records say that stand for gaps."""
     return [record.bad.detail for record in records if reason(record) == "unreadable_bytes"]
+
+
+def test_shards_of_webdatasets_own_writer_are_read_as_by_its_own_reader(tmp_path):
+    written = {}
+    with webdataset.ShardWriter(f"{tmp_path}/part-%04d.tar", maxcount=3, verbose=0) as shards:
+        for number in range(8):
+            kind = ("flac", "mp3", "ogg", "wav")[number % 4]
+            sample = {"__key__": f"講演/{number:03d}", kind: clip(0.2, kind=kind)}
+            sample |= {"txt": f"文{number}"} if number % 2 else {"json": {"text": f"文{number}"}}
+            shards.write(
+                {**sample, "cls": number, "x.npy": np.arange(3), "meta.json": {"text": "x"}}
+            )
+            written[f"講演/{number:03d}"] = sample[kind]
+    urls = sorted(map(str, tmp_path.glob("*.tar")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        theirs = {
+            sample["__key__"]: next(
+                sample[kind] for kind in ("flac", "mp3", "ogg", "wav") if kind in sample
+            )
+            for sample in webdataset.WebDataset(urls, shardshuffle=False)
+        }
+    assert theirs == written
+    for pattern in ("part-*.tar", "part-{0000..0002}.tar"):
+        records = read_all(source_of(tmp_path / pattern, unit_records=2))
+        with ClipReader() as reader:
+            found = {record.key.partition("/")[2]: reader.read(record.audio) for record in records}
+        assert found == written
+        assert [record.fields["text"] for record in records] == [f"文{n}" for n in range(8)]
 
 
 def test_records_say_where_their_audio_lies(tmp_path):
