@@ -11,13 +11,12 @@ from stages.sources.base import Record
 from stages.sources.files import SourceFile, expand, join, list_folder
 from stages.sources.layouts import LAYOUTS
 from stages.sources.manifest import ManifestSource
-from stages.sources.planning import Gap, Slice, Span, cut
+from stages.sources.planning import Broken, Slice, Span, cut
 from stages.sources.rows import Row, read_rows
 from stages.sources.settings import braces
 from stages.sources.streams import plain_name
 from stages.sources.tables import find_table, with_text
 
-_LONG_BYTES = 1 << 12  # of a row
 _METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 
 
@@ -82,11 +81,8 @@ class FolderSource(ManifestSource):
                 yield self.clip(table.values(row), unit, relative, row.start)
 
 
-def _span(row: Row) -> Span | Gap:
-    """Return the bytes of a row; those of a long one that is broken may have held many rows."""
-    if row.problem and row.stop - row.start > _LONG_BYTES:
-        return Gap(row.start, row.stop, row.problem)
-    return Span(row.start, row.stop)
+def _span(row: Row) -> Span | Broken:
+    return (Broken if row.problem else Span)(row.start, row.stop)
 
 
 def _is_json(path: str) -> bool:

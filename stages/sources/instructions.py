@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from koe.errors import BadRecord, ConfigError, attempt
 from koe.schema import Unit
@@ -13,7 +13,7 @@ from stages.sources.fields import parse_object, require_object
 from stages.sources.files import SourceFile, lines
 from stages.sources.json_array import array_elements
 from stages.sources.manifest import line_slices
-from stages.sources.planning import Gap, Slice, cut
+from stages.sources.planning import Broken, Gap, Slice, Span, cut
 
 
 class JsonLinesSource(TextFiles):
@@ -46,9 +46,7 @@ class JsonArraySource(TextFiles):
                     "it begins with an object",
                     "Set kind: jsonl if every line holds an object.",
                 )
-            elements = array_elements(opened, 0)
-            spans = (item if isinstance(item, Gap) else item[:2] for item in elements)
-            yield from cut(spans, self.unit_records)
+            yield from cut(map(_span, array_elements(opened, 0)), self.unit_records)
 
     def read(self, unit: Unit) -> Iterator[Record]:
         prefix = self.prefix(unit)
@@ -61,3 +59,10 @@ class JsonArraySource(TextFiles):
                 start, _, value = item
                 fields = value if isinstance(value, BadRecord) else attempt(require_object, value)
                 yield self.record(f"{prefix}@{start}", f"{unit.path}@{start}", fields)
+
+
+def _span(item: Gap | tuple[int, int, Any]) -> Span | Gap | Broken:
+    if isinstance(item, Gap):
+        return item
+    start, stop, value = item
+    return Broken(start, stop) if isinstance(value, BadRecord) else Span(start, stop)

@@ -9,8 +9,8 @@ from koe.errors import BadRecord, attempt
 from koe.schema import Unit
 from stages.sources.base import AudioLocation, Record, SpeechFiles
 from stages.sources.fields import lookup, parse_object
-from stages.sources.files import SourceFile, join, lines, parent
-from stages.sources.planning import Slice, cut
+from stages.sources.files import MAX_RECORD_BYTES, SourceFile, join, lines, parent
+from stages.sources.planning import Broken, Slice, Span, cut
 from stages.sources.settings import SpeechFields
 
 AUDIO_NAMES = ("audio_filepath", "file_name")
@@ -18,8 +18,15 @@ SKIP = "_skipme"
 
 
 def line_slices(file: BinaryIO, unit_records: int) -> Iterator[Slice]:
-    """Cut an open file with one record per line; blank lines are not records."""
-    spans = ((start, stop) for start, stop, _ in lines(file, 0, None))
+    """Cut an open file with one record per line; blank lines are not records.
+
+    A line is not parsed here, but zeros, as a file system leaves where it lost data, are in none
+    that can be read.
+    """
+    spans = (
+        Broken(start, stop) if b"\0" in line or len(line) > MAX_RECORD_BYTES else Span(start, stop)
+        for start, stop, line in lines(file, 0, None)
+    )
     return cut(spans, unit_records)
 
 

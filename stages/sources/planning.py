@@ -36,6 +36,16 @@ class Gap(NamedTuple):
     reason: str = "unreadable_bytes"
 
 
+class Broken(NamedTuple):
+    """The bytes of a record that cannot be read.
+
+    If no record of its file that can be read has as many, it may have been several.
+    """
+
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class Slice:
     """A run of records in one file; fields as in `Unit`."""
@@ -60,14 +70,17 @@ def scan_all(path: str, stamp: str) -> None:
     """Know no file, so that every file is scanned."""
 
 
-def cut(spans: Iterable[tuple[int, int] | Span | Gap], unit_records: int) -> Iterator[Slice]:
+def cut(
+    spans: Iterable[tuple[int, int] | Span | Gap | Broken], unit_records: int
+) -> Iterator[Slice]:
     """Cut the records of a file, given as (start, stop), into slices of at most `unit_records`.
 
     A gap counts as a record, wherever it lies. How many records it held is estimated from the mean
-    size of those that can be read, which is known when the file has been read to its end.
+    size of those that can be read, which is known when the file has been read to its end. The same
+    goes for what is broken and larger than any of them.
     """
     slices: list[_Cut] = []
-    num_read = bytes_read = 0
+    num_read = bytes_read = largest = 0
     for span in spans:
         start, stop = span[0], span[1]
         if not slices or slices[-1].records == unit_records:
@@ -76,23 +89,28 @@ def cut(spans: Iterable[tuple[int, int] | Span | Gap], unit_records: int) -> Ite
         part.stop, part.records = stop, part.records + 1
         if isinstance(span, Gap):
             part.gaps.append(stop - start)
+        elif isinstance(span, Broken):
+            part.broken.append(stop - start)
         else:
             num_read, bytes_read = num_read + 1, bytes_read + stop - start
+            largest = max(largest, stop - start)
     for part in slices:
-        lost = (max(1, round(size * num_read / (bytes_read or 1))) for size in part.gaps)
-        found = (len(part.gaps), sum(part.gaps), sum(lost), part.state)
+        gaps = part.gaps + [size for size in part.broken if size > largest > 0]
+        lost = (max(1, round(size * num_read / (bytes_read or 1))) for size in gaps)
+        found = (len(gaps), sum(gaps), sum(lost), part.state)
         yield Slice(part.start, part.stop, part.records, *found)
 
 
 @dataclass
 class _Cut:
-    """A slice that is not complete yet, with the sizes of its gaps."""
+    """A slice that is not complete yet, with the sizes of its gaps and of what is broken."""
 
     start: int
     state: str
     stop: int = 0
     records: int = 0
     gaps: list[int] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)
 
 
 def plan_units(
