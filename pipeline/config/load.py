@@ -71,8 +71,11 @@ def _explain(error: ValidationError) -> str:
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
             lines.append(f"unknown key {key!r} ({hint})")
+        elif problem["type"] == "model_type" and problem["loc"]:
+            known = ", ".join(_known_keys(problem["loc"]))
+            lines.append(f"{key} is a section, not {problem['input']!r} (its keys: {known})")
         else:
-            lines.append(f"{key}: {problem['msg']}")
+            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)
 
 

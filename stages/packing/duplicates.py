@@ -2,7 +2,7 @@
 
 Clips are found by 64-bit hashes, which are then confirmed with 128 bits of BLAKE2 of what is equal: of
 the codes, of speaker and text, of the bytes read again. A sample costs 12 bytes while one way of
-repetition is searched for, 8 more while its hashes are sorted, and about 60 if it is a suspect.
+repetition is searched for, 8 more while its hashes are sorted, and about 100 if it is a suspect.
 """
 
 from __future__ import annotations

@@ -87,6 +87,12 @@ def test_a_default_is_told_from_the_same_value_in_the_file(tmp_path):
     ("extra", "words"),
     [
         ("scroe: {}", "unknown key 'scroe' .did you mean 'score'"),
+        (
+            "interleave: {duplicates: drop}",
+            "duplicates is a section, not 'drop' .its keys: audio, codes",
+        ),
+        ("train: {tiny: 4}", "train.tiny is a section, not 4 .its keys: hidden_size"),
+        ("interleave: {ratio: [[0.0, 3]]}", "interleave.ratio.*valid dictionary"),
         ("encode: {threshold_ovr: 2}", "encode.threshold_ovr' .did you mean 'threshold_ovrl'"),
         ("score: {windows: some}", "score.windows: Input should be 'reference' or 'all'"),
         ("interleave: {ratio: [[0.5, {text: 1}]]}", "must start at 0.0"),

@@ -98,6 +98,10 @@ def test_the_command_shows_and_prints_it(copied):
     assert "What these checks of transcripts reject: max_repeats 8, invented_phrases default" in out
     assert "repeated_text" in out
     assert "ovrl above" in out
+    code, out, _ = koe("stats", "-c", str(copied), "--source", "said", *options)
+    assert code == 0
+    assert "said    repeated_text" in out
+    assert "other   repeated_text" not in out
     code, out, _ = koe("stats", "-c", str(copied), "--json", *options)
     found = json.loads(out)
     assert [row["threshold"] for row in found["thresholds"]["what_if"]] == [0.9, 1.1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from koe.schema import ENCODED, REJECTED
 from stages.packing import duplicates as module
 from stages.packing.duplicates import repetitions
 from stages.packing.leaving import Clips
-from stages.packing.order import plan_order, unit_samples
+from stages.packing.order import UnitSamples, plan_order, unit_samples
 from stages.settings import DuplicatesConfig, InterleaveSettings
 from tests.stages.samples import excluded, speech_unit, text_unit
 from tests.written_run import filled
@@ -204,3 +206,40 @@ def test_the_bytes_of_an_order_are_those_of_before_where_all_is_off():
     assert "duplicates" not in InterleaveSettings(seed=0).content()
     on = InterleaveSettings(seed=0, duplicates=drop("codes"))
     assert on.content()["duplicates"] == KEEP | {"codes": "drop"}
+
+
+def peak_bytes(number: int, duplicates: DuplicatesConfig) -> int:
+    tracemalloc = pytest.importorskip("tracemalloc")
+    size = 1000
+
+    def read(unit: int, columns: list[str]) -> pa.Table:
+        numbers = np.arange(unit * size, (unit + 1) * size)
+        numbers[::50] = numbers[0]  # every fiftieth repeats another
+        values = np.stack([numbers % 4000, numbers // 4000], axis=1).astype(np.int16).ravel()
+        codes = pa.FixedSizeListArray.from_arrays(values, 2)
+        return pa.table({"codes": codes.cast(ENCODED.field("codes").type)}).select(columns)
+
+    def units():
+        lengths, is_text = np.full(size, 100, np.int32), np.zeros(size, bool)
+        for k in range(number // size):
+            ids = np.arange(size * k, size * (k + 1))
+            clips = partial(read, k)
+            yield UnitSamples(
+                k, f"u{k}", pytest.fail, ids, is_text, lengths, lengths // 8 - 2, clips
+            )
+
+    tracemalloc.start()
+    try:
+        order = plan_order(units(), InterleaveSettings(seed=0, duplicates=duplicates))
+        left_out = number // 50 - number // size if duplicates.codes == "drop" else 0
+        assert order.reasons(REJECTED).get("duplicate_codes", 0) == left_out
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_repetitions_need_no_more_memory_than_the_rows_do():
+    """12 bytes a clip, and 8 while they are sorted, are gone before the rows are laid out."""
+    number = 60_000
+    plan_order([], InterleaveSettings(seed=0))
+    assert peak_bytes(number, drop("codes")) < peak_bytes(number, drop()) + 8 * number
