@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ class Clips:
             name = f"{self.name}-{k:012x}-00000"
             stamp = "120000000:1700000000000000000"
             yield Unit(name, self.name, self.modality, path, stamp, 0, 10**8, self.unit_records)
+
+    def remarks(self, units: Sequence[Unit]) -> dict[str, int]:
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,14 +70,15 @@ def plan_run(config: PipelineConfig, console: Console) -> Plan:
 
 
 def _say_what_is_not_read(source: SourceFiles[Any], plan: Plan, console: Console) -> None:
-    """Check the fields of a source on its first records, and say what they have beside.
+    """Check the fields of a source on its first records, and say what they and its files have beside.
 
     Raises: ConfigError, StorageError.
     """
-    units = plan.units_of(source.modality, source.name)
-    notes = check_first_records(source, units)
+    notes = check_first_records(source, plan.units_of(source.modality, source.name))
     lines = [f"{note} ({number:,} of the first records)" for note, number in notes.items()]
-    for line in (*lines, *source.remarks(units)):
+    remarks = plan.remarks.get(source.name, {})
+    lines += [f"{remark} ({number:,} records)" for remark, number in remarks.items()]
+    for line in lines:
         line = f"source {source.name}: {line}"
         console.print(escape_control_characters(line), style="yellow", markup=False, soft_wrap=True)
 

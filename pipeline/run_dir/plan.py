@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from koe.dataflow import PLAN
@@ -30,6 +30,7 @@ class PlannedSource(Protocol):
     @property
     def modality(self) -> str: ...
     def units(self, known: Known = ...) -> Iterable[Unit]: ...
+    def remarks(self, units: Sequence[Unit]) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,14 @@ def _file_bytes(unit: Unit) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """All units of a run in their fixed order, and the modality of every source."""
+    """All units of a run in their fixed order, and the modality of every source.
+
+    `remarks` are what a user should know of a source as a whole, each with a number.
+    """
 
     units: tuple[Unit, ...]
     modalities: dict[str, str]
+    remarks: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def units_of(self, modality: str, source: str | None = None) -> list[Unit]:
         """List the units of a modality, of one source only where it is named."""
@@ -114,6 +119,7 @@ def make_plan(
     files: dict[str, list[dict[str, Any]]] = {}
     units: list[Unit] = []
     modalities: dict[str, str] = {}
+    remarks: dict[str, dict[str, int]] = {}
     for source, settings in sources:
         modalities[source.name] = source.modality
 
@@ -127,13 +133,17 @@ def make_plan(
                 return None
             return [Unit.from_row(row) for row in rows]
 
-        for unit in source.units(known):
+        own = list(source.units(known))
+        for unit in own:
             files.setdefault(key(unit.path, unit.stamp), []).append(unit.to_row())
-            units.append(unit)
+        units += own
+        if found := source.remarks(own):
+            remarks[source.name] = dict(found)
     _require_distinct(units)
     body = {"schema_version": SCHEMA_VERSION, "modalities": modalities, "files": files}
+    body["remarks"] = remarks
     storage.write_bytes(PLAN, json.dumps(body, ensure_ascii=False, indent=1).encode())
-    return Plan(tuple(units), modalities)
+    return Plan(tuple(units), modalities, remarks)
 
 
 def _require_distinct(units: Iterable[Unit]) -> None:
@@ -163,7 +173,7 @@ def load_plan(storage: Storage) -> Plan | None:
             "Run `koe run`: it is planned again.",
         )
     units = tuple(Unit.from_row(row) for rows in body["files"].values() for row in rows)
-    return Plan(units, body["modalities"])
+    return Plan(units, body["modalities"], body.get("remarks", {}))
 
 
 def _stored_files(storage: Storage) -> dict[str, list[dict[str, Any]]]:

@@ -24,6 +24,8 @@ def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[
     for name, units_of_source in by_source(plan.units).items():
         lost = lost_in(units_of_source)
         accounts[name].lost_records, accounts[name].lost_bytes = lost.records, lost.num_bytes
+    for name, remarks in plan.remarks.items():
+        accounts[name].notes.update(remarks)
     first, last_clips = stage_making("seconds"), last_stage_with("seconds")
     for unit, receipts in units:
         account = accounts[unit.source]

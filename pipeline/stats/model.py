@@ -29,7 +29,7 @@ class Account:
     quarantined: Counter[str] = field(default_factory=Counter)
     lost_records: int = 0
     lost_bytes: int = 0
-    notes: Counter[str] = field(default_factory=Counter)  # fields that are not read, by records
+    notes: Counter[str] = field(default_factory=Counter)  # what is not read, by records
 
     @property
     def adds_up(self) -> bool:

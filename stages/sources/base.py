@@ -181,9 +181,12 @@ class SourceFiles(ABC, Generic[Settings]):
         except BadRecord as bad:
             return Record(key, location, fields, bad=bad)
 
-    def remarks(self, units: Sequence[Unit]) -> list[str]:
-        """Return what a user should know of the source as a whole, whose units these are."""
-        return []
+    def remarks(self, units: Sequence[Unit]) -> dict[str, int]:
+        """Return what a user should know of the source as a whole, whose units these are.
+
+        Each remark has the number of records that it is about.
+        """
+        return {}
 
     def relative(self, unit: Unit) -> str:
         """Return the name of the unit's file, on which the keys of its records are based."""

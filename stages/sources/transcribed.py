@@ -177,8 +177,8 @@ class TranscribedTars(WebDatasetSource):
             raise BadRecord("ambiguous_transcript", f"{detail}: rename it")
         return values
 
-    def remarks(self, units: Sequence[Unit]) -> list[str]:
-        """Say how many transcripts have no audio, more than one, or cannot be read.
+    def remarks(self, units: Sequence[Unit]) -> dict[str, int]:
+        """Count the rows that have no audio, more than one, or cannot be read, with examples.
 
         Raises: StorageError.
         """
@@ -193,20 +193,20 @@ class TranscribedTars(WebDatasetSource):
             keep(self.index_folder, name, json.dumps(remarks).encode())
         return remarks
 
-    def _remarks(self, tars: Iterable[tuple[str, str]]) -> list[str]:
+    def _remarks(self, tars: Iterable[tuple[str, str]]) -> dict[str, int]:
         index, path = self._index(), self._path
         found = np.concatenate([np.empty(0, np.int64), *(self._found(*tar)[1] for tar in tars)])
         used, times = np.unique(_places(found[found != ABSENT]), return_counts=True)
         unused = np.setdiff1d(_places(index.rows), used)
-        remarks = []
+        remarks: dict[str, int] = {}
         for rows, what in (
-            (unused, f"rows of {path} name audio that is in none of the tars"),
-            (used[times > 1], f"rows of {path} are those of several members of tars"),
-            (index.broken, f"rows of {path} cannot be read"),
+            (unused, "name audio that is in none of the tars"),
+            (used[times > 1], "name audio that is several members of tars"),
+            (index.broken, "cannot be read"),
         ):
             if len(rows):
                 shown = ", ".join(self._shown(rows[:_EXAMPLES].tolist()))
-                remarks.append(f"{len(rows):,} {what}, such as {shown}")
+                remarks[f"rows of {path} {what}, such as {shown}"] = len(rows)
         return remarks
 
     def _shown(self, places: Sequence[int]) -> Iterator[str]:

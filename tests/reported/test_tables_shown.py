@@ -1,8 +1,9 @@
-"""What `koe plan` and `koe run` say of transcripts that have no audio."""
+"""What `koe plan`, `koe run` and `koe stats` say of transcripts that have no audio."""
 
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -32,16 +33,15 @@ def test_transcripts_without_audio_are_shown(tmp_path: Path):
         "snac": {"weights": "untrained", "sha256": None},
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    what = "source r: 2 rows of"
-    names = "name audio that is in none of the tars, such as 000/7.mp3, 000/8.mp3"
-    for arguments in (
-        ["plan", "--clips", "0"],
-        ["run", "--to", "ingest"],
-        ["run", "--to", "ingest"],
-    ):
-        command, *options = arguments
-        code, out, err = koe(command, "-c", str(tmp_path / "c.yaml"), *options)
-        said = " ".join((out + err).split())
+    rows = f"rows of {tmp_path}/small.tsv name audio that is in none of the tars"
+    note = f"{rows}, such as 000/7.mp3, 000/8.mp3"
+    path = str(tmp_path / "c.yaml")
+    for command, *options in (["plan", "--clips", "0"], ["run", "--to", "ingest"]):
+        code, _, said = koe(command, "-c", path, *options)
         assert code == 0, said
-        assert (said.count(what), said.count(names)) == (1, 1), said
-    assert "missing_transcript" in koe("stats", "-c", str(tmp_path / "c.yaml"))[1]
+        assert said.count(f"source r: {note} (2 records)") == 1, said
+    code, shown, _ = koe("stats", "-c", path)
+    assert f"r: {note} (2 records)" in " ".join(shown.split())
+    account = json.loads(koe("stats", "-c", path, "--json")[1])["sources"]["r"]
+    assert account["notes"] == {note: 2}
+    assert account["quarantined"] == {"missing_transcript": 1}

@@ -30,6 +30,9 @@ class Source:
             for k in range(NUM_UNITS)
         ]
 
+    def remarks(self, units):
+        return {}
+
 
 @pytest.fixture
 def ledger(tmp_path) -> Ledger:

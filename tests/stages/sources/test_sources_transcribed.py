@@ -45,7 +45,7 @@ def source(folder: Path, index_folder: str = "", **changed: object):
     return speech_source(config, 2, index_folder)
 
 
-def remarks(folder: Path, index_folder: str = "") -> list[str]:
+def remarks(folder: Path, index_folder: str = "") -> dict[str, int]:
     made = source(folder, index_folder)
     return made.remarks(list(made.units()))
 
@@ -81,24 +81,19 @@ def test_transcripts_are_found_by_the_path_in_the_tar(tmp_path):
 
 
 def test_rows_without_audio_are_counted_and_shown(tmp_path):
-    table = f"{tmp_path}/small.tsv"
-    assert remarks(reazonspeech(tmp_path)) == [
-        f"2 rows of {table} name audio that is in none of the tars, such as "
-        "001/0003.flac, 001/0004.flac"
-    ]
+    rows = f"rows of {tmp_path}/small.tsv"
+    what = "name audio that is in none of the tars, such as 001/0003.flac, 001/0004.flac"
+    assert remarks(reazonspeech(tmp_path)) == {f"{rows} {what}": 2}
     write_tar(tmp_path / "002.tar", ["001/0003.flac", "001/0004.flac", "x/001/0004.flac"])
-    assert remarks(tmp_path) == []
+    assert remarks(tmp_path) == {}
     write_tar(tmp_path / "003.tar", ["./000/0000.flac"])
     data = (tmp_path / "small.tsv").read_bytes()
     (tmp_path / "small.tsv").write_bytes(data + b"no tab\nx\t\xff\n")
-    several, broken = remarks(tmp_path)
-    assert (
-        several == f"1 rows of {table} are those of several members of tars, such as 000/0000.flac"
-    )
-    assert (
-        f"2 rows of {table} cannot be read, such as byte {len(data)} (1 cells for 2 columns"
-        in broken
-    )
+    several, broken = remarks(tmp_path).items()
+    what = "name audio that is several members of tars, such as 000/0000.flac"
+    assert several == (f"{rows} {what}", 1)
+    assert f"{rows} cannot be read, such as byte {len(data)} (1 cells for 2 columns" in broken[0]
+    assert broken[1] == 2
 
 
 @pytest.mark.parametrize("index_folder", ["{}/index", "memory://index{}"])
