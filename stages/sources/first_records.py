@@ -12,7 +12,7 @@ from koe.schema import SPEECH, Unit
 from stages.sources.absent import absent_field
 from stages.sources.base import Record, SourceFiles
 from stages.sources.encodings import require_utf8
-from stages.sources.fields import find, is_blank, lookup, message_list, number_of
+from stages.sources.fields import find, is_blank, lookup, message_list, name_of, number_of
 from stages.sources.files import reading
 from stages.sources.formats import format_of
 from stages.sources.location import FILE, open_audio
@@ -143,7 +143,12 @@ def _wrong_type(
 ) -> ConfigError | None:
     """Say which field holds no value that can be used, but others."""
     for key, name, what, can_be_used in _types(source.settings):
-        values = [value for fields in having if not is_blank(value := lookup(fields, name))]
+        records = having
+        if isinstance(source.settings, SpeechSourceConfig) and key == "seconds":
+            # it is read only beside a start or an end
+            names = source.settings.fields.start_seconds, source.settings.fields.end_seconds
+            records = [f for f in having if not all(is_blank(lookup(f, name)) for name in names)]
+        values = [value for fields in records if not is_blank(value := lookup(fields, name))]
         if values and not any(map(can_be_used, values)):
             return ConfigError(
                 f"source {source.name} cannot take {key} from field {name!r}",
@@ -158,13 +163,16 @@ def _types(
     settings: SpeechSourceConfig | TextSourceConfig,
 ) -> Iterator[tuple[str, str, str, Callable[[Any], bool]]]:
     """Yield the key of each field of one type, its name, that type in words, and a test for it."""
-    fields = settings.fields
     if isinstance(settings, SpeechSourceConfig):
-        yield "text", settings.fields.text, "text", _is_text
-        # A length is read only beside a start or an end.
-        for key in ("start_seconds", "end_seconds", "ovrl"):
+        fields = settings.fields
+        yield "text", fields.text, "text", _is_text
+        for key in ("start_seconds", "end_seconds", "seconds", "ovrl"):
             if name := getattr(fields, key):
                 yield key, name, "a number", _is_number
+        if fields.speaker:
+            yield "speaker", fields.speaker, "text or a number", _is_name
+        if fields.channel:
+            yield "channel", fields.channel, "a number", _is_channel
         return
     for key, name in settings.fields.named(settings.layout).items():
         if key in ("instruction", "input", "output", "system"):
@@ -179,6 +187,14 @@ def _is_text(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return number_of(value) is not None
+
+
+def _is_name(value: Any) -> bool:
+    return name_of(value) is not None
+
+
+def _is_channel(value: Any) -> bool:
+    return value == "average" or _is_number(value)
 
 
 def _is_list(value: Any) -> bool:

@@ -143,6 +143,9 @@ def test_what_datasets_saves_to_disk_is_refused_with_the_way_to_parquet(tmp_path
         ({"text": ["文"]}, {}, "the first is ['文']"),
         ({"offset": "00:01:02.5"}, {}, "take start_seconds from field 'offset'"),
         ({"offset": 0, "end": "0:01"}, {"end_seconds": "end"}, "take end_seconds from field 'end'"),
+        ({"offset": 0, "duration": "1 s"}, {}, "take seconds from field 'duration'"),
+        ({"by": ["a", "b"]}, {"speaker": "by"}, "take speaker from field 'by'"),
+        ({"side": "left"}, {"channel": "side"}, "take channel from field 'side'"),
         ({"mos": "good"}, {"ovrl": "mos"}, "take ovrl from field 'mos' because it is a number"),
     ],
 )
@@ -175,6 +178,12 @@ def test_a_field_of_another_type_is_refused(tmp_path, beside, fields, why, root)
 def test_a_field_of_samples_of_another_type_is_refused(tmp_path, record, layout, why):
     path = write_lines(tmp_path / "a.jsonl", [record] * 2)
     assert why in refusal("jsonl", path, layout=layout)
+
+
+def test_a_length_that_is_not_read_may_be_anything(tmp_path):
+    (tmp_path / "1.wav").write_bytes(clip(kind="wav"))
+    path = write_lines(tmp_path / "m.jsonl", [CLIP | {"duration": "1 s", "side": "average"}])
+    check("manifest", path, fields={"channel": "side"})
 
 
 def test_gaps_in_a_table_are_no_other_type(tmp_path):

@@ -147,7 +147,9 @@ def test_what_messages_hold_beside_their_text_is_counted_once_a_record(tmp_path)
 def test_what_messages_hold_beside_their_text_is_said_of_parquet_too(tmp_path):
     message = {"role": "user", "content": "問", "reasoning": "考", "id": 1, "tool_calls": None}
     answer = message | {"role": "assistant"}
-    table = pa.Table.from_pylist([{"messages": [message, answer], "id": 7, "images": [b"x"]}])
+    table = pa.Table.from_pylist(
+        [{"messages": [message, answer], "id": 7, "images": [b"x"], "image": None}]
+    )
     pq.write_table(table, tmp_path / "a")
     where = {"name": "s", "kind": "parquet", "paths": [f"{tmp_path}/a"]}
     assert check(where, {"id": "id"}, "messages") == {
