@@ -296,6 +296,21 @@ def write_shar(folder: Path, records: Sequence[Content], broken: set[int], rng: 
     (folder / "recording.000000.tar").write_bytes(tar.getvalue() + bytes(1024))
 
 
+def write_nemo(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
+    """Write a manifest beside the tar whose members it names; broken is a line or a member."""
+    lines, tar = [], io.BytesIO()
+    for number, (fields, audio) in enumerate(records):
+        line = json.dumps({"audio_filepath": f"{number}.wav", "shard_id": 0, **fields})
+        part = member(f"{number}.wav", audio, tarfile.PAX_FORMAT)
+        is_line = bool(rng.integers(0, 2))
+        if number in broken and not is_line:
+            part = spoil_member(part, rng)
+        lines.append(spoil_json(line, rng) if number in broken and is_line else line.encode())
+        tar.write(part)
+    (folder / "manifest_0.json").write_bytes(b"\n".join(lines))
+    (folder / "audio_0.tar").write_bytes(tar.getvalue() + bytes(1024))
+
+
 TAR = {"kind": "webdataset"}
 JSON = {"kind": "json"}
 NEMO = {"kind": "nemo_tarred"}
@@ -330,6 +345,7 @@ KINDS = {
     "array.gz": Kind(
         compressed(write_array(",\n"), "a.json", ".gz"), JSON, "a.json.gz", has_audio=False
     ),
+    "nemo": Kind(write_nemo, {"kind": "nemo_tarred"}, "manifest_0.json"),
     "shar": Kind(write_shar, {"kind": "shar"}, "cuts.000000.jsonl"),
     "shar.gz": Kind(
         compressed(write_shar, "cuts.000000.jsonl", ".gz"), {"kind": "shar"}, "cuts.000000.jsonl.gz"
