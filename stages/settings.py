@@ -111,15 +111,16 @@ class TranscriptsConfig(Strict):
     """Clips with more characters per second are rejected as text_too_long; null: none is."""
     max_rate_deviations: float | None = Field(default=None, gt=0)
     """Clips whose characters per second are further from their source's median, in robust standard
-    deviations of its logarithm, are rejected by interleave, which knows all clips of a source;
-    null: none is."""
+    deviations of its logarithm, are rejected by interleave, which knows all clips of a source; none
+    is where a source has fewer than 20 clips. null: none is."""
     min_script_share: float | None = Field(default=None, gt=0, le=1)
     """Share of the letters that must be of the language's script; null: any."""
     max_repeats: int | None = Field(default=None, ge=1)
     """How often the same 1 to 40 characters may follow one another; null: as often as they do."""
     invented_phrases: list[Annotated[str, Field(min_length=1)]] = Field(default=[])
     """Transcripts that consist of nothing but these are rejected, as speech recognisers invent them
-    for silence and music; `default` stands for the phrases known of the language."""
+    for silence and music; `default` stands for the phrases known of the language. Some are really
+    said, as at the end of videos: `koe stats --what-if` shows how many clips they cost."""
 
     @model_validator(mode="after")
     def _sensible(self) -> TranscriptsConfig:
