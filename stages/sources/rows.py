@@ -15,7 +15,7 @@ MAX_ROW_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
 _USUAL_LINE_BYTES = 1 << 12
 _QUOTING = (",", ";")
-_IN_TEXT = (" ", ":")  # what separates cells here occurs in a transcript as well
+REST_OF_LINE = (" ", ":")  # what separates cells here occurs in a transcript as well
 _LINE_END = re.compile(rb"\r\n?|\n")
 _BLANKS = re.compile(r"[ \t]+")
 _NAME_OF_FILE = re.compile(rb"\S.*(\.[A-Za-z][A-Za-z0-9]{1,4})|\S+", re.DOTALL)
@@ -222,7 +222,7 @@ def _split(text: str, table: Table) -> list[str]:
     most = len(table.columns) - 1
     if table.delimiter == " ":
         return _BLANKS.split(text.strip(" \t"), most)
-    return text.split(table.delimiter, most if table.delimiter in _IN_TEXT else -1)
+    return text.split(table.delimiter, most if table.delimiter in REST_OF_LINE else -1)
 
 
 def _checked(cells: list[str], table: Table) -> tuple[tuple[str, ...], str]:

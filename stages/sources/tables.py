@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, TypeVar
 from koe.errors import BadRecord, ConfigError
 from stages.sources.absent import absent_field
 from stages.sources.encodings import require_utf8
-from stages.sources.layouts import LAYOUTS, describe
+from stages.sources.layouts import LAYOUTS, Layout, LayoutName, describe
 from stages.sources.manifest import AUDIO_NAMES
-from stages.sources.rows import Row, Table, read_rows
+from stages.sources.rows import REST_OF_LINE, Row, Table, read_rows
 from stages.sources.settings import SpeechSourceConfig, braces
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def find_table(
     columns = tuple(with_text(dict.fromkeys(columns), settings.fields.text))
     audio = audio_column(columns, _audio_name(settings), pattern)
     if audio is None or delimiter is None:
-        raise _unclear(settings, path, f"its columns are {', '.join(columns)}", pattern)
+        raise _unclear(settings, path, first, pattern, ", ".join(columns))
     key = audio if audio in columns else braces(pattern or "")[0]
     body = head[start:]
     table = Table(
@@ -159,7 +159,7 @@ def _header(
                 "Give every column a name of its own.",
             )
         return mark, columns
-    raise _unclear(settings, path, f"its first line is {first[:200]!r}", pattern)
+    raise _unclear(settings, path, first, pattern)
 
 
 def _cells(line: str, delimiter: str) -> tuple[str, ...]:
@@ -168,16 +168,35 @@ def _cells(line: str, delimiter: str) -> tuple[str, ...]:
 
 
 def _unclear(
-    settings: SpeechSourceConfig, path: str, found: str, pattern: str | None
+    settings: SpeechSourceConfig, path: str, first: str, pattern: str | None, columns: str = ""
 ) -> ConfigError:
     names = braces(pattern or "") or [_audio_name(settings) or " or ".join(AUDIO_NAMES)]
-    known = "; ".join(f"{name}: {describe(layout)}" for name, layout in LAYOUTS.items())
+    found = f"its columns are {columns}" if columns else f"its first line is {first[:200]!r}"
+    fitting = _fitting(first)
+    known = "; ".join(f"{name}: {describe(LAYOUTS[name])}" for name in fitting or LAYOUTS)
+    others = ", ".join(name for name in LAYOUTS if name not in fitting) if fitting else ""
     return ConfigError(
         f"source {settings.name} finds no column of audio paths in {path}",
         f"{found}, without {' and '.join(names)}",
         "If the first line names the columns, set fields.audio to the one with the file names. If "
-        f"not, set columns and delimiter, or layout to the corpus that it is from ({known}).",
+        f"not, set columns and delimiter, or layout to the corpus that it is from ({known}"
+        + (f"; other layouts have other lines: {others})." if others else ")."),
     )
+
+
+def _fitting(line: str) -> list[LayoutName]:
+    """List the layouts whose rows have as many cells as a line."""
+    return [
+        name
+        for name, layout in LAYOUTS.items()
+        if layout.columns and 0 <= len(layout.columns) - _count(line, layout) <= layout.optional
+    ]
+
+
+def _count(line: str, layout: Layout) -> int:
+    """Count the cells of a line; where the last cell is the rest of it, there is no more than two."""
+    cells = line.strip().split(layout.delimiter, 1 if layout.delimiter in REST_OF_LINE else -1)
+    return len(cells)
 
 
 def _require_fit(settings: SpeechSourceConfig, path: str, file: BinaryIO, table: Table) -> None:
@@ -192,10 +211,7 @@ def _require_fit(settings: SpeechSourceConfig, path: str, file: BinaryIO, table:
     file.seek(first.start)
     line = file.read(min(200, first.stop - first.start)).decode("utf-8", "replace").rstrip()
     key = f"layout {settings.layout}" if settings.layout else "columns"
-    fitting = [
-        name for name, layout in LAYOUTS.items()
-        if layout.columns and len(line.split(layout.delimiter)) == len(layout.columns)
-    ]  # fmt: skip
+    fitting = [name for name in _fitting(line) if name != settings.layout]
     raise ConfigError(
         f"source {settings.name} cannot read {path} by its {key}",
         f"none of its first {number:,} rows fits, and the first is {line!r}: {first.problem}",

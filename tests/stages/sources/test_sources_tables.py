@@ -289,12 +289,26 @@ def test_a_layout_reads_the_lines_of_its_corpus(tmp_path, layout):
     assert all(fields.speaker in {None, *record.fields} for record in records)
 
 
-def test_a_first_line_that_is_no_header_is_shown_with_the_layouts(tmp_path):
-    (tmp_path / "metadata.csv").write_text("LJ001-0001|He said|He said yes\n")
+@pytest.mark.parametrize(
+    ("line", "fitting"),
+    [
+        ("LJ001-0001|Hesaid|Hesaidyes", ["ljspeech", "vits_speaker"]),
+        ("wavs/0.wav|一つ", ["ljspeech", "vits"]),
+        ("wavs/0.wav|mei|JP|一つ", ["css10", "bert_vits"]),
+        ("BASIC5000_0001:水を: マ", ["jsut", "jvs", "librispeech", "list"]),
+        ("000/00f0.flac\t晴れ", ["reazonspeech"]),
+        ("a;b;c", list(LAYOUTS)),
+    ],
+)
+def test_a_first_line_that_is_no_header_is_shown_with_the_layouts(tmp_path, line, fitting):
+    (tmp_path / "metadata.csv").write_text(f"{line}\n")
     with pytest.raises(ConfigError) as caught:
         plan(tmp_path)
-    assert "its first line is 'LJ001-0001|He said|He said yes'" in str(caught.value)
-    assert all(f"{name}: {describe(LAYOUTS[name])}" in str(caught.value) for name in LAYOUTS)
+    said = str(caught.value)
+    assert f"its first line is {line!r}" in said
+    shown = [name for name in LAYOUTS if f"{name}: {describe(LAYOUTS[name])}" in said]
+    assert shown == fitting
+    assert all(name in said for name in LAYOUTS)
 
 
 def test_a_layout_that_no_row_fits_is_refused_and_one_broken_row_is_not(tmp_path):
