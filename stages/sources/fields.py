@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import decimal
 import json
@@ -155,7 +156,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     require_size(len(data), "it")
     try:
         # json itself would guess the encoding, and take halves of surrogate pairs
-        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unambiguous)
+        value = _DECODER.decode(data.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         detail = f"text is not valid UTF-8: {error.reason} at byte {error.start}"
         raise BadRecord("broken_json", _hint(data) or detail) from None
@@ -181,6 +182,9 @@ def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 )
                 raise BadRecord("repeated_key", detail)
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=unambiguous)
 
 
 def _hint(data: bytes) -> str:
