@@ -151,7 +151,13 @@ def clip_range(
     length = _number(values, fields.seconds)
     if stop is not None:
         length = _length(start, stop, length)
-    _, num_frames = segment_frames(header, start, length)
+    try:
+        _, num_frames = segment_frames(header, start, length)
+    except BadRecord as bad:
+        last = (start + (length or 0.0)) / 1000
+        if start < 0 or not header.seconds / 100 < last <= header.seconds:
+            raise
+        raise BadRecord(bad.reason, f"{bad.detail}; as milliseconds they would lie in it") from None
     return start, num_frames / header.audio_hz
 
 

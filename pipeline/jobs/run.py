@@ -74,8 +74,10 @@ def _say_what_is_not_read(source: SourceFiles[Any], plan: Plan, console: Console
 
     Raises: ConfigError, StorageError.
     """
-    notes = check_first_records(source, plan.units_of(source.modality, source.name))
-    lines = [f"{note} ({number:,} of the first records)" for note, number in notes.items()]
+    units = plan.units_of(source.modality, source.name)
+    notes = check_first_records(source, units)
+    lines = [] if units else ["none of its files holds a record"]
+    lines += [f"{note} ({number:,} of the first records)" for note, number in notes.items()]
     remarks = plan.remarks.get(source.name, {})
     lines += [f"{remark} ({number:,} records)" for remark, number in remarks.items()]
     for line in lines:

@@ -45,3 +45,11 @@ def test_every_command_says_what_is_not_read(tmp_path):
         assert sources[source]["notes"] == {note: number}
         for text in (run, shown, page):
             assert f"{source}: {note} ({number} records)" in " ".join(text.split())
+
+
+def test_a_source_without_records_is_said(tmp_path):
+    config = str(write_corpus(tmp_path))
+    (tmp_path / "samples.jsonl").write_text("\n \n", encoding="utf-8")
+    code, _, planned = koe("plan", "-c", config, "--clips", "0")
+    assert code == 0
+    assert "source text: none of its files holds a record" in planned
