@@ -61,6 +61,13 @@ def begins_frame(head: bytes) -> bool:
     return len(head) >= 4 and _format_of(header_at(head, 0)) is not None
 
 
+def is_free_format(head: bytes) -> bool:
+    """Tell whether a frame of layer III begins whose bitrate is not one of the table."""
+    header = header_at(head, 0)
+    stated = begins_frame((header | 1 << 12).to_bytes(4, "big"))
+    return len(head) >= 4 and header >> 12 & 0xF == 0 and stated
+
+
 @dataclass(frozen=True)
 class Walk:
     """The frames of a stream, where they begin and how large they are, and what lies between."""

@@ -19,7 +19,8 @@ from stages.audio.tags import after_tags
 MAGICS = (b"RIFF", b"RIFX", b"RF64")
 # WAV writers that cannot seek back leave 0, 2^32 - 1, or (SoX, arecord) a number near 2^31.
 _STREAMED_BYTES = 0x7FFFF000
-_MPEG_LAYER_3 = 0x0055
+_PCM, _MPEG_LAYER_3 = 0x0001, 0x0055
+_MAX_CHANNELS = 1024  # of libsndfile
 # The bits of a sample by format tag: integers, floats, A-law and mu-law.
 _PLAIN_BITS = {1: (8, 16, 24, 32), 3: (32, 64), 6: (8,), 7: (8,)}
 
@@ -70,11 +71,12 @@ def scan(file: Readable, start: int, num_bytes: int) -> Scan:
             raise BadRecord("unreadable_audio", "no MPEG layer III frame where the samples begin")
         return mpeg.scan(data, place, chunks.data_stop)
     following = _following(file, chunks, num_bytes)
-    if start == 0 and following is None and not chunks.repaired:
-        return joined([RiffLink(0, num_bytes, b"", _plain(chunks) or header(file))])
-    head = _head(chunks)
-    samples = Range(file.contents(), chunks.data_start, chunks.data_stop)
-    found = header(Joined((whole(head), samples)))
+    head, found = _head(chunks), _plain(chunks)
+    if found is None and start == 0 and following is None and not chunks.repaired:
+        return joined([RiffLink(0, num_bytes, b"", _header(file, chunks))])
+    if found is None:
+        samples = Range(file.contents(), chunks.data_start, chunks.data_stop)
+        found = _header(Joined((whole(head), samples)), chunks)
     links: list[Link] = [RiffLink(chunks.data_start, chunks.data_stop, head, found)]
     if following is not None:
         links += scan(file, following, num_bytes).links
@@ -82,15 +84,32 @@ def scan(file: Readable, start: int, num_bytes: int) -> Scan:
 
 
 def _plain(chunks: _Chunks) -> AudioHeader | None:
-    """Return the header of samples of a fixed size; None where only libsndfile can count them."""
+    """Return the header of samples of a fixed size; None where only libsndfile can count them.
+
+    Raises: BadRecord with reason unreadable_audio when a sample cannot be as large as is stated.
+    """
     if len(chunks.form) < 16:
         return None
     order = ">" if chunks.magic == b"RIFX" else "<"
     tag, channels, audio_hz, _, align, bits = struct.unpack_from(order + "HHIIHH", chunks.form)
+    if tag == _PCM and align and align != channels * -(-bits // 8):
+        detail = f"{bits} bits of {channels} channel(s) do not take {align} bytes, as is stated"
+        raise BadRecord("unreadable_audio", detail)
     size = chunks.data_stop - chunks.data_start
-    if bits not in _PLAIN_BITS.get(tag, ()) or align != channels * bits // 8 or audio_hz == 0:
+    if bits not in _PLAIN_BITS.get(tag, ()) or align != channels * bits // 8:
         return None
-    return AudioHeader(size // align, audio_hz, channels, "WAV") if align else None
+    if not 0 < channels <= _MAX_CHANNELS or not 0 < audio_hz < 1 << 31:
+        return None
+    return AudioHeader(size // align, audio_hz, channels, "WAV")
+
+
+def _header(file: Readable, chunks: _Chunks) -> AudioHeader:
+    """Read a header by libsndfile, which does not say what it is that it does not know."""
+    try:
+        return header(file)
+    except BadRecord as bad:
+        tag = f" (its samples are of format {chunks.tag:#06x})" if len(chunks.form) >= 2 else ""
+        raise BadRecord(bad.reason, f"{bad.detail}{tag}") from None
 
 
 def _chunks(file: Readable, start: int, num_bytes: int) -> _Chunks:
@@ -102,6 +121,8 @@ def _chunks(file: Readable, start: int, num_bytes: int) -> _Chunks:
     head = file.read(12)
     if len(head) < 12:
         raise BadRecord("truncated_audio", "the file ends within its header")
+    if head[8:] != b"WAVE":
+        raise BadRecord("unreadable_audio", f"a RIFF file of {head[8:]!r}, not of WAVE")
     order = ">" if head[:4] == b"RIFX" else "<"
     (riff_bytes,) = struct.unpack(order + "I", head[4:8])
     riff_stop = start + riff_bytes + 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -123,6 +124,11 @@ READ = {
     "size_zero_riff_ok": (lambda: variants.wav_stating(wav(), 0, 48_036), 24_000),
     "id3 chunk behind": (lambda: wav() + b"id3 \x0a\0\0\0" + bytes(10), 24_000),
     "id3_wav, twice": (lambda: variants.id3v2() * 2 + wav(), 24_000),
+    "two chunks of samples": (lambda: wav() + b"data\x04\0\0\0abcd", 24_000),
+    "broadcast wave": (lambda: with_chunk(wav(), b"bext", bytes(602)), 24_000),
+    "wav_12_bits_in_16": (lambda: patched(wav(), 34, "<H", 12), 24_000),
+    "no block align": (lambda: patched(wav(), 32, "<H", 0), 24_000),
+    "1024 channels": (lambda: written("WAV", "PCM_16", np.full((10, 1024), 0.1)), 10),
     "zeros behind": (lambda: wav() + bytes(2_000), 24_000),
     "rate_11025": (lambda: written("WAV", "PCM_16", audio_hz=11_025), 24_000),
     "mp3_named.wav": (mp3, 24_000),
@@ -147,7 +153,37 @@ REFUSED = {
     "adts.mp3": (lambda: variants.ffmpeg_encoded(TONE, HZ, "adts", "aac"), "but AAC (ADTS)"),
     "aac.wav": (lambda: variants.ffmpeg_encoded(TONE, HZ, "mp4", "aac"), "but MPEG-4"),
     "webm.webm": (lambda: variants.ffmpeg_encoded(TONE, HZ, "webm", "libopus"), "but Matroska"),
-    "aiff.wav": (lambda: written("AIFF", "PCM_16"), "but AIFF"),
+    "aiff.wav": (lambda: written("AIFF", "PCM_16"), "but AIFF: convert it, as `ffmpeg"),
+    "au.wav": (lambda: written("AU", "PCM_16"), "but AU: convert it"),
+    "caf.wav": (lambda: written("CAF", "PCM_16"), "but Core Audio: convert it"),
+    "w64.wav": (lambda: written("W64", "PCM_16"), "but Wave64: convert it"),
+    "ts.mp3": (
+        lambda: variants.ffmpeg_encoded(TONE, HZ, "mpegts", "aac"),
+        "but an MPEG transport stream",
+    ),
+    "flv.mp3": (lambda: variants.ffmpeg_encoded(TONE, HZ, "flv", "aac"), "but Flash video"),
+    "wv.wav": (lambda: variants.ffmpeg_encoded(TONE, HZ, "wv", "wavpack"), "but WavPack"),
+    "avi.wav": (
+        lambda: variants.ffmpeg_encoded(TONE, HZ, "avi", "pcm_s16le"),
+        "unreadable_audio: a RIFF file of b'AVI ', not of WAVE",
+    ),
+    "free format": (lambda: bytes.fromhex("fffb0064") + bytes(500), "MPEG audio in free format"),
+    "aac in wav": (lambda: patched(wav(), 20, "<H", 0xFF), "(its samples are of format 0x00ff)"),
+    "no channel": (lambda: patched(wav(), 22, "<H", 0), "16 bits of 0 channel(s)"),
+    "too many channels": (
+        lambda: patched(patched(wav(), 22, "<H", 0x7FFF), 32, "<H", 0xFFFE),
+        "Too many channels",
+    ),
+    "no rate": (lambda: patched(wav(), 24, "<I", 0), "unreadable_audio"),
+    "a rate beyond all": (lambda: patched(wav(), 24, "<I", 0xFFFFFFFF), "unreadable_audio"),
+    "20 bits in 2 bytes": (
+        lambda: patched(wav(), 34, "<H", 20),
+        "20 bits of 1 channel(s) do not take 2 bytes, as is stated",
+    ),
+    "24 bits in 4 bytes": (
+        lambda: patched(written("WAV", "PCM_24"), 32, "<H", 4),
+        "24 bits of 1 channel(s) do not take 4 bytes",
+    ),
     "timit.wav": (lambda: written("NIST", "PCM_16"), "but NIST SPHERE"),
     "cut_head.mp3": (lambda: mp3()[1_000:], "truncated_audio: the file begins within an MPEG"),
     "cut_tail.mp3": (lambda: variants.mp3_parts(mp3())[1][:-1], "truncated_audio: the file ends"),
@@ -182,6 +218,18 @@ REFUSED = {
 }
 
 
+def patched(data: bytes, place: int, form: str, value: int) -> bytes:
+    """Write a field of a header anew."""
+    changed = bytearray(data)
+    struct.pack_into(form, changed, place, value)
+    return bytes(changed)
+
+
+def with_chunk(data: bytes, name: bytes, body: bytes) -> bytes:
+    """Put a chunk before all others of a WAV file."""
+    return data[:12] + name + struct.pack("<I", len(body)) + body + data[12:]
+
+
 def opus(seconds: float) -> bytes:
     return encoded(tone(seconds, HZ), HZ, "opus")
 
@@ -201,3 +249,14 @@ def test_what_holds_a_second_is_read_as_a_second(name):
 def test_what_cannot_be_read_whole_is_refused_by_name(name):
     make, message = REFUSED[name]
     assert message in refusal(make())
+
+
+ONLY_DECODING_TELLS = {"flac, joined with its equal", "opposite", "nearly opposite"}
+
+
+@pytest.mark.parametrize("name", sorted(set(REFUSED) - ONLY_DECODING_TELLS))
+def test_it_is_refused_at_ingest_already(name):
+    make, message = REFUSED[name]
+    with pytest.raises(BadRecord) as caught:
+        read_header(make())
+    assert message in str(caught.value)
