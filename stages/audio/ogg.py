@@ -18,6 +18,7 @@ from stages.audio.ogg_pages import ENDS, Page, ranges_of, read_pages
 from stages.audio.sndfile import Joined, header
 
 _BEGINS = 2
+_MAX_PAGES = 1 << 20  # 12 days of the usual second each
 _MAGICS = (
     (b"OpusHead", "Opus"),
     (b"\x01vorbis", "Vorbis"),
@@ -77,7 +78,9 @@ def _chain(data: Contents, start: int) -> list[list[list[Page]]]:
     chain: list[list[list[Page]]] = []
     streams: dict[int, list[Page]] = {}
     begun = True
-    for page in read_pages(data, start):
+    for count, page in enumerate(read_pages(data, start)):
+        if count == _MAX_PAGES:
+            raise BadRecord("record_too_large", f"more than {_MAX_PAGES:,} pages of Ogg")
         if page.flags & _BEGINS:
             if begun:
                 streams, begun = {}, False
