@@ -5,9 +5,8 @@
 Real speech is written as one recording per format, and its segments of 3 s as files of their own, in the
 same format. Both are read through a manifest of one unit: ingest, then decoding and resampling to
 16 kHz as for scoring, once in their order and once in a random one, and then the whole score stage for
-some of the segments. The sides take turns. Seconds are those of the process on all its cores, and the
-files are in the page cache. A segment of Vorbis or Opus file of its own has one page of headers, and one
-of MP3 some frames of padding, so that the peer decodes a little more.
+some of the segments. The sides take turns. Seconds are those of CPU time, and the files are in the page
+cache.
 """
 
 from __future__ import annotations
