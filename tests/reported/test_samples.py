@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,27 +113,33 @@ def test_conversations_that_are_none(value, why):
     assert found == f"bad_conversation: conversations {why}, expected a list of messages"
 
 
-def tokenized(path: Path, **settings: Any) -> Outcome:
-    config = TextSourceConfig(
-        name="s", kind="jsonl", paths=[str(path)], **({"layout": "messages"} | settings)
-    )
-    source = text_source(config, 1000)
-    (unit,) = source.units()
-    stage = TokenizeText(text_tokenizer(load_tokenizer("llama-models")), source=source)
-    return check_outcome(stage, unit.records, stage.open()(unit_table([unit])))
+@pytest.fixture(scope="module")
+def tokenized() -> Callable[..., Outcome]:
+    """Run tokenize on the one unit of a file; settings are those of the source."""
+    tokenizer = text_tokenizer(load_tokenizer("llama-models"))
+    tokenizer.open()  # for all tests
+
+    def run(path: Path, **settings: Any) -> Outcome:
+        where = {"name": "s", "kind": "jsonl", "layout": "messages", "paths": [str(path)]}
+        source = text_source(TextSourceConfig.model_validate(where | settings), 1000)
+        (unit,) = source.units()
+        stage = TokenizeText(tokenizer, source=source)
+        return check_outcome(stage, unit.records, stage.open()(unit_table([unit])))
+
+    return run
 
 
 UNANSWERED = "the last message of the user has no answer, and is left out"
 
 
-def test_a_last_message_without_an_answer_is_counted(tmp_path):
+def test_a_last_message_without_an_answer_is_counted(tmp_path, tokenized):
     chats = [said(USER, BOT), said(USER, BOT, USER), said(USER, BOT, USER, USER), said(USER)]
     outcome = tokenized(write_lines(tmp_path / "a.jsonl", chats))
     assert (outcome.kept.num_rows, outcome.notes) == (3, {UNANSWERED: 2})
     assert not ends_unanswered({"instruction": "問", "output": "答"}, "instruction")
 
 
-def test_what_messages_hold_beside_their_text_is_counted_once_a_record(tmp_path):
+def test_what_messages_hold_beside_their_text_is_counted_once_a_record(tmp_path, tokenized):
     thinking = {"role": "assistant", "content": "答", "reasoning_content": "考", "weight": 0}
     told = [{"role": "user", "content": "問", "from": "x"}, thinking]
     records = [{"messages": told * 2}, said(USER, BOT), {"messages": told, "images": ["a.png"]}]
@@ -179,7 +186,7 @@ def check(where: dict[str, Any], fields: dict[str, str], layout: str = "instruct
     return check_first_records(source, list(source.units()))
 
 
-def test_a_better_answer_beside_the_conversation_is_said(tmp_path):
+def test_a_better_answer_beside_the_conversation_is_said(tmp_path, tokenized):
     """As in LLaMA-Factory's ranking data, whose conversations end with the user."""
     record = said(USER, BOT, USER) | {"chosen": {"role": "assistant", "content": "答二"}}
     assert tokenized(write_lines(tmp_path / "a.jsonl", [record])).notes == {
