@@ -111,8 +111,8 @@ class TranscriptsConfig(Strict):
     """Clips with more characters per second are rejected as text_too_long; null: none is."""
     max_rate_deviations: float | None = Field(default=None, gt=0)
     """Clips whose characters per second are further from their source's median, in robust standard
-    deviations of its logarithm, are rejected by interleave, which knows all clips of a source; none
-    is where a source has fewer than 20 clips. null: none is."""
+    deviations of its logarithm, are rejected by interleave, which knows all clips of a source.
+    Sources of fewer than 20 clips are left as they are; null: all are."""
     min_script_share: float | None = Field(default=None, gt=0, le=1)
     """Share of the letters that must be of the language's script; null: any."""
     max_repeats: int | None = Field(default=None, ge=1)

@@ -104,7 +104,7 @@ def inspect(
         str,
         typer.Argument(
             help="A row of a shard (train-00000:12 or path/x.arrow:12; row 0 if none is named), or "
-            "the id of a record.",
+            "the id of a record, or the row of a unit where it lies (UNIT#ROW).",
             metavar="SHARD:ROW|ID",
         ),
     ],

@@ -87,12 +87,12 @@ def find_shard(name: str, run_dir: str) -> Shard | None:
     if file in known:
         rows = run.storage.read_table(f"shards/{file}")
         return Shard(file, _require_rows(rows, name), run)
-    if "/" in name:  # may be the id of a record, SOURCE/...
+    if "/" in name or "#" in name:  # may be the id of a record, SOURCE/..., or UNIT#ROW
         return None
     raise ConfigError(
         f"there is no shard {name}",
         f"{run_dir}/shards holds {shorten_list(known, name)}",
-        "Write SHARD:ROW, as in train-00000:12, or the complete id of a record, SOURCE/...",
+        "Write SHARD:ROW, as in train-00000:12, the complete id of a record, SOURCE/..., or UNIT#ROW.",
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from koe.dataflow import INTERLEAVE, ORDER_UNIT, stage_chain
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, last_stage_with, stage_chain
 from koe.errors import ConfigError
 from koe.printable import shorten_list
 from koe.schema import SPEECH, Unit, sample_location
@@ -81,17 +81,20 @@ def find_records(
 ) -> list[RecordTrace]:
     """Find the records with this id; several where units, or one unit, repeat it.
 
+    `id`: also UNIT#ROW, as what interleave left out names its samples.
     Reads all ids of its source, with whose name it begins, but of other columns only its own rows.
     `progress` is called with the number of units searched, and that of all.
-    Raises: ConfigError for an id that no unit holds.
+    Raises: ConfigError for an id that no unit holds, or a row that a unit does not have.
     """
+    if any(unit.unit == id.rpartition("#")[0] for unit in plan.units):
+        id = _id_at(ledger, id)
     source = id.partition("/")[0]
     if source not in plan.modalities:
         raise ConfigError(
             f"{id} is neither a shard nor the id of a record",
             f"the run's sources are {shorten_list(plan.modalities, source)}",
             "Write SHARD:ROW, as in train-00000:12 (the path of a shard ends in .arrow), or the "
-            "complete id of a record, SOURCE/...",
+            "complete id of a record, SOURCE/..., or UNIT#ROW.",
         )
     units = [(k, unit) for k, unit in enumerate(plan.units) if unit.source == source]
     found: list[RecordTrace] = []
@@ -109,6 +112,20 @@ def find_records(
             "Copy an id from `koe stats`, or name a shard as in train-00000:12.",
         )
     return found
+
+
+def _id_at(ledger: Ledger, location: str) -> str:
+    """Return the id of the sample in a row of a unit. Raises: ConfigError where there is none."""
+    unit, _, row = location.rpartition("#")
+    receipt = ledger.receipt(last_stage_with("input_ids"), unit)
+    if receipt is None or not row.isdecimal() or int(row) >= receipt.output.rows:
+        has = "no samples yet" if receipt is None else f"{receipt.output.rows:,} samples"
+        raise ConfigError(
+            f"there is no sample {location}",
+            f"the unit has {has}, numbered from 0",
+            "Copy a place from `koe stats` or `koe inspect`.",
+        )
+    return ledger.storage.read_table(receipt.output.path)["id"][int(row)].as_py()
 
 
 def _of_unit(

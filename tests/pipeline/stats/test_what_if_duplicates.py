@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pipeline.run_dir.storage import Storage
 from pipeline.stats import full_stats
 from pipeline.stats.duplicates import KINDS
 from pipeline.verify import verify_run
+from tests.calling import koe
 from tests.texts_run import copied_run, in_section, run
 
 pytestmark = pytest.mark.slow
@@ -61,3 +63,16 @@ def test_the_forecast_of_duplicates_is_what_a_run_drops(tmp_path_factory, tmp_pa
         for first, *again in forecast[kind].examples:
             assert first in stayed
             assert not stayed & set(again)
+
+
+def test_inspect_names_the_clip_that_stays_and_finds_it(tmp_path_factory, tmp_path):
+    path = copied_run(tmp_path_factory.getbasetemp(), tmp_path)
+    dropped(path, "text")
+    code, out, _ = koe("inspect", "said/n15", "-c", str(path), "--json")
+    assert code == 0
+    left = json.loads(out)["records"][0]["stages"][-1]
+    assert left["reason"] == "duplicate_text"
+    code, out, _ = koe("inspect", left["detail"].split(" ")[-1], "-c", str(path), "--json")
+    assert code == 0
+    assert json.loads(out)["records"][0]["id"] == "said/n0"
+    assert koe("inspect", "said#0", "-c", str(path))[0] == 2

@@ -73,6 +73,18 @@ def test_a_record_that_was_left_out_says_where_and_why(root):
     assert record_json(bad, spelled)["text"] is None
 
 
+def test_a_record_is_found_by_the_row_of_its_unit(root):
+    ledger = write_run(root)
+    by_id = find_records(PLAN, ledger, "t/1")
+    (unit,) = {record.unit for record in by_id}
+    ids = ledger.storage.read_table(f"tokenize/{unit}.arrow")["id"].to_pylist()
+    (found,) = find_records(PLAN, ledger, f"{unit}#{ids.index('t/1')}")
+    assert (found.id, found.places) == ("t/1", by_id[0].places)
+    for row in (str(len(ids)), "x", ""):
+        with pytest.raises(ConfigError, match=f"no sample {unit}#{row}.* has {len(ids)} samples"):
+            find_records(PLAN, ledger, f"{unit}#{row}")
+
+
 def test_what_is_not_done_yet_is_pending(root):
     ledger = write_run(root)
     (behind,) = find_records(PLAN, ledger, "a/9")
