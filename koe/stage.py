@@ -68,6 +68,15 @@ class Stage(Recorded, Protocol):
     def open(self) -> Transform: ...
 
 
+_MAX_CHARS = 4096  # of what is said of a record; a value that is wrong may have any length
+
+
+def _cut(text: str) -> str:
+    """Take the middle out of a text that is too long: what is wrong often stands at its end."""
+    half = _MAX_CHARS // 2
+    return text if len(text) <= _MAX_CHARS else f"{text[:half]}…{text[-half:]}"
+
+
 @dataclass
 class Exclusions:
     """Collects the records that a stage does not keep, and hands them out as tables."""
@@ -79,7 +88,7 @@ class Exclusions:
         self._add(id, source, self.stage, REJECTED, reason, detail, location)
 
     def quarantine(self, id: str, source: str, bad: BadRecord, location: str = "") -> None:
-        self._add(id, source, self.stage, QUARANTINED, bad.reason, bad.detail, location)
+        self._add(id, source, self.stage, QUARANTINED, bad.reason, _cut(bad.detail), _cut(location))
 
     def _add(self, *values: str) -> None:
         self._rows.append(dict(zip(EXCLUDED.names, values, strict=True)))

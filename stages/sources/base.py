@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -26,6 +27,8 @@ from stages.sources.planning import Gap, Known, Slice, plan_units, scan_all
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 from stages.sources.streams import is_compressed
 
+_MAX_KEY_CHARS = 4096  # a path may have as many on Linux
+_SHORT_KEY_CHARS = 200
 _DAMAGE = "damage"  # the state of a unit that is the unreadable end of a compressed file
 
 Settings = TypeVar("Settings", SpeechSourceConfig, TextSourceConfig)
@@ -58,6 +61,13 @@ class Record:
     audio: AudioLocation | None = None
     bad: BadRecord | None = None
     left_out: tuple[str, ...] = ()
+
+
+def short_key(key: str) -> str:
+    """Return a key as it is, or if it is longer than any path, its beginning and its hash."""
+    if len(key) <= _MAX_KEY_CHARS:
+        return key
+    return f"{key[:_SHORT_KEY_CHARS]}…{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
@@ -175,11 +185,13 @@ class SourceFiles(ABC, Generic[Settings]):
     ) -> Record:
         """Make a record, whose key is its id if the settings name a field with the id."""
         if isinstance(fields, BadRecord):
-            return Record(key, location, {}, bad=fields)
+            return Record(short_key(key), location, {}, bad=fields)
+        place = short_key(key)
         try:
-            return Record(record_key(fields, self.settings.fields.id, key), location, fields, audio)
+            key = short_key(record_key(fields, self.settings.fields.id, key))
+            return Record(key, location, fields, audio)
         except BadRecord as bad:
-            return Record(key, location, fields, bad=bad)
+            return Record(place, location, fields, bad=bad)
 
     def remarks(self, units: Sequence[Unit]) -> dict[str, int]:
         """Return what a user should know of the source as a whole, whose units these are.

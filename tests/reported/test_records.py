@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from koe.errors import ConfigError
+from stages.sources.base import short_key
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
 from tests.real_data import REPORTS, WORDS
@@ -126,9 +127,9 @@ def test_a_path_to_no_file_costs_its_clip(places, monkeypatch):
     path = write_lines(places / "m.jsonl", [*lines, {**lines[0], "offset": 0.1}])
     kept, bad = ingested(kind="manifest", paths=[str(path)])
     assert [clip["id"] for clip in kept] == [f"s/{WORD}", f"s/{WORD}@0.1"]
-    assert bad.keys() == {f"s/{name}" for name in NOWHERE}
+    assert bad.keys() == {f"s/{short_key(name)}" for name in NOWHERE}
     for name, why in NOWHERE.items():
-        reason, detail = bad[f"s/{name}"]
+        reason, detail = bad[f"s/{short_key(name)}"]
         assert (reason, why in detail) == ("missing_audio", True), detail
 
 
@@ -165,3 +166,20 @@ def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
     )
     with pytest.raises(ConfigError, match="not valid UTF-8"):
         list(source.units())
+
+
+def test_an_id_of_any_length_is_told_by_its_beginning(tmp_path):
+    """What names a record goes into every table and page; the audio is found by its whole path."""
+    lines = [
+        {"audio_filepath": "z" * 3_000_000 + end, "text": "文"} for end in ("1.mp3", "2.mp3")
+    ] + [
+        {"audio_filepath": str(WORD), "text": "文", "offset": "y" * 200_000},
+        {"audio_filepath": f"{'./' * 1500}{WORD.name}", "text": "文"},
+        {"audio_filepath": f"{'./' * 2500}{WORD.name}", "text": "文"},
+    ]
+    (tmp_path / WORD.name).write_bytes(WORD.read_bytes())
+    kept, bad = ingested(kind="manifest", paths=[str(write_lines(tmp_path / "m.jsonl", lines))])
+    assert [clip["id"] for clip in kept] == [f"s/{'./' * 1500}{WORD.name}"]
+    assert len(bad) == 4
+    assert all(len(key) < 4200 for key in bad)
+    assert all(len(detail) < 4200 for _, detail in bad.values())
