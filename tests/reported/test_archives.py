@@ -8,14 +8,14 @@ from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
 from tests.real_data import REPORTS, WORDS
 from tests.stages.audio_files import write_tar
-from tests.stages.records import ingested
+from tests.stages.records import clips_and_bad
 
 WORD = (WORDS / "metadata.jsonl").parent
 
 
 def ingest(path, unit_records=2, **fields):
     """Ingest a tar; return the kept clips, and the quarantined records by id."""
-    return ingested(unit_records, kind="webdataset", paths=[str(path)], fields=fields)
+    return clips_and_bad(unit_records, kind="webdataset", paths=[str(path)], fields=fields)
 
 
 @pytest.mark.parametrize("unit_records", [1, 2, 3, 100])

@@ -15,7 +15,7 @@ from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
 from tests.real_data import REPORTS, WORDS
 from tests.stages.audio_files import write_lines
-from tests.stages.records import conversations, ingested
+from tests.stages.records import clips_and_bad, conversations
 
 WORD = sorted(WORDS.glob("*.mp3"))[0]
 
@@ -35,7 +35,7 @@ def test_bytes_that_are_no_audio_cost_one_clip(tmp_path):
     (tmp_path / "bad.mp3").write_bytes((REPORTS / "bad.mp3").read_bytes())
     lines = [{"audio_filepath": f"{name}.mp3", "text": "文"} for name in ("bad", "good")]
     path = write_lines(tmp_path / "m.jsonl", lines)
-    kept, bad = ingested(kind="manifest", paths=[str(path)])
+    kept, bad = clips_and_bad(kind="manifest", paths=[str(path)])
     assert [clip["id"] for clip in kept] == ["s/good.mp3"]
     assert bad == {"s/bad.mp3": ("truncated_audio", "0 of 19 MPEG frames")}
 
@@ -48,7 +48,7 @@ def test_a_column_whose_name_is_no_text_costs_its_file(tmp_path):
         "valid UTF-8: invalid start byte"
     )
     expected = ("unreadable_bytes", why)
-    assert ingested(kind="parquet", paths=[path]) == ([], {"s/bad-schema.parquet@0": expected})
+    assert clips_and_bad(kind="parquet", paths=[path]) == ([], {"s/bad-schema.parquet@0": expected})
     assert conversations(kind="parquet", paths=[path]) == ([], {"bad-schema.parquet@0": expected})
 
 
@@ -59,7 +59,9 @@ def test_surrogates_as_bytes_cost_their_line(tmp_path):
         b'{"audio_filepath": "a.mp3", "text": "\xed\xa0\x80"}',
         b'{"audio_filepath": "\xed\xa0\x80.mp3", "text": "b"}',
     ]
-    kept, bad = ingested(kind="manifest", paths=[str(write_lines(tmp_path / "m.jsonl", lines))])
+    kept, bad = clips_and_bad(
+        kind="manifest", paths=[str(write_lines(tmp_path / "m.jsonl", lines))]
+    )
     assert [clip["text"] for clip in kept] == ["文"]
     assert {reason for reason, _ in bad.values()} == {"broken_json"}
     assert len(bad) == 2
@@ -69,7 +71,7 @@ def test_surrogates_as_bytes_cost_their_line(tmp_path):
 def test_a_header_that_ends_in_a_return_alone(tmp_path):
     (tmp_path / "w0.mp3").write_bytes(WORD.read_bytes())
     (tmp_path / "metadata.csv").write_bytes("file_name,text\rw0.mp3,文\nnone.mp3,字\n".encode())
-    kept, bad = ingested(kind="folder", paths=[str(tmp_path)])
+    kept, bad = clips_and_bad(kind="folder", paths=[str(tmp_path)])
     assert [(clip["id"], clip["text"]) for clip in kept] == [(f"s/{tmp_path.name}/w0.mp3", "文")]
     assert [reason for reason, _ in bad.values()] == ["missing_audio"]
 
@@ -125,7 +127,7 @@ def test_a_path_to_no_file_costs_its_clip(places, monkeypatch):
         monkeypatch.delitem(NOWHERE, "/dev/stdin")
     lines = [{"audio_filepath": name, "text": "文"} for name in [str(WORD), *NOWHERE]]
     path = write_lines(places / "m.jsonl", [*lines, {**lines[0], "offset": 0.1}])
-    kept, bad = ingested(kind="manifest", paths=[str(path)])
+    kept, bad = clips_and_bad(kind="manifest", paths=[str(path)])
     assert [clip["id"] for clip in kept] == [f"s/{WORD}", f"s/{WORD}@0.1"]
     assert bad.keys() == {f"s/{short_key(name)}" for name in NOWHERE}
     for name, why in NOWHERE.items():
@@ -178,7 +180,9 @@ def test_an_id_of_any_length_is_told_by_its_beginning(tmp_path):
         {"audio_filepath": f"{'./' * 2500}{WORD.name}", "text": "文"},
     ]
     (tmp_path / WORD.name).write_bytes(WORD.read_bytes())
-    kept, bad = ingested(kind="manifest", paths=[str(write_lines(tmp_path / "m.jsonl", lines))])
+    kept, bad = clips_and_bad(
+        kind="manifest", paths=[str(write_lines(tmp_path / "m.jsonl", lines))]
+    )
     assert [clip["id"] for clip in kept] == [f"s/{'./' * 1500}{WORD.name}"]
     assert len(bad) == 4
     assert all(len(key) < 4200 for key in bad)

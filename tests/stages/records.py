@@ -41,7 +41,7 @@ def same_for_all_sizes(sizes: Iterable[int] = (1, 2, 3, 1000), **settings: Any) 
     return first
 
 
-def ingested(unit_records: int = 2, **settings: Any) -> tuple[list[dict[str, Any]], Bad]:
+def clips_and_bad(unit_records: int = 2, **settings: Any) -> tuple[list[dict[str, Any]], Bad]:
     """Ingest a source of speech; return the kept clips and the quarantined records.
 
     An id that is there again has stars behind it.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stages.sources import files, json_array
-from tests.stages.records import conversations, ingested
+from tests.stages.records import clips_and_bad, conversations
 
 GOOD = [json.dumps({"instruction": f"問{n}", "output": "答"}, ensure_ascii=False) for n in range(4)]
 PAIRS = [[(f"問{n}", "答")] for n in range(4)]
@@ -93,7 +93,7 @@ def test_nesting_of_any_depth_breaks_a_record_at_most(tmp_path, kind, field):
     ]
     path = write(tmp_path, kind, [*GOOD[:2], *deep, *GOOD[2:]])
     if kind == "manifest":
-        kept, quarantined = ingested(kind=kind, paths=[str(path)])
+        kept, quarantined = clips_and_bad(kind=kind, paths=[str(path)])
         assert kept == []
         assert len(quarantined) == len(deep) + 4
     else:
@@ -200,7 +200,7 @@ def test_memory_does_not_grow_with_a_line(tmp_path, kind):
         file.write(b'"}' + b",\n"[kind != "json" :] + GOOD[1].encode() + b"]"[kind != "json" :])
     tracemalloc.start()
     if kind == "manifest":
-        kept, quarantined = ingested(kind=kind, paths=[str(path)])
+        kept, quarantined = clips_and_bad(kind=kind, paths=[str(path)])
         assert len(quarantined) == 3
     else:
         kept, quarantined = conversations(kind=kind, paths=[str(path)])

@@ -11,7 +11,7 @@ import pytest
 
 from koe.errors import ConfigError
 from tests.real_data import WORDS
-from tests.stages.records import conversations, ingested
+from tests.stages.records import clips_and_bad, conversations
 
 AUDIO = [path.read_bytes() for path in sorted(WORDS.glob("*.mp3"))[:6]]
 TABLE = pa.table(
@@ -39,7 +39,7 @@ def texts(folder, data, unit_records=2):
     """Read a file as clips and as samples; return what is kept of each, and why the rest is not."""
     path = folder / "t.parquet"
     path.write_bytes(data)
-    kept, bad = ingested(unit_records, kind="parquet", paths=[str(path)])
+    kept, bad = clips_and_bad(unit_records, kind="parquet", paths=[str(path)])
     pairs, bad_pairs = conversations(unit_records, kind="parquet", paths=[str(path)])
     return [clip["text"] for clip in kept], bad, [pair[0][0] for pair in pairs], bad_pairs
 

@@ -10,7 +10,7 @@ import pytest
 
 from stages.sources import tar_members
 from tests.real_data import WORDS
-from tests.stages.records import ingested
+from tests.stages.records import clips_and_bad
 
 AUDIO, OTHER = (path.read_bytes() for path in sorted(WORDS.glob("*.mp3"))[:2])
 LONG = "長" * 120
@@ -67,7 +67,7 @@ def read(folder, *parts, end=bytes(1024)):
     """Ingest a tar with samples a and z around the parts; both must be kept, whatever stands there."""
     path = folder / "t.tar"
     path.write_bytes(b"".join([sample("a"), *parts, sample("z"), end]))
-    reads = [ingested(size, kind="webdataset", paths=[str(path)]) for size in (1, 2, 1000)]
+    reads = [clips_and_bad(size, kind="webdataset", paths=[str(path)]) for size in (1, 2, 1000)]
     assert reads[0] == reads[1] == reads[2]
     kept, bad = reads[0]
     keys = [clip["id"].removeprefix("s/t/") for clip in kept]
@@ -198,7 +198,7 @@ def test_names_that_are_there_twice(tmp_path):
     (tmp_path / "t.tar").write_bytes(
         sample("b") + member("b.mp3", OTHER) + sample("c") + bytes(1024)
     )
-    kept, bad = ingested(100, kind="webdataset", paths=[f"{tmp_path}/t.tar"])
+    kept, bad = clips_and_bad(100, kind="webdataset", paths=[f"{tmp_path}/t.tar"])
     assert [(clip["id"], clip["audio_bytes"]) for clip in kept] == [
         ("s/t/b", len(AUDIO)), ("s/t/c", len(AUDIO)),
     ]  # fmt: skip
@@ -226,7 +226,7 @@ def test_sparse_members_of_gnu_tar(tmp_path, options):
     command = [tar, "--sparse", *options, "-cf", "t.tar", *names]
     subprocess.run(command, cwd=tmp_path, check=True)
     for size in (1, 100):
-        kept, bad = ingested(size, kind="webdataset", paths=[f"{tmp_path}/t.tar"])
+        kept, bad = clips_and_bad(size, kind="webdataset", paths=[f"{tmp_path}/t.tar"])
         assert [clip["id"] for clip in kept] == ["s/t/a", "s/t/z"]
         assert bad["s/t/b"][0] == "missing_audio"
         assert "a sparse member" in bad["s/t/b.mp3"][1]
@@ -246,7 +246,7 @@ def test_sparse_members_of_gnu_tar(tmp_path, options):
 )
 def test_a_file_of_another_kind_says_what_it_is(tmp_path, data, name):
     (tmp_path / "t.tar").write_bytes(data)
-    kept, bad = ingested(kind="webdataset", paths=[f"{tmp_path}/t.tar"])
+    kept, bad = clips_and_bad(kind="webdataset", paths=[f"{tmp_path}/t.tar"])
     assert kept == []
     ((reason, detail),) = bad.values()
     assert reason == "unreadable_bytes"
@@ -261,7 +261,7 @@ def test_a_sidecar_has_a_largest_size(tmp_path):
         file.write(with_size(member("b.json"), b"%011o\0" % size))
         file.seek(size, 1)
         file.write(member("b.mp3", AUDIO) + sample("c") + bytes(1024))
-    kept, bad = ingested(kind="webdataset", paths=[f"{tmp_path}/t.tar"])
+    kept, bad = clips_and_bad(kind="webdataset", paths=[f"{tmp_path}/t.tar"])
     assert [clip["id"] for clip in kept] == ["s/t/c"]
     assert bad == {"s/t/b": ("record_too_large", "b.json has more than 67,108,864 bytes")}
 
@@ -273,7 +273,7 @@ def test_audio_has_a_largest_size(tmp_path):
         file.write(b"OggS")
         file.seek(size - 4, 1)
         file.write(sample("c") + bytes(1024))
-    kept, bad = ingested(kind="webdataset", paths=[f"{tmp_path}/t.tar"])
+    kept, bad = clips_and_bad(kind="webdataset", paths=[f"{tmp_path}/t.tar"])
     assert [clip["id"] for clip in kept] == ["s/t/c"]
     reason, detail = bad["s/t/b"]
     assert (reason, "3,221,225,472 bytes of audio" in detail) == ("record_too_large", True)
