@@ -19,9 +19,9 @@ from stages.audio.decode import (
 )
 from stages.settings import IngestConfig
 from stages.sources.base import Record, SpeechFiles
+from stages.sources.checks.notes import Notes
 from stages.sources.fields import describe, lookup, name_of, number_of
 from stages.sources.location import ClipReader
-from stages.sources.notes import Notes
 from stages.sources.settings import SpeechFields
 from stages.text.unicode import has_visible_text
 

@@ -19,7 +19,7 @@ from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, drop_repeated
 from stages.clips import location
 from stages.settings import TokenizeConfig, TranscriptsConfig
 from stages.sources.base import Record, TextFiles
-from stages.sources.notes import Notes
+from stages.sources.checks.notes import Notes
 from stages.text.conversation import ends_unanswered, turns
 from stages.text.tokenizer import TextEncoder, TextTokenizer
 from stages.text.transcripts import TranscriptChecks, speech_prompt

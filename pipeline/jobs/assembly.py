@@ -20,8 +20,8 @@ from stages.score import ScoreStage
 from stages.settings import InterleaveSettings
 from stages.snac.codec import CodecSpec, resolve_codec
 from stages.sources.base import SpeechFiles, TextFiles
+from stages.sources.files.source_index import index_folder
 from stages.sources.readers import speech_source, text_source
-from stages.sources.source_index import index_folder
 from stages.text.tokenizer import TextTokenizer, load_tokenizer, text_tokenizer
 from stages.tokenize import TokenizeSpeech, TokenizeText
 

@@ -30,7 +30,7 @@ from pipeline.stats.accounts import clips_of_samples
 from stages.interleave import OrderStage, gather_rows
 from stages.packing.leaving import wants_clips
 from stages.packing.order import Order, plan_order, unit_samples
-from stages.sources.source_index import index_folder
+from stages.sources.files.source_index import index_folder
 
 _OPEN_UNITS = 256  # sample tables that a worker keeps mapped
 

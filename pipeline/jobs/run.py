@@ -35,7 +35,7 @@ from pipeline.stats import RunStats
 from pipeline.stats.dataset_card import write_card
 from stages.interleave import OrderStage
 from stages.sources.base import SourceFiles
-from stages.sources.first_records import check_first_records
+from stages.sources.checks.first_records import check_first_records
 
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
     from training.launch import TrainResult

@@ -12,7 +12,7 @@ from stages.audio.links import Scan
 from stages.audio.mpeg_frames import begins_frame, first_frame, is_free_format
 from stages.audio.sndfile import Readable
 from stages.audio.tags import skip_leading
-from stages.looks import looks_like
+from stages.file_signatures import looks_like
 
 _MAX_LEADING_BYTES = 4096
 # Of MP3 or Ogg, whose frames or pages are all walked over: a day and a half at 128 kbit/s.

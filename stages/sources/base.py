@@ -11,21 +11,13 @@ from typing import Any, BinaryIO, ClassVar, Generic, TypeVar
 
 from koe.errors import BadRecord, StageError
 from koe.schema import SPEECH, TEXT, Unit
-from stages.sources.compressed import damage, opened, scanned, stream_index
 from stages.sources.fields import record_key
-from stages.sources.files import (
-    SourceFile,
-    expand,
-    is_empty,
-    own_stamp,
-    reading,
-    relative_name,
-    require_unchanged,
-    stem,
-)
+from stages.sources.files.compressed import damage, opened, scanned, stream_index
+from stages.sources.files.listing import SourceFile, expand, relative_name, stem
+from stages.sources.files.opening import is_empty, own_stamp, reading, require_unchanged
+from stages.sources.files.streams import is_compressed
 from stages.sources.planning import Gap, Known, Slice, plan_units, scan_all
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
-from stages.sources.streams import is_compressed
 
 _MAX_KEY_CHARS = 4096  # a path may have as many on Linux
 _SHORT_KEY_CHARS = 200

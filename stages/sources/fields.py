@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from koe.errors import BadRecord
-from stages.looks import looks_like
-from stages.sources.files import require_size
+from stages.file_signatures import looks_like
+from stages.sources.files.lines import require_size
 
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (type(None), "null"),

@@ -15,19 +15,19 @@ from stages.audio.contents import BLOCK_BYTES, CACHED_BYTES, BlockCache, Blocks
 from stages.audio.decode import AudioHeader, read_header
 from stages.audio.recording import Recording
 from stages.sources.base import AudioLocation
-from stages.sources.compressed import opened
-from stages.sources.files import (
+from stages.sources.files.compressed import opened
+from stages.sources.files.lines import num_bytes
+from stages.sources.files.opening import (
     is_absent,
     is_remote,
-    num_bytes,
     open_binary,
     read_range,
     reading,
     stamp,
     what_else,
 )
-from stages.sources.parquet_file import CellReader
-from stages.sources.streams import is_compressed
+from stages.sources.files.streams import is_compressed
+from stages.sources.parquet.file import CellReader
 
 T = TypeVar("T")
 FILE, TAR, PARQUET = "file", "tar", "parquet"

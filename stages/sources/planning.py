@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from koe.schema import Unit
-from stages.sources.files import SourceFile, is_empty, reading, stamp_with_beside
+from stages.sources.files.listing import SourceFile, stamp_with_beside
+from stages.sources.files.opening import is_empty, reading
 
 _ALONE_SECONDS = 2.0  # before other processes help, which take about as long to start
 

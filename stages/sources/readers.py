@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from stages.sources.base import SpeechFiles, TextFiles
-from stages.sources.folder import FolderSource
-from stages.sources.instructions import JsonArraySource, JsonLinesSource
-from stages.sources.manifest import ManifestSource
-from stages.sources.nemo import NemoTarredSource
-from stages.sources.parquet import ParquetSpeechSource, ParquetTextSource
+from stages.sources.json_files.instructions import JsonArraySource, JsonLinesSource
+from stages.sources.json_files.manifest import ManifestSource
+from stages.sources.lhotse.shar import shar_source
+from stages.sources.parquet.source import ParquetSpeechSource, ParquetTextSource
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
-from stages.sources.shar import shar_source
-from stages.sources.transcribed import TranscribedTars
-from stages.sources.webdataset import WebDatasetSource
+from stages.sources.tables.folder import FolderSource
+from stages.sources.tars.nemo import NemoTarredSource
+from stages.sources.tars.transcribed import TranscribedTars
+from stages.sources.tars.webdataset import WebDatasetSource
 
 _SPEECH = {
     "webdataset": WebDatasetSource,

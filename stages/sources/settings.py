@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from koe.settings import PathOrUrl, Strict
-from stages.sources.layouts import LAYOUTS, LayoutName
+from stages.sources.tables.layouts import LAYOUTS, LayoutName
 
 ConversationLayout = Literal["instruction", "messages", "sharegpt"]
 

@@ -8,7 +8,8 @@ from koe.errors import ConfigError
 from koe.remote import file_system
 from pipeline.run_dir.plan import load_plan
 from pipeline.run_dir.storage import Storage
-from stages.sources.files import expand, open_binary, relative_name, stamp
+from stages.sources.files.listing import expand, relative_name
+from stages.sources.files.opening import open_binary, stamp
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from koe.errors import attempt
 from koe.schema import unit_table
 from stages.ingest import IngestStage
-from stages.sources.first_records import check_first_records
+from stages.sources.checks.first_records import check_first_records
 from stages.sources.readers import speech_source, text_source
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 from stages.text.conversation import turns

@@ -16,7 +16,7 @@ from koe.stage import Outcome, check_outcome
 from stages.audio.decode import AudioHeader, decode
 from stages.clips import load_clips
 from stages.ingest import IngestStage, clip_range
-from stages.sources.manifest import segment_name
+from stages.sources.json_files.manifest import segment_name
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechFields, SpeechSourceConfig
 from tests.real_data import REPORTS, WORDS

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from koe.errors import ConfigError
-from stages.sources.first_records import FIRST_RECORDS, check_first_records
+from stages.sources.checks.first_records import FIRST_RECORDS, check_first_records
 from stages.sources.readers import speech_source, text_source
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 from tests.stages.audio_files import clip, sample, write_lines, write_tar

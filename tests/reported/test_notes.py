@@ -14,8 +14,8 @@ import pytest
 from koe.errors import ConfigError
 from koe.schema import unit_table
 from stages.ingest import IngestStage
-from stages.sources.first_records import check_first_records
-from stages.sources.notes import Notes
+from stages.sources.checks.first_records import check_first_records
+from stages.sources.checks.notes import Notes
 from stages.sources.readers import speech_source, text_source
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 from tests.real_data import REPORTS

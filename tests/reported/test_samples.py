@@ -14,7 +14,7 @@ import pytest
 from koe.errors import BadRecord, ConfigError, attempt
 from koe.schema import unit_table
 from koe.stage import Outcome, check_outcome
-from stages.sources.first_records import check_first_records
+from stages.sources.checks.first_records import check_first_records
 from stages.sources.readers import text_source
 from stages.sources.settings import TextSourceConfig
 from stages.text.conversation import ends_unanswered, turns

@@ -10,7 +10,7 @@ import pytest
 from koe.errors import ConfigError
 from koe.schema import unit_table
 from stages.ingest import IngestStage
-from stages.sources.first_records import check_first_records
+from stages.sources.checks.first_records import check_first_records
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
 from tests.real_data import REPORTS, WORDS

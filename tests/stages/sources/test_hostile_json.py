@@ -9,7 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from stages.sources import files, json_array
+from stages.sources.files import lines
+from stages.sources.json_files import array as json_array
 from tests.stages.records import clips_and_bad, conversations
 
 GOOD = [json.dumps({"instruction": f"問{n}", "output": "答"}, ensure_ascii=False) for n in range(4)]
@@ -157,8 +158,8 @@ def sized(size):
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
 @pytest.mark.parametrize("is_broken", [False, True])
 def test_a_record_may_have_so_many_bytes_and_no_more(tmp_path, monkeypatch, kind, is_broken):
-    monkeypatch.setattr(files, "MAX_RECORD_BYTES", LARGE)
-    monkeypatch.setattr(files, "_PASSED_BYTES", 64)
+    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", LARGE)
+    monkeypatch.setattr(lines, "_PASSED_BYTES", 64)
     monkeypatch.setattr(json_array, "_MAX_ELEMENT_CHARS", LARGE)
     generator = np.random.default_rng(0)
     for _ in range(30):
@@ -208,4 +209,4 @@ def test_memory_does_not_grow_with_a_line(tmp_path, kind):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "record_too_large" in {reason for reason, _ in quarantined.values()}
-    assert peak < 5 * files.MAX_RECORD_BYTES
+    assert peak < 5 * lines.MAX_RECORD_BYTES

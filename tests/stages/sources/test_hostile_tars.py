@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from stages.sources import tar_members
+from stages.sources.tars import members as tar_members
 from tests.real_data import WORDS
 from tests.stages.records import clips_and_bad
 

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from koe.errors import ConfigError
 from koe.schema import unit_table
 from stages.ingest import IngestStage
-from stages.sources import compressed, source_index
-from stages.sources.compressed import Decompressed, scanned
+from stages.sources.files import compressed, source_index
+from stages.sources.files.compressed import Decompressed, scanned
+from stages.sources.files.source_index import build_index, load_index, save_index
+from stages.sources.files.streams import pieces, plain_name
 from stages.sources.location import read_clips
 from stages.sources.readers import speech_source, text_source
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
-from stages.sources.source_index import build_index, load_index, save_index
-from stages.sources.streams import pieces, plain_name
 from tests.stages.audio_files import clip, sample, write_tar
 
 
@@ -162,7 +162,7 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
 def test_of_a_damaged_stream_the_same_bytes_are_read_with_and_without_checkpoints(
     tmp_path, seed, monkeypatch
 ):
-    monkeypatch.setattr("stages.sources.source_index._MIN_SPACING", 1 << 18)
+    monkeypatch.setattr("stages.sources.files.source_index._MIN_SPACING", 1 << 18)
     draw = random.Random(seed)
     content = text(1 << 20, seed)
     name = draw.choice(list(WRITERS))

@@ -9,8 +9,9 @@ from koe.errors import ConfigError, StorageError
 from koe.schema import SPEECH
 from stages.sources.base import Unit
 from stages.sources.fields import lookup
-from stages.sources.files import expand, join, open_unit, stamp, stem
-from stages.sources.path_ranges import expand_ranges
+from stages.sources.files.listing import expand, stem
+from stages.sources.files.opening import join, open_unit, stamp
+from stages.sources.files.path_ranges import expand_ranges
 from stages.sources.planning import Gap, Slice, Span, cut, plan_units
 from stages.sources.readers import text_source
 from stages.sources.settings import TextSourceConfig

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from koe.errors import ConfigError
-from stages.sources import json_array
+from stages.sources.json_files import array as json_array
 from stages.sources.readers import text_source
 from stages.sources.settings import TextSourceConfig
 from tests.real_data import TEXT

@@ -10,9 +10,9 @@ import pytest
 
 from koe.errors import BadRecord, ConfigError, StorageError
 from koe.schema import CLIP
-from stages.sources import parquet_file
 from stages.sources.location import AudioLocation, ClipReader, read_clips
-from stages.sources.parquet_rows import plan_rows
+from stages.sources.parquet import file as parquet_file
+from stages.sources.parquet.rows import plan_rows
 from stages.sources.planning import Slice
 from stages.sources.readers import speech_source, text_source
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig

@@ -6,9 +6,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from stages.sources import planning, tar_members
+from stages.sources import planning
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
+from stages.sources.tars import members as tar_members
 from tests.stages.audio_files import sample, write_tar
 
 STYLES = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)

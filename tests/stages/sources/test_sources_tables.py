@@ -13,11 +13,11 @@ import zstandard
 from pydantic import ValidationError
 
 from koe.errors import ConfigError
-from stages.sources.first_records import check_first_records
-from stages.sources.layouts import LAYOUTS, describe
+from stages.sources.checks.first_records import check_first_records
 from stages.sources.readers import speech_source
-from stages.sources.rows import MAX_ROW_BYTES, Table, read_rows
 from stages.sources.settings import SpeechSourceConfig
+from stages.sources.tables.layouts import LAYOUTS, describe
+from stages.sources.tables.rows import MAX_ROW_BYTES, Table, read_rows
 from tests.stages.records import reason, same_for_all_sizes
 
 

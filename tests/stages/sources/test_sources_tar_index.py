@@ -7,9 +7,9 @@ import pickle
 import fsspec
 import pytest
 
-from stages.sources import tar_index
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
+from stages.sources.tars import member_index as tar_index
 from tests.stages.sources.lhotse_sets import dialogues, write_shar
 from tests.stages.sources.nemo_sets import write_tarred
 from tests.stages.sources.test_sources_nemo import recordings

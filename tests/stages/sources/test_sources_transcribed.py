@@ -14,10 +14,10 @@ import pytest
 from pydantic import ValidationError
 
 from koe.errors import ConfigError, StorageError
-from stages.sources import transcript_index
-from stages.sources.files import is_remote
+from stages.sources.files.opening import is_remote
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
+from stages.sources.tars import transcript_index
 from tests.stages.records import read_all, reason, same_for_all_sizes
 
 

@@ -278,7 +278,7 @@ def test_planning_reads_no_audio(tmp_path, monkeypatch):
             return part
 
     data = path.read_bytes()
-    monkeypatch.setattr("stages.sources.compressed.open_binary", lambda _: Counting(data))
+    monkeypatch.setattr("stages.sources.files.compressed.open_binary", lambda _: Counting(data))
     assert sum(unit.records for unit in source_of(path).units()) == 7
     assert num_read < 512 * (len(MEMBERS) + 1) + 10 * 1024 < size
 

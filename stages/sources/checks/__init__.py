@@ -1,0 +1,1 @@
+"""What is said or refused about a source before any work."""

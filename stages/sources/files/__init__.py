@@ -1,0 +1,1 @@
+"""How the bytes of a source file are found and read: local or remote, plain or compressed."""

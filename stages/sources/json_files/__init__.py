@@ -1,0 +1,1 @@
+"""Sources in JSON: lines, arrays, and manifests of audio files."""

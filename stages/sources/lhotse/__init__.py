@@ -1,0 +1,1 @@
+"""Sources of Lhotse's cuts: Shar, and manifests of cuts."""

@@ -1,0 +1,1 @@
+"""Sources in tables: which form a table has, and its rows."""
