@@ -202,7 +202,7 @@ def test_a_dotted_name_is_found_nested_and_a_literal_one_first(parts, literal, l
     if literal:
         record[name] = value
     names = TextFields(
-        **{key: name, "input": "none", "system": None, "tools": None, "history": None}
+        **{key: name, "input": "no.such.field.here", "system": None, "tools": None, "history": None}
     )
     if "output" in parts[:1]:
         return
