@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from koe.errors import BadRecord
 from stages.audio.contents import BLOCK_BYTES, Contents, Range, chunks, whole
@@ -22,6 +23,20 @@ _TOTAL_MASK = (1 << 36) - 1
 _TAIL_BYTES, _MORE_TAIL_BYTES = 1 << 16, 512
 _MAX_HEADER_BYTES = 16
 _BLOCK_SAMPLES = {1: 192, **{n: 144 << n for n in range(2, 6)}, **{n: 1 << n for n in range(8, 16)}}
+_RATES = (
+    0,
+    88_200,
+    176_400,
+    192_000,
+    8_000,
+    16_000,
+    22_050,
+    24_000,
+    32_000,
+    44_100,
+    48_000,
+    96_000,
+)
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _MAX_TAG_BYTES = 1 << 24
 _JOINT = b"fLaC\0\0\0\x22"
@@ -113,7 +128,7 @@ def require_single(data: Contents, scanned: Scan) -> None:
 def _stream(data: Contents, start: int, stop: int) -> FlacLink:
     """Walk the frames of the one stream in a range of `data`.
 
-    Raises: BadRecord with reason truncated_audio.
+    Raises: BadRecord with reason truncated_audio or mixed_format.
     """
     info = _StreamInfo.read(data[start : start + _HEAD_BYTES])
     tail = max(start, stop - _MAX_TAG_BYTES)
@@ -121,8 +136,9 @@ def _stream(data: Contents, start: int, stop: int) -> FlacLink:
     found, last = 0, None
     for place, header in _headers(data, start + _HEAD_BYTES, stop):
         frame = _frame(header, info)
-        if frame is not None and frame[0] == found:
-            found, last = frame[1], place
+        if frame is not None and frame.first == found:
+            _require_format(frame, place, info)
+            found, last = frame.stop, place
     if last is None:
         raise BadRecord("truncated_audio" if info.num_samples else "empty_audio", "no FLAC frame")
     if crc16(data[last:stop]) != 0:
@@ -155,7 +171,7 @@ def _is_confirmed(file: Readable, start: int, stop: int, info: _StreamInfo) -> b
     for place in _syncs(tail):
         frame = _frame(tail[place : place + _MAX_HEADER_BYTES], info)
         if frame is not None:
-            return frame[1] == info.num_samples
+            return frame.stop == info.num_samples and frame.has_format(info)
     return False
 
 
@@ -169,8 +185,33 @@ def _syncs(tail: bytes) -> Iterator[int]:
         places[found] = tail.rfind(marks[found], 0, place + 1)
 
 
-def _frame(header: bytes, info: _StreamInfo) -> tuple[int, int] | None:
-    """Return the samples before a frame and up to its end; None if this is no frame header.
+class _Frame(NamedTuple):
+    """What the header of a frame says: the samples before it and up to its end, and its format.
+
+    `audio_hz` is 0 where the header leaves it to STREAMINFO.
+    """
+
+    first: int
+    stop: int
+    audio_hz: int
+    channels: int
+
+    def has_format(self, info: _StreamInfo) -> bool:
+        return self.audio_hz in (0, info.audio_hz) and self.channels == info.channels
+
+
+def _require_format(frame: _Frame, place: int, info: _StreamInfo) -> None:
+    """Refuse a frame of another format than STREAMINFO states, by which a decoder would play it."""
+    if not frame.has_format(info):
+        raise BadRecord(
+            "mixed_format",
+            f"the header states {info.audio_hz:,} Hz and {info.channels} channels, the frame at byte "
+            f"{place} {frame.audio_hz or info.audio_hz:,} Hz and {frame.channels}",
+        )
+
+
+def _frame(header: bytes, info: _StreamInfo) -> _Frame | None:
+    """Read the header of a frame; None if this is none.
 
     Section 9.1: codes, the coded number, what the codes leave to be stated, a checksum.
     """
@@ -187,7 +228,12 @@ def _frame(header: bytes, info: _StreamInfo) -> tuple[int, int] | None:
         return None
     samples = stated if size_bytes else _BLOCK_SAMPLES[size_code]
     first = number if header[1] & 1 else number * info.max_block
-    return first, first + samples
+    rate = int.from_bytes(header[end - rate_bytes : end], "big") * {12: 1_000, 14: 10}.get(
+        rate_code, 1
+    )
+    audio_hz = rate if rate_bytes else _RATES[rate_code]
+    channel_code = header[3] >> 4
+    return _Frame(first, first + samples, audio_hz, channel_code + 1 if channel_code < 8 else 2)
 
 
 def _coded_number(data: bytes) -> tuple[int, int] | None:

@@ -146,6 +146,20 @@ def test_a_flac_without_length_is_counted_by_its_frames():
     assert np.array_equal(decode(bytes(data))[0], whole)
 
 
+@pytest.mark.parametrize("audio_hz", [8_000, 16_000, 44_100, 12_345, 96_000, 123_450])
+def test_a_flac_header_that_contradicts_its_frames_is_refused(audio_hz):
+    """A wrong rate decodes without an error, but at another speed; channels decode to noise."""
+    samples = np.stack([tone(1.0, audio_hz)] * 2, axis=1)
+    data = encoded(samples, audio_hz, "flac")
+    assert (read_header(data).audio_hz, read_header(data).num_frames) == (audio_hz, len(samples))
+    for bit in range(23):  # 20 of the rate, 3 of the channels
+        damaged = bytearray(data)
+        damaged[18 + bit // 8] ^= 0x80 >> bit % 8
+        with pytest.raises(BadRecord) as caught:
+            read_header(bytes(damaged))
+        assert caught.value.reason in {"mixed_format", "unreadable_audio"}
+
+
 @pytest.mark.parametrize(
     ("start", "length"), [(-0.1, 0.5), (0.0, 0.0), (1.0, 0.5), (0.5, 0.7), (math.nan, 1.0), (0, -1)]
 )
