@@ -87,7 +87,7 @@ class ClipReader:
     def recording(self, place: AudioLocation, keep: bool = False) -> Recording:
         """Return the audio at `place`, and `keep` it for the clips that are still to come.
 
-        Raises: as `read`; what the recording reads later raises the same.
+        Raises: as `read`, and BadRecord `changed_audio`; what the recording reads later raises the same.
         """
         found = self._recordings.pop(place, None) or self._recording(place)
         if keep:
@@ -102,6 +102,7 @@ class ClipReader:
         if place.kind == FILE:
             with reading(place.path), open_audio(place.path) as file:
                 size = num_bytes(file)
+                _require_size(place, size)
                 if size <= WHOLE_BYTES:
                     return Recording(file.read())
         if place.kind == PARQUET or size <= WHOLE_BYTES:
@@ -175,6 +176,19 @@ def open_audio(path: str) -> BinaryIO:
         if not isinstance(error.__cause__, ImportError):  # no URL; a missing package can be had
             raise BadRecord("missing_audio", f"{path}: {error.why}") from None
         raise
+
+
+def _require_size(place: AudioLocation, size: int) -> None:
+    """Refuse a file that is not as large as when it was ingested: its clip would be cut out of another.
+
+    Raises: BadRecord with reason changed_audio.
+    """
+    if place.num_bytes not in (0, size):
+        raise BadRecord(
+            "changed_audio",
+            f"{place.path} has {size:,} bytes and had {place.num_bytes:,} when it was ingested; "
+            "`koe run --force ingest` reads it again",
+        )
 
 
 def _read_part(place: AudioLocation, index_folder: str, start: int, stop: int) -> bytes:

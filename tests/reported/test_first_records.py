@@ -139,14 +139,18 @@ def test_what_datasets_saves_to_disk_is_refused_with_the_way_to_parquet(tmp_path
 @pytest.mark.parametrize(
     ("beside", "fields", "why"),
     [
-        ({"text": 3}, {}, "take text from field 'text' because it is text, and none of the 3"),
+        ({"text": 3}, {}, "take text from field 'text' because it must be text, and none of the 3"),
         ({"text": ["文"]}, {}, "the first is ['文']"),
         ({"offset": "00:01:02.5"}, {}, "take start_seconds from field 'offset'"),
         ({"offset": 0, "end": "0:01"}, {"end_seconds": "end"}, "take end_seconds from field 'end'"),
         ({"offset": 0, "duration": "1 s"}, {}, "take seconds from field 'duration'"),
         ({"by": ["a", "b"]}, {"speaker": "by"}, "take speaker from field 'by'"),
         ({"side": "left"}, {"channel": "side"}, "take channel from field 'side'"),
-        ({"mos": "good"}, {"ovrl": "mos"}, "take ovrl from field 'mos' because it is a number"),
+        (
+            {"mos": "good"},
+            {"ovrl": "mos"},
+            "take ovrl from field 'mos' because it must be a number",
+        ),
     ],
 )
 @pytest.mark.parametrize("root", ["local", "object store"])
@@ -168,11 +172,19 @@ def test_a_field_of_another_type_is_refused(tmp_path, beside, fields, why, root)
     ("record", "layout", "why"),
     [
         (PAIR | {"output": ["答", "答"]}, "instruction", "take output from field 'output'"),
-        (PAIR | {"input": 3}, "instruction", "take input from field 'input' because it is text"),
+        (
+            PAIR | {"input": 3},
+            "instruction",
+            "take input from field 'input' because it must be text",
+        ),
         (PAIR | {"system": {"a": 1}}, "instruction", "take system from field 'system'"),
         (PAIR | {"history": "一"}, "instruction", "take history from field 'history'"),
-        ({"messages": "[]"}, "messages", "field 'messages' because it is a list"),
-        ({"conversations": {"a": "b"}}, "sharegpt", "field 'conversations' because it is a list"),
+        ({"messages": "[]"}, "messages", "field 'messages' because it must be a list"),
+        (
+            {"conversations": {"a": "b"}},
+            "sharegpt",
+            "field 'conversations' because it must be a list",
+        ),
     ],
 )
 def test_a_field_of_samples_of_another_type_is_refused(tmp_path, record, layout, why):

@@ -147,6 +147,13 @@ def test_decoded_audio_of_datasets_is_read():
         np.testing.assert_array_equal(audio, np.array(cell["array"], np.float32))
 
 
+@pytest.mark.parametrize(("rate", "is_read"), [(16_000.0, True), (16_000.5, False), (0.0, False)])
+def test_a_sampling_rate_may_be_stored_as_a_float(tmp_path, rate, is_read):
+    cells = [{"array": [0.1] * 16_000, "sampling_rate": rate}]
+    outcome = ingest(write(tmp_path / "a.parquet", {"audio": pa.array(cells), "text": ["a"]}))
+    assert outcome.kept["seconds"].to_pylist() == ([1.0] if is_read else [])
+
+
 def test_binary_views():
     outcome = ingest(REPORTS / "C/bin_view.parquet")
     assert outcome.kept["text"].to_pylist() == ["文0", "文1"]
@@ -228,7 +235,7 @@ def test_decoded_audio_that_is_none_is_named(tmp_path):
     )
     columns = {"audio": _decoded([[0.1]], pa.list_(pa.float32()), None), "text": ["a"]}
     (row,) = ingest(write(tmp_path / "c.parquet", columns)).quarantined.to_pylist()
-    assert row["detail"] == "row 0 has a sampling_rate of None"
+    assert row["detail"] == "row 0 has a sampling_rate of None, which is no whole number of hertz"
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_broken_clips_are_quarantined_and_the_others_kept(tmp_path, spec):
     outcome = _run(EncodeStage(spec, EncodeConfig(batch_seconds=20)), _scored(clips))
     assert outcome.kept["id"].to_pylist() == ["a", "c"]
     quarantined = [(row["id"], row["reason"]) for row in outcome.quarantined.to_pylist()]
-    assert quarantined == [("d", "missing_audio"), ("b", "empty_audio")]
+    assert quarantined == [("d", "missing_audio"), ("b", "changed_audio")]
 
 
 def test_an_empty_unit_and_one_wholly_rejected_are_encoded(tmp_path, spec):

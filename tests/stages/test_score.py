@@ -86,7 +86,7 @@ def test_every_clip_is_scored_or_quarantined_in_order(tmp_path, scorer):
     assert outcome.rejected.num_rows == 0
     reasons = {row["id"]: row["reason"] for row in outcome.quarantined.to_pylist()}
     assert reasons == {
-        "truncated": "truncated_audio",
+        "truncated": "changed_audio",
         "zeros": "all_zero_audio",
         "nan": "nonfinite_audio",
         "integers": "out_of_scale_audio",

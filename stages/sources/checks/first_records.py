@@ -152,7 +152,7 @@ def _wrong_type(
         if values and not any(map(can_be_used, values)):
             return ConfigError(
                 f"source {source.name} cannot take {key} from field {name!r}",
-                f"it is {what}, and none of the {len(values):,} values in the first records is; "
+                f"it must be {what}, and none of the {len(values):,} values in the first records is; "
                 f"the first is {values[0]!r:.80}",
                 f"Set fields.{key} of the source.",
             )
@@ -201,6 +201,11 @@ def _is_list(value: Any) -> bool:
     return message_list(value) is not None
 
 
+def _cut(text: str) -> str:
+    """Cut out the middle of a long text, such as audio in base64 where a path should be."""
+    return text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}"
+
+
 def _no_audio(source: SourceFiles[Any], records: Sequence[Record]) -> ConfigError | None:
     """Say that none of the files of audio is there, by some of them."""
     places = [record.audio for record in records if record.audio and record.audio.kind == FILE]
@@ -214,7 +219,7 @@ def _no_audio(source: SourceFiles[Any], records: Sequence[Record]) -> ConfigErro
         return None
     return ConfigError(
         f"source {source.name} finds none of the audio that its first records name",
-        f"of {len(absent)} files tried, the first is {absent[0]}",
+        f"of {len(absent)} files tried, the first is {_cut(absent[0])}",
         "Set audio_root of the source to the folder that the paths start from.",
     )
 

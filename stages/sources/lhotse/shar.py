@@ -76,6 +76,14 @@ class SharSource(TarredFiles):
 
     def files(self) -> list[SourceFile]:
         found = [file for file in super().files() if not file.path.endswith(_LISTS)]
+        if tar := next(
+            (file.path for file in found if plain_name(file.path).endswith(".tar")), None
+        ):
+            raise ConfigError(
+                f"source {self.name} cannot read cuts from {tar}",
+                "it is a tar with their audio, which is found beside the cuts",
+                "Name the files of cuts alone in paths, as in cuts.*.jsonl.gz.",
+            )
         listed = [shard.file for shard in self._shards.values()]
         # what a glob has matched too, and is read with its supervisions
         others = {*self._shards, *(recordings_beside(file.path) for file in found)}

@@ -137,7 +137,7 @@ def audio_column(source: str, path: str, schema: pa.Schema, name: str) -> AudioC
         raise ConfigError(
             f"source {source} cannot take its audio from column {name!r}",
             f"{path} holds {found} there, neither bytes, nor a path, nor a struct of bytes and "
-            "path, or of array and sampling_rate",
+            "path, or of array (floats or int16) and sampling_rate",
             "Set fields.audio to the column with the audio.",
         )
     return AudioColumn(name, form)

@@ -86,11 +86,12 @@ def wav_of(cell: pa.Scalar, where: str) -> bytes:
     if not array.is_valid or not len(array):
         raise BadRecord("missing_audio", f"{where} holds no audio")
     samples = _samples(array.values, where)
-    if not isinstance(rate, int) or not 0 < rate < 1 << 31:
-        raise BadRecord("unreadable_audio", f"{where} has a sampling_rate of {rate!r}")
+    if not isinstance(rate, int | float) or rate != rate // 1 or not 0 < rate < 1 << 31:
+        detail = f"{where} has a sampling_rate of {rate!r}, which is no whole number of hertz"
+        raise BadRecord("unreadable_audio", detail)
     file = io.BytesIO()
     subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"
-    soundfile.write(file, samples, rate, format="WAV", subtype=subtype)
+    soundfile.write(file, samples, int(rate), format="WAV", subtype=subtype)
     return file.getvalue()
 
 

@@ -175,6 +175,9 @@ class _Tar:
             return  # an archive within the archive, which has headers of its own
         if (other := self._search(member.data_offset, end, place)) is not None:
             raise _Damaged(f"{member.name} of {member.size} bytes reaches over a header at {other}")
+        self._file.seek(end)
+        if self._file.read(place - end).strip(b"\0"):  # where zeros fill the last block
+            raise _Damaged(f"{member.name} has other bytes behind it than zeros, and no header")
 
     def _pass_zeros(self, place: int) -> tuple[Gap | None, int]:
         first = self._first_byte(place)

@@ -71,16 +71,19 @@ def _key_parts(run: Iterable[Found], is_audio: IsAudio) -> int:
     """Return how many parts the keys of a run have: one, unless its audio tells otherwise.
 
     JA.000.mp3 and JA.001.mp3 are two clips; 1.speech.wav and 1.noise.wav beside 1.txt are one
-    sample with two audio members.
+    sample with two audio members. A single clip whose text has the same name but for the last part is
+    one sample.
     """
     names = [_parts(found) for found in run if isinstance(found, Member) and not found.unsafe]
     audio = [parts for parts in names if is_audio(".".join(parts[1:]).lower())]
     first = next(iter(audio), [])
     other = next((parts for parts in audio if parts[:-1] != first[:-1]), None)
-    if other is None:
-        return 1
     stems = [parts[:-1] for parts in audio]
     texts = [parts[:-1] for parts in names if parts[-1].lower() in _TEXTS]
+    if other is None:
+        # w1.0.wav beside w1.0.txt, as the names of one sample
+        has_text = len(first) > 2 and first[:-1] in texts and is_audio(first[-1].lower())
+        return len(first) - 1 if has_text and [first[0]] not in texts else 1
     if any(len(stem) == 1 for stem in texts) and not any(stem in stems for stem in texts):
         return 1
     same = zip(first[:-1], other[:-1], strict=False)
@@ -218,8 +221,7 @@ class WebDatasetSource(SpeechFiles):
         if isinstance(audio, BadRecord):
             return replace(record, bad=audio)
         if not self.settings.transcripts and not self._texts(item):
-            names = ", ".join(member.name for member in item.members.values())
-            detail = f"of {names} none is a .json or .txt; name the extension in fields.text"
+            detail = f"of {_names(item)} none is a .json or .txt; {_remedy(item, 'fields.text')}"
             return replace(record, bad=BadRecord("missing_transcript", detail))
         place = AudioLocation("tar", path, audio.name, audio.data_offset, audio.size)
         return replace(record, location=f"{path}:{audio.name}@{audio.data_offset}", audio=place)
@@ -263,18 +265,31 @@ def _read(tar: BinaryIO, member: Member) -> bytes:
     return tar.read(member.size)
 
 
+def _names(sample: Sample) -> str:
+    return ", ".join(member.name for member in sample.members.values())
+
+
+def _remedy(sample: Sample, key: str) -> str:
+    """Say what to do about a sample that lacks a member."""
+    if len(sample.members) == 1:
+        return (
+            f"name its extension in {key}; if it stands elsewhere in the tar, sort the tar by name, "
+            "since the members of a sample must follow one another"
+        )
+    return f"name its extension in {key}; an extension begins at the first dot of a name"
+
+
 def _audio_member(sample: Sample, extension: str | None) -> Member:
     if extension is not None:
         found = [sample.members[extension]] if extension in sample.members else []
     else:
         found = [m for ext, m in sample.members.items() if ext.rpartition(".")[2] in _AUDIO]
     if not found:
-        names = ", ".join(member.name for member in sample.members.values())
         if extension is None:
-            why = "none is called as audio files are; name the extension in fields.audio"
+            why = f"none is called as audio files are; {_remedy(sample, 'fields.audio')}"
         else:
             why = f"none has the extension {extension!r}, which fields.audio names"
-        raise BadRecord("missing_audio", f"of {names} {why}")
+        raise BadRecord("missing_audio", f"of {_names(sample)} {why}")
     if len(found) > 1:
         names = ", ".join(member.name for member in found)
         raise BadRecord("ambiguous_audio", f"{names}; name the extension in fields.audio")

@@ -277,3 +277,15 @@ def test_audio_has_a_largest_size(tmp_path):
     assert [clip["id"] for clip in kept] == ["s/t/c"]
     reason, detail = bad["s/t/b"]
     assert (reason, "3,221,225,472 bytes of audio" in detail) == ("record_too_large", True)
+
+
+@pytest.mark.parametrize("added", [1, 100, 700, 1536])
+@pytest.mark.parametrize("place", [600, 3000])
+def test_bytes_that_were_added_within_a_member_cost_its_sample(tmp_path, added, place):
+    """The member is as long as its header says, so its last bytes would be those of another."""
+    assert len(AUDIO) % 512
+    data = member("b.mp3", AUDIO)
+    data = data[:place] + b"\xa5" * added + data[place:]
+    kept, bad = read(tmp_path, member("b.txt", b"x"), data, sample("c"))
+    assert kept == ["c"]
+    assert {reason for reason, _ in bad.values()} == {"unreadable_bytes", "missing_audio"}

@@ -463,3 +463,11 @@ def test_keys_that_the_format_fixes_are_refused():
             SpeechSourceConfig(name="s", kind="shar", paths=["x"], fields=fields)
     with pytest.raises(ValidationError, match="for kind shar"):
         SpeechSourceConfig(name="s", kind="manifest", paths=["x"], supervisions="speakers_and_text")
+
+
+def test_tars_among_the_cuts_are_refused(tmp_path):
+    write_shar(dialogues(tmp_path), tmp_path / "shar", "flac")
+    with pytest.raises(
+        ConfigError, match=r"cannot read cuts from .*recording.*Name the files of cuts"
+    ):
+        list(source_of(tmp_path / "shar" / "*").units())

@@ -66,6 +66,33 @@ def test_shards_of_webdatasets_own_writer_are_read_as_by_its_own_reader(tmp_path
         assert [record.fields["text"] for record in records] == [f"文{n}" for n in range(8)]
 
 
+@pytest.mark.parametrize(
+    ("names", "fields", "keys"),
+    [
+        (["w1.0_a.wav", "w1.0_a.txt"], {}, ["w1.0_a"]),
+        (["w1.0_a.json", "w1.0_a.wav", "w1.0_b.json"], {}, ["w1.0_a"]),
+        (["w1.speech.wav", "w1.txt"], {}, ["w1"]),
+        (["w1.speech.wav", "w1.speech.txt"], {"audio": "speech.wav", "text": "speech.txt"}, ["w1"]),
+        (["w1.speech.wav", "w1.txt", "w1.speech.txt"], {}, ["w1"]),
+    ],
+)
+def test_a_lone_clip_may_have_dots_in_its_name(tmp_path, names, fields, keys):
+    data = {"wav": clip(0.2), "txt": b"x", "json": b'{"text": "x"}'}
+    write_tar(tmp_path / "a.tar", [(name, data[name.rpartition(".")[2]]) for name in names])
+    records = read_all(source_of(tmp_path / "a.tar", **fields))
+    assert [record.key for record in records if not record.bad] == [f"a/{key}" for key in keys]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_sample_that_lacks_a_member_says_what_may_be_the_cause(tmp_path, number):
+    audio = [("1.wav", clip(0.2)), ("1.wav.json", b'{"text": "x"}')][:number]
+    write_tar(tmp_path / "a.tar", audio)
+    (record,) = read_all(source_of(tmp_path / "a.tar"))
+    assert reason(record) == "missing_transcript"
+    cause = "sort the tar by name" if number == 1 else "begins at the first dot"
+    assert cause in record.bad.detail
+
+
 def test_records_say_where_their_audio_lies(tmp_path):
     path = tmp_path / "a.tar"
     write_tar(path, MEMBERS)
