@@ -70,7 +70,9 @@ def stats(
 
     thresholds, checks = _what_if(what_if or [])
     page_folder = _folder("--html", html)
-    settings = load_config(config, [*(overrides or []), *checks])
+    settings = load_config(config, overrides)
+    if checks:
+        settings = load_config(config, [*(overrides or []), *checks], "--what-if")
     plan, ledger = open_run(settings)
     if source is not None:
         require_source(plan.modalities, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,37 @@ from koe.renamed import present_path, with_present_names
 from pipeline.config.models import RENAMED, PipelineConfig
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> PipelineConfig:
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML's loaders take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            is_own = node.start_mark.index <= key_node.start_mark.index < node.end_mark.index
+            if not is_own or key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # what an alias brings may be overridden
+            if key_node.value in seen:
+                line = key_node.start_mark.line + 1
+                problem = (
+                    f"the key {key_node.value!r} stands twice in one section, again on line {line}"
+                )
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if isinstance(key_node, yaml.ScalarNode):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_config(
+    path: Path, overrides: list[str] | None = None, option: str = "--set"
+) -> PipelineConfig:
     """Read `path` and apply `key.path=value` overrides; relative paths start from its folder.
+
+    `option` is what the overrides come from, for messages.
 
     Raises: ConfigError naming the key, and the nearest known one for an unknown key.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise ConfigError(
             f"{path} does not exist",
@@ -31,13 +56,25 @@ def load_config(path: Path, overrides: list[str] | None = None) -> PipelineConfi
     if not isinstance(data, dict):
         raise ConfigError(f"{path} is not a mapping of keys")
     data = with_present_names(data, RENAMED, str(path))
+    in_file = copy.deepcopy(data)
     for override in overrides or []:
         _override(data, override)
     data = with_present_names(data, RENAMED, "--set")
     try:
         return PipelineConfig.model_validate(data, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        raise ConfigError(f"{path} is not a valid configuration", _explain(error)) from None
+        what = f"{path} is not a valid configuration"
+        if overrides and _is_valid(in_file, path):
+            what = f"{path} is not a valid configuration with {option} {' '.join(overrides)}"
+        raise ConfigError(what, _explain(error)) from None
+
+
+def _is_valid(data: dict[str, Any], path: Path) -> bool:
+    try:
+        PipelineConfig.model_validate(data, context={"folder": path.resolve().parent})
+    except ValidationError:
+        return False
+    return True
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from koe.errors import BadRecord
 from stages.audio.contents import Contents, chunks
 from stages.audio.links import AudioHeader, change
-from stages.audio.tags import after_tags
+from stages.audio.tags import after_tags, num_zeros
 
 # What all frames of a stream share: synchronisation, version, layer and sample rate.
 _SAME = 0xFFFE0C00
@@ -28,6 +28,7 @@ _CHUNK_BYTES = 1 << 17
 # Layer III of MPEG 1, 2 or 2.5. Of random bytes, one place of 11,000 looks so.
 _SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 _MAX_TRIED, _MAX_GAPS = 1 << 16, 1 << 12
+_HOLE_BEGIN_BYTES = 4  # zeros at the end of a frame, of which there are rarely so many
 _VBRI_OFFSET = 36  # of Fraunhofer's tag in its frame
 
 
@@ -95,15 +96,18 @@ def walk(data: Contents, start: int, stop: int) -> Walk:
     runs: list[np.ndarray] = []  # int64 [frames + 1], the last one where the run ends
     tagged: list[tuple[int, int]] = []
     gaps: list[tuple[int, int, int]] = []
-    place, count, cut_at = start, 0, None
+    place, count, last_bytes, cut_at = start, 0, 0, None
     while place < stop:
         run, tags = _run(data[place : min(place + _CHUNK_BYTES, stop)], form)
         tagged += [(count + frame, offset) for frame, offset in tags]
         runs.append(run + place)
         place, count = int(runs[-1][-1]), count + len(run) - 1
         if len(run) > 1:
+            last_bytes = int(run[-1] - run[-2])
             continue
         after = after_tags(data, place, stop)
+        if after > place and (size := _hole(data, place, stop, last_bytes)):
+            gaps.append((count, place, size))
         if after == place < stop:
             if stop - place >= 4 and form.frame_bytes(header_at(data, place)):
                 cut_at = place
@@ -119,6 +123,17 @@ def walk(data: Contents, start: int, stop: int) -> Walk:
     starts = np.concatenate([run[:-1] for run in runs])
     sizes = np.concatenate([np.diff(run) for run in runs]).astype(np.int32)
     return Walk(form, starts, sizes, tuple(tagged), tuple(gaps), cut_at)
+
+
+def _hole(data: Contents, place: int, stop: int, last_bytes: int) -> int:
+    """Return how many zeros from `place` on stand where frames stood; 0 where they are padding.
+
+    A download that breaks off leaves them, or a lost block: they begin within the last frame, of
+    `last_bytes`, and are more than a frame.
+    """
+    size = num_zeros(data, place, stop)
+    is_hole = 0 < last_bytes <= size and not any(data[place - _HOLE_BEGIN_BYTES : place])
+    return size if is_hole else 0
 
 
 def _run(chunk: bytes, form: Format) -> tuple[np.ndarray, list[tuple[int, int]]]:

@@ -39,15 +39,14 @@ class OpusLink:
 
     def cut(self, data: Contents, start: int, num_frames: int) -> Cut:
         """Cut the pages that hold these samples, and some before them for the decoder to settle."""
-        # libsndfile drops samples at the beginning of a stream whose granule positions begin at 0, as
-        # it should, and as it does of the cut; but not of one that was cut out of another.
         first = self.first_granule + start * self._step
-        first -= self.skip if self.first_granule else 0
         lead = self._first_page(first - int(_SETTLE_SECONDS * _GRANULE_HZ))
-        if lead == 0:
+        if lead == 0 and self.first_granule == 0:
             ranges = [Range(data, *place) for place in (*self.head, *self.places.tolist())]
             return Cut(tuple(ranges), start)
-        begun = int(self.granules[lead - 1])
+        # libsndfile drops the samples that it should, at the beginning of a stream, only where granule
+        # positions begin at 0; so they do in the cut.
+        begun = int(self.granules[lead - 1]) if lead else self.first_granule
         behind = np.flatnonzero(self.granules >= first + num_frames * self._step + self.skip)
         after = int(behind[0]) + 1 if len(behind) else len(self.granules)
         pages = [

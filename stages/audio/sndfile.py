@@ -135,7 +135,8 @@ def read(cut: Cut, num_frames: int, wanted: AudioHeader) -> np.ndarray:
                 f"the decoder gives {opened.samplerate} Hz with {opened.channels} channel(s), "
                 f"the file states {wanted.audio_hz} Hz with {wanted.channels}",
             )
-        settle = cut.start if cut.settle_frames is None else min(cut.start, cut.settle_frames)
+        from_start = cut.settle_frames is None or not opened.seekable()  # as of GSM 6.10 in WAV
+        settle = cut.start if from_start else min(cut.start, cut.settle_frames or 0)
         try:
             if cut.start > settle:
                 opened.seek(cut.start - settle)

@@ -25,14 +25,15 @@ def after_tags(data: Contents, place: int, stop: int) -> int:
         if size > stop - place:
             return place  # a tag that states more than there is hides no audio
         if head.startswith(b"\0"):
-            size = _num_zeros(data, place, stop)
+            size = num_zeros(data, place, stop)
         if size == 0:
             return place
         place += size
     return place
 
 
-def _num_zeros(data: Contents, start: int, stop: int) -> int:
+def num_zeros(data: Contents, start: int, stop: int) -> int:
+    """Count the zeros from `start` on."""
     for place, chunk in chunks(data, start, stop, 0):
         if found := _NONZERO.search(chunk):
             return place + found.start() - start

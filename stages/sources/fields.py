@@ -141,6 +141,8 @@ def number_of(value: Any) -> float | None:
         return None
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
+    if isinstance(value, str) and "_" in value:
+        return None  # Python's own way to group digits, and no number anywhere else
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -123,6 +123,7 @@ def test_names_in_parquet(tmp_path, value, name):
         ({"offset": 1, "duration": 0}, "1.0 s to 1.0 s of 4.700 s of audio"),
         ({"offset": 1, "duration": -1}, "1.0 s to 0.0 s of 4.700 s of audio"),
         ({"offset": "00:01:02.5", "duration": 1}, "'00:01:02.5', which is not a number of seconds"),
+        ({"offset": "1_0", "duration": 1}, "'1_0', which is not a number of seconds"),
         ({"offset": "1,2", "duration": 1}, "'1,2', which is not a number of seconds"),
         ({"offset": [1.2], "duration": 1}, "[1.2], which is not a number of seconds"),
         ({"offset": "inf", "duration": 1}, "'inf', which is not a number of seconds"),

@@ -98,7 +98,7 @@ def _require_readable(source: str, path: str, compressed: bool) -> None:
     if path.lower().endswith(_UNREADABLE):
         raise ConfigError(
             f"source {source} cannot read {path}",
-            "of compressed files, .gz and .zst can be read from the middle, where a unit begins",
+            "only .gz and .zst can be read from the middle, where a unit begins",
             "Decompress it, or compress it with gzip or zstd instead.",
         )
     if is_compressed(path) and not compressed:

@@ -77,7 +77,9 @@ def _gzip_pieces(file: BinaryIO) -> Iterator[Piece]:
                 out, read = _until_error(before.decompress, data, zlib.error)
                 yield Piece(out, None)
                 place = file.tell() - len(data) + read
-                raise Damage(f"the gzip stream is damaged: {error}", place) from None
+                raise Damage(
+                    f"the gzip stream is damaged: {error}{_suspect(error)}", place
+                ) from None
             data = decoder.unconsumed_tail
             yield Piece(out, None)
         data = decoder.unused_data.lstrip(b"\0")
@@ -86,6 +88,12 @@ def _gzip_pieces(file: BinaryIO) -> Iterator[Piece]:
         if data and not _GZIP_MAGIC.startswith(data[:2]):
             place = file.tell() - len(data)
             raise Damage(f"no gzip stream follows its end at byte {place}", place)
+
+
+def _suspect(error: Exception) -> str:
+    """Say what a wrong checksum means: it comes behind what it is of, and does not say what is wrong."""
+    is_checksum = "check" in str(error)
+    return "; records that were read of it before may be wrong too" if is_checksum else ""
 
 
 def _zstd_pieces(file: BinaryIO, frame: int) -> Iterator[Piece]:
@@ -111,7 +119,7 @@ def _zstd_pieces(file: BinaryIO, frame: int) -> Iterator[Piece]:
                     again.decompress(file.read(_READ_BYTES["zstd"]))
                 out, sound = _until_error(again.decompress, data, zstandard.ZstdError)
                 yield Piece(out, frame if first else None)
-                why = f"the Zstandard stream is damaged: {error}"
+                why = f"the Zstandard stream is damaged: {error}{_suspect(error)}"
                 raise Damage(why, frame + read + sound) from None
             yield Piece(out, frame if first else None)
             read, first = read + len(data), False

@@ -169,6 +169,27 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    """YAML's loaders take the last one, and the sources of the first would be lost."""
+    for extra in ("seed: 1\nseed: 2", "encode:\n  threshold_ovrl: 2\n  threshold_ovrl: 3"):
+        with pytest.raises(ConfigError, match=r"the key '\w+' stands twice .* line \d+"):
+            load_config(write(tmp_path, f"{MINIMAL}\n{extra}\n"))
+    merged = "x: &x {threshold_ovrl: 2}\ny: &y {<<: *x, threshold_ovrl: 3}\nencode: {<<: *y}\n"
+    with pytest.raises(ConfigError, match="unknown key 'x'"):  # and nothing about the aliases
+        load_config(write(tmp_path, f"{MINIMAL}\n{merged}"))
+
+
+def test_a_wrong_option_is_not_put_on_the_file(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    with pytest.raises(ConfigError, match=r"not a valid configuration with --set seed=x") as caught:
+        load_config(path, ["seed=x"])
+    assert caught.value.why.startswith("seed:")
+    with pytest.raises(ConfigError, match=r"with --what-if transcripts.nonsense=3"):
+        load_config(path, ["transcripts.nonsense=3"], "--what-if")
+    with pytest.raises(ConfigError, match=r"is not a valid configuration"):
+        load_config(write(tmp_path, f"{MINIMAL}\nseed: x"), ["seed=x"])
+
+
 @pytest.mark.parametrize("key", ["encode.threshold_ovrl", "train.learning_rate"])
 @pytest.mark.parametrize("value", [".nan", ".inf"])
 def test_what_is_no_number_is_refused(key, value):

@@ -4,6 +4,7 @@ import io
 import math
 import struct
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -158,6 +159,52 @@ def test_a_flac_header_that_contradicts_its_frames_is_refused(audio_hz):
         with pytest.raises(BadRecord) as caught:
             read_header(bytes(damaged))
         assert caught.value.reason in {"mixed_format", "unreadable_audio"}
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "NMS_ADPCM_16", "IMA_ADPCM", "ULAW"])
+def test_segments_of_telephone_codecs(subtype):
+    """libsndfile cannot seek in some of them."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(2.0, 8_000), 8_000, format="WAV", subtype=subtype)
+    whole, _ = decode(buffer.getvalue())
+    part, _ = decode(buffer.getvalue(), 1.0, 0.5)
+    np.testing.assert_array_equal(part, whole[8_000:12_000])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.33, 0.5, 0.77, 0.9])
+def test_zeros_where_frames_of_mp3_stood_are_damage(share):
+    """A download into a file that was made beforehand, and a lost block within one."""
+    data = clip(3.0, 24_000, "mp3")
+    data = data[data.index(data[:2], 2) :]  # without the frame that counts the others
+    assert read_header(data)
+    cut = round(len(data) * share)
+    broken_off = data[:cut] + bytes(len(data) - cut)
+    hole = data[:cut] + bytes(1000) + data[cut + 1000 :]
+    for damaged in (broken_off, hole):
+        with pytest.raises(BadRecord) as caught:
+            read_header(damaged)
+        assert caught.value.reason in {"unreadable_audio", "truncated_audio"}
+    read_header(data + bytes(4096))  # padding
+
+
+def test_opus_whose_time_does_not_begin_at_0_begins_where_it_should():
+    """FFmpeg writes it so where frames come without times; libsndfile then keeps the pre-skip."""
+    at = np.arange(3 * 48_000) / 48_000
+    audio = (0.4 * np.sin(2 * np.pi * (200 + 150 * at) * at)).astype(np.float32)  # rises
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="ogg") as container:
+        encoder = container.add_stream("libopus", rate=48_000)
+        encoder.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(audio[None], format="flt", layout="mono")
+        frame.rate = 48_000
+        container.mux([*encoder.encode(frame), *encoder.encode(None)])
+    data = stream.getvalue()
+    decoded, _ = decode(data)
+    assert len(decoded) == read_header(data).num_frames
+    lags = np.correlate(decoded[20_000 - 400 : 60_000 + 400], audio[20_000:60_000], "valid")
+    assert abs(int(np.argmax(lags)) - 400) <= 2
+    part, _ = decode(data, 2.0, 0.5)
+    assert np.abs(part - decoded[96_000:120_000]).max() < 0.01
 
 
 @pytest.mark.parametrize(

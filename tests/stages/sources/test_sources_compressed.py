@@ -182,6 +182,25 @@ def test_of_a_damaged_stream_the_same_bytes_are_read_with_and_without_checkpoint
     assert index.why or read[0] == content
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_wrong_checksum_says_that_records_may_be_wrong(tmp_path, name):
+    """It comes behind what it is of, and does not tell which of the records is damaged."""
+    lines = "".join(json.dumps({"instruction": f"問{n}", "output": "答"}) + "\n" for n in range(9))
+    data = gzip.compress(lines.encode())
+    place = -8
+    if name.endswith(".zst"):
+        data = zstandard.ZstdCompressor(write_checksum=True).compress(lines.encode())
+        place = -4
+    damaged = bytearray(data)
+    damaged[place] ^= 1
+    (tmp_path / name).write_bytes(damaged)
+    config = TextSourceConfig(name="t", kind="jsonl", paths=[str(tmp_path / name)])
+    source = text_source(config, 100)
+    found = [record for unit in source.units() for record in source.records_of(unit)]
+    (bad,) = [record.bad for record in found if record.bad]
+    assert "records that were read of it before may be wrong too" in bad.detail
+
+
 def test_a_stream_that_was_cut_off_gives_all_that_precedes_the_cut(tmp_path):
     content = text(1 << 20)
     for name, data in (("a.gz", gzip.compress(content)), ("a.zst", zstd(content))):
