@@ -22,6 +22,11 @@ def count(value: float | None) -> str:
     return decimal(value, 0)
 
 
+def counted(number: int, noun: str) -> str:
+    """Write `1 record` and `1,234 records`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def short(value: float, digits: int = 3) -> str:
     """Write 2,345,678 as 2.35M, and below 10,000 in full: five characters for three digits."""
     if not math.isfinite(value):

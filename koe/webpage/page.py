@@ -114,6 +114,7 @@ def _environment(package: str) -> Environment:
         "base64": lambda data: base64.b64encode(data).decode("ascii"),
         "words": lambda name: name.replace("_", " "),
         "count": numbers.count,
+        "counted": numbers.counted,
         "percent": numbers.percent,
         "short": numbers.short,
     }

@@ -15,6 +15,7 @@ from rich.console import Console
 from koe.dataflow import CONFIG, INTERLEAVE, ORDER_UNIT, SHARDS, TRAIN, stage_chain, stage_names
 from koe.errors import StageError
 from koe.fingerprint import sha256_json
+from koe.numbers import counted
 from koe.printable import escape_control_characters
 from koe.schema import SPEECH, TEXT
 from koe.stage import Stage
@@ -79,7 +80,7 @@ def _say_what_is_not_read(source: SourceFiles[Any], plan: Plan, console: Console
     lines = [] if units else ["none of its files holds a record"]
     lines += [f"{note} ({number:,} of the first records)" for note, number in notes.items()]
     remarks = plan.remarks.get(source.name, {})
-    lines += [f"{remark} ({number:,} records)" for remark, number in remarks.items()]
+    lines += [f"{remark} ({counted(number, 'record')})" for remark, number in remarks.items()]
     for line in lines:
         line = f"source {source.name}: {line}"
         console.print(escape_control_characters(line), style="yellow", markup=False, soft_wrap=True)

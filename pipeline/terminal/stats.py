@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from koe.errors import ConfigError
-from koe.numbers import audio_hours, count, decimal, percent
+from koe.numbers import audio_hours, count, counted, decimal, percent
 from koe.printable import escape_control_characters, shorten_list
 from koe.schema import QUARANTINED, REJECTED, SPEECH
 from pipeline.stats.duplicates import KINDS
@@ -89,7 +89,7 @@ def _not_readable(sources: Mapping[str, Account]) -> list[RenderableType]:
 def _notes(sources: Mapping[str, Account]) -> list[RenderableType]:
     """Say what the records of the sources have that is not read, one line each."""
     lines = [
-        escape_control_characters(f"{source}: {note} ({count(number)} records)")
+        escape_control_characters(f"{source}: {note} ({counted(number, 'record')})")
         for source, account in sources.items()
         for note, number in sorted(account.notes.items())
     ]
