@@ -88,6 +88,10 @@ class _Tar:
 
     def step(self, place: int) -> tuple[Member | Gap | None, int]:
         """Return what lies at `place`, and where to look next; None for what is no record."""
+        if (member := self._look(place)[2]) is not None:  # nearly all, behind which another begins
+            behind = member.data_offset + _padded(member.size)
+            if behind < self.size and self._look(behind)[2] is not None:
+                return member, behind
         if not self._block(place).strip(b"\0"):
             return self._pass_zeros(place)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
@@ -50,14 +51,15 @@ class Placed(NamedTuple):
     state: str
 
 
-def _parts(member: Member) -> list[str]:
+@lru_cache(maxsize=4 * _LOOK_AHEAD)  # each name is asked for three times
+def _parts(name: str) -> tuple[str, ...]:
     """Split a name at the dots of its last component; the folders belong to the first part."""
-    folder, slash, last = member.name.removeprefix("./").rpartition("/")
+    folder, slash, last = name.removeprefix("./").rpartition("/")
     first, *others = last.split(".")
-    return [f"{folder}{slash}{first}" if first else "", *others]
+    return (f"{folder}{slash}{first}" if first else "", *others)
 
 
-def _key(parts: list[str], key_parts: int) -> tuple[str, str]:
+def _key(parts: tuple[str, ...], key_parts: int) -> tuple[str, str]:
     """Split the parts of a name into the sample's key and an extension of at least one part."""
     num_parts = max(1, min(key_parts, len(parts) - 1))
     return ".".join(parts[:num_parts]), ".".join(parts[num_parts:]).lower()
@@ -74,16 +76,18 @@ def _key_parts(run: Iterable[Found], is_audio: IsAudio) -> int:
     sample with two audio members. A single clip whose text has the same name but for the last part is
     one sample.
     """
-    names = [_parts(found) for found in run if isinstance(found, Member) and not found.unsafe]
+    names = [_parts(found.name) for found in run if isinstance(found, Member) and not found.unsafe]
+    if all(len(parts) <= 2 for parts in names):
+        return 1
     audio = [parts for parts in names if is_audio(".".join(parts[1:]).lower())]
-    first = next(iter(audio), [])
+    first = next(iter(audio), ())
     other = next((parts for parts in audio if parts[:-1] != first[:-1]), None)
     stems = [parts[:-1] for parts in audio]
     texts = [parts[:-1] for parts in names if parts[-1].lower() in _TEXTS]
     if other is None:
         # w1.0.wav beside w1.0.txt, as the names of one sample
         has_text = len(first) > 2 and first[:-1] in texts and is_audio(first[-1].lower())
-        return len(first) - 1 if has_text and [first[0]] not in texts else 1
+        return len(first) - 1 if has_text and first[:1] not in texts else 1
     if any(len(stem) == 1 for stem in texts) and not any(stem in stems for stem in texts):
         return 1
     same = zip(first[:-1], other[:-1], strict=False)
@@ -112,7 +116,7 @@ def _placed(found: Iterable[Found], is_audio: IsAudio, key_parts: int) -> Iterat
         if isinstance(item, Gap) or item.unsafe:
             between.append(item)
             continue
-        first = _parts(item)[0]
+        first = _parts(item.name)[0]
         if not first:  # hidden, such as ._x.mp3 of macOS: part of no sample, as in WebDataset
             continue
         if base is not None and first != base:
@@ -146,7 +150,7 @@ def read_samples(
             sample = None
             yield placed
             continue
-        key, extension = _key(_parts(member), placed.key_parts)
+        key, extension = _key(_parts(member.name), placed.key_parts)
         if sample and (key != sample.key or extension in sample.members):
             yield sample
             sample = None
