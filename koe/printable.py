@@ -25,6 +25,12 @@ def escape_control_characters(text: str) -> str:
     return text.translate(_SYMBOLS)
 
 
+def shorten(text: str, max_chars: int) -> str:
+    """Take the middle out of a text that is too long: what is wrong often stands at its end."""
+    half = max_chars // 2
+    return text if len(text) <= max_chars else f"{text[:half]}…{text[-half:]}"
+
+
 def shorten_list(names: Iterable[str], wanted: str = "") -> str:
     """List names; of more than five, those most like `wanted` and how many others there are."""
     known = list(names)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from koe.errors import BadRecord, ContractError
+from koe.printable import shorten
 from koe.schema import EXCLUDED, QUARANTINED, REJECTED, require_schema
 
 
@@ -71,12 +72,6 @@ class Stage(Recorded, Protocol):
 _MAX_CHARS = 4096  # of what is said of a record; a value that is wrong may have any length
 
 
-def _cut(text: str) -> str:
-    """Take the middle out of a text that is too long: what is wrong often stands at its end."""
-    half = _MAX_CHARS // 2
-    return text if len(text) <= _MAX_CHARS else f"{text[:half]}…{text[-half:]}"
-
-
 @dataclass
 class Exclusions:
     """Collects the records that a stage does not keep, and hands them out as tables."""
@@ -88,7 +83,15 @@ class Exclusions:
         self._add(id, source, self.stage, REJECTED, reason, detail, location)
 
     def quarantine(self, id: str, source: str, bad: BadRecord, location: str = "") -> None:
-        self._add(id, source, self.stage, QUARANTINED, bad.reason, _cut(bad.detail), _cut(location))
+        self._add(
+            id,
+            source,
+            self.stage,
+            QUARANTINED,
+            bad.reason,
+            shorten(bad.detail, _MAX_CHARS),
+            shorten(location, _MAX_CHARS),
+        )
 
     def _add(self, *values: str) -> None:
         self._rows.append(dict(zip(EXCLUDED.names, values, strict=True)))

@@ -8,6 +8,7 @@ repetition is searched for, 8 more while its hashes are sorted, and about 100 if
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -51,16 +52,16 @@ def repetitions(
     return Left(numbers[out], codes[out], stays[out].astype(np.float64))
 
 
-class _Kind:
+class _Kind(ABC):
     """A way in which clips are equal. Keys are hashed; digests tell those apart whose hashes agree."""
 
     setting: str
     code: int
     columns: list[str]
 
+    @abstractmethod
     def keys(self, clips: pa.Table) -> Iterator[bytes | None]:
         """Yield what equal clips have in common; None for a clip that is equal to no other."""
-        raise NotImplementedError
 
     def digests(self, clips: pa.Table) -> Iterator[bytes]:
         """Yield 128 bits that two clips have in common only if they are equal."""

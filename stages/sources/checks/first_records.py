@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any
 
 from koe.errors import BadRecord, ConfigError, attempt
+from koe.printable import shorten
 from koe.schema import SPEECH, Unit
 from stages.sources.base import Record, SourceFiles
 from stages.sources.checks.absent import absent_field
@@ -201,11 +202,6 @@ def _is_list(value: Any) -> bool:
     return message_list(value) is not None
 
 
-def _cut(text: str) -> str:
-    """Cut out the middle of a long text, such as audio in base64 where a path should be."""
-    return text if len(text) <= 300 else f"{text[:150]}…{text[-100:]}"
-
-
 def _no_audio(source: SourceFiles[Any], records: Sequence[Record]) -> ConfigError | None:
     """Say that none of the files of audio is there, by some of them."""
     places = [record.audio for record in records if record.audio and record.audio.kind == FILE]
@@ -219,7 +215,7 @@ def _no_audio(source: SourceFiles[Any], records: Sequence[Record]) -> ConfigErro
         return None
     return ConfigError(
         f"source {source.name} finds none of the audio that its first records name",
-        f"of {len(absent)} files tried, the first is {_cut(absent[0])}",
+        f"of {len(absent)} files tried, the first is {shorten(absent[0], 300)}",
         "Set audio_root of the source to the folder that the paths start from.",
     )
 

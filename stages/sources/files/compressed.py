@@ -133,7 +133,7 @@ class Decompressed(io.RawIOBase):
 class _GzipBlocks:
     """The ranges between the checkpoints of a gzip file, each decompressed as a whole.
 
-    indexed_gzip goes back to a checkpoint for every read, so a read of less would cost as much.
+    indexed_gzip goes back to a checkpoint for every read, so a smaller read would take as long.
     """
 
     def __init__(self, file: BinaryIO, index: StreamIndex) -> None:

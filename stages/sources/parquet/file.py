@@ -87,7 +87,7 @@ def wav_of(cell: pa.Scalar, where: str) -> bytes:
         raise BadRecord("missing_audio", f"{where} holds no audio")
     samples = _samples(array.values, where)
     if not isinstance(rate, int | float) or rate != rate // 1 or not 0 < rate < 1 << 31:
-        detail = f"{where} has a sampling_rate of {rate!r}, which is no whole number of hertz"
+        detail = f"{where} has a sampling_rate of {rate!r}, expected a whole number of hertz"
         raise BadRecord("unreadable_audio", detail)
     file = io.BytesIO()
     subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"

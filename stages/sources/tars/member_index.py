@@ -16,7 +16,8 @@ from stages.sources.files.compressed import opened
 from stages.sources.files.kept import keep, kept, name_of
 from stages.sources.files.opening import exists, reading, stamp
 from stages.sources.planning import Gap
-from stages.sources.tars.members import Member, read_members
+from stages.sources.tars.header import Member
+from stages.sources.tars.members import read_members
 
 _SUFFIX = ".members"
 

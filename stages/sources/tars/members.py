@@ -5,20 +5,23 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from stages.file_signatures import looks_like
 from stages.sources.files.lines import num_bytes
 from stages.sources.planning import Gap
+from stages.sources.tars.header import (
+    BLOCK_BYTES,
+    Member,
+    has_checksum,
+    padded,
+    plain_member,
+    why_unsafe,
+)
 
-_BLOCK = tarfile.BLOCKSIZE
 _CHUNK_BYTES = 1 << 20  # read at once where a header is searched
 
-# From byte 100 of a header: mode, uid, gid, size, mtime, checksum, the type of a regular file.
-_FIELDS = re.compile(rb"[0-7]{7}\0[0-7]{7}\0[0-7]{7}\0([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 [0\0]")
-_DEVICES = (bytes(16), b"0000000\0" * 2)  # device numbers in the header of a regular file
 _MAGIC = re.compile(rb"ustar[\0 ]")
 _MAGIC_AT = 257
 _CHECKSUM = re.compile(rb"[0-7 ]{6,7}[\0 ]")
@@ -28,14 +31,6 @@ _TYPE_AT = 156
 _EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _MAX_EXTENSIONS = 16  # of one member
 _MAX_EXTENSION_BYTES = 1 << 20
-
-
-class Member(NamedTuple):
-    name: str
-    offset: int  # of the header
-    data_offset: int
-    size: int
-    unsafe: str = ""  # why it must not be read
 
 
 class _Entry(NamedTuple):
@@ -80,7 +75,7 @@ class _Tar:
     def __init__(self, file: BinaryIO) -> None:
         # TarFile's own iteration takes a broken header for the end of the archive, and needs an
         # intact one to start with. So only the settings of the public header parser are its own.
-        archive = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * _BLOCK)), encoding="utf-8")
+        archive = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * BLOCK_BYTES)), encoding="utf-8")
         archive.fileobj = file
         self._file, self._archive, self.size = file, archive, num_bytes(file)
         self._seen: tuple[int, bytes, Member | None] = (-1, b"", None)
@@ -89,7 +84,7 @@ class _Tar:
     def step(self, place: int) -> tuple[Member | Gap | None, int]:
         """Return what lies at `place`, and where to look next; None for what is no record."""
         if (member := self._look(place)[2]) is not None:  # nearly all, behind which another begins
-            behind = member.data_offset + _padded(member.size)
+            behind = member.data_offset + padded(member.size)
             if behind < self.size and self._look(behind)[2] is not None:
                 return member, behind
         if not self._block(place).strip(b"\0"):
@@ -105,7 +100,7 @@ class _Tar:
     def _look(self, place: int) -> tuple[int, bytes, Member | None]:
         if self._seen[0] != place:
             self._file.seek(place)
-            block = self._file.read(_BLOCK)
+            block = self._file.read(BLOCK_BYTES)
             self._seen = (place, block, plain_member(block, place))
         return self._seen
 
@@ -114,13 +109,13 @@ class _Tar:
 
     def _is_header(self, place: int) -> bool:
         _, block, member = self._look(place)
-        return member is not None or _has_checksum(block)
+        return member is not None or has_checksum(block)
 
     def _entry(self, place: int) -> _Entry:
         archive, member = self._archive, self._look(place)[2]
         archive.pax_headers = {}  # nothing is remembered of what precedes
         if member:
-            return _Entry(member, member.data_offset + _padded(member.size))
+            return _Entry(member, member.data_offset + padded(member.size))
         if (behind := self._behind_extensions(place)) is not None:
             return _Entry(None, behind)
         self._file.seek(place)
@@ -138,9 +133,7 @@ class _Tar:
             return _Entry(None, archive.offset)
         name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         size = info.size if info.isreg() and not info.issparse() else 0
-        return _Entry(
-            Member(name, place, info.offset_data, size, _why_unsafe(info)), archive.offset
-        )
+        return _Entry(Member(name, place, info.offset_data, size, why_unsafe(info)), archive.offset)
 
     def _behind_extensions(self, place: int) -> int | None:
         """Return where a global header ends; None for any other, unless it is damaged.
@@ -154,13 +147,13 @@ class _Tar:
                 size = tarfile.nti(block[124:136])  # pyright: ignore[reportAttributeAccessIssue]
             except tarfile.TarError:
                 return None
-            if not _has_checksum(block) or not 0 <= size <= self.size - place - _BLOCK:
+            if not has_checksum(block) or not 0 <= size <= self.size - place - BLOCK_BYTES:
                 return None
             if size > _MAX_EXTENSION_BYTES:
                 raise _Damaged(f"the extended header at byte {place} has {size} bytes")
             if block[_TYPE_AT : _TYPE_AT + 1] == tarfile.XGLTYPE and place == start:
-                return place + _BLOCK + _padded(size)
-            place, number = place + _BLOCK + _padded(size), number + 1
+                return place + BLOCK_BYTES + padded(size)
+            place, number = place + BLOCK_BYTES + padded(size), number + 1
         if number > _MAX_EXTENSIONS:
             raise _Damaged(f"{number} extended headers from byte {start} on", place)
         return None
@@ -220,7 +213,7 @@ class _Tar:
             size = int(self._block(place)[124:136].strip(b"\0 ") or b"-1", 8)
         except ValueError:
             return None
-        end = place + _BLOCK + _padded(size)
+        end = place + BLOCK_BYTES + padded(size)
         return end if size >= 0 and end < self.size else None
 
     def _search(self, start: int, stop: int, grid: int) -> int | None:
@@ -233,85 +226,27 @@ class _Tar:
         while place < stop:
             self._file.seek(place)
             chunk = self._file.read(_CHUNK_BYTES)
-            for at in sorted(_candidates(chunk, (grid - place) % _BLOCK)):
-                if place + at < stop and _has_checksum(chunk[at : at + _BLOCK]):
+            for at in sorted(_candidates(chunk, (grid - place) % BLOCK_BYTES)):
+                if place + at < stop and has_checksum(chunk[at : at + BLOCK_BYTES]):
                     return place + at
             if len(chunk) < _CHUNK_BYTES:
                 return None
-            place += len(chunk) - _BLOCK + 1
+            place += len(chunk) - BLOCK_BYTES + 1
         return None
 
     def _end_mark(self, place: int) -> int:
         """Return where the zeros begin that end the file, a whole number of blocks from `place`."""
         self._file.seek(max(place, self.size - _CHUNK_BYTES))
         num_zeros = len(tail := self._file.read()) - len(tail.rstrip(b"\0"))
-        if num_zeros < 2 * _BLOCK:
+        if num_zeros < 2 * BLOCK_BYTES:
             return self.size
-        return place + _padded(self.size - num_zeros - place)
+        return place + padded(self.size - num_zeros - place)
 
 
 def _candidates(chunk: bytes, first_block: int) -> Iterable[int]:
     """List where headers may begin in a chunk, whose first whole block is at `first_block`."""
-    last = len(chunk) - _BLOCK
+    last = len(chunk) - BLOCK_BYTES
     magic = (match.start() - _MAGIC_AT for match in _MAGIC.finditer(chunk))
-    blocks = range(first_block, last + 1, _BLOCK)
+    blocks = range(first_block, last + 1, BLOCK_BYTES)
     old = (at for at in blocks if _CHECKSUM.match(chunk, at + _CHECKSUM_AT))
     return {at for at in (*magic, *old) if 0 <= at <= last}
-
-
-def _has_checksum(block: bytes) -> bool:
-    """Tell whether a block is a header by its checksum; it begins with a name."""
-    try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except (tarfile.TarError, ValueError, OverflowError):
-        return False
-    return block[0] != 0
-
-
-def _padded(size: int) -> int:
-    return size + -size % _BLOCK
-
-
-def plain_member(header: bytes, place: int) -> Member | None:
-    """Read a regular member's header as nearly all writers make it; return None for any other.
-
-    It takes a tenth of tarfile's time. tarfile reads all other headers, and decides what is
-    damaged. The bytes of an ASCII header sum to less than Adler-32's modulus, so the low half of
-    their Adler-32 is their exact sum.
-    """
-    fields = _FIELDS.match(header, 100)
-    if not fields or not header.isascii() or header[329:345] not in _DEVICES:
-        return None
-    data_size, checksum = fields.groups()
-    total = (zlib.adler32(header) & 0xFFFF) - 1
-    if total - sum(header[148:156]) + 8 * ord(" ") != int(checksum, 8):
-        return None
-    raw = header[:100].partition(b"\0")[0]
-    if header[345]:
-        raw = header[345:500].partition(b"\0")[0] + b"/" + raw
-    name = raw.decode("ascii")
-    if name.endswith("/"):  # a folder, to writers before POSIX
-        return None
-    unsafe = _leads_out(name) if ".." in name or name.startswith("/") else ""
-    return Member(name, place, place + tarfile.BLOCKSIZE, int(data_size, 8), unsafe)
-
-
-def _why_unsafe(info: tarfile.TarInfo) -> str:
-    if not info.isreg():
-        return "a link, a device or another special member"
-    if info.issparse():
-        return "a sparse member, whose bytes do not lie in one piece"
-    if why := _leads_out(info.name):
-        return why
-    if "\0" in info.name:
-        return "its name holds a zero byte"
-    try:
-        info.name.encode()
-    except UnicodeEncodeError:
-        return "its name is not valid UTF-8"
-    return ""
-
-
-def _leads_out(name: str) -> str:
-    out = name.startswith("/") or ".." in name.split("/")
-    return "its name points outside the archive" if out else ""

@@ -25,8 +25,8 @@ from stages.sources.files.opening import parent, reading
 from stages.sources.files.streams import plain_name
 from stages.sources.json_files.manifest import SKIP, line_slices, marked_to_skip, segment_name
 from stages.sources.planning import Slice
+from stages.sources.tars.header import Member
 from stages.sources.tars.member_index import TarIndex, index_tar
-from stages.sources.tars.members import Member
 from stages.sources.tars.tarred import TarredFiles, Unlisted, unnamed
 
 _AUDIO, _SHARD = "audio_filepath", "shard_id"

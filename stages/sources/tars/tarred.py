@@ -14,8 +14,8 @@ from stages.sources.base import Record, SpeechFiles
 from stages.sources.files.listing import SourceFile
 from stages.sources.files.opening import parent
 from stages.sources.planning import Slice
+from stages.sources.tars.header import Member
 from stages.sources.tars.member_index import TarIndex
-from stages.sources.tars.members import Member
 
 _UNLISTED = "unlisted"  # the state of a unit of members that no record names
 

@@ -15,7 +15,8 @@ from stages.sources.fields import parse_object
 from stages.sources.files.lines import require_size
 from stages.sources.files.listing import SourceFile
 from stages.sources.planning import Gap, Slice, Span, cut
-from stages.sources.tars.members import Member, read_members
+from stages.sources.tars.header import Member
+from stages.sources.tars.members import read_members
 
 # Formats that libsndfile cannot read count as audio too: "unreadable" says more than "missing".
 _AUDIO = frozenset(

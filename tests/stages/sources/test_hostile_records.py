@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from stages.sources.base import SpeechFiles
-from tests.stages.sources import test_sources_nemo, test_sources_shar
+from tests.stages.sources import nemo_source, shar_source
 from tests.stages.sources.lhotse_sets import dialogues, two_channels, write_shar
 from tests.stages.sources.nemo_sets import write_tarred
 from tests.stages.sources.reading import ingested
@@ -47,18 +47,18 @@ def lines_of(path: Path, read: Callable[[], SpeechFiles]) -> Lines:
 
 
 def nemo(folder: Path) -> Lines:
-    entries = test_sources_nemo.recordings(folder, num_files=2, num_parts=2)
+    entries = nemo_source.recordings(folder, num_files=2, num_parts=2)
     write_tarred(folder / "set", entries, num_shards=1)
     path = folder / "set/tarred_audio_manifest.json"
     return lines_of(
-        path, lambda: test_sources_nemo.source_of(path, **UNIT, fields={"speaker": "speaker"})
+        path, lambda: nemo_source.source_of(path, **UNIT, fields={"speaker": "speaker"})
     )
 
 
 def shar(folder: Path, **settings: Any) -> Lines:
     write_shar(dialogues(folder, 2), folder / "shar")
     path = folder / "shar/cuts.000000.jsonl.gz"
-    return lines_of(path, lambda: test_sources_shar.source_of(path, **UNIT, **settings))
+    return lines_of(path, lambda: shar_source.source_of(path, **UNIT, **settings))
 
 
 def shar_by_cut(folder: Path) -> Lines:
@@ -73,21 +73,21 @@ def channels(folder: Path) -> Lines:
     """Write a cut twice, whose recording stands in its line the first time."""
     write_shar(two_channels(folder), folder / "shar")
     path = folder / "shar/cuts.000000.jsonl.gz"
-    (line,) = lines_of(path, lambda: test_sources_shar.source_of(path, **UNIT)).good
+    (line,) = lines_of(path, lambda: shar_source.source_of(path, **UNIT)).good
     bare = {key: value for key, value in line.items() if key != "recording"}
-    return Lines([bare, line], path, lambda: test_sources_shar.source_of(path, **UNIT))
+    return Lines([bare, line], path, lambda: shar_source.source_of(path, **UNIT))
 
 
 def supervisions(folder: Path) -> Lines:
-    test_sources_shar.prepared(folder / "data", ".jsonl")
+    shar_source.prepared(folder / "data", ".jsonl")
     path = folder / "data/tv_supervisions_train.jsonl"
-    return lines_of(path, lambda: test_sources_shar.source_of(path, **UNIT))
+    return lines_of(path, lambda: shar_source.source_of(path, **UNIT))
 
 
 def recordings(folder: Path) -> Lines:
     path = supervisions(folder).path
     return lines_of(
-        folder / "data/tv_recordings_train.jsonl", lambda: test_sources_shar.source_of(path, **UNIT)
+        folder / "data/tv_recordings_train.jsonl", lambda: shar_source.source_of(path, **UNIT)
     )
 
 

@@ -191,7 +191,7 @@ def test_a_unit_names_its_source_and_slice(tmp_path):
 
 
 def test_joining_keeps_absolute_names():
-    assert join("/root/", "a/b") == "/root/a/b"
+    assert join("/folder/", "a/b") == "/folder/a/b"
     assert join("/root", "/a") == "/a"
     assert join("/root", "s3://b/a") == "s3://b/a"
 

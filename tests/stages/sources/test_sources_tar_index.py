@@ -12,7 +12,7 @@ from stages.sources.settings import SpeechSourceConfig
 from stages.sources.tars import member_index as tar_index
 from tests.stages.sources.lhotse_sets import dialogues, write_shar
 from tests.stages.sources.nemo_sets import write_tarred
-from tests.stages.sources.test_sources_nemo import recordings
+from tests.stages.sources.nemo_source import recordings
 
 
 @pytest.fixture(autouse=True)

@@ -10,31 +10,10 @@ import numpy as np
 import pytest
 import webdataset
 
-from koe.errors import BadRecord
 from stages.sources.location import ClipReader
-from stages.sources.readers import speech_source
-from stages.sources.settings import SpeechSourceConfig
 from tests.stages.audio_files import clip, sample, write_tar
 from tests.stages.records import reason
-
-MEMBERS = [member for n in range(7) for member in sample(f"{n:03d}", 0.2)]
-
-
-def source_of(path, unit_records=3, **fields):
-    return speech_source(
-        SpeechSourceConfig(name="wds", kind="webdataset", paths=[str(path)], fields=fields),
-        unit_records,
-    )
-
-
-def read_all(source):
-    """Read every unit; each must yield just what was planned."""
-    return [record for unit in source.units() for record in source.records_of(unit)]
-
-
-def gaps(records):
-    """What the records say that stand for gaps."""
-    return [record.bad.detail for record in records if reason(record) == "unreadable_bytes"]
+from tests.stages.sources.webdataset_source import MEMBERS, gaps, read_all, source_of
 
 
 def test_shards_of_webdatasets_own_writer_are_read_as_by_its_own_reader(tmp_path):
@@ -243,54 +222,6 @@ def test_a_tar_cut_anywhere_keeps_what_precedes(tmp_path):
         assert cut in ([], ["missing_audio"]), place
 
 
-@pytest.mark.parametrize("unit_records", [1, 2, 100])
-def test_a_damaged_header_takes_no_other_sample(tmp_path, unit_records):
-    path = tmp_path / "a.tar"
-    infos = write_tar(path, MEMBERS)
-    whole = read_all(source_of(path))
-    damaged = bytearray(path.read_bytes())
-    damaged[infos[6].offset + 150] ^= 0x55  # in its checksum
-    path.write_bytes(damaged)
-    source = source_of(path, unit_records)
-    records = read_all(source)
-    assert [record for record in records if not record.bad] == [*whole[:3], *whole[4:]]
-    (detail,) = gaps(records)
-    assert "damaged" in detail
-    assert sum(unit.lost_bytes for unit in source.units()) == infos[7].offset - infos[6].offset
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [(b"<html>not found</html>", "not a tar archive"), (b"\x1f\x8b" * 600, "not a tar")],
-)
-def test_what_is_not_a_tar_is_one_record(tmp_path, data, message):
-    path = tmp_path / "a.tar"
-    path.write_bytes(data)
-    source = source_of(path)
-    (unit,) = source.units()
-    assert (unit.records, unit.gaps, unit.lost_bytes) == (1, 1, len(data))
-    (record,) = source.records_of(unit)
-    assert message in record.bad.detail
-
-
-def test_an_empty_file_is_one_record(tmp_path):
-    path = tmp_path / "a.tar"
-    path.write_bytes(b"")
-    (record,) = read_all(source_of(path))
-    assert (record.key, reason(record)) == ("a.tar", "empty_file")
-
-
-@pytest.mark.parametrize("unit_records", [1, 3, 100])
-def test_archives_joined_with_cat_are_read_to_the_end(tmp_path, unit_records):
-    write_tar(tmp_path / "a.tar", MEMBERS[:2])
-    write_tar(tmp_path / "b.tar", MEMBERS[2:])
-    joined = tmp_path / "c.tar"
-    joined.write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
-    records = read_all(source_of(joined, unit_records))
-    assert [record.key for record in records] == [f"c/{n:03d}" for n in range(7)]
-    assert not any(record.bad for record in records)
-
-
 def test_planning_reads_no_audio(tmp_path, monkeypatch):
     path = tmp_path / "a.tar"
     write_tar(path, MEMBERS)
@@ -308,7 +239,3 @@ def test_planning_reads_no_audio(tmp_path, monkeypatch):
     monkeypatch.setattr("stages.sources.files.compressed.open_binary", lambda _: Counting(data))
     assert sum(unit.records for unit in source_of(path).units()) == 7
     assert num_read < 512 * (len(MEMBERS) + 1) + 10 * 1024 < size
-
-
-def test_bad_records_survive_pickling():
-    assert pickle.loads(pickle.dumps(BadRecord("a", "b"))).reason == "a"
