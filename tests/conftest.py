@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.browser import browser, chromium
+from tests.s3_server import S3Server, s3_server
 
 __all__ = ["browser", "chromium"]
 
@@ -22,6 +24,13 @@ LONGEST = [
     "laws/test_world_size.py",
     "laws/test_engine.py",
 ]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    """Yield an S3 server that fsspec uses; tests make buckets of their own in it."""
+    with s3_server() as server:
+        yield server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
