@@ -111,8 +111,7 @@ def _run_job(assembly: Assembly, selection: Selection, console: Console) -> JobR
     if order is not None:
         _say_what_to_expect(assembly, plan, selection, console)
     ledger = Ledger(Storage(config.run_dir))
-    for folder in (*stage_names(), SHARDS):
-        ledger.storage.sweep(folder)
+    ledger.storage.sweep((*stage_names(), SHARDS))
     stats = None
     with (
         interruptible(lambda text: console.print(text, style="yellow", highlight=False)) as stop,

@@ -1,13 +1,13 @@
 """Writes are whole or absent, the same rows give the same bytes, and a full disk is named."""
 
 import errno
+import os
 
 import pyarrow as pa
 import pytest
 
 from koe.errors import ContractError, StorageError
 from koe.fingerprint import sha256_bytes
-from pipeline.run_dir import storage as storage_module
 from pipeline.run_dir.storage import Storage
 
 
@@ -75,7 +75,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"No space left on device.*Free space"):
         storage.write_bytes("a", b"new")
     assert storage.read_bytes("a") == b"old"
@@ -86,7 +86,7 @@ def test_what_a_killed_writer_left_is_swept(tmp_path):
     storage = Storage(str(tmp_path))
     storage.write_bytes("s/u.arrow", b"x")
     (tmp_path / "s" / ".u.arrow.123.tmp").write_bytes(b"half")
-    assert storage.sweep("s") == 1
+    assert storage.sweep(["s", "none"]) == 1
     assert storage.names("s") == ["u.arrow"]
 
 

@@ -1,0 +1,152 @@
+"""The files of a run directory by relative names, and tables in them; every write is atomic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from koe.atomic import Hashed
+from koe.errors import StorageError
+from koe.fingerprint import sha256_bytes
+from pipeline.run_dir.storage.local import LocalFiles
+from pipeline.run_dir.storage.remote import RemoteFiles
+from pipeline.run_dir.storage.tables import complete_arrow, read_batches, write_batches
+
+
+class Output(BaseModel):
+    """A file that was written, as receipts vouch for it; `rows` is 0 for one that is no table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    sha256: str
+    num_bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Files below one root, named by relative paths with forward slashes.
+
+    A local write goes to a temporary name, is synced and renamed; an object store's single PUT
+    is atomic by itself. Raises: StorageError for any read or write that fails.
+    """
+
+    root: str
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.root
+
+    @cached_property
+    def _files(self) -> LocalFiles | RemoteFiles:
+        return LocalFiles(Path(self.root)) if self.is_local else RemoteFiles(self.root)
+
+    def local_path(self, path: str = "") -> Path:
+        """Return the path on the local disk.
+
+        Raises: StorageError when the storage is not local.
+        """
+        if not self.is_local:
+            raise StorageError(
+                f"{self.root} is not a local folder",
+                "this step memory-maps its files",
+                "Copy the folder to a local disk first.",
+            )
+        return Path(self.root) / path
+
+    def write_bytes(self, path: str, data: bytes | memoryview) -> Output:
+        with self._explained("write", path):
+            self._files.write(path, data)
+        return Output(path=path, sha256=sha256_bytes(data), num_bytes=len(data), rows=0)
+
+    def write_table(self, path: str, table: pa.Table) -> Output:
+        """Write an Arrow IPC file, the same bytes for the same rows."""
+        return self.write_tables(path, table.schema, [table])
+
+    def write_tables(self, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> Output:
+        """Write tables one after the other as one Arrow IPC file, holding one of them at a time.
+
+        The bytes are those of `write_table` on all of them together.
+        """
+        with self._explained("write", path), self._files.stream(path) as file:
+            hashed = Hashed(file)
+            num_rows = write_batches(hashed, schema, tables)
+        sha256 = hashed.sha256.hexdigest()
+        return Output(path=path, sha256=sha256, num_bytes=hashed.num_bytes, rows=num_rows)
+
+    def read_bytes(self, path: str) -> bytes:
+        with self._explained("read", path):
+            return self._files.read(path)
+
+    def read_table(self, path: str) -> pa.Table:
+        """Read an Arrow IPC file, memory-mapped where the storage is local.
+
+        Raises: ContractError for a file that is incomplete or not Arrow.
+        """
+        with self._explained("read", path), complete_arrow(path):
+            return pa.ipc.open_file(self._files.source(path, mapped=True)).read_all()
+
+    @contextmanager
+    def open_batches(self, path: str, columns: list[str]) -> Iterator[Iterator[pa.RecordBatch]]:
+        """Yield the record batches of an Arrow IPC file one by one, with some columns only.
+
+        Read, not mapped: mapped pages would count as this process's memory.
+        Raises: ContractError for a file that is incomplete, not Arrow, or without one of the columns.
+        """
+        with self._explained("read", path), self._files.source(path, mapped=False) as source:
+            yield read_batches(source, path, columns)
+
+    def size(self, path: str) -> int | None:
+        """Return the size in bytes, or None where there is no such file."""
+        with self._explained("read", path):
+            try:
+                return self._files.size(path)
+            except FileNotFoundError:
+                return None
+
+    def names(self, folder: str) -> list[str]:
+        """List the file names in a folder, sorted; none if there is no such folder."""
+        with self._explained("list", folder):
+            try:
+                return sorted(self._files.names(folder))
+            except FileNotFoundError:
+                return []
+
+    def stamps(self, folder: str, suffix: str = "") -> dict[str, tuple[int, float]]:
+        """Map each file name with this suffix to its size and modification time (0 where unknown)."""
+        with self._explained("list", folder):
+            try:
+                return dict(self._files.stamps(folder, suffix))
+            except FileNotFoundError:
+                return {}
+
+    def remove(self, path: str) -> None:
+        """Remove a file if it exists."""
+        with self._explained("remove", path):
+            try:
+                self._files.remove(path)
+            except FileNotFoundError:
+                return
+
+    def sweep(self, folders: Iterable[str]) -> int:
+        """Remove what killed writers left unfinished in these folders; return how many."""
+        with self._explained("sweep", ""):
+            return self._files.sweep(folders)
+
+    @contextmanager
+    def _explained(self, verb: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"cannot {verb} {path} in {self.root}",
+                str(error),
+                "Free space or restore access, then run the same command again: it resumes.",
+            ) from error
