@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from koe.errors import ContractError
-from koe.schema import CLIP, ENCODED, ROW, SAMPLE, SCORED, SPEECH, TEXT
+from koe.schema import CLIP, ENCODED, EXCLUDED, ORDER, ROW, SAMPLE, SCORED, SPEECH, TEXT
 
 
 @dataclass(frozen=True)
@@ -129,3 +129,15 @@ def output_path(stage: str, unit: str) -> str:
 def excluded_path(stage: str, unit: str) -> str:
     """Return where the table of what a stage left out of a unit lies, with the reasons."""
     return f"{stage}/{unit}.excluded.arrow"
+
+
+def stored_schema(path: str) -> pa.Schema | None:
+    """Return the schema of the table at a path of the run directory; None where none is declared."""
+    folder, _, name = path.rpartition("/")
+    if name.endswith(".excluded.arrow"):
+        return EXCLUDED
+    if path == output_path(INTERLEAVE, ORDER_UNIT):
+        return ORDER
+    if folder == SHARDS:
+        return ROW
+    return next((entry.output for entry in TABLE if entry.name == folder and entry.chains), None)

@@ -149,7 +149,7 @@ class Forged:
     def vouch(self, output: Output) -> Output:
         """Describe a table as it is now."""
         data = self.storage.read_bytes(output.path)
-        rows = self.storage.read_table(output.path).num_rows
+        rows = pa.ipc.open_file(data).read_all().num_rows  # also of one that koe refuses to read
         return Output(path=output.path, sha256=sha256_bytes(data), num_bytes=len(data), rows=rows)
 
     def remake_shards(self) -> None:

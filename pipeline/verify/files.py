@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
+from koe.arrow_files import ArrowFile
 from koe.errors import ContractError
 from koe.fingerprint import sha256_bytes, sha256_file
 from koe.schema import require_schema
@@ -52,23 +53,16 @@ def _proved_bytes(storage: Storage, output: Output) -> bytes:
 
 
 @contextmanager
-def _opened(
-    source: pa.NativeFile, output: Output, schema: pa.Schema
-) -> Iterator[pa.RecordBatchFileReader]:
+def _opened(source: pa.NativeFile, output: Output, schema: pa.Schema) -> Iterator[ArrowFile]:
     with source:
-        with _explained(output.path):
-            file = pa.ipc.open_file(source)
+        file = ArrowFile(source, output.path, remedy=_REMEDY)
         require_schema(file.schema.empty_table(), schema, output.path)
         yield file
 
 
-def _batches(file: pa.RecordBatchFileReader, output: Output) -> Iterator[pa.RecordBatch]:
+def _batches(file: ArrowFile, output: Output) -> Iterator[pa.RecordBatch]:
     num_rows = 0
-    for number in range(file.num_record_batches):
-        with _explained(output.path):
-            batch = file.get_batch(number)
-            batch.validate(full=True)  # offsets and strings are sound
-        _require_no_nulls(batch, output.path)
+    for batch in file.batches():
         num_rows += batch.num_rows
         yield batch
     if num_rows != output.rows:
@@ -95,21 +89,3 @@ def _require_hash(output: Output, sha256: str) -> None:
 def _other_file(output: Output, why: str) -> ContractError:
     what = f"{output.path} is not the file that its receipt vouches for"
     return ContractError(what, why, _REMEDY)
-
-
-def _require_no_nulls(batch: pa.RecordBatch, path: str) -> None:
-    for field, column in zip(batch.schema, batch.columns, strict=True):
-        if not field.nullable and column.null_count:
-            what = f"{path} holds {column.null_count} nulls in {field.name}"
-            raise ContractError(what, "the schema allows none", _REMEDY)
-        if pa.types.is_list(field.type) and column.flatten().null_count:
-            what = f"{path} holds nulls inside the lists of {field.name}"
-            raise ContractError(what, "every token and label must be there", _REMEDY)
-
-
-@contextmanager
-def _explained(path: str) -> Iterator[None]:
-    try:
-        yield
-    except pa.ArrowInvalid as error:
-        raise ContractError(f"{path} is not a valid Arrow file", str(error), _REMEDY) from error

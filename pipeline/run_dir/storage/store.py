@@ -11,12 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from koe.arrow_files import ArrowFile
 from koe.atomic import Hashed
+from koe.dataflow import stored_schema
 from koe.errors import StorageError
 from koe.fingerprint import sha256_bytes
 from pipeline.run_dir.storage.local import LocalFiles
 from pipeline.run_dir.storage.remote import RemoteFiles
-from pipeline.run_dir.storage.tables import complete_arrow, read_batches, write_batches
+from pipeline.run_dir.storage.tables import write_batches
 
 
 class Output(BaseModel):
@@ -88,10 +90,11 @@ class Storage:
     def read_table(self, path: str) -> pa.Table:
         """Read an Arrow IPC file, memory-mapped where the storage is local.
 
-        Raises: ContractError for a file that is incomplete or not Arrow.
+        Raises: ContractError for a file that is incomplete, not Arrow, or not what `path` holds.
         """
-        with self._explained("read", path), complete_arrow(path):
-            return pa.ipc.open_file(self._files.source(path, mapped=True)).read_all()
+        with self._explained("read", path):
+            source = self._files.source(path, mapped=True)
+            return ArrowFile(source, path, schema=stored_schema(path)).table()
 
     @contextmanager
     def open_batches(self, path: str, columns: list[str]) -> Iterator[Iterator[pa.RecordBatch]]:
@@ -101,7 +104,7 @@ class Storage:
         Raises: ContractError for a file that is incomplete, not Arrow, or without one of the columns.
         """
         with self._explained("read", path), self._files.source(path, mapped=False) as source:
-            yield read_batches(source, path, columns)
+            yield ArrowFile(source, path, schema=stored_schema(path), columns=columns).batches()
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes, or None where there is no such file."""

@@ -1,14 +1,11 @@
-"""Tables in Arrow IPC files: how rows become batches, and what is said of a file that is none."""
+"""Writes tables as Arrow IPC files: how rows become batches (`koe/arrow_files.py` reads them)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
-
-from koe.errors import ContractError
 
 BATCH_ROWS = 1024  # of a record batch: bounds what one random access has to touch
 
@@ -21,50 +18,6 @@ def write_batches(file: Any, schema: pa.Schema, tables: Iterable[pa.Table]) -> i
             writer.write_table(table, max_chunksize=BATCH_ROWS)
             num_rows += table.num_rows
     return num_rows
-
-
-def read_batches(source: pa.NativeFile, path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Return the record batches of an Arrow IPC file, with some columns only, read one by one.
-
-    Raises: ContractError for a file that is incomplete, not Arrow, or without one of the columns.
-    """
-    with complete_arrow(path):
-        names = pa.ipc.open_file(source).schema.names
-        _require_columns(columns, names, path)
-        wanted = [names.index(column) for column in columns]
-        options = pa.ipc.IpcReadOptions(included_fields=wanted)
-        opened = pa.ipc.open_file(source, options=options)
-    return _batches(opened, path)
-
-
-@contextmanager
-def complete_arrow(path: str) -> Iterator[None]:
-    """Turn Arrow's complaint of a file into a ContractError."""
-    try:
-        yield
-    except pa.ArrowInvalid as error:
-        raise ContractError(
-            f"{path} is not a complete Arrow file",
-            str(error),
-            "Run again: a unit whose output is incomplete is redone.",
-        ) from error
-
-
-def _batches(opened: Any, path: str) -> Iterator[pa.RecordBatch]:
-    for number in range(opened.num_record_batches):
-        with complete_arrow(path):
-            batch = opened.get_batch(number)
-        yield batch
-
-
-def _require_columns(columns: Iterable[str], names: Sequence[str], path: str) -> None:
-    missing = [column for column in columns if column not in names]
-    if missing:
-        raise ContractError(
-            f"{path} has no column {', '.join(missing)}",
-            "another version of koe wrote it",
-            "Run `koe run`: what is stale is redone.",
-        )
 
 
 def _in_batches(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

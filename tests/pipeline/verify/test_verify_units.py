@@ -139,7 +139,7 @@ DAMAGE = {
     "a column is gone": (lambda f: drop_column(f, SCORED, "bak"), f"{SCORED} has the wrong schema(.|\n)*bak"),
     "an id is null": (lambda f: change(f, SCORED, 1, id=None), f"{SCORED} holds 1 nulls in id"),
     "a token is null": (lambda f: set_token(f, A, 1, 3, None), f"{TOKENIZED} holds nulls inside the lists of input_ids"),
-    "a file that is no table": (write_garbage, f"{SCORED} is not a valid Arrow file"),
+    "a file that is no table": (write_garbage, f"{SCORED} is not a complete Arrow file"),
     "a row less than is kept": (drop_row, f"record counts of encode/{A}.json.*counts 3 kept, its output has 2 rows"),
     "a setting is not named": (forget_threshold, f"encode/{A}.json does not name threshold_ovrl"),
     "the receipt counts other rows": (count_rows, f"{SCORED} is not the file .* it holds 3 rows, not 9"),
