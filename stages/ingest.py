@@ -33,7 +33,7 @@ class IngestStage:
     sources: tuple[SpeechFiles, ...]
     settings: IngestConfig = field(default_factory=IngestConfig)
     name: str = field(default="ingest", init=False)
-    version: int = field(default=2, init=False)
+    version: int = field(default=3, init=False)
     output_schema: pa.Schema = field(default=CLIP, init=False, repr=False)
 
     @property

@@ -86,6 +86,9 @@ class SpeechSourceConfig(Strict):
     audio_root: PathOrUrl | None = None
     """The folder that relative audio paths start from, or that holds the tars of shar; null: that of
     the file that names them."""
+    allow_outside: bool = False
+    """Whether records may name audio anywhere, as by absolute paths; false: only below audio_root, or
+    below the folder of the file that names it. Never by another protocol than these have."""
     supervisions: Literal["clips", "speakers_and_text"] = "clips"
     """Kind shar: what the supervisions of a cut are. clips: each is a clip with its text.
     speakers_and_text, as in J-CHAT: those with a speaker are clips, and the others are pieces of
@@ -174,16 +177,16 @@ class SpeechSourceConfig(Strict):
 
     @model_validator(mode="after")
     def _has_use_for_root(self) -> SpeechSourceConfig:
-        if self.audio_root is None:
+        key = "audio_root" if self.audio_root is not None else "allow_outside"
+        if self.audio_root is None and not self.allow_outside:
             return self
         if self.kind == "webdataset":
             raise ValueError(
-                "audio_root has no meaning for a webdataset, whose audio lies in its tars: "
-                "remove the key"
+                f"{key} has no meaning for a webdataset, whose audio lies in its tars: remove the key"
             )
         if self.kind == "nemo_tarred":
             raise ValueError(
-                "audio_root has no meaning for kind nemo_tarred, whose audio lies in tars: "
+                f"{key} has no meaning for kind nemo_tarred, whose audio lies in tars: "
                 "name these in tars"
             )
         return self

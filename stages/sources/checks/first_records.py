@@ -17,6 +17,7 @@ from stages.sources.checks.notes import Notes
 from stages.sources.fields import find, is_blank, lookup, message_list, name_of, number_of
 from stages.sources.files.encodings import require_utf8
 from stages.sources.files.opening import reading
+from stages.sources.files.places import OTHER_PROTOCOL, OUTSIDE, named_outside
 from stages.sources.location import FILE, open_audio
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 
@@ -38,12 +39,13 @@ def check_first_records(source: SourceFiles[Any], units: Sequence[Unit]) -> dict
     Returns what is to be said of the first unit's records, with their number (see `Notes`).
     Raises: ConfigError where none of the records read has a field that is needed, or that the
     configuration names otherwise than usual, or where it holds another type of value in all; where
-    none of the audio that they name is there; where no record can be read, because the file is
-    of another format. StorageError.
+    one names a file that the source may not read; where none of the audio that they name is there;
+    where no record can be read, because the file is of another format. StorageError.
     """
     if not units:
         return {}
     records = _first(source, units[0])
+    _require_inside(source, records)
     notes = Notes(source)
     for record in records:
         notes.add(record)
@@ -57,6 +59,19 @@ def check_first_records(source: SourceFiles[Any], units: Sequence[Unit]) -> dict
             raise problem
         records += read()
     return {**notes.counts(), **_without_letters(source, records)}
+
+
+def _require_inside(source: SourceFiles[Any], records: Sequence[Record]) -> None:
+    """Refuse a source of which a record names a file outside of its folder, or all a protocol.
+
+    Of millions of records with absolute paths, none would be left.
+    """
+    bad = [(record.location, record.bad) for record in records if record.bad]
+    outside = [(place, found) for place, found in bad if found.reason == OUTSIDE]
+    if len(bad) == len(records) and all(found.reason == OTHER_PROTOCOL for _, found in bad):
+        outside = bad
+    for location, found in outside[:1]:
+        raise named_outside(source.name, location, found)
 
 
 def _without_letters(source: SourceFiles[Any], records: Sequence[Record]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from stages.sources.fields import lookup, parse_object
 from stages.sources.files.lines import MAX_RECORD_BYTES, lines
 from stages.sources.files.listing import SourceFile
 from stages.sources.files.opening import join, parent
+from stages.sources.files.places import resolve
 from stages.sources.planning import Broken, Slice, Span, cut
 from stages.sources.settings import SpeechFields
 
@@ -76,18 +77,20 @@ class ManifestSource(SpeechFiles):
 
         `values` stand at byte `start` of the unit's file, whose relative name is `relative`.
         """
-        fields, audio_root = self.settings.fields, self.settings.audio_root
+        fields = self.settings.fields
         place, location = f"{relative}@{start}", f"{unit.path}@{start}"
         if isinstance(values, BadRecord):
             return self.record(place, location, values)
         audio = attempt(_audio_path, values, fields.audio)
         if isinstance(audio, BadRecord):
             return self.record(place, location, audio)
-        folder = "" if audio_root else parent(relative)
+        folder = "" if self.settings.audio_root else parent(relative)
         key = (join(folder, audio) if folder else audio) + segment_name(values, fields)
         if skipped := marked_to_skip(values):
             return self.record(key, location, skipped)
-        path = join(audio_root or parent(unit.path), audio)
+        path = attempt(resolve, self.settings, unit.path, audio)
+        if isinstance(path, BadRecord):
+            return self.record(key, location, path)
         return self.record(key, location, values, AudioLocation("file", path))
 
 

@@ -19,7 +19,8 @@ from stages.sources.fields import parse_object
 from stages.sources.files.compressed import opened, scanned
 from stages.sources.files.lines import lines, require_size
 from stages.sources.files.listing import SourceFile
-from stages.sources.files.opening import exists, join, open_binary, parent, reading, stamp
+from stages.sources.files.opening import exists, open_binary, reading, stamp
+from stages.sources.files.places import named_outside, resolve
 from stages.sources.files.streams import SUFFIXES, plain_name
 from stages.sources.lhotse.cuts import CutClip, clips_of, source_of
 from stages.sources.lhotse.recordings import cut_around, recordings_beside
@@ -122,9 +123,17 @@ class SharSource(TarredFiles):
                 "List one tar for each file of cuts, or name files such as cuts.*.jsonl.gz instead.",
             )
         for name, tar in zip(cuts, tars, strict=True):
-            tars = (join(self.settings.audio_root or parent(path), tar),)
+            tars = (self._named(self.settings, path, tar),)
+            beside = self.settings.model_copy(update={"audio_root": None})
             relative = plain_name(name.rpartition("://")[2].lstrip("/"))
-            yield _Shard(SourceFile(join(parent(path), name), relative, tars), tars)
+            yield _Shard(SourceFile(self._named(beside, path, name), relative, tars), tars)
+
+    def _named(self, settings: SpeechSourceConfig, path: str, name: str) -> str:
+        """Return the path of a file that a list of shards names."""
+        found = attempt(resolve, settings, path, name)
+        if isinstance(found, BadRecord):
+            raise named_outside(self.name, path, found)
+        return found
 
     def _tars(self, path: str) -> tuple[str, ...]:
         """List the names that the tar of a file of cuts may have; none for another manifest."""
@@ -222,7 +231,7 @@ class _Audio:
     """Finds the audio of cuts: in the tar of their shard, or in files."""
 
     def __init__(self, source: SharSource, path: str, tars: tuple[str, ...]) -> None:
-        self._path, self._tars, self._root = path, tars, source.settings.audio_root
+        self._path, self._tars, self._settings = path, tars, source.settings
         self._index_folder = source.index_folder
 
     @cached_property
@@ -253,7 +262,7 @@ class _Audio:
         if kind not in ("file", "url") or not isinstance(name, str) or not name:
             detail = f"its audio is of type {kind!r}; files, URLs and Shar are read"
             raise BadRecord("unsupported_recording", detail)
-        return AudioLocation("file", join(self._root or parent(self._path), name)), channel
+        return AudioLocation("file", resolve(self._settings, self._path, name)), channel
 
     def _member(self, cut: dict[str, Any]) -> AudioLocation:
         if self.tar is None:

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from koe.errors import BadRecord, ConfigError
+from koe.errors import BadRecord, ConfigError, attempt
 from koe.schema import Unit
 from stages.sources.base import AudioLocation, Record, SpeechFiles, TextFiles
 from stages.sources.fields import describe, lookup
 from stages.sources.files.listing import SourceFile
-from stages.sources.files.opening import join, parent, reading
+from stages.sources.files.opening import reading
+from stages.sources.files.places import resolve
 from stages.sources.parquet.columns import (
     ARRAY,
     BYTES,
@@ -72,8 +73,11 @@ class ParquetSpeechSource(SpeechFiles):
             if not isinstance(values, BadRecord) and (audio.form == PATH or row in absent):
                 path = lookup(values, audio.path_name)
                 if isinstance(path, str) and path.strip():
-                    folder = self.settings.audio_root or parent(unit.path)
-                    place = AudioLocation("file", join(folder, path))
+                    found = attempt(resolve, self.settings, unit.path, path)
+                    is_bad = isinstance(found, BadRecord)
+                    values, place = (
+                        (found, place) if is_bad else (values, AudioLocation("file", found))
+                    )
                 elif audio.form == PATH:
                     values = BadRecord("missing_audio", describe(values, audio.name))
             yield replace(self.record(key, location, values, place), left_out=left_out)

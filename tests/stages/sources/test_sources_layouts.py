@@ -164,15 +164,14 @@ def test_tables_may_be_compressed(tmp_path, pack):
 
 
 def test_paths_of_windows_and_absolute_ones(tmp_path):
-    paths = [r"wavs\1.wav", r".\wavs\2.wav", "/data/3.wav", "../other/4.wav", "s3://b/5.wav"]
+    paths = [r"wavs\1.wav", r".\wavs\2.wav", "/data/3.wav", "../other/4.wav"]
     (tmp_path / "t.list").write_text("".join(f"{path}|x\n" for path in paths))
-    records = folder(tmp_path / "t.list", layout="vits")
+    records = folder(tmp_path / "t.list", layout="vits", allow_outside=True)
     assert [r.audio.path for r in records] == [
         f"{tmp_path}/wavs/1.wav",
         f"{tmp_path}/./wavs/2.wav",
         "/data/3.wav",
         f"{tmp_path}/../other/4.wav",
-        "s3://b/5.wav",
     ]
 
 

@@ -42,7 +42,7 @@ def test_manifest_lines_are_records(tmp_path):
         [
             b'\xef\xbb\xbf{"audio_filepath": "a/1.wav", "text": "x"}',
             "   ",
-            {"audio_filepath": "/abs/2.wav", "text": "y", "offset": 1.5, "duration": 2},
+            {"audio_filepath": f"{tmp_path}/abs/2.wav", "text": "y", "offset": 1.5, "duration": 2},
             '{"audio_filepath": "3.wav", "te',
             "",
             "[1, 2]",
@@ -58,8 +58,15 @@ def test_manifest_lines_are_records(tmp_path):
         *("", "", "broken_json", "broken_json", "broken_json", "broken_json"),
         *("missing_audio", "broken_json", ""),
     ]
-    assert [records[n].key for n in (0, 1, 8)] == ["a/1.wav", "/abs/2.wav@1.5+2", "5.wav"]
-    assert [records[n].audio.path for n in (0, 1)] == [f"{tmp_path}/a/1.wav", "/abs/2.wav"]
+    assert [records[n].key for n in (0, 1, 8)] == [
+        "a/1.wav",
+        f"{tmp_path}/abs/2.wav@1.5+2",
+        "5.wav",
+    ]
+    assert [records[n].audio.path for n in (0, 1)] == [
+        f"{tmp_path}/a/1.wav",
+        f"{tmp_path}/abs/2.wav",
+    ]
     data = path.read_bytes()
     for record in records:
         at = int(record.location.rpartition("@")[2])
