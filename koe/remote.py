@@ -1,4 +1,9 @@
-"""Opens the fsspec file system of a URL, and says what is missing for one that cannot be opened."""
+"""Opens the fsspec file system of a URL, and says what is missing for one that cannot be opened.
+
+A file system of the sources may keep the listings that it fetched, because planning asks for the size
+of each file that it has just listed; `forget_listings` is called before a decision. That of a run
+directory keeps none (`fresh_file_system`): workers on other machines write there.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,9 @@ import tarfile
 import zipfile
 from typing import Any
 
+from fsspec.config import conf
 from fsspec.core import url_to_fs
+from fsspec.implementations.cached import CachingFileSystem
 
 from koe.errors import ConfigError
 
@@ -21,6 +28,17 @@ NO_PLACE = (
     tarfile.TarError,
 )
 _PACKAGES = {"smbclient": "smbprotocol"}  # where a module's package has another name
+_S3 = ("s3", "s3a")
+# A request to S3 that is not answered ends, and so do its repetitions: 5 by botocore (with growing
+# pauses, of at most 20 s), and all of them twice by s3fs, which repeats broken answers too. A store
+# that stands still is given up after about 5 minutes.
+_S3_TRIES = 2
+_S3_CONFIG = {
+    "connect_timeout": 10,
+    "read_timeout": 30,
+    "max_pool_connections": 64,
+    "retries": {"mode": "standard", "total_max_attempts": 5},
+}
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
@@ -29,7 +47,10 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     Raises: ConfigError where the protocol is unknown, or needs a package that is not installed.
     """
     try:
-        return url_to_fs(url, **options)
+        system, place = url_to_fs(url, **_bounds(url), **options)
+        if _is_s3(system):
+            system.retries = _S3_TRIES
+        return system, place
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None) or error.name
         package = _PACKAGES.get(missing, missing) if missing else None
@@ -40,6 +61,67 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
         ) from error
     except NO_PLACE as error:
         raise no_place(url, error) from error
+
+
+def _bounds(url: str) -> dict[str, Any]:
+    """Return options that bound the time of a request; what fsspec's own configuration says wins."""
+    protocol = url.partition("://")[0]
+    if protocol not in _S3:
+        return {}
+    own = [conf.get(name, {}).get("config_kwargs", {}) for name in _S3]
+    return {"config_kwargs": {**_S3_CONFIG, **own[1], **own[0]}}
+
+
+def _is_s3(system: Any) -> bool:
+    protocol = system.protocol
+    return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def fresh_file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """Return a file system that answers every question by asking the store, and the path in it.
+
+    Raises: ConfigError as `file_system` does, and for a URL of a file system that keeps copies.
+    """
+    protocol = url.partition("://")[0]
+    whole = {"max_concurrency": 1} if protocol in _S3 else {}  # else s3fs asks for the size first
+    system, place = file_system(url, use_listings_cache=False, **whole, **options)
+    if isinstance(system, CachingFileSystem):
+        raise ConfigError(
+            f"{url} cannot be a run directory",
+            "it is read through a cache, which does not see what other processes write",
+            "Name the place itself, without what stands before `::`.",
+        )
+    return system, place
+
+
+def forget_listings(system: Any, place: str | None = None) -> None:
+    """Have the next question about a path answered by the store; about any path where none is given."""
+    system.invalidate_cache(place)
+
+
+def abort_uploads(system: Any, place: str) -> int:
+    """Abort the uploads that were begun below a path and never completed; return how many.
+
+    S3 keeps, and bills, the parts of such an upload for ever. Google's and Azure's stores drop them
+    after a week by themselves.
+    """
+    if not _is_s3(system):
+        return 0
+    bucket, prefix, _ = system.split_path(f"{place}/")
+    question: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = system.call_s3("list_multipart_uploads", **question)
+        found += answer.get("Uploads", [])
+        if not answer.get("IsTruncated"):
+            break
+        question["KeyMarker"] = answer["NextKeyMarker"]
+        question["UploadIdMarker"] = answer["NextUploadIdMarker"]
+    # asked of the store, which may not know of prefixes: nobody else's uploads are touched
+    ours = [upload for upload in found if upload["Key"].startswith(prefix)]
+    for upload in ours:
+        system.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+    return len(ours)
 
 
 def no_place(url: str, error: Exception) -> ConfigError:

@@ -221,6 +221,7 @@ def do_unit(
         seconds=time.perf_counter() - started,
         kept=made.kept,
         measures=made.measures,
+        found=check.found,
     )
     return result_of(receipt, DONE, "forced" if check.receipt else check.why)
 
@@ -257,8 +258,7 @@ def _unit_input(ledger: Ledger, work: StageWork, unit: str) -> tuple[str, Receip
     Raises: StageError when the stage before has not done the unit.
     """
     if work.upstream is None:
-        planned = work.units[unit]
-        return sha256_json([planned.to_row(), work.reading.get(planned.source)]), None
+        return planned_sha256(work, unit), None
     receipt = ledger.receipt(work.upstream, unit)
     if receipt is None:
         raise StageError(
@@ -268,6 +268,12 @@ def _unit_input(ledger: Ledger, work: StageWork, unit: str) -> tuple[str, Receip
             unit=unit,
         )
     return receipt.output.sha256, receipt
+
+
+def planned_sha256(work: StageWork, unit: str) -> str:
+    """Return the fingerprint of the input of a first stage: the unit as it was planned."""
+    planned = work.units[unit]
+    return sha256_json([planned.to_row(), work.reading.get(planned.source)])
 
 
 def run_plain(

@@ -16,7 +16,7 @@ from koe.numbers import clock_time
 from koe.schema import SPEECH, TEXT
 from pipeline.execution.rates import RECENT_SECONDS, UnitWork, rate_measures, recent_rates
 from pipeline.execution.status_table import StageRow, StageTable, flowing
-from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.reading import trace_history
 
@@ -115,32 +115,14 @@ class StatusReader:
         self, stage: str, units: Iterable[str], stamps: dict[str, tuple[int, float]] | None = None
     ) -> dict[str, _Done]:
         stamps = self._ledger.storage.stamps(stage, ".json") if stamps is None else stamps
-        found = {}
-        for unit in units:
-            stamp = stamps.get(f"{unit}.json")
-            if stamp is None:
-                continue
-            key = (stage, unit)
-            if self._stamps.get(key) != stamp:
-                self._stamps[key], self._known[key] = stamp, self._receipt(stage, unit, stamp)
-            if (receipt := self._known[key]) is not None:
-                found[unit] = receipt
-        return found
-
-    def _receipt(self, stage: str, unit: str, stamp: tuple[int, float]) -> _Done | None:
-        receipt = self._ledger.receipt(stage, unit)
-        if receipt is None:
-            return None
-        return _Done(
-            receipt.input_sha256,
-            receipt.output.sha256,
-            receipt.records_in,
-            receipt.kept,
-            sum(receipt.rejected.values()),
-            sum(receipt.quarantined.values()),
-            int(receipt.measures.get("shards", 0)),
-            UnitWork(stamp[1], receipt.seconds, rate_measures(stage, receipt.measures)),
-        )
+        written = {unit: stamps[f"{unit}.json"] for unit in units if f"{unit}.json" in stamps}
+        changed = [unit for unit in written if self._stamps.get((stage, unit)) != written[unit]]
+        read = self._ledger.receipts((stage, unit) for unit in changed)
+        for unit, receipt in zip(changed, read, strict=True):
+            key, stamp = (stage, unit), written[unit]
+            self._stamps[key], self._known[key] = stamp, _done(stage, receipt, stamp)
+        known = {unit: self._known[stage, unit] for unit in written}
+        return {unit: receipt for unit, receipt in known.items() if receipt is not None}
 
     def _row(self, stage: str, done: Collection[_Done], num_units: int) -> StageStatus:
         now = self._clock()
@@ -169,6 +151,21 @@ class StatusReader:
             run_eta_seconds=left / run_units if run_units else None,
             newest_seconds_ago=max(0.0, now - max(r.work.ended for r in done)) if done else None,
         )
+
+
+def _done(stage: str, receipt: Receipt | None, stamp: tuple[int, float]) -> _Done | None:
+    if receipt is None:
+        return None
+    return _Done(
+        receipt.input_sha256,
+        receipt.output.sha256,
+        receipt.records_in,
+        receipt.kept,
+        sum(receipt.rejected.values()),
+        sum(receipt.quarantined.values()),
+        int(receipt.measures.get("shards", 0)),
+        UnitWork(stamp[1], receipt.seconds, rate_measures(stage, receipt.measures)),
+    )
 
 
 def status_json(rows: list[StageStatus]) -> list[dict[str, Any]]:

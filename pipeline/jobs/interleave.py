@@ -55,7 +55,11 @@ class OrderWork(Work[OrderStage]):
 
     def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
         def task(_: str) -> UnitTask:
-            outputs = [_tokenized(ledger, unit).output for unit in self.units]
+            read = ledger.receipts((last_stage_with("input_ids"), unit) for unit in self.units)
+            outputs = [
+                _require_tokenized(unit, receipt).output
+                for unit, receipt in zip(self.units, read, strict=True)
+            ]
             clips = self._clips(ledger)
             made_from = [
                 [unit, output.sha256, *([of_unit.sha256] if of_unit else [])]
@@ -69,7 +73,7 @@ class OrderWork(Work[OrderStage]):
         """List the clips that the samples of each unit were made of; None where none is looked at."""
         if not wants_clips(self.stage.settings):
             return [None] * len(self.units)
-        receipts = (ledger.receipt(last_stage_with("codes"), unit) for unit in self.units)
+        receipts = ledger.receipts((last_stage_with("codes"), unit) for unit in self.units)
         return [None if receipt is None else receipt.output for receipt in receipts]
 
     def _make(
@@ -128,7 +132,10 @@ class OrderWork(Work[OrderStage]):
 
 
 def _tokenized(ledger: Ledger, unit: str) -> Receipt:
-    receipt = ledger.receipt(last_stage_with("input_ids"), unit)
+    return _require_tokenized(unit, ledger.receipt(last_stage_with("input_ids"), unit))
+
+
+def _require_tokenized(unit: str, receipt: Receipt | None) -> Receipt:
     if receipt is None:
         raise StageError(
             f"unit {unit} is not tokenized",
@@ -217,8 +224,8 @@ def write_index(stage: OrderStage, ledger: Ledger, shards: Sequence[str]) -> dic
     The same shards give the same bytes: the index holds no time and no path of the machine.
     """
     entries = []
-    for shard in shards:
-        receipt = ledger.receipt(INTERLEAVE, shard)
+    receipts = ledger.receipts((INTERLEAVE, shard) for shard in shards)
+    for shard, receipt in zip(shards, receipts, strict=True):
         if receipt is None:
             raise StageError(f"shard {shard} is not made yet", remedy="Run `koe run` again.")
         sums = receipt.measures

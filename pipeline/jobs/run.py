@@ -20,6 +20,7 @@ from koe.printable import escape_control_characters
 from koe.schema import SPEECH, TEXT
 from koe.stage import Stage
 from pipeline.config.models import PipelineConfig
+from pipeline.execution.done_before import leave_done
 from pipeline.execution.interrupt import interruptible
 from pipeline.execution.progress import RunProgress
 from pipeline.execution.runner import StageWork, Stop, UnitResult, Work, run_plain
@@ -121,7 +122,7 @@ def _run_job(assembly: Assembly, selection: Selection, console: Console) -> JobR
         chains = [_plan_work(chain, plan, assembly, selection) for chain in built]
         for works, units in chains:  # before the first runs, so that the time left covers all
             progress.expect(works, len(units))
-        for works, units in chains:
+        for works, units in leave_done(chains, ledger, progress.take):
             _run_chain(engine, works, units, progress)
         if not progress.failures:
             _check_quarantine(plan, ledger, config.max_quarantine_share)
@@ -242,9 +243,8 @@ def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:
         uncounted = sum(found.uncounted for found in lost)
         records = sum(unit.records for unit in units) + uncounted
         reasons: Counter[str] = Counter()
-        for unit in units:
-            for receipt in (ledger.receipt(stage, unit.unit) for stage in stages):
-                reasons.update(receipt.quarantined if receipt else {})
+        for receipt in ledger.receipts((stage, unit.unit) for unit in units for stage in stages):
+            reasons.update(receipt.quarantined if receipt else {})
         bad = reasons.total() + uncounted
         if records and bad / records > most:
             about = "about " if uncounted else ""

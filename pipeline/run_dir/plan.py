@@ -163,9 +163,10 @@ def load_plan(storage: Storage) -> Plan | None:
 
     Raises: ContractError for a plan that is incomplete, or of another version of koe.
     """
-    if storage.size(PLAN) is None:
+    data = storage.find_bytes(PLAN)
+    if data is None:
         return None
-    body = _stored_body(storage)
+    body = _stored_body(data)
     if body is None:
         raise ContractError(
             f"{PLAN} in {storage.root} is not a complete plan of this version of koe",
@@ -177,16 +178,17 @@ def load_plan(storage: Storage) -> Plan | None:
 
 
 def _stored_files(storage: Storage) -> dict[str, list[dict[str, Any]]]:
-    body = None if storage.size(PLAN) is None else _stored_body(storage)
+    data = storage.find_bytes(PLAN)
+    body = None if data is None else _stored_body(data)
     return (
         {} if body is None else body["files"]
     )  # unusable: it is planned again, since everything in it is derived
 
 
-def _stored_body(storage: Storage) -> dict[str, Any] | None:
-    """Read the stored plan; None if it is not complete, or not of this version."""
+def _stored_body(data: bytes) -> dict[str, Any] | None:
+    """Read a stored plan; None if it is not complete, or not of this version."""
     try:
-        body = json.loads(storage.read_bytes(PLAN))
+        body = json.loads(data)
         units = [Unit.from_row(row) for rows in body["files"].values() for row in rows]
         known = body["modalities"].keys()
         is_complete = all(unit.source in known for unit in units)

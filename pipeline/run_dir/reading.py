@@ -64,10 +64,13 @@ def unit_history(ledger: Ledger, modality: str, unit: str) -> UnitHistory[Receip
 def unit_receipts(plan: Plan, ledger: Ledger) -> Iterator[tuple[Unit, Receipts]]:
     """Yield each unit with its receipts by stage, up to the first stage that is not done.
 
-    One unit's are held at a time: those of 15 M clips would take half a gigabyte.
+    Some hundreds are held at a time: those of 15 M clips would take half a gigabyte.
     """
+    chains = {modality: stage_chain(modality) for modality in set(plan.modalities.values())}
+    read = ledger.receipts((s, unit.unit) for unit in plan.units for s in chains[unit.modality])
     for unit in plan.units:
-        yield unit, unit_history(ledger, unit.modality, unit.unit).receipts
+        found = {stage: next(read) for stage in chains[unit.modality]}
+        yield unit, trace_history(chains[unit.modality], found.get).receipts
 
 
 def read_index(ledger: Ledger) -> dict[str, Any] | None:
@@ -75,11 +78,12 @@ def read_index(ledger: Ledger) -> dict[str, Any] | None:
 
     Raises: ContractError for a file that is not an index.
     """
-    if ledger.storage.size(INDEX) is None:
+    data = ledger.storage.find_bytes(INDEX)
+    if data is None:
         return None
     remedy = f"Remove {INDEX} and run `koe run`: it is written again."
     try:
-        index = json.loads(ledger.storage.read_bytes(INDEX))
+        index = json.loads(data)
     except ValueError as error:
         raise ContractError(f"{INDEX} is not valid JSON", str(error), remedy) from error
     shards = index.get("shards") if isinstance(index, dict) else None

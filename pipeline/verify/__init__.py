@@ -30,6 +30,8 @@ from pipeline.verify.samples import SampleTable
 from pipeline.verify.shards import prove_pieces, prove_shard, shard_figures
 from pipeline.verify.units import Seen, prove_names, prove_units
 
+_FILES = (RECEIPT, INDEX, CARD)  # of the shards
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -87,14 +89,17 @@ def verify_run(
 
 def not_made(plan: Plan, ledger: Ledger) -> list[str]:
     """Name what an incomplete run lacks up to the shards: stages with their units, then files."""
+    chains = {modality: stage_chain(modality) for modality in (SPEECH, TEXT)}
+    folders = {*chains[SPEECH], *chains[TEXT], *(path.partition("/")[0] for path in _FILES)}
+    present = {f"{folder}/{name}" for folder in folders for name in ledger.storage.names(folder)}
     missing = Counter(
         stage
         for unit in plan.units
-        for stage in stage_chain(unit.modality)
-        if ledger.storage.size(receipt_path(stage, unit.unit)) is None
+        for stage in chains[unit.modality]
+        if receipt_path(stage, unit.unit) not in present
     )
     units = [f"{stage} of {number:,} units" for stage, number in missing.items()]
-    return units + [path for path in (RECEIPT, INDEX, CARD) if ledger.storage.size(path) is None]
+    return units + [path for path in _FILES if path not in present]
 
 
 def _report_units(seen: Seen, proved: Proved) -> None:

@@ -3,6 +3,7 @@
 import builtins
 
 import pytest
+from fsspec.registry import _registry
 
 from koe.errors import ConfigError
 from koe.remote import file_system
@@ -22,6 +23,8 @@ def no_packages(monkeypatch):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *rest, **more)
 
+    for protocol in ("s3", "gs"):  # classes that another test has loaded
+        monkeypatch.delitem(_registry, protocol, raising=False)
     monkeypatch.setattr(builtins, "__import__", hidden)
     monkeypatch.setattr("importlib.import_module", lambda name, *rest: hidden(name, fromlist=["x"]))
 

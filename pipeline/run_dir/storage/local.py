@@ -34,6 +34,16 @@ class LocalFiles:
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
 
+    def read_many(self, paths: list[str]) -> list[bytes | BaseException]:
+        """Read whole files; an exception stands for a file that failed."""
+        return [self._attempt(path) for path in paths]
+
+    def _attempt(self, path: str) -> bytes | BaseException:
+        try:
+            return self.read(path)
+        except OSError as error:
+            return error
+
     def source(self, path: str, mapped: bool) -> pa.NativeFile:
         """Open a file for Arrow; a mapped one is not copied, and its pages count as this process's."""
         place = str(self.root / path)

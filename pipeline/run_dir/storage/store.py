@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +20,8 @@ from koe.fingerprint import sha256_bytes
 from pipeline.run_dir.storage.local import LocalFiles
 from pipeline.run_dir.storage.remote import RemoteFiles
 from pipeline.run_dir.storage.tables import write_batches
+
+MANY = 256  # small files that are read at a time: enough requests to wait for, and little memory
 
 
 class Output(BaseModel):
@@ -86,6 +89,31 @@ class Storage:
     def read_bytes(self, path: str) -> bytes:
         with self._explained("read", path):
             return self._files.read(path)
+
+    def find_bytes(self, path: str) -> bytes | None:
+        """Read a file; None where there is no such file. One request asks and reads."""
+        return next(self.read_many([path]))
+
+    def read_many(self, paths: Iterable[str]) -> Iterator[bytes | None]:
+        """Yield the content of each file, None where there is no such file.
+
+        On an object store many requests are under way at a time; about MANY files are held.
+        """
+        left = iter(paths)
+        while some := list(islice(left, MANY)):
+            with self._explained("read", some[0]):
+                read = self._files.read_many(some)
+            for path, found in zip(some, read, strict=True):
+                yield self._content(path, found)
+
+    def _content(self, path: str, found: bytes | BaseException) -> bytes | None:
+        if isinstance(found, bytes):
+            return found
+        with self._explained("read", path):
+            try:
+                raise found
+            except FileNotFoundError:
+                return None
 
     def read_table(self, path: str) -> pa.Table:
         """Read an Arrow IPC file, memory-mapped where the storage is local.

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, cast
 
 from koe.errors import ConfigError
-from koe.remote import file_system
+from koe.remote import file_system, forget_listings
 from stages.sources.files.opening import BESIDE, exists, is_remote, plain, reading, stamp, what_else
 from stages.sources.files.path_ranges import expand_ranges, has_range
 from stages.sources.files.streams import is_compressed, plain_name
@@ -45,6 +45,8 @@ def expand(
     """
     patterns = tuple(patterns)
     found: dict[str, SourceFile] = {}
+    for pattern in patterns:  # a process that planned before has listings of that time
+        forget_listings(file_system(plain(pattern))[0])
     for pattern in patterns:
         for path in _matches(source, pattern, folders):
             _require_readable(source, path, compressed)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 from koe.errors import StorageError
-from koe.remote import NO_PLACE, file_system, no_place
+from koe.remote import NO_PLACE, file_system, forget_listings, no_place
 from koe.schema import Unit
 
 BESIDE = " beside "  # in a stamp, before that of the files beside
@@ -70,6 +70,8 @@ def exists(path: str) -> bool:
 
 def require_unchanged(unit: Unit) -> None:
     """Raise StorageError if the file of `unit` is not the one that was planned."""
+    if is_remote(unit.path):
+        forget_listings(*file_system(unit.path))
     now = stamp(unit.path)
     if now != own_stamp(unit):
         raise StorageError(

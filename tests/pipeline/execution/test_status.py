@@ -93,10 +93,14 @@ def test_only_changed_receipts_are_read_again(ledger, monkeypatch):
     for k in range(3):
         commit(ledger, "ingest", f"u{k}", ago=30)
     read = []
-    original = Ledger.receipt
-    monkeypatch.setattr(
-        Ledger, "receipt", lambda self, *where: read.append(where) or original(self, *where)
-    )
+    original = Ledger.receipts
+
+    def watched(ledger, of):
+        asked = list(of)
+        read.extend(asked)
+        return original(ledger, asked)
+
+    monkeypatch.setattr(Ledger, "receipts", watched)
     followed = reader(ledger)
     followed.read()
     assert len(read) == 3
