@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         required=True,
         help="a run's config.json, or its train section alone, as JSON",
     )
-    parser.add_argument("--shards", type=Path, required=True, help="folder with index.json")
+    parser.add_argument("--shards", required=True, help="folder or URL with index.json")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and logs")
     options = parser.parse_args(arguments)
     try:

@@ -224,6 +224,9 @@ class TrainConfig(Strict):
     """Log to this Weights & Biases project too; wandb must be installed."""
     resume_on_other_shards: bool = False
     """Continue a checkpoint even if the shards have changed since."""
+    shard_cache_gigabytes: float = Field(default=64.0, gt=0)
+    """Room in $KOE_CACHE, on each machine, for shards of a run directory on an object store. A run
+    that reads its shards more than once needs room for all of them."""
     seed: int = 0
     """Seed of new rows and of later epochs' order."""
 

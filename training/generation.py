@@ -33,7 +33,8 @@ from koe.vocabulary import (
     codes_of,
 )
 from training.config import EvaluationConfig, TrainConfig
-from training.data.shard_rows import MODALITY_BIT, ShardRows
+from training.data.shard_rows import ShardRows
+from training.data.shard_summary import MODALITY_BIT
 from training.evaluation import eval_mode
 from training.logs import SAMPLES_FILE, SAMPLES_FOLDER
 from training.model.distributed import Ranks

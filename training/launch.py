@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.generation import SampleGenerator
 from training.metrics import read_metrics, require_wandb
 from training.model.distributed import BACKENDS, from_process_group, single
+from training.places import Place, absolute
 from training.run import CHECKPOINT_FOLDER
 
 RAY_FOLDER = "ray"
@@ -60,7 +61,7 @@ def check(
 
 def launch(
     config: TrainConfig,
-    shards: Path,
+    shards: Place,
     out_dir: Path,
     resume: bool = True,
     *,
@@ -77,7 +78,7 @@ def launch(
     or here with `num_cpus`, and shut down at the end. All workers must see both folders at these
     paths. Raises: the errors of `training.loop.train`, and StageError when workers keep dying.
     """
-    shards, out_dir = shards.resolve(), out_dir.resolve()
+    shards, out_dir = absolute(shards), out_dir.resolve()
     check(config, ray_address=ray_address or _running_ray(config), num_cpus=num_cpus)
     checkpoint_dir = out_dir / CHECKPOINT_FOLDER
     if not resume and any(checkpoint_dir.glob("step-*")):
@@ -139,7 +140,7 @@ def _ray(address: str | None, num_cpus: int | None) -> AbstractContextManager[No
 
 
 def _train_on_ray(
-    config: TrainConfig, shards: Path, out_dir: Path, sample_generator: SampleGenerator | None
+    config: TrainConfig, shards: Place, out_dir: Path, sample_generator: SampleGenerator | None
 ) -> int:
     import ray
     from ray.exceptions import RayActorError
@@ -217,7 +218,7 @@ def _ray_worker(settings: dict[str, Any]) -> int | KoeError:
     try:
         return loop.train(
             config,
-            Path(settings["shards"]),
+            settings["shards"],
             Path(settings["out_dir"]),
             ranks,
             settings["sample_generator"],

@@ -23,6 +23,7 @@ from training.metrics import say
 from training.model.distributed import Ranks, total_gradient_norm
 from training.model.optim import learning_rate, new_rows_factor, set_learning_rate
 from training.observe import Observer, StepRecord
+from training.places import Place
 from training.run import Run, open_run
 from training.step import accumulate_gradients
 
@@ -33,7 +34,7 @@ class Exploded(StageError):
 
 def train(
     config: TrainConfig,
-    shards: Path,
+    shards: Place,
     out_dir: Path,
     ranks: Ranks,
     sample_generator: SampleGenerator | None = None,

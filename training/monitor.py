@@ -15,7 +15,8 @@ from transformers import LlamaConfig
 from koe.errors import ContractError
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NUM_BASE, SLOTS
 from training.data.batches import IGNORED, Batch
-from training.data.shard_rows import MODALITIES, Row
+from training.data.shard_rows import Row
+from training.data.shard_summary import MODALITIES
 from training.model.distributed import Ranks
 from training.model.optim import adam_direction, local, local_new_rows
 

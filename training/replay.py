@@ -13,11 +13,12 @@ from training.checkpoint import folder as checkpoints
 from training.checkpoint.reader import load_weights
 from training.config import TrainConfig
 from training.data.batches import collate
-from training.data.shard_rows import Row, ShardRows
+from training.data.shard_rows import TRAIN, Row, ShardRows
 from training.metrics import read_events, say
 from training.model.distributed import Ranks, single, total_gradient_norm
 from training.model.llama import PackedLlama, build_model
 from training.monitor import DocumentLoss, describe_documents, worst_first
+from training.places import Place
 from training.run import CHECKPOINT_FOLDER
 from training.step import StepResult, accumulate_gradients
 
@@ -34,7 +35,7 @@ class Replay:
     documents: list[DocumentLoss]  # the highest loss first
 
 
-def replay(config: TrainConfig, shards: Path, out_dir: Path, event_id: str) -> Replay:
+def replay(config: TrainConfig, shards: Place, out_dir: Path, event_id: str) -> Replay:
     """Run the rows of an event through the newest checkpoint before it, in this process.
 
     The weights are those of that checkpoint, so the numbers equal the logged ones only where the
@@ -42,7 +43,7 @@ def replay(config: TrainConfig, shards: Path, out_dir: Path, event_id: str) -> R
     Raises: ConfigError when there is no such event, it has no rows, or no checkpoint precedes it.
     """
     event = _find_event(out_dir, event_id)
-    rows = ShardRows(shards, "train")
+    rows = ShardRows(shards, TRAIN, config.shard_cache_gigabytes)
     checkpoint = _checkpoint_before(out_dir / CHECKPOINT_FOLDER, event)
     checkpoints.require_same_data(checkpoint, rows.fingerprint, config.rows_per_step, False)
     ranks = single(config.device)

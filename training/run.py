@@ -18,7 +18,7 @@ from training.checkpoint.reader import load_checkpoint
 from training.checkpoint.writer import CheckpointWriter
 from training.config import TrainConfig
 from training.data.loader import RowOrder, StepLoader
-from training.data.shard_rows import ShardRows
+from training.data.shard_rows import TRAIN, VALIDATION, ShardRows
 from training.evaluation import evaluate
 from training.generation import SampleGenerator, speak
 from training.guard import Guard
@@ -26,6 +26,7 @@ from training.metrics import RunLog, say
 from training.model.distributed import Ranks, choose_compile, parallelise
 from training.model.llama import PackedLlama, build_model
 from training.model.optim import NewRowsRate, build_optimizer
+from training.places import Place
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"  # the model's config.json, from which export builds it
@@ -39,6 +40,7 @@ class Run:
     out_dir: Path
     ranks: Ranks
     rows: ShardRows
+    validation: ShardRows | None  # None where nothing is evaluated
     plain_model: PackedLlama
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -64,6 +66,8 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.loader.close()
+        if self.validation:
+            self.validation.close()
         self.writer.close()
         if self.log:
             self.log.close()
@@ -82,12 +86,11 @@ class Run:
 
     def evaluate(self) -> None:
         """Measure the loss on the validation split and speak the prompts; training state stays."""
-        if "validation" not in self.rows.splits:
+        if self.validation is None:
             return
-        rows = ShardRows(self.rows.folder, "validation")
-        found = evaluate(self.model, rows, self.ranks, self.config)
+        found = evaluate(self.model, self.validation, self.ranks, self.config)
         samples = speak(
-            self.model, rows, self.ranks, self.config, self.sample_generator, self.out_dir,
+            self.model, self.validation, self.ranks, self.config, self.sample_generator, self.out_dir,
             self.progress.steps, self.log.board if self.log else None,
         )  # fmt: skip
         if self.log:
@@ -96,7 +99,7 @@ class Run:
 
 def open_run(
     config: TrainConfig,
-    shards: Path,
+    shards: Place,
     out_dir: Path,
     ranks: Ranks,
     sample_generator: SampleGenerator | None,
@@ -105,7 +108,7 @@ def open_run(
 
     Raises: ConfigError, ContractError.
     """
-    rows = _open_rows(config, shards, ranks)
+    rows, validation = _open_rows(config, shards, ranks)
     plain_model, model = _build_models(config, out_dir, ranks)
     optimizer = build_optimizer(plain_model, config)
     guard = Guard(config.guard)
@@ -115,6 +118,7 @@ def open_run(
         out_dir=out_dir,
         ranks=ranks,
         rows=rows,
+        validation=validation,
         plain_model=plain_model,
         model=model,
         optimizer=optimizer,
@@ -136,16 +140,21 @@ def open_run(
     return run
 
 
-def _open_rows(config: TrainConfig, shards: Path, ranks: Ranks) -> ShardRows:
-    """Open the training split, and refuse settings and shards that would explode."""
+def _open_rows(
+    config: TrainConfig, shards: Place, ranks: Ranks
+) -> tuple[ShardRows, ShardRows | None]:
+    """Open the splits of training and evaluation, and refuse settings and shards that would explode."""
     preflight.require(preflight.refused_settings(config), config)
     require_world(config, ranks)
-    rows = ShardRows(shards, "train")
+    rows = ShardRows(shards, TRAIN, config.shard_cache_gigabytes)
+    rows.require_room(config.rows_per_step, config.max_steps)
     refused = preflight.refused_shards(
         rows.max_row_tokens, rows.modality, config.rows_per_step, config.max_steps
     )
     preflight.require(refused, config)
-    return rows
+    if not config.evaluation.every_steps or VALIDATION not in rows.splits:
+        return rows, None
+    return rows, ShardRows(shards, VALIDATION, config.shard_cache_gigabytes)
 
 
 def _build_models(

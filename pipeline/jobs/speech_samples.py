@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from koe.dataflow import SHARDS
 from koe.errors import ConfigError
 from koe.vocabulary import PAD, speech_ids
 from pipeline.config.models import PipelineConfig
@@ -19,7 +20,7 @@ from stages.snac.codec import Codec, CodecSpec, resolve_codec
 from stages.snac.weights import UNTRAINED
 from stages.text.tokenizer import load_tokenizer, orpheus_tokenizer, text_tokenizer
 from training.checkpoint import folder as checkpoints
-from training.data.shard_rows import read_index
+from training.data.shard_index import read_index
 from training.export import DTYPES, export
 from training.generation import Prompt, SampleGenerator
 from training.metrics import say
@@ -141,7 +142,7 @@ def export_run(config: PipelineConfig, out: Path, steps: int | None, dtype: str)
             f"it has {', '.join(names)}" if names else "it is empty",
             "Train first with `koe train`, or name another step with --checkpoint.",
         )
-    codec = read_index(storage.local_path("shards")).get("codec", {})
+    codec = read_index(f"{config.run_dir}/{SHARDS}").get("codec", {})
     export(
         found.path,
         config.train,

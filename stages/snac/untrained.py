@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,13 +30,13 @@ from torch.nn.functional import avg_pool1d
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from koe.atomic import atomically
+from koe.cache import CACHE_VARIABLE, cache_folder
 from koe.vocabulary import FRAME_SAMPLES
 from stages.snac.architecture import ARCHITECTURE
 from stages.snac.encoder import TiledEncoder
 from stages.snac.kernels import TorchKernels
 
 RECIPE = 1  # of the weights; part of their identity and of the cached file's name
-CACHE_VARIABLE = "KOE_CACHE"
 
 _SPEECH = Path(__file__).with_name("calibration") / "speech.flac"
 _PIECES = 12  # of equal length, one after the other
@@ -93,11 +92,8 @@ def sha256_of(weights: np.ndarray) -> str:
 
 
 def cache_file(seed: int) -> Path:
-    """Say where the weights of a seed are kept: below $KOE_CACHE, or koe's folder of the XDG cache."""
-    folder = os.environ.get(CACHE_VARIABLE)
-    if not folder:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "koe"
-    return Path(folder) / "snac" / f"untrained-recipe{RECIPE}-seed{seed}.bin"
+    """Say where the weights of a seed are kept."""
+    return cache_folder() / "snac" / f"untrained-recipe{RECIPE}-seed{seed}.bin"
 
 
 def _read(path: Path) -> np.ndarray | None:

@@ -100,6 +100,7 @@ def write_shards(
                 "split": split,
                 "rows": rows,
                 "tokens": sum(len(ids) for ids in table["input_ids"]),
+                "num_bytes": (folder / name).stat().st_size,
                 "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
             }
         )

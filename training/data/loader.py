@@ -80,8 +80,9 @@ class StepLoader:
         self._ahead: dict[int, Future[list[Batch]]] = {}
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, and fetching shards."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._rows.close()
 
     def batches(self, data_step: int) -> list[Batch]:
         """Return this rank's micro-batches of a step, and begin to build those of the next.
@@ -99,6 +100,7 @@ class StepLoader:
         return split_rows(numbers, self._ranks.rank, self._ranks.world, self._micro_batch_rows)
 
     def _build(self, data_step: int) -> list[Batch]:
+        self._rows.expect(self._order.rows(data_step))
         batches = [
             collate(
                 [self._rows[number] for number in part],

@@ -1,25 +1,28 @@
-"""Reads shards: the rows of memory-mapped files."""
+"""The rows of a split of the shards, by number."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import ipc
 
+from koe.cache import cache_folder
 from koe.errors import ContractError
-from koe.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT, require_schema
+from training.data.remote_shards import RemoteShards
+from training.data.shard_cache import ShardCache
+from training.data.shard_index import ShardEntry, entries_of, fingerprint, read_index
+from training.data.shard_summary import MODALITIES, ShardSummary, of_batches
+from training.data.stored import AGAIN, Stored, open_shard
+from training.places import Place, RemoteFolder, local_folder
 
-MODALITIES = (TEXT, SPEECH)
-MODALITY_BIT = {TEXT: 1, SPEECH: 2}  # of ShardRows.modality
-_AGAIN = "Write the shards again with `koe run --force interleave`."
+CACHE_FOLDER = "shards"
+TRAIN, VALIDATION = "train", "validation"  # the splits
 
 
 @dataclass(frozen=True)
@@ -40,80 +43,67 @@ class Row:
         return self.stored_ids.to_pylist()
 
 
-class _Lists:
-    """A column of lists: `lists[row]` is a slice of `values`."""
+class LocalShards:
+    """The record batches of a split on a local disk, by place; all are mapped from the start."""
 
-    def __init__(self, offsets: np.ndarray, values: Any) -> None:
-        self.offsets, self.values = offsets, values
-        self._at = offsets.data  # yields Python integers in half of NumPy's time
+    def __init__(self, folder: Path, entries: Sequence[ShardEntry]) -> None:
+        self._shards = [open_shard(folder / entry.path, entry.rows) for entry in entries]
+        self._parts = [part for parts in self._shards for part in parts]
 
-    def __getitem__(self, row: int) -> Any:
-        return self.values[self._at[row] : self._at[row + 1]]
-
-
-class _Stored:
-    """A record batch as arrays: views of the mapped file, except for 3 bytes per document.
-
-    Read row by row, Arrow makes a Python object of every offset and string: a row of five
-    documents took 27 us that way, and takes 7 us this way.
-    """
-
-    def __init__(self, path: str, batch: pa.RecordBatch) -> None:
-        self.path, self._batch = path, batch
-        self.input_ids = self._numbers("input_ids")
-        self.lengths = self._numbers("document_lengths")
-        self.parts = self._numbers("document_parts")
-        self.ids = _Lists(self._offsets("document_ids"), batch.column("document_ids").values)
+    def __getitem__(self, place: int) -> Stored:
+        return self._parts[place]
 
     @cached_property
-    def sources(self) -> tuple[_Lists, list[str]]:
-        """Indices into the names (int16), and the names."""
-        return self._names("document_sources", np.int16)
+    def summaries(self) -> list[ShardSummary]:
+        return [of_batches(parts) for parts in self._shards]
 
-    @cached_property
-    def modalities(self) -> tuple[_Lists, list[str]]:
-        """Indices into the names (uint8), and the names."""
-        return self._names("document_modalities", np.uint8)
+    @property
+    def batch_rows(self) -> list[int]:
+        return [part.num_rows for part in self._parts]
 
-    def _offsets(self, name: str) -> np.ndarray:
-        return self._batch.column(name).offsets.to_numpy()
+    def expect(self, rows: Sequence[int]) -> None:
+        """Do nothing: all rows are here."""
 
-    def _numbers(self, name: str) -> _Lists:
-        values = self._batch.column(name).values
-        return _Lists(self._offsets(name), values.to_numpy(zero_copy_only=True))
+    def require_room(self, rows_per_step: int, num_rows: int) -> None:
+        """Do nothing: there is no cache."""
 
-    def _names(self, name: str, dtype: type[np.integer]) -> tuple[_Lists, list[str]]:
-        coded = self._batch.column(name).values.dictionary_encode()
-        codes = coded.indices.to_numpy().astype(dtype)
-        return _Lists(self._offsets(name), codes), coded.dictionary.to_pylist()
+    def close(self) -> None:
+        """Do nothing: a file is unmapped when nothing refers to it."""
 
 
 class ShardRows:
-    """The rows of one split of a shards folder, by number, in stored order.
+    """The rows of one split of a folder of shards, by number, in stored order.
 
     That order is the mixing schedule. Tokens are read when a row is requested, and never copied;
-    `source_modality` and `modality` take one pass over two narrow columns.
-    Raises: ContractError when the folder, its index or a shard is not what koe writes.
+    `source_modality` and `modality` take one pass over two narrow columns. Shards at a URL come
+    through this machine's cache, which is used up to `cache_gigabytes`; of each, two columns are
+    read at once (1 byte per row is kept).
+    Raises: ContractError when the folder, its index or a shard is not what koe writes; StorageError.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
-        index = read_index(folder)
-        entries = [entry for entry in index["shards"] if entry["split"] == split]
-        self.folder, self.split = folder, split
+    def __init__(self, place: Place, split: str, cache_gigabytes: float = 0.0) -> None:
+        index = read_index(place)
+        self.place, self.split = place, split
         self.splits = {entry["split"] for entry in index["shards"] if entry["rows"]}
         self.fingerprint = fingerprint(index)
         self.max_row_tokens = int(index["max_row_tokens"])
-        self._stored: list[_Stored] = []
-        self._starts: list[int] = []  # number of the first row of each record batch
-        self._num_rows = 0
-        for entry in entries:
-            self._open(folder / entry["path"], int(entry["rows"]))
+        self.entries = entries_of(index, place, split)
+        self._num_rows = sum(entry.rows for entry in self.entries)
         if not self._num_rows:
             raise ContractError(
-                f"{folder} has no rows in the split {split!r}",
-                f"its index lists {len(index['shards'])} shards, {len(entries)} of them in that split",
+                f"{place} has no rows in the split {split!r}",
+                f"its index lists {len(index['shards'])} shards, {len(self.entries)} of them in "
+                "that split",
                 "Run the interleave stage on more input.",
             )
+        folder = local_folder(place)
+        if folder is None:
+            others = [entry for name in self.splits for entry in entries_of(index, place, name)]
+            self._stored = _remote(str(place), split, self.entries, others, cache_gigabytes)
+        else:
+            self._stored = LocalShards(folder, self.entries)
+        # Number of the first row of each record batch.
+        self._starts = [0, *accumulate(self._stored.batch_rows)][:-1]
 
     def __len__(self) -> int:
         return self._num_rows
@@ -140,12 +130,8 @@ class ShardRows:
     def source_modality(self) -> dict[str, str]:
         """The modality of every source, ordered by the sources' names."""
         found: dict[str, str] = {}
-        for stored in self._stored:
-            sources, source_names = stored.sources
-            modalities, modality_names = stored.modalities
-            codes, first = np.unique(sources.values, return_index=True)
-            for code, modality in zip(codes, modalities.values[first], strict=True):
-                found[source_names[code]] = modality_names[modality]
+        for summary in self._stored.summaries:
+            found |= summary.source_modality
         return dict(sorted(found.items()))
 
     @property
@@ -156,35 +142,25 @@ class ShardRows:
     @cached_property
     def modality(self) -> np.ndarray:
         """The modalities of each row as a sum of MODALITY_BIT, uint8 [rows]."""
-        bits = [np.zeros(0, np.uint8)]
-        for stored in self._stored:
-            modalities, names = stored.modalities
-            of_name = [MODALITY_BIT[TEXT if name == TEXT else SPEECH] for name in names]
-            of_document = np.array(of_name, np.uint8)[modalities.values]
-            bits.append(np.bitwise_or.reduceat(of_document, modalities.offsets[:-1]))
-        return np.concatenate(bits)
+        return np.concatenate([summary.modality for summary in self._stored.summaries])
 
-    def _open(self, path: Path, num_rows: int) -> None:
-        try:
-            # The mapping outlives the file handle, so a thousand shards keep no files open.
-            with pa.memory_map(str(path)) as source:
-                reader = ipc.open_file(source)
-                require_schema(reader.schema.empty_table(), ROW, f"shard {path}")
-                batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ContractError(f"shard {path} cannot be read", str(error), _AGAIN) from error
-        if any(column.null_count or column.values.null_count for b in batches for column in b):
-            raise ContractError(f"shard {path} contains nulls", "koe writes none", _AGAIN)
-        found = sum(batch.num_rows for batch in batches)
-        if found != num_rows:
-            raise ContractError(
-                f"shard {path} has {found} rows", f"index.json says {num_rows}", _AGAIN
-            )
-        for batch in batches:
-            if batch.num_rows:
-                self._stored.append(_Stored(str(path), batch))
-                self._starts.append(self._num_rows)
-                self._num_rows += batch.num_rows
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Say which rows are read next, so that their shards and those after them are fetched.
+
+        Raises: ConfigError for rows out of stored order, if there is no room for all shards.
+        """
+        self._stored.expect(numbers)
+
+    def require_room(self, rows_per_step: int, max_steps: int) -> None:
+        """Refuse a run whose shards come through a cache that is too small for it.
+
+        Raises: ConfigError with the size that is needed.
+        """
+        self._stored.require_room(rows_per_step, rows_per_step * max_steps)
+
+    def close(self) -> None:
+        """Stop fetching shards."""
+        self._stored.close()
 
     def _check(self, row: Row, name: str) -> None:
         num_tokens, num_documents = len(row.input_ids), len(row.document_lengths)
@@ -202,40 +178,18 @@ class ShardRows:
         elif not set(modalities) <= set(MODALITIES):
             problem = f"its modalities are {sorted(set(modalities))}"
         if problem:
-            raise ContractError(f"row {row.index} ({name}) cannot be used", problem, _AGAIN)
+            raise ContractError(f"row {row.index} ({name}) cannot be used", problem, AGAIN)
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """Read and check the `index.json` of a shards folder.
-
-    Raises: ContractError.
-    """
-    path = folder / "index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        version = index["schema_version"]
-        numbers = [index["max_row_tokens"], *(entry["rows"] for entry in index["shards"])]
-        texts = [entry[key] for entry in index["shards"] for key in ("path", "split", "sha256")]
-        if not all(type(number) is int for number in numbers):
-            raise TypeError("rows and max_row_tokens must be integers")
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("path, split and sha256 must be strings")
-    except FileNotFoundError:
-        raise ContractError(
-            f"{folder} is not a folder of shards",
-            "it has no index.json",
-            "Write the shards with `koe run --to interleave`.",
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ContractError(f"{path} cannot be read", repr(error), _AGAIN) from error
-    if version != SCHEMA_VERSION:
-        raise ContractError(
-            f"{path} has schema version {version}", f"this koe reads {SCHEMA_VERSION}", _AGAIN
-        )
-    return index
-
-
-def fingerprint(index: dict[str, Any]) -> str:
-    """Hash the list of shards, which contains the sha256 of every shard."""
-    text = json.dumps(index["shards"], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+def _remote(
+    url: str,
+    split: str,
+    entries: Sequence[ShardEntry],
+    all_entries: Sequence[ShardEntry],
+    gigabytes: float,
+) -> RemoteShards:
+    """Open shards at a URL; the split of training has all of the cache but one shard of another."""
+    remote, limit = RemoteFolder(url), int(gigabytes * 1e9)
+    cache = ShardCache(remote, cache_folder() / CACHE_FOLDER, limit)
+    reserved = max((e.num_bytes for e in all_entries if e.split != TRAIN), default=0)
+    return RemoteShards(remote, entries, cache, limit - reserved if split == TRAIN else reserved)
