@@ -180,7 +180,7 @@ def part_run(root: Path, num_clips: int) -> None:
     stage = ScoreStage(ScoreConfig(scorer="source"))
     work = StageWork(stage, "ingest", str(root), units, force=True)
     with (
-        engine_session(None, None, 1.0),
+        engine_session(None, None, [{stage.name: stage.resources}]),
         RunProgress(Console(file=sys.stderr, quiet=True)) as progress,
     ):
         progress.expect([work], len(units))
@@ -228,8 +228,13 @@ def full_order(root: Path) -> None:
 
 def peak_bytes() -> int:
     """Return VmHWM: unlike ru_maxrss, it starts again with each program."""
+    return bytes_of("VmHWM")
+
+
+def bytes_of(key: str) -> int:
+    """Return what the kernel says of this process's memory under a key of /proc/self/status."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
 
 
 def measure(part: str, root: Path, num_clips: int) -> tuple[float, float]:

@@ -91,7 +91,7 @@ def run_ours(root: Path, parts: int) -> None:
     work = score_work(root, units)
     marks = {"import": time.perf_counter() - begin}
     done: list[float] = []
-    with engine_session(None, parts, work.resources.cpus):
+    with engine_session(None, parts, [{work.name: work.resources}]):
         started = time.perf_counter()
         marks["start"] = started - begin - marks["import"]
         assert run_ray([work], list(units), lambda result: done.append(time.perf_counter()))

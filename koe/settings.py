@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from koe.stage import Resources
 
@@ -64,9 +64,32 @@ class WorkerConfig(Strict):
     gpus_per_worker: float = Field(default=Resources.gpus, ge=0)
     """GPUs that Ray reserves for each worker; may be a fraction."""
 
+    memory_gigabytes_per_worker: float = Field(default=1.0, ge=0)
+    """Memory that Ray reserves for each worker, in gigabytes (10^9 bytes); 0: none. The default is
+    what one was measured to need at its most, with some room."""
+    resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
+    """Other resources that Ray reserves for each worker, by the names given to `ray start
+    --resources`: the stage then runs on the nodes that have them."""
+
+    @field_validator("resources_per_worker")
+    @classmethod
+    def _not_those_with_a_key(cls, found: dict[str, float]) -> dict[str, float]:
+        keys = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker",
+                "memory": "memory_gigabytes_per_worker"}  # fmt: skip
+        for name in found:
+            if name in keys:
+                raise ValueError(f"{name} has a key of its own, {keys[name]}")
+        return found
+
     @property
     def resources(self) -> Resources:
-        return Resources(self.cpus_per_worker, self.gpus_per_worker, self.workers)
+        return Resources(
+            cpus=self.cpus_per_worker,
+            gpus=self.gpus_per_worker,
+            workers=self.workers,
+            memory=self.memory_gigabytes_per_worker * 1e9,
+            others=self.resources_per_worker,
+        )
 
     def content(self) -> dict[str, Any]:
         """Return the keys that decide what a stage makes: all but its workers' resources."""

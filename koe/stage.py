@@ -17,12 +17,20 @@ from koe.schema import EXCLUDED, QUARANTINED, REJECTED, require_schema
 class Resources:
     """What one worker of a stage needs, and how many workers it may have.
 
-    `workers` None lets the engine choose from the cluster's size.
+    `workers` None lets the engine choose from the cluster's size. `memory` is in bytes, 0 for any.
+    `others` are resources that only some nodes have, by the names that these were started with.
     """
 
     cpus: float = 1.0
     gpus: float = 0.0
     workers: int | None = None
+    memory: float = 0.0
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    def amounts(self) -> dict[str, float]:
+        """Return what one worker needs, by the names that Ray has for it."""
+        known = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
+        return {name: amount for name, amount in {**known, **self.others}.items() if amount}
 
 
 @dataclass(frozen=True)

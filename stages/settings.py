@@ -24,12 +24,19 @@ Overlong = Literal["drop", "split"]
 Ratio = Literal["natural"] | list[tuple[float, dict[str, float]]]
 
 
+def _memory(gigabytes: float) -> Any:
+    """Give a stage's workers the memory that `benchmarks/worker_memory.py` measured, and room."""
+    described = WorkerConfig.model_fields["memory_gigabytes_per_worker"].description
+    return Field(default=gigabytes, ge=0, description=described)
+
+
 class IngestConfig(WorkerConfig):
     """Reads the records of the sources and the headers of their audio."""
 
     cpus_per_worker: float = Field(
         default=0.25, gt=0, description=WorkerConfig.model_fields["cpus_per_worker"].description
     )
+    memory_gigabytes_per_worker: float = _memory(0.6)
     max_seconds: float = Field(default=60.0, gt=0)
     """Clips that are longer are quarantined."""
 
@@ -37,6 +44,7 @@ class IngestConfig(WorkerConfig):
 class ScoreConfig(WorkerConfig):
     """Scores every clip with DNSMOS P.835; rejects none."""
 
+    memory_gigabytes_per_worker: float = _memory(1.0)
     scorer: Literal["dnsmos", "source"] = "dnsmos"
     """dnsmos: score the audio; source: use the score in the field that fields.ovrl of the source
     names."""
@@ -84,6 +92,7 @@ class SnacConfig(Strict):
 class EncodeConfig(WorkerConfig):
     """Rejects clips that score too low, and encodes the others with SNAC."""
 
+    memory_gigabytes_per_worker: float = _memory(1.2)
     threshold_ovrl: float = 2.5
     """Clips are kept whose ovrl is above it. Changing it never scores clips again."""
     batch_seconds: float | None = Field(default=None, ge=0)
@@ -157,6 +166,7 @@ class TokenizeConfig(WorkerConfig):
     cpus_per_worker: float = Field(
         default=0.5, gt=0, description=WorkerConfig.model_fields["cpus_per_worker"].description
     )
+    memory_gigabytes_per_worker: float = _memory(1.4)
     tokenizer: PathOrName = Field(default="llama-models", validate_default=True)
     """Where Llama 3's tokenizer comes from: the package llama-models, a folder, or a Hugging Face
     id."""

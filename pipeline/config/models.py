@@ -55,6 +55,9 @@ class RayConfig(Strict):
     """null: start a local Ray; auto: join the cluster of this machine."""
     num_cpus: int | None = Field(default=None, ge=1)
     """CPUs of the local Ray; null: all of the machine."""
+    wait_minutes: float = Field(default=0.0, ge=0)
+    """How long a run waits for a cluster that adds nodes by itself, until it can hold one worker of
+    every stage; 0: a run that the nodes cannot hold is refused at once."""
 
 
 class PipelineConfig(Strict):

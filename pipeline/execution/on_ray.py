@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from koe.errors import ConfigError
 from koe.memory import MEMORY_ENVIRONMENT
 from koe.ray_session import ray_session
+from koe.stage import Resources
+from pipeline.execution.nodes import Chain, live_nodes, local_options, may_grow, require_room
+from pipeline.execution.placement import Amounts, most_workers
 from pipeline.execution.runner import FAILED, STOPPED, Stop, UnitResult, Work
 
 _POLL_SECONDS = 0.3
@@ -38,25 +39,24 @@ _LOCAL_RAY = {
 
 
 @contextlib.contextmanager
-def engine_session(address: str | None, num_cpus: int | None, chain_cpus: float) -> Iterator[None]:
-    """Join the Ray at `address`, or start a local one, for the time of a run.
+def engine_session(
+    address: str | None,
+    num_cpus: int | None,
+    chains: Sequence[Chain],
+    wait_minutes: float = 0.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[None]:
+    """Join the Ray at `address`, or start a local one, for the time of a run of `chains`.
 
-    `chain_cpus`: what one worker of every stage together asks for. A local Ray offers at least
-    that many logical CPUs, so that on a small machine stages take turns instead of waiting forever.
-    Raises: ConfigError when a cluster offers less.
+    Raises: ConfigError when the nodes cannot hold a worker of every stage, after `wait_minutes`.
     """
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is not None:
+    if address is None:
+        options |= local_options(num_cpus, chains)
+    else:
         options["runtime_env"] = {"env_vars": MEMORY_ENVIRONMENT}
-    cpus = max(num_cpus or os.cpu_count() or 1, math.ceil(chain_cpus))
-    with ray_session(address, cpus, _LOCAL_RAY, **options):
-        offered = ray.cluster_resources().get("CPU", 0)
-        if offered < chain_cpus:
-            raise ConfigError(
-                f"the Ray cluster offers {offered:g} CPUs",
-                f"one worker of every stage together asks for {chain_cpus:g}",
-                "Add nodes, or lower cpus_per_worker of the stages.",
-            )
+    with ray_session(address, options.pop("num_cpus", None), _LOCAL_RAY, **options):
+        require_room(chains, wait_minutes, say)
         try:
             yield
         finally:
@@ -199,35 +199,54 @@ def _dataset(
             fn_constructor_args=([reference], progress),
             batch_size=1,
             batch_format="numpy",
-            num_cpus=work.resources.cpus,
-            num_gpus=work.resources.gpus or None,
             compute=pool,
+            **_ray_arguments(work.resources),
         )
     return dataset
+
+
+def _ray_arguments(needs: Resources) -> dict[str, Any]:
+    """Return what a worker reserves, as arguments of `map_batches`."""
+    found: dict[str, Any] = {"num_cpus": needs.cpus, "num_gpus": needs.gpus or None}
+    if needs.memory:
+        found["memory"] = int(needs.memory)
+    if needs.others:
+        found["resources"] = dict(needs.others)
+    return found
 
 
 def _pools(chain: Sequence[Work], num_units: int) -> list[ActorPoolStrategy]:
     """Give each stage its pool: of a fixed size, or growing while its stage is the bottleneck.
 
     Growing pools begin with as many workers as fit when each stage has equally many: Ray Data adds
-    them one after the other, each once the one before has loaded its model.
+    them one after the other, each once the one before has loaded its model, while the nodes that
+    there are then have room. On a cluster no pool has a most: nodes may be added.
     """
-    cluster = ray.cluster_resources()
-    cpus, gpus = cluster.get("CPU", 1), cluster.get("GPU", 0)
-    fixed = [work for work in chain if work.resources.workers]
-    growing = [work.resources for work in chain if not work.resources.workers]
-    cpus_left = cpus - sum(w.resources.cpus * (w.resources.workers or 0) for w in fixed)
-    gpus_left = gpus - sum(w.resources.gpus * (w.resources.workers or 0) for w in fixed)
-    first = cpus_left / max(sum(needs.cpus for needs in growing), 1e-9)
-    if gpus_needed := sum(needs.gpus for needs in growing):
-        first = min(first, gpus_left / gpus_needed)
+    nodes, unbounded = live_nodes(), may_grow()
+    first = _even_share(chain, nodes)
     pools = []
     for needs in (work.resources for work in chain):
         if needs.workers:
             pools.append(ActorPoolStrategy(size=min(needs.workers, num_units)))
             continue
-        most = min(int(cpus / needs.cpus), int(gpus / needs.gpus) if needs.gpus else num_units)
-        most = max(1, min(most, num_units))
-        initial = min(max(1, int(first)), most)
+        fit = max(1, min(most_workers(needs.amounts(), nodes), num_units))
+        most = num_units if unbounded else fit
+        initial = min(max(1, int(first)), fit)
         pools.append(ActorPoolStrategy(min_size=1, max_size=most, initial_size=initial))
     return pools
+
+
+def _even_share(chain: Sequence[Work], nodes: Sequence[Amounts]) -> float:
+    """Return how many workers each growing stage may have beside those of fixed number."""
+    left: defaultdict[str, float] = defaultdict(float)
+    for node in nodes:
+        for name, amount in node.items():
+            left[name] += amount
+    asked: defaultdict[str, float] = defaultdict(float)
+    for needs in (work.resources for work in chain):
+        for name, amount in needs.amounts().items():
+            if needs.workers:
+                left[name] -= amount * needs.workers
+            else:
+                asked[name] += amount
+    return min((left[name] / amount for name, amount in asked.items()), default=0.0)

@@ -18,7 +18,7 @@ from koe.fingerprint import sha256_json
 from koe.numbers import counted
 from koe.printable import escape_control_characters
 from koe.schema import SPEECH, TEXT
-from koe.stage import Stage
+from koe.stage import Resources, Stage
 from pipeline.config.models import PipelineConfig
 from pipeline.execution.done_before import leave_done
 from pipeline.execution.interrupt import interruptible
@@ -116,7 +116,7 @@ def _run_job(assembly: Assembly, selection: Selection, console: Console) -> JobR
     stats = None
     with (
         interruptible(lambda text: console.print(text, style="yellow", highlight=False)) as stop,
-        _open_engine(config, [chain.stages for chain in built], stop) as engine,
+        _open_engine(config, _room_needed(built, order), stop, console) as engine,
         RunProgress(console) as progress,
     ):
         chains = [_plan_work(chain, plan, assembly, selection) for chain in built]
@@ -216,9 +216,15 @@ def _run_chain(
     )
 
 
+def _room_needed(built: Sequence[_Chain], order: OrderStage | None) -> list[dict[str, Resources]]:
+    """Return what one worker of each stage needs, of the stages that work at the same time."""
+    chains = [{stage.name: stage.resources for stage in chain.stages} for chain in built]
+    return chains if order is None else [*chains, {order.name: order.resources}]
+
+
 @contextmanager
 def _open_engine(
-    config: PipelineConfig, chains: Sequence[Sequence[Stage]], stop: Stop
+    config: PipelineConfig, needed: Sequence[dict[str, Resources]], stop: Stop, console: Console
 ) -> Iterator[RunChain]:
     if config.engine == "inline":
         yield partial(run_plain, stop=stop)
@@ -226,8 +232,11 @@ def _open_engine(
     # importing Ray takes seconds, which the inline engine saves
     from pipeline.execution.on_ray import engine_session, run_ray
 
-    chain_cpus = max((sum(stage.resources.cpus for stage in c) for c in chains), default=0.0)
-    with engine_session(config.ray.address, config.ray.num_cpus, chain_cpus):
+    def say(text: str) -> None:
+        console.print(text, style="yellow", markup=False, soft_wrap=True)
+
+    settings = config.ray
+    with engine_session(settings.address, settings.num_cpus, needed, settings.wait_minutes, say):
         yield partial(run_ray, stop=stop)
 
 

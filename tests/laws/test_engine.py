@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import ray
 
 from koe.ray_session import without_greeting
 from koe.schema import SPEECH, Unit
 from koe.stage import Resources
+from pipeline.execution import on_ray
 from pipeline.execution.on_ray import _pools, engine_session, run_ray
 from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
 from pipeline.run_dir.ledger import Ledger
@@ -49,7 +49,7 @@ class DiesOnce(Numbers):
 
 @pytest.fixture(scope="module")
 def session():
-    with engine_session(None, 2, 2.0):
+    with engine_session(None, 2, [{"numbers": Resources()}, {"doubled": Resources(cpus=2)}]):
         yield
 
 
@@ -130,8 +130,10 @@ def test_failing_storage_stops_the_run(session, tmp_path):
 
 
 def test_pools_start_with_the_workers_that_fit(monkeypatch):
-    def sizes(cpus, *needs, units=1000, gpus=0.0):
-        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+    def sizes(cpus, *needs, units=1000, gpus=0.0, memory=1e15, grows=False):
+        nodes = [{"CPU": cpus, "GPU": gpus, "memory": memory}]
+        monkeypatch.setattr(on_ray, "live_nodes", lambda: nodes)
+        monkeypatch.setattr(on_ray, "may_grow", lambda: grows)
         works = [StageWork(Numbers(resources=need), None, "", {}) for need in needs]
         return [(p.initial_size, p.max_size) for p in _pools(works, units)]
 
@@ -143,6 +145,10 @@ def test_pools_start_with_the_workers_that_fit(monkeypatch):
     assert sizes(64.0, Resources(cpus=1.0, workers=10), cpu) == [(10, 10), (54, 64)]
     on_gpu = Resources(cpus=1.0, gpus=0.5)
     assert sizes(64.0, on_gpu, cpu, gpus=2.0) == [(4, 4), (4, 64)]
+    heavy = Resources(cpus=1.0, memory=4e9)
+    assert sizes(64.0, heavy, cpu, memory=16e9) == [(4, 4), (4, 64)]
+    assert sizes(2.0, cpu, grows=True) == [(2, 1000)]
+    assert sizes(2.0, Resources(cpus=1.0, workers=10), grows=True) == [(10, 10)]
 
 
 def test_only_the_greeting_of_ray_is_hidden(capfd):

@@ -129,7 +129,7 @@ def stopped_after_the_first(engine, root: Path) -> tuple[list, Stop, bool]:
 def test_stop_lets_units_in_flight_finish(tmp_path):
     results, stop, complete = stopped_after_the_first(run_plain, tmp_path / "plain")
     assert (len(results), complete, stop.in_flight) == (1, False, 0)
-    with engine_session(None, 2, 2.0):
+    with engine_session(None, 2, [{"numbers": Resources(cpus=2)}]):
         results, stop, complete = stopped_after_the_first(run_ray, tmp_path / "ray")
     assert {result.status for result in results} == {DONE}
     assert 1 <= len(results) <= 6
