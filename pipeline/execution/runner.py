@@ -14,6 +14,7 @@ from koe.errors import KoeError, StageError, StorageError
 from koe.fingerprint import sha256_json
 from koe.schema import Unit, unit_table
 from koe.stage import Outcome, Recorded, Resources, Stage, Transform, check_outcome
+from koe.store_errors import comes_from_store, storage_error
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
 from pipeline.run_dir.storage import Storage
 
@@ -178,7 +179,11 @@ def guarded(stage: str, unit: str, run: Callable[[], UnitResult]) -> UnitResult:
         except KoeError as error:
             result = UnitResult(stage, unit, FAILED, error=str(error))
         except Exception as error:  # reported with its type and made resumable, never swallowed
-            result = UnitResult(stage, unit, FAILED, error=f"{type(error).__name__}: {error}")
+            failure = storage_error(f"{stage} {unit} failed", error)
+            if failure and comes_from_store(error):
+                result = UnitResult(stage, unit, STOPPED, error=str(failure))
+            else:
+                result = UnitResult(stage, unit, FAILED, error=f"{type(error).__name__}: {error}")
     return replace(result, notes=tuple(dict.fromkeys(notes)))
 
 

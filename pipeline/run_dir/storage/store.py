@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -17,6 +17,7 @@ from koe.atomic import Hashed
 from koe.dataflow import stored_schema
 from koe.errors import StorageError
 from koe.fingerprint import sha256_bytes
+from koe.store_errors import absent_as_none, storage_errors
 from pipeline.run_dir.storage.local import LocalFiles
 from pipeline.run_dir.storage.remote import RemoteFiles
 from pipeline.run_dir.storage.tables import write_batches
@@ -109,11 +110,9 @@ class Storage:
     def _content(self, path: str, found: bytes | BaseException) -> bytes | None:
         if isinstance(found, bytes):
             return found
-        with self._explained("read", path):
-            try:
-                raise found
-            except FileNotFoundError:
-                return None
+        with self._explained("read", path), absent_as_none():
+            raise found
+        return None
 
     def read_table(self, path: str) -> pa.Table:
         """Read an Arrow IPC file, memory-mapped where the storage is local.
@@ -136,48 +135,31 @@ class Storage:
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes, or None where there is no such file."""
-        with self._explained("read", path):
-            try:
-                return self._files.size(path)
-            except FileNotFoundError:
-                return None
+        with self._explained("read", path), absent_as_none():
+            return self._files.size(path)
+        return None
 
     def names(self, folder: str) -> list[str]:
         """List the file names in a folder, sorted; none if there is no such folder."""
-        with self._explained("list", folder):
-            try:
-                return sorted(self._files.names(folder))
-            except FileNotFoundError:
-                return []
+        with self._explained("list", folder), absent_as_none():
+            return sorted(self._files.names(folder))
+        return []
 
     def stamps(self, folder: str, suffix: str = "") -> dict[str, tuple[int, float]]:
         """Map each file name with this suffix to its size and modification time (0 where unknown)."""
-        with self._explained("list", folder):
-            try:
-                return dict(self._files.stamps(folder, suffix))
-            except FileNotFoundError:
-                return {}
+        with self._explained("list", folder), absent_as_none():
+            return dict(self._files.stamps(folder, suffix))
+        return {}
 
     def remove(self, path: str) -> None:
         """Remove a file if it exists."""
-        with self._explained("remove", path):
-            try:
-                self._files.remove(path)
-            except FileNotFoundError:
-                return
+        with self._explained("remove", path), absent_as_none():
+            self._files.remove(path)
 
     def sweep(self, folders: Iterable[str]) -> int:
         """Remove what killed writers left unfinished in these folders; return how many."""
         with self._explained("sweep", ""):
             return self._files.sweep(folders)
 
-    @contextmanager
-    def _explained(self, verb: str, path: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"cannot {verb} {path} in {self.root}",
-                str(error),
-                "Free space or restore access, then run the same command again: it resumes.",
-            ) from error
+    def _explained(self, verb: str, path: str) -> AbstractContextManager[None]:
+        return storage_errors(f"cannot {verb} {path} in {self.root}")
