@@ -37,7 +37,7 @@ import pyarrow as pa
 from koe.schema import CLIP, ENCODED, EXCLUDED, SAMPLE, SCORED, SPEECH, TEXT, Unit
 from koe.stage import Outcome
 from pipeline.execution.runner import FAILED, StageWork
-from pipeline.jobs.interleave import OrderWork
+from pipeline.jobs.order import OrderWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan, make_plan
 from pipeline.run_dir.storage import Storage

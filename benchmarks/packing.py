@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -34,8 +35,8 @@ from benchmarks.driver_memory import (
 )
 from koe.schema import EXCLUDED, SPEECH, TEXT
 from koe.stage import Outcome
-from pipeline.execution.runner import DONE
-from pipeline.jobs.interleave import ShardWork, shard_places
+from pipeline.execution.runner import DONE, UnitResult, Work
+from pipeline.jobs.interleave import Shards
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
 from stages.packing.order import UnitSamples, plan_order
@@ -157,16 +158,21 @@ def write_shards(folder: Path, repeat: int) -> list[float]:
         ledger.commit(_Tokenize(), unit.unit, "", outcome, records_in=table.num_rows, seconds=0)
     order = order_work(folder, plan)
     assert order.open()("order").status == DONE
-    receipt = ledger.receipt("interleave", "order")
-    assert receipt is not None
+    tokens = 0
+
+    def run(work: Work, units: Sequence[str], _: Sequence[UnitResult]) -> bool:
+        nonlocal tokens
+        results = list(map(work.open(), units))
+        tokens = int(
+            sum(result.measures.get("tokens", 0) for result in results)
+        )  # of the last pass
+        return all(result.status == DONE for result in results)
+
     speeds = []
     for _ in range(repeat):
-        work = ShardWork(order.stage, str(folder), receipt, order.units, force=True)
-        begin, run = time.perf_counter(), work.open()
-        results = [run(shard) for shard in shard_places(ledger.storage, receipt)]
-        seconds = time.perf_counter() - begin
-        assert {result.status for result in results} == {DONE}
-        speeds.append(sum(result.measures["tokens"] for result in results) / seconds)
+        begin = time.perf_counter()
+        assert Shards(order.stage, ledger, order.units, run, force=True).make() is not None
+        speeds.append(tokens / (time.perf_counter() - begin))
     return speeds
 
 

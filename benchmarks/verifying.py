@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,7 +26,7 @@ import pyarrow as pa
 
 from benchmarks.driver_memory import Stub, peak_bytes, planned
 from benchmarks.run_statistics import THRESHOLD, lists, speech_tables
-from koe.dataflow import INTERLEAVE, ORDER_UNIT
+from koe.dataflow import ORDER_UNIT
 from koe.schema import EXCLUDED, SAMPLE, SPEECH, Unit
 from koe.stage import Outcome
 from koe.vocabulary import (
@@ -42,8 +43,9 @@ from koe.vocabulary import (
     START_OF_SPEECH,
     START_OF_TEXT,
 )
-from pipeline.execution.runner import DONE
-from pipeline.jobs.interleave import OrderWork, ShardWork, shard_places, write_index
+from pipeline.execution.runner import DONE, UnitResult, Work
+from pipeline.jobs.interleave import Shards
+from pipeline.jobs.order import OrderWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Storage
@@ -123,6 +125,12 @@ def write_run(root: Path, num_clips: int, frames: int) -> None:
     write_shards(plan, ledger)
 
 
+def done_here(work: Work, units: Sequence[str], before: Sequence[UnitResult]) -> bool:
+    """Do work in this process; fails where a unit was done before."""
+    run = work.open()
+    return not before and all(run(unit).status == DONE for unit in units)
+
+
 def write_shards(plan: Plan, ledger: Ledger) -> None:
     storage = ledger.storage
     stage = OrderStage(
@@ -131,12 +139,7 @@ def write_shards(plan: Plan, ledger: Ledger) -> None:
     units = tuple(unit.unit for unit in plan.units)
     order = OrderWork(stage, storage.root, units, tuple(unit.source for unit in plan.units))
     assert order.open()(ORDER_UNIT).status == DONE
-    receipt = ledger.receipt(INTERLEAVE, ORDER_UNIT)
-    assert receipt is not None
-    names = list(shard_places(storage, receipt))
-    make = ShardWork(stage, storage.root, receipt, units).open()
-    assert all(make(name).status == DONE for name in names)
-    write_index(stage, ledger, names)
+    assert Shards(stage, ledger, units, done_here).make() is not None
     write_card(plan, ledger)
 
 

@@ -52,9 +52,26 @@ SHARDS = "shards"
 INDEX = f"{SHARDS}/index.json"
 CARD = f"{SHARDS}/README.md"
 
-ORDER_UNIT = (
-    "order"  # unit of interleave that says where each sample goes; its other units are shards
-)
+# Units of interleave beside its shards: where each sample goes; the same by the units of the samples;
+# and for each group of units the pieces of its samples (`exchange_unit`). Only the order stays.
+ORDER_UNIT = "order"
+PLACEMENTS_UNIT = "placements"
+EXCHANGE = "exchange"
+
+
+def exchange_unit(group: int) -> str:
+    """Name the unit of interleave that holds the pieces of a group of units."""
+    return f"{EXCHANGE}-{group:05d}"
+
+
+def is_temporary(unit: str) -> bool:
+    """Tell whether a unit of interleave is needed only until the shards are made."""
+    return unit == PLACEMENTS_UNIT or unit.startswith(f"{EXCHANGE}-")
+
+
+def is_shard(unit: str) -> bool:
+    """Tell whether a unit of interleave is a shard."""
+    return unit != ORDER_UNIT and not is_temporary(unit)
 
 
 def stage_names() -> tuple[str, ...]:
@@ -121,7 +138,9 @@ def receipt_path(stage: str, unit: str) -> str:
 
 def output_path(stage: str, unit: str) -> str:
     """Return where the table of what a stage kept of a unit lies; shards have a folder of their own."""
-    if stage == INTERLEAVE and unit != ORDER_UNIT:
+    if stage == INTERLEAVE and is_temporary(unit):
+        return f"{stage}/{unit}.segments"  # no Arrow file, but several streams
+    if stage == INTERLEAVE and is_shard(unit):
         return f"{SHARDS}/{unit}.arrow"
     return f"{stage}/{unit}.arrow"
 

@@ -157,6 +157,24 @@ ORDER = pa.schema(
     ]
 )
 
+# The order by the units of the samples, while the shards are made. `shard` and `place` say which
+# piece of which shard it is, both counted from 0.
+PLACEMENT = pa.schema(
+    [
+        pa.field(name, pa.int32(), nullable=False)
+        for name in ("unit", "sample", "start", "stop", "shard", "place")
+    ]
+)
+
+# A piece of a sample on its way to the shard that will hold it.
+PIECE = pa.schema(
+    [
+        pa.field("place", pa.int32(), nullable=False),  # among the pieces of the shard
+        *(pa.field(name, pa.string(), nullable=False) for name in ("id", "source", "modality")),
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),  # of the piece only
+    ]
+)
+
 # One row of a training shard: several documents packed into at most max_row_tokens tokens.
 ROW = pa.schema(
     [

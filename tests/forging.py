@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from koe.errors import ContractError
 from koe.fingerprint import sha256_bytes, sha256_json
 from koe.schema import SPEECH
 from pipeline.config.load import load_config
-from pipeline.execution.runner import DONE
+from pipeline.execution.runner import DONE, SKIPPED, UnitResult, Work
 from pipeline.execution.selection import select_stages
-from pipeline.jobs.interleave import ShardWork, shard_places, write_index
+from pipeline.jobs.interleave import Shards
+from pipeline.jobs.order import shard_places
 from pipeline.jobs.run import run_job
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan, load_plan
@@ -161,12 +162,16 @@ class Forged:
         identity = {name: value for name, value in order.content.items() if name in names}
         stage = OrderStage(InterleaveSettings(**settings), identity)
         units = tuple(unit.unit for unit in plan.units)
-        make = ShardWork(stage, self.storage.root, order, units, force=True).open()
-        for shard in self.shards():
-            result = make(shard)
-            assert result.status == DONE, result.error
-        write_index(stage, self.ledger, self.shards())
+        assert Shards(stage, self.ledger, units, made_here, force=True).make()
         write_card(plan, self.ledger)
+
+
+def made_here(work: Work, units: Sequence[str], done: Sequence[UnitResult]) -> bool:
+    """Do work in this process."""
+    run = work.open()
+    for result in map(run, units):
+        assert result.status in (DONE, SKIPPED), result.error
+    return True
 
 
 def refused(forged: Forged, words: str) -> None:

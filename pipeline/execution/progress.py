@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from koe.dataflow import INTERLEAVE, ORDER_UNIT, stage_names
+from koe.dataflow import EXCHANGE, INTERLEAVE, ORDER_UNIT, PLACEMENTS_UNIT, stage_names
 from pipeline.execution.rates import UnitWork, rate_measures, recent_rates
 from pipeline.execution.runner import FAILED, SKIPPED, STOPPED, UnitResult, Work
 from pipeline.execution.status_table import StageRow, StageTable, flowing, stage_line
@@ -129,7 +129,7 @@ class RunProgress:
     def _in_order(self) -> list[StageTally]:
         """Return the tallies in the order of the data: text may announce tokenize first."""
         places = {name: place for place, name in enumerate(stage_names())}
-        places[ORDER_UNIT] = places[INTERLEAVE]
+        places |= dict.fromkeys((ORDER_UNIT, PLACEMENTS_UNIT, EXCHANGE), places[INTERLEAVE])
         tallies = list(self.tallies.values())  # at once: the live view draws in another thread
         return sorted(tallies, key=lambda tally: places.get(tally.stage, -1))
 

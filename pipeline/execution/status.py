@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from koe.dataflow import INTERLEAVE, ORDER_UNIT, PLAN, rates_of, stage_chain, stage_names
+from koe.dataflow import (
+    INTERLEAVE,
+    ORDER_UNIT,
+    PLAN,
+    is_temporary,
+    rates_of,
+    stage_chain,
+    stage_names,
+)
 from koe.numbers import clock_time
 from koe.schema import SPEECH, TEXT
 from pipeline.execution.rates import RECENT_SECONDS, UnitWork, rate_measures, recent_rates
@@ -103,7 +111,8 @@ class StatusReader:
     def _shards_row(self) -> StageStatus:
         stamps = self._ledger.storage.stamps(INTERLEAVE, ".json")
         names = [name[:-5] for name in stamps]
-        done = self._receipts(INTERLEAVE, names, stamps)
+        shards = [name for name in names if not is_temporary(name)]
+        done = self._receipts(INTERLEAVE, shards, stamps)
         order = done.pop(ORDER_UNIT, None)
         if order is None:
             return self._row(INTERLEAVE, (), 1)

@@ -27,7 +27,8 @@ from pipeline.execution.runner import StageWork, Stop, UnitResult, Work, run_pla
 from pipeline.execution.selection import Selection
 from pipeline.jobs.assembly import Assembly
 from pipeline.jobs.forecast import forecast, warnings
-from pipeline.jobs.interleave import OrderWork, ShardWork, shard_places, write_index
+from pipeline.jobs.interleave import Shards
+from pipeline.jobs.order import OrderWork
 from pipeline.jobs.train import check_training, train_shards
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.lock import run_lock
@@ -278,17 +279,15 @@ def _interleave(
     """Make the order, then the shards, their index and card; None where a unit failed."""
     units = tuple(unit.unit for unit in plan.units)
     sources = tuple(unit.source for unit in plan.units)
+
+    def run(work: Work, names: Sequence[str], done: Sequence[UnitResult]) -> bool:
+        progress.expect([work], len(names) + len(done))
+        for result in done:
+            progress.take(result)
+        _run_chain(engine, [work], names, progress)
+        return not progress.failures
+
     order = OrderWork(stage, ledger.storage.root, units, sources, force)
-    progress.expect([order], 1)
-    _run_chain(engine, [order], [ORDER_UNIT], progress)
-    receipt = ledger.receipt(stage.name, ORDER_UNIT)
-    if progress.failures or receipt is None:
+    if not run(order, [ORDER_UNIT], ()) or not Shards(stage, ledger, units, run, force).make():
         return None
-    shards = list(shard_places(ledger.storage, receipt))
-    work = ShardWork(stage, ledger.storage.root, receipt, units, force)
-    progress.expect([work], len(shards))
-    _run_chain(engine, [work], shards, progress)
-    if progress.failures:
-        return None
-    write_index(stage, ledger, shards)
     return write_card(plan, ledger)

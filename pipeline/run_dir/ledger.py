@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +41,7 @@ class Receipt(BaseModel):
     measures: dict[str, float]
     seconds: float
     notes: dict[str, int] = {}  # what a user should know of the records read, with their number
+    segments: list[int] = []  # of a segmented output: where each begins and the last ends, in bytes
 
     @property
     def output_sha256(self) -> str:
@@ -64,6 +65,8 @@ class Streamed:
     """An outcome too large for memory: its tables are made while they are written.
 
     `kept` has `schema`, `excluded` is EXCLUDED; `rejected` and `quarantined` count it by reason.
+    `segmented`: the tables of `kept` are for readers who each need only one of them. They are not
+    joined, and may have several schemas (see `Storage.write_segments`).
     """
 
     schema: pa.Schema
@@ -71,6 +74,8 @@ class Streamed:
     excluded: Iterable[pa.Table]
     rejected: dict[str, int]
     quarantined: dict[str, int]
+    segmented: bool = False
+    measured: dict[str, float] = field(default_factory=dict)  # filled while the tables are written
 
 
 def _receipt(data: bytes | None) -> Receipt | None:
@@ -169,7 +174,11 @@ class Ledger:
             measures = _measures(outcome.kept) if measures is None else measures
             outcome = _streamed(outcome)
         path = output_path(stage.name, unit)
-        output = self.storage.write_tables(path, outcome.schema, outcome.kept)
+        segments: list[int] = []
+        if outcome.segmented:
+            output, segments = self.storage.write_segments(path, outcome.kept)
+        else:
+            output = self.storage.write_tables(path, outcome.schema, outcome.kept)
         path = excluded_path(stage.name, unit)
         if outcome.rejected or outcome.quarantined:
             excluded = self.storage.write_tables(path, EXCLUDED, outcome.excluded)
@@ -190,9 +199,10 @@ class Ledger:
             kept=output.rows if kept is None else kept,
             rejected=outcome.rejected,
             quarantined=outcome.quarantined,
-            measures=measures or {},
+            measures=(measures or {}) | outcome.measured,
             seconds=round(seconds, 3),
             notes=notes,
+            segments=segments,
         )
         self.storage.write_bytes(
             receipt_path(stage.name, unit), receipt.model_dump_json(indent=1).encode()

@@ -128,9 +128,9 @@ def _prove_shards(
     prove_rates(order, ledger, samples)
     prove_duplicates(order, ledger, samples)
     proved("ids are unique, and samples left out have a reason", len(samples), "samples")
-    placing, num_shards, made = Placing(samples), 0, []
+    placing, shards, made = Placing(samples), [], []
     for pieces in shard_pieces(ledger.storage, order.output, len(samples.units)):
-        num_shards += 1
+        shards.append(pieces.shard)
         shard = prove_shard(pieces, order, ledger, samples)
         if shard is None and index is not None:
             raise ContractError(
@@ -143,7 +143,7 @@ def _prove_shards(
             made.append(shard_figures(pieces, *shard, samples))
         del shard  # before the next one is read
     placing.prove_complete()
-    prove_order_measures(order, num_shards, samples, seconds_left_out)
+    prove_order_measures(order, shards, samples, seconds_left_out)
     proved("shards agree with their receipts in hash, rows and tokens", len(made), "shards")
     rows, documents = (sum(entry[key] for entry in made) for key in ("rows", "documents"))
     capacity = setting(order, "max_row_tokens")

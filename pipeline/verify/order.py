@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -255,10 +255,12 @@ def _pieces(shard: str, batches: list[pa.RecordBatch]) -> Pieces:
 
 
 def prove_order_measures(
-    receipt: Receipt, num_shards: int, samples: SampleTable, seconds: dict[str, float]
+    receipt: Receipt, shards: Sequence[str], samples: SampleTable, seconds: dict[str, float]
 ) -> None:
     """Prove the counts by source that the receipt's statistics are made of."""
-    expected: dict[str, float] = {"shards": num_shards}
+    expected: dict[str, float] = {"shards": len(shards)}
+    splits = Counter(f"shards.{shard.rsplit('-', 1)[0]}" for shard in shards)
+    expected |= {name: splits[name] for name in receipt.measures if name.startswith("shards.")}
     expected |= {f"placed.{name}": count for name, count in samples.placed_by_source().items()}
     expected |= {f"seconds_left_out.{name}": value for name, value in seconds.items()}
     for name in sorted({*expected, *receipt.measures}):

@@ -12,12 +12,17 @@ from stages.packing.layout import RowLayout
 from stages.packing.queue import Catalog
 from stages.settings import InterleaveSettings
 
-TRAIN, VALIDATION = "train", "validation"
+SPLITS = TRAIN, VALIDATION = "train", "validation"
 
 # Bytes of a document in a shard beside its tokens: five list entries and three strings.
 _DOCUMENT_BYTES = 120
 _TOKEN_BYTES = 4
 _MIN_ROWS_TO_VALIDATE = 20
+
+
+def shard_names(split: str, number: int) -> list[str]:
+    """Name the shards of a split."""
+    return [f"{split}-{shard:05d}" for shard in range(number)]
 
 
 class Shards:
@@ -35,9 +40,7 @@ class Shards:
             shard = _even_shards(row_bytes[rows], settings.shard_megabytes * 1e6)
             self._shard[rows] = shard + len(self.names)
             self._row[rows] = np.arange(len(rows)) - np.searchsorted(shard, shard)
-            self.names += [
-                f"{split}-{k:05d}" for k in range(int(shard[-1]) + 1 if len(rows) else 0)
-            ]
+            self.names += shard_names(split, int(shard[-1]) + 1 if len(rows) else 0)
         validates = is_validation[layout.row]
         # training rows, then validation rows, each in the order of the layout
         self._entries = np.concatenate(

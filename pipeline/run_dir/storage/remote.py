@@ -82,6 +82,9 @@ class RemoteFiles:
     def _at_once(self) -> dict[str, int]:
         return {"batch_size": _CONCURRENT} if getattr(self._system, "async_impl", False) else {}
 
+    def read_range(self, path: str, begin: int, end: int) -> bytes:
+        return self._system.cat_file(self._place(path), start=begin, end=end)
+
     def source(self, path: str, mapped: bool) -> pa.NativeFile:
         """Read a file into memory for Arrow; nothing can be mapped here."""
         del mapped

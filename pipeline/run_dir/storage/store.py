@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from koe.arrow_files import ArrowFile
 from koe.atomic import Hashed
 from koe.dataflow import stored_schema
-from koe.errors import StorageError
+from koe.errors import ContractError, StorageError
 from koe.fingerprint import sha256_bytes
 from koe.store_errors import absent_as_none, storage_errors
 from pipeline.run_dir.storage.local import LocalFiles
@@ -86,6 +86,42 @@ class Storage:
             num_rows = write_batches(hashed, schema, tables)
         sha256 = hashed.sha256.hexdigest()
         return Output(path=path, sha256=sha256, num_bytes=hashed.num_bytes, rows=num_rows)
+
+    def write_segments(self, path: str, segments: Iterable[pa.Table]) -> tuple[Output, list[int]]:
+        """Write tables as Arrow IPC files one behind the other; a table without rows has no byte.
+
+        Returns also where each begins and the last ends, in bytes [segments + 1], for
+        `read_segment`. One table is held at a time.
+        """
+        ends, num_rows = [0], 0
+        with self._explained("write", path), self._files.stream(path) as file:
+            hashed = Hashed(file)
+            for table in segments:
+                if table.num_rows:
+                    num_rows += write_batches(hashed, table.schema, [table])
+                ends.append(hashed.num_bytes)
+        sha256 = hashed.sha256.hexdigest()
+        return Output(path=path, sha256=sha256, num_bytes=ends[-1], rows=num_rows), ends
+
+    def read_segment(self, path: str, begin: int, end: int, schema: pa.Schema) -> pa.Table:
+        """Read one table of `write_segments` by the bytes it lies in, with a single request.
+
+        Raises: ContractError where these bytes are no table of this schema.
+        """
+        source = pa.BufferReader(self.read_range(path, begin, end))
+        return ArrowFile(source, f"{path} from byte {begin}", schema=schema).table()
+
+    def read_range(self, path: str, begin: int, end: int) -> bytes:
+        """Read the bytes `begin` to `end` of a file. Raises: ContractError where it has fewer."""
+        with self._explained("read", path):
+            data = self._files.read_range(path, begin, end)
+        if len(data) != end - begin:
+            raise ContractError(
+                f"{path} ends before its byte {end:,}",
+                f"{len(data):,} of the {end - begin:,} bytes from {begin:,} are there",
+                "Run again: a unit whose output is incomplete is redone.",
+            )
+        return data
 
     def read_bytes(self, path: str) -> bytes:
         with self._explained("read", path):
