@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-fast lint site bench docs format clean
+.PHONY: demo test test-fast soak lint site bench docs format clean
 demo: $(STAMP)
 	$(BIN)/koe demo build/demo
 	$(BIN)/koe run -c build/demo/pipeline.yaml
@@ -19,6 +19,9 @@ test: $(STAMP)
 
 test-fast: $(STAMP)  # the inner loop: what takes under two seconds a test
 	$(PYTEST) -m "not slow" --durations 10 --durations-min 2
+
+soak: $(STAMP)  # kills, failed requests, lost nodes, full disks, torn files; about 25 minutes
+	$(BIN)/python -m tests.soak --json build/soak.json
 
 lint: $(STAMP) site
 	$(BIN)/ruff check .
@@ -42,6 +45,8 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.run_statistics
 	$(BIN)/python -m benchmarks.verifying
+	$(BIN)/python -m benchmarks.scale_run
+	$(BIN)/python -m benchmarks.scale_run --s3 --clips 10000 30000 100000
 	$(BIN)/python -m benchmarks.trainer_gpu
 	$(BIN)/python -m benchmarks.trainer_memory
 

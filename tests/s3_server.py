@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -44,6 +45,10 @@ class _Watched:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Slow Down", [("Content-Length", str(len(body)))])
             return [body]
+        if fault == "reset":
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionResetError("injected")
         if fault == "stall":
             time.sleep(float(self._faults.get("seconds", 3600)))
         return self._application(environ, start_response)
@@ -103,8 +108,8 @@ class S3Server:
         """Fail requests from now on; without arguments, none.
 
         `share` of requests by chance (`seed`), or the one with this `number` since the last clear;
-        only of these `methods`, only whose path `contains` a text. `kind`: error (503) or stall (no
-        answer for `seconds`).
+        only of these `methods`, only whose path `contains` a text. `kind`: error (503), reset
+        (the connection is closed without an answer) or stall (no answer for `seconds`).
         """
         self._ask("faults", json.dumps(faults).encode())
 

@@ -1,0 +1,65 @@
+"""Runs `koe` in a process of its own that has imported everything already.
+
+A server process imports this module once, and every run is a fork of it: fifty runs then cost what
+they do, not fifty times the imports and the tokenizer's conversion.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import cast
+from unittest import mock
+
+from pipeline import cli
+from pipeline.jobs import assembly, interleave, run, speech_samples
+from pipeline.stats import full_stats
+from pipeline.verify import verify_run
+from stages.text import tokenizer
+from tests.s3_server import set_fsspec_endpoint
+
+WARM = (interleave, run, full_stats, verify_run)  # what a run would import while it goes on
+
+_llama = tokenizer._from_package()
+_stripped = tokenizer.text_tokenizer(_llama)
+
+
+def start_koe(
+    arguments: list[str], log: Path, environment: dict[str, str], file_bytes: int | None = None
+) -> BaseProcess:
+    """Start `koe` with its output in `log`, in a session of its own.
+
+    `file_bytes` is the largest file that it may write.
+    """
+    context = cast(ForkServerContext, multiprocessing.get_context("forkserver"))
+    context.set_forkserver_preload(["tests.soak.child"])
+    process = context.Process(
+        target=_run, args=(arguments, str(log), environment, file_bytes), daemon=True
+    )
+    process.start()
+    return process
+
+
+def _run(
+    arguments: list[str], log: str, environment: dict[str, str], file_bytes: int | None
+) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    set_fsspec_endpoint(environment.get("FSSPEC_S3_ENDPOINT_URL"))
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    with (
+        mock.patch.object(tokenizer, "_from_package", return_value=_llama),
+        mock.patch.object(assembly, "text_tokenizer", return_value=_stripped),
+        mock.patch.object(speech_samples, "text_tokenizer", return_value=_stripped),
+        mock.patch.object(sys, "argv", ["koe", *arguments]),
+    ):
+        cli.main()
