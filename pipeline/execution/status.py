@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from koe.dataflow import (
     INTERLEAVE,
@@ -22,6 +24,7 @@ from koe.dataflow import (
 )
 from koe.numbers import clock_time
 from koe.schema import SPEECH, TEXT
+from pipeline.execution.node_status import NodeStatus, Working, nodes_of, nodes_table
 from pipeline.execution.rates import RECENT_SECONDS, UnitWork, rate_measures, recent_rates
 from pipeline.execution.status_table import StageRow, StageTable, flowing
 from pipeline.run_dir.ledger import Ledger, Receipt
@@ -39,6 +42,7 @@ class _Done(NamedTuple):
     rejected: int
     quarantined: int
     shards: int
+    node: str
     work: UnitWork
 
 
@@ -49,7 +53,7 @@ class StageStatus:
     `done` and `left` count units. `units_per_second`, `rates` and `eta_seconds` are those of one
     worker, from the seconds that the receipts name. `run_units_per_second`, `run_rates` and
     `run_eta_seconds` are those of all workers together, from when recent receipts were written;
-    None or empty when none was.
+    None or empty when none was. `nodes` has the same by the machine that did it.
     """
 
     stage: str
@@ -67,6 +71,7 @@ class StageStatus:
     run_rates: dict[str, float]
     run_eta_seconds: float | None
     newest_seconds_ago: float | None
+    nodes: tuple[NodeStatus, ...] = ()
 
 
 class StatusReader:
@@ -78,6 +83,7 @@ class StatusReader:
         self._stamps: dict[tuple[str, str], tuple[int, float]] = {}
         self._plan: Plan | None = None
         self._plan_stamp: tuple[int, float] | None = None
+        self._working: dict[str, list[Working]] = {}
 
     def plan(self) -> Plan | None:
         """Return the stored plan, read again when a new run replaced it."""
@@ -135,6 +141,7 @@ class StatusReader:
 
     def _row(self, stage: str, done: Collection[_Done], num_units: int) -> StageStatus:
         now = self._clock()
+        working = self._working.get(stage, ())
         seconds = sum(receipt.work.seconds for receipt in done)
         left = max(0, num_units - len(done))
         rate = len(done) / seconds if seconds else 0.0
@@ -159,6 +166,7 @@ class StatusReader:
             run_rates=run_rates,
             run_eta_seconds=left / run_units if run_units else None,
             newest_seconds_ago=max(0.0, now - max(r.work.ended for r in done)) if done else None,
+            nodes=tuple(nodes_of(stage, [(r.node, r.work) for r in done], working, now)),
         )
 
 
@@ -173,6 +181,7 @@ def _done(stage: str, receipt: Receipt | None, stamp: tuple[int, float]) -> _Don
         sum(receipt.rejected.values()),
         sum(receipt.quarantined.values()),
         int(receipt.measures.get("shards", 0)),
+        sys.intern(receipt.node),
         UnitWork(stamp[1], receipt.seconds, rate_measures(stage, receipt.measures)),
     )
 
@@ -217,7 +226,8 @@ def status_rows(rows: list[StageStatus]) -> tuple[list[StageRow], str]:
 def status_table(rows: list[StageStatus]) -> RenderableType:
     """Render `koe status`."""
     found, note = status_rows(rows)
-    return StageTable(found, [note])
+    nodes = nodes_table({row.stage: row.nodes for row in rows})
+    return Group(StageTable(found, [note]), *([Text(), nodes] if nodes else []))
 
 
 def follow(reader: StatusReader, console: Console, seconds: float) -> None:

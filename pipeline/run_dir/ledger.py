@@ -6,6 +6,7 @@ and the size of the output. Receipts are plain JSON files, so that any disk or o
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ class Receipt(BaseModel):
     measures: dict[str, float]
     seconds: float
     notes: dict[str, int] = {}  # what a user should know of the records read, with their number
+    node: str = ""  # the machine that did the unit
     segments: list[int] = []  # of a segmented output: where each begins and the last ends, in bytes
 
     @property
@@ -203,6 +205,7 @@ class Ledger:
             seconds=round(seconds, 3),
             notes=notes,
             segments=segments,
+            node=platform.node(),
         )
         self.storage.write_bytes(
             receipt_path(stage.name, unit), receipt.model_dump_json(indent=1).encode()

@@ -1,8 +1,11 @@
 """`koe status` tells what the receipts tell, reads none twice, and says whose its rates are."""
 
 import io
+import json
 import os
+import platform
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -10,7 +13,15 @@ from rich.console import Console
 
 from koe.schema import EXCLUDED, SPEECH, Unit
 from koe.stage import Outcome
-from pipeline.execution.status import StatusReader, finished, follow, status_rows
+from pipeline.execution.node_status import UNNAMED
+from pipeline.execution.status import (
+    StatusReader,
+    finished,
+    follow,
+    status_json,
+    status_rows,
+    status_table,
+)
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import make_plan
 from pipeline.run_dir.storage import Storage
@@ -134,6 +145,44 @@ def test_a_run_on_an_object_store_is_read_the_same_way():
     row = StatusReader(ledger).read()[0]
     assert (row.done, row.left) == (1, NUM_UNITS - 1)
     assert row.newest_seconds_ago < 60
+
+
+def test_each_node_is_told_with_what_it_did_and_when(ledger, monkeypatch):
+    for k in range(6):
+        monkeypatch.setattr("platform.node", lambda k=k: f"node-{k % 2}")
+        commit_scored(ledger, f"u{k}", ago=30 if k % 2 else 5000)
+    row = reader(ledger).read()[1]
+    first, second = row.nodes
+    assert (first.node, first.done, first.seconds_ago) == ("node-0", 3, 5000.0)
+    assert (second.node, second.done, second.seconds_ago) == ("node-1", 3, 30.0)
+    assert first.units_per_second is None
+    assert second.units_per_second == row.run_units_per_second == pytest.approx(3 / 50)
+    assert second.rates["windows"] == pytest.approx(3 * 27 / 50)
+    assert json.loads(json.dumps(status_json([row])))[0]["nodes"][1]["node"] == "node-1"
+    console = Console(file=io.StringIO(), width=80)
+    console.print(status_table(reader(ledger).read()))
+    lines = console.file.getvalue().splitlines()
+    assert lines[-3].split() == ["node", "ingest", "score", "units/min", "last", "seen"]
+    assert lines[-2].split()[:4] == ["node-0", "3", "3", "-"]
+    assert lines[-1].split() == ["node-1", "3", "3", "3.6", "30s", "ago"]
+
+
+def test_one_machine_gets_no_table_of_nodes(ledger):
+    commit_scored(ledger, "u0", ago=30)
+    assert [len(row.nodes) for row in reader(ledger).read()] == [1, 1, 0, 0, 0]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(status_table(reader(ledger).read()))
+    assert "last seen" not in console.file.getvalue()
+
+
+def test_a_receipt_from_before_nodes_were_recorded_is_read(ledger):
+    commit(ledger, "ingest", "u0", ago=30)
+    path = Path(ledger.storage.local_path("ingest/u0.json"))
+    stored = json.loads(path.read_text())
+    assert stored.pop("node") == platform.node()
+    path.write_text(json.dumps(stored))
+    (node,) = reader(ledger).read()[0].nodes
+    assert (node.node, node.done) == (UNNAMED, 1)
 
 
 def test_rates_are_named_for_what_they_are(ledger):
