@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from koe.dataflow import INDEX, stage_chain
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from koe.dataflow import INDEX, receipt_path, stage_chain
 from koe.errors import ContractError
 from koe.schema import Unit
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
+
+_AGAIN = f"Remove {INDEX} and run `koe run`: it is written again."
 
 Receipts = dict[str, Receipt]  # of one unit, by stage
 
@@ -73,20 +77,79 @@ def unit_receipts(plan: Plan, ledger: Ledger) -> Iterator[tuple[Unit, Receipts]]
         yield unit, trace_history(chains[unit.modality], found.get).receipts
 
 
+def unreadable_receipts(ledger: Ledger, pending: Iterable[tuple[str, str]]) -> list[str]:
+    """List the receipts that lie there, of stages and units that are not done, and cannot be read.
+
+    Each is damaged, or of another version of koe; its unit counts as not done.
+    """
+    by_stage: dict[str, list[str]] = {}
+    for stage, unit in pending:
+        by_stage.setdefault(stage, []).append(unit)
+    found = []
+    for stage, units in by_stage.items():
+        names = set(ledger.storage.names(stage))
+        paths = [(receipt_path(stage, unit), unit) for unit in units]
+        found += [
+            path
+            for path, unit in paths
+            if path.removeprefix(f"{stage}/") in names and ledger.receipt(stage, unit) is None
+        ]
+    return found
+
+
+class _Entry(BaseModel):
+    """What everybody who reads an index takes for granted of a shard."""
+
+    model_config = ConfigDict(strict=True)
+
+    path: Annotated[str, Field(pattern=r"^[^/\\]+\.arrow$")]  # lies in the folder of the index
+    split: str
+    rows: int
+    documents: int
+    tokens: int
+    tokens_by_modality: dict[str, int]
+    longest_row_tokens: int
+    num_bytes: int
+    sha256: str
+
+
+class _Index(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    max_row_tokens: int
+    codec: dict[str, Any]
+    shards: list[_Entry]
+
+
 def read_index(ledger: Ledger) -> dict[str, Any] | None:
     """Return the shard index; None while the shards are not complete.
 
     Raises: ContractError for a file that is not an index.
     """
+    index = stored_index(ledger)
+    try:
+        if index is not None:
+            _Index.model_validate(index)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ContractError(f"{INDEX} is not a shard index", why, _AGAIN) from error
+    return index
+
+
+def stored_index(ledger: Ledger) -> dict[str, Any] | None:
+    """Return the shard index as it is stored, for those who prove it; None where there is none.
+
+    Raises: ContractError for a file that lists no shards.
+    """
     data = ledger.storage.find_bytes(INDEX)
     if data is None:
         return None
-    remedy = f"Remove {INDEX} and run `koe run`: it is written again."
     try:
         index = json.loads(data)
     except ValueError as error:
-        raise ContractError(f"{INDEX} is not valid JSON", str(error), remedy) from error
+        raise ContractError(f"{INDEX} is not valid JSON", str(error), _AGAIN) from error
     shards = index.get("shards") if isinstance(index, dict) else None
     if not isinstance(shards, list) or not all(isinstance(entry, dict) for entry in shards):
-        raise ContractError(f"{INDEX} is not a shard index", "it lists no shards", remedy)
+        raise ContractError(f"{INDEX} is not a shard index", "it lists no shards", _AGAIN)
     return index

@@ -8,14 +8,17 @@ from collections.abc import Iterable, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from koe.dataflow import INTERLEAVE, ORDER_UNIT, last_stage_with, stage_chain, stage_making
+from koe.dataflow import last_stage_with, receipt_path, stage_chain, stage_making
 from koe.errors import ContractError
 from koe.schema import QUARANTINED, REJECTED, Unit
-from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan, by_source, lost_in
-from pipeline.run_dir.reading import Receipts, read_index
+from pipeline.run_dir.reading import Receipts
 from pipeline.run_dir.storage import Storage
+from pipeline.run_dir.vouched import UnitFiles
 from pipeline.stats.model import Account
+
+LeftOut = Counter[tuple[str, str, str]]  # records by source, outcome and reason
 
 
 def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[str, Account]:
@@ -40,22 +43,38 @@ def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[
             account.notes.update(receipt.notes)
             last = receipt.kept
             if stage == first:
-                account.seconds_in += receipt.measures["seconds"]
+                account.seconds_in += _seconds(receipt)
             if stage == last_clips:
-                account.seconds_kept += receipt.measures["seconds"]
+                account.seconds_kept += _seconds(receipt)
         account.pending += last
     return accounts
+
+
+def _seconds(receipt: Receipt) -> float:
+    if "seconds" not in receipt.measures:
+        raise ContractError(
+            f"{receipt_path(receipt.stage, receipt.unit)} does not say how long its clips are",
+            "it is damaged, or another version of koe wrote it",
+            "Remove it and run `koe run`: the unit is done again.",
+        )
+    return receipt.measures["seconds"]
 
 
 def encoded_seconds(ledger: Ledger, unit: str, ids: pa.ChunkedArray) -> float:
     """Sum the seconds of the clips of a unit that were encoded and have one of `ids`."""
     receipt = ledger.receipt(last_stage_with("seconds"), unit)
-    if receipt is None or not len(ids):
+    if receipt is None:
+        return 0.0
+    return seconds_of(UnitFiles(ledger.storage), receipt, ids)
+
+
+def seconds_of(files: UnitFiles, clips: Receipt, ids: pa.ChunkedArray) -> float:
+    """Sum the seconds of those clips of a unit that have one of `ids`."""
+    if not len(ids):
         return 0.0
     is_wanted = pc.field("id").isin(ids.combine_chunks())
-    with ledger.storage.open_batches(receipt.output.path, ["id", "seconds"]) as batches:
-        found = (batch.filter(is_wanted)["seconds"].to_pylist() for batch in batches)
-        return float(sum(map(sum, found)))
+    batches = files.batches(clips.output, ["id", "seconds"])
+    return float(sum(sum(batch.filter(is_wanted)["seconds"].to_pylist()) for batch in batches))
 
 
 def clips_of_samples(storage: Storage, clips: str, samples: str, columns: list[str]) -> pa.Table:
@@ -77,22 +96,12 @@ def clips_of_samples(storage: Storage, clips: str, samples: str, columns: list[s
     return table.select(columns).take(rows)
 
 
-def close_with_order(accounts: dict[str, Account], ledger: Ledger) -> None:
+def close_with_order(accounts: dict[str, Account], order: Receipt, left_out: LeftOut) -> None:
     """Count what the interleave stage placed or left out, which was pending until then."""
-    receipt = ledger.receipt(INTERLEAVE, ORDER_UNIT)
-    if receipt is None or read_index(ledger) is None:
-        return
     for source, account in accounts.items():
-        account.kept = int(receipt.measures.get(f"placed.{source}", 0))
+        account.kept = int(order.measures.get(f"placed.{source}", 0))
         account.pending -= account.kept
-        account.seconds_kept -= receipt.measures.get(f"seconds_left_out.{source}", 0.0)
-    if receipt.excluded is None:
-        return
-    columns = ["source", "outcome", "reason"]
-    with ledger.storage.open_batches(receipt.excluded.path, columns) as batches:
-        left_out = Counter(
-            key for batch in batches for key in zip(*(c.to_pylist() for c in batch), strict=True)
-        )
+        account.seconds_kept -= order.measures.get(f"seconds_left_out.{source}", 0.0)
     for (source, outcome, reason), number in left_out.items():
         account = accounts[source]
         account.pending -= number

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 
 from koe.dataflow import last_stage_with, stage_making
 from koe.schema import SPEECH, Unit
-from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.ledger import Receipt
 from pipeline.run_dir.reading import Receipts
+from pipeline.run_dir.vouched import UnitFiles
 from pipeline.stats.model import Distribution, Histogram
 
 ALL = "all"  # the key of the values of all sources together
@@ -47,8 +48,8 @@ class Values:
 class Lengths:
     """Seconds and characters of all clips ingested, tokens of all samples tokenized."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._storage = ledger.storage
+    def __init__(self, files: UnitFiles) -> None:
+        self._files = files
         self.of_clips = {
             name: Values() for name in ("seconds", "characters", "characters_per_second", "tokens")
         }
@@ -58,24 +59,21 @@ class Lengths:
         clips = receipts.get(stage_making("seconds"))
         samples = receipts.get(last_stage_with("input_ids"))
         if clips is not None:
-            self._add_clips(unit.source, clips.output.path)
+            self._add_clips(unit.source, clips)
         if samples is not None:
             tokens = self.of_clips["tokens"] if unit.modality == SPEECH else self.of_samples
-            # mapped: the lengths come from the offsets of the lists, whose values are never read
-            lists = self._storage.read_table(samples.output.path)["input_ids"]
-            for chunk in lists.chunks:
-                tokens.add(unit.source, chunk.value_lengths().to_numpy())
+            for batch in self._files.batches(samples.output, ["input_ids"]):
+                tokens.add(unit.source, batch["input_ids"].value_lengths().to_numpy())
 
-    def _add_clips(self, source: str, path: str) -> None:
-        with self._storage.open_batches(path, ["text", "seconds"]) as batches:
-            for batch in batches:
-                seconds = batch["seconds"].to_numpy()
-                characters = pc.call_function("utf8_length", [batch["text"]]).to_numpy()
-                timed = seconds > 0
-                self.of_clips["seconds"].add(source, seconds)
-                self.of_clips["characters"].add(source, characters)
-                rate = characters[timed] / seconds[timed]
-                self.of_clips["characters_per_second"].add(source, np.asarray(rate))
+    def _add_clips(self, source: str, receipt: Receipt) -> None:
+        for batch in self._files.batches(receipt.output, ["text", "seconds"]):
+            seconds = batch["seconds"].to_numpy()
+            characters = pc.call_function("utf8_length", [batch["text"]]).to_numpy()
+            timed = seconds > 0
+            self.of_clips["seconds"].add(source, seconds)
+            self.of_clips["characters"].add(source, characters)
+            rate = characters[timed] / seconds[timed]
+            self.of_clips["characters_per_second"].add(source, np.asarray(rate))
 
 
 def distributions(

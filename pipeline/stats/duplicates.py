@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from koe.repeats import later, repeated
-from pipeline.run_dir.ledger import Ledger
 from pipeline.stats.model import DuplicateStats
+from pipeline.stats.names import Names
 
 # kind: (what is equal, the key of interleave.duplicates that drops all but the first)
 KINDS = {
@@ -32,28 +32,25 @@ class Duplicates:
     codec gives short clips the same codes by chance. Texts are equal to the character: one
     sentence read by two speakers counts, and is not a fault by itself.
     Compared by 64-bit hashes: among 15 M clips some pair collides with a chance of 6 in a million.
-    A clip takes 20 bytes.
+    A clip takes 20 bytes, and its id lies in a temporary file.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._storage = ledger.storage
-        self._paths: list[str] = []  # of the encoded units
-        self._source = ""  # of the last one
-        self._bounds = [0]  # where the clips of each unit begin and end
+    def __init__(self) -> None:
+        self._names = Names()
         self._hashes = {kind: bytearray() for kind in KINDS}  # int64
         self._ids = bytearray()  # int64, hashes
         self._seconds = bytearray()  # float32
 
-    def open_unit(self, path: str, source: str) -> None:
-        """Begin a unit of a source, whose ids can be read from `path`."""
-        self._paths.append(path)
-        self._source = source
-        self._bounds.append(self._bounds[-1])
+    def __enter__(self) -> Duplicates:
+        return self
 
-    def add(self, clips: pa.RecordBatch) -> None:
-        """Take in COLUMNS of the next clips of the unit."""
-        first = self._bounds[-1]
-        self._bounds[-1] += clips.num_rows
+    def __exit__(self, *failure: object) -> None:
+        self._names.close()
+
+    def add(self, source: str, clips: pa.RecordBatch) -> None:
+        """Take in COLUMNS of the next clips of a source."""
+        first = len(self._names)
+        self._names.add(clips["id"])
         codes, texts = _hash_codes(clips["codes"]), clips["text"].to_pylist()
         parts = zip(codes.tolist(), *(clips[name].to_pylist() for name in _PART), strict=True)
         speakers = zip(clips["speaker"].to_pylist(), texts, strict=True)
@@ -62,7 +59,7 @@ class Duplicates:
             "text": map(hash, texts),
             # a clip without a speaker has a hash of its own
             "speaker_text": (
-                hash((self._source, speaker, text) if (speaker or "").strip() else ("", number))
+                hash((source, speaker, text) if (speaker or "").strip() else ("", number))
                 for number, (speaker, text) in enumerate(speakers, first)
             ),
             "audio_bytes": map(hash, parts),
@@ -77,7 +74,7 @@ class Duplicates:
 
         A clip whose id came before is left out: interleave quarantines it, whatever it holds.
         """
-        if not self._paths:
+        if not len(self._names):
             return {}
         again = later(np.frombuffer(self._ids, np.int64))
         return {
@@ -99,15 +96,10 @@ class Duplicates:
             clips=len(copies),
             hours=round(float(seconds.sum(dtype=np.float64)) / 3600, 4),
             examples=[
-                [self._id(place) for place in places[group == number][:_MAX_IDS].tolist()]
+                [self._names[place] for place in places[group == number][:_MAX_IDS].tolist()]
                 for number in largest
             ],
         )
-
-    def _id(self, place: int) -> str:
-        unit = int(np.searchsorted(self._bounds, place, side="right")) - 1
-        ids = self._storage.read_table(self._paths[unit])["id"]
-        return ids[place - self._bounds[unit]].as_py()
 
 
 def _hash_codes(codes: pa.ListArray) -> np.ndarray:

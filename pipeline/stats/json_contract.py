@@ -33,6 +33,7 @@ def stats_json(stats: RunStats) -> dict[str, Any]:
         "mix": [asdict(part) for part in stats.mix],
         "shard_files": [asdict(file) for file in stats.shard_files],
         "quarantine_examples": [asdict(record) for record in stats.quarantine_examples],
+        "unreadable_receipts": list(stats.unreadable_receipts),
     }
 
 

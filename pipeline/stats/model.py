@@ -265,7 +265,8 @@ class RunStats:
     """The statistics of a run; what is not done yet is None or empty.
 
     From `distributions` on, they need a reading of every unit: `full_stats` fills them, `run_stats`
-    leaves them empty. `distributions` are by source, or "all", and quantity.
+    leaves them empty. `distributions` are by source, or "all", and quantity. `unreadable_receipts`
+    are the paths of receipts that are there and cannot be read: their units count as not done.
     """
 
     schema_version: int
@@ -283,6 +284,7 @@ class RunStats:
     mix: Sequence[MixPart] = ()
     shard_files: Sequence[ShardFile] = ()
     quarantine_examples: Sequence[ExcludedRecord] = ()
+    unreadable_receipts: Sequence[str] = ()
 
     @property
     def has_trained_codec(self) -> bool:

@@ -6,16 +6,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import dropwhile, islice
+from typing import Any
 
-from koe.dataflow import last_stage_with, stage_making
-from koe.schema import SCHEMA_VERSION, SPEECH, TEXT, Unit
-from pipeline.run_dir.ledger import Ledger
+import pyarrow as pa
+
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, last_stage_with, stage_chain, stage_making
+from koe.schema import EXCLUDED, SCHEMA_VERSION, SPEECH, TEXT, Unit
+from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
-from pipeline.run_dir.reading import Receipts, read_index, unit_receipts
+from pipeline.run_dir.reading import Receipts, read_index, unit_receipts, unreadable_receipts
+from pipeline.run_dir.vouched import UnitFiles, open_vouched
 from pipeline.stats.accounts import (
+    LeftOut,
     account_sources,
     close_with_order,
-    encoded_seconds,
+    seconds_of,
     total_account,
 )
 from pipeline.stats.codebooks import CodebookUse
@@ -33,7 +38,8 @@ _NO_CHECKS = TranscriptsConfig()
 
 def run_stats(plan: Plan, ledger: Ledger, thresholds: Sequence[float] = WHAT_IF_OVRL) -> RunStats:
     """Return what receipts, scores and the index tell: the statistics shown at the end of a run."""
-    return _collect(plan, ledger, ScoreTally(ledger, thresholds))
+    files = UnitFiles(ledger.storage)
+    return _collect(plan, ledger, read_index(ledger), files, ScoreTally(files, thresholds))
 
 
 def full_stats(
@@ -49,30 +55,34 @@ def full_stats(
     `transcripts`: the checks of transcripts to try, with the prompt that samples are made with.
     `on_unit` is called with the number of units read, and that of all. A clip takes 84 bytes of
     memory and an instruction sample 4, and half as much again while quantiles and duplicates are
-    found: 1.9 GB for 15 M clips and 9 M samples.
+    found: 1.9 GB for 15 M clips and 9 M samples. The files of one unit are held at a time, and the
+    ids of clips lie in a temporary file.
+    Raises: ContractError for a file of a unit that is not the one its receipt vouches for.
     """
-    scores, lengths, examples = ScoreTally(ledger, thresholds), Lengths(ledger), Examples(ledger)
-    codebooks, duplicates = CodebookUse(), Duplicates(ledger)
-    checked = TranscriptTally(ledger, transcripts, speech_prompt)
+    files, index = UnitFiles(ledger.storage), read_index(ledger)
+    scores, lengths, examples = ScoreTally(files, thresholds), Lengths(files), Examples(files)
+    checked = TranscriptTally(files, transcripts, speech_prompt)
     done = iter(range(1, len(plan.units) + 1))
+    with Duplicates() as duplicates:
+        codebooks = CodebookUse()
 
-    def watch(unit: Unit, receipts: Receipts) -> None:
-        lengths.add(unit, receipts)
-        examples.add(unit, receipts)
-        checked.add(unit, receipts)
-        _read_encoded(ledger, unit, receipts, codebooks, duplicates)
-        on_unit(next(done), len(plan.units))
+        def watch(unit: Unit, receipts: Receipts) -> None:
+            lengths.add(unit, receipts)
+            examples.add(unit, receipts)
+            checked.add(unit, receipts)
+            _read_encoded(files, unit, receipts, codebooks, duplicates)
+            on_unit(next(done), len(plan.units))
 
-    stats = _collect(plan, ledger, scores, watch)
-    index = read_index(ledger)
+        stats = _collect(plan, ledger, index, files, scores, watch, examples.take)
+        repeats = duplicates.by_kind()
     of_clips = {**lengths.of_clips, **scores.values}
     return replace(
         stats,
         distributions=distributions(of_clips, lengths.of_samples, plan.modalities),
         codebooks=codebooks.by_slot(),
-        duplicates=duplicates.by_kind(),
+        duplicates=repeats,
         transcripts=checked.stats(),
-        mix=shard_mix(index, ledger),
+        mix=shard_mix(index, ledger.storage),
         shard_files=shard_files(index),
         quarantine_examples=examples.sorted(),
     )
@@ -81,27 +91,42 @@ def full_stats(
 def _collect(
     plan: Plan,
     ledger: Ledger,
+    index: dict[str, Any] | None,
+    files: UnitFiles,
     scores: ScoreTally,
     watch: Callable[[Unit, Receipts], None] = lambda unit, receipts: None,
+    on_left_out: Callable[[pa.RecordBatch], None] = lambda excluded: None,
 ) -> RunStats:
-    """Account for the records of all units, and show each unit to the scores and to `watch`."""
-    index = read_index(ledger)
+    """Account for the records of all units, and show each unit to the scores and to `watch`.
+
+    What interleave left out is shown to `on_left_out`, in batches of EXCLUDED.
+    """
     codec = {} if index is None else index["codec"]
     lost: defaultdict[str, float] = defaultdict(float)  # encoded seconds left out, by source
+    pending: list[tuple[str, str]] = []  # stages and units without a receipt that can be used
 
     def seen() -> Iterator[tuple[Unit, Receipts]]:
         nonlocal codec
         for unit, done in unit_receipts(plan, ledger):
+            files.next_unit()
             scores.add(unit, done)
             watch(unit, done)
-            lost[unit.source] += _seconds_left_out(ledger, unit, done)
+            lost[unit.source] += _seconds_left_out(files, unit, done)
             encoded = done.get(stage_making("frames"))
             if not codec and index is None and encoded is not None:
                 codec = encoded.content.get("codec", {})
+            missing = [stage for stage in stage_chain(unit.modality) if stage not in done]
+            pending.extend((stage, unit.unit) for stage in missing[:1])
             yield unit, done
 
     accounts = account_sources(plan, seen())
-    close_with_order(accounts, ledger)
+    order = ledger.receipt(INTERLEAVE, ORDER_UNIT)
+    if order is None:
+        pending.append((INTERLEAVE, ORDER_UNIT))
+    else:
+        left_out = _left_out(ledger, order, on_left_out)
+        if index is not None:
+            close_with_order(accounts, order, left_out)
     for source, account in accounts.items():
         account.seconds_kept -= lost[source]
     return RunStats(
@@ -113,29 +138,41 @@ def _collect(
         thresholds=scores.thresholds(),
         shards=shard_stats(index),
         codec=CodecUsed.of(codec),
+        unreadable_receipts=unreadable_receipts(ledger, pending),
     )
 
 
-def _seconds_left_out(ledger: Ledger, unit: Unit, receipts: Receipts) -> float:
+def _left_out(
+    ledger: Ledger, order: Receipt, on_batch: Callable[[pa.RecordBatch], None]
+) -> LeftOut:
+    """Count what the order left out, and show its batches to `on_batch`."""
+    left_out: LeftOut = LeftOut()
+    if order.excluded is not None:
+        with open_vouched(ledger.storage, order.excluded, EXCLUDED.names) as batches:
+            for batch in batches:
+                columns = (batch[name].to_pylist() for name in ("source", "outcome", "reason"))
+                left_out.update(zip(*columns, strict=True))
+                on_batch(batch)
+    return left_out
+
+
+def _seconds_left_out(files: UnitFiles, unit: Unit, receipts: Receipts) -> float:
     """Sum the seconds of the clips that the stages after the last one of clips left out."""
     if unit.modality != SPEECH:
         return 0.0
-    after = dropwhile(lambda stage: stage != last_stage_with("seconds"), receipts)
-    tables = [ledger.read_excluded(receipts[stage]) for stage in islice(after, 1, None)]
-    return sum(
-        encoded_seconds(ledger, unit.unit, table["id"]) for table in tables if table is not None
-    )
+    last = last_stage_with("seconds")
+    after = islice(dropwhile(lambda stage: stage != last, receipts), 1, None)
+    tables = [table for stage in after if (table := receipts[stage].excluded) is not None]
+    ids = [batch["id"] for table in tables for batch in files.batches(table, ["id"])]
+    return seconds_of(files, receipts[last], pa.chunked_array(ids, pa.string())) if ids else 0.0
 
 
 def _read_encoded(
-    ledger: Ledger, unit: Unit, receipts: Receipts, codebooks: CodebookUse, duplicates: Duplicates
+    files: UnitFiles, unit: Unit, receipts: Receipts, codebooks: CodebookUse, duplicates: Duplicates
 ) -> None:
     encoded = receipts.get(last_stage_with("codes"))
     if encoded is None:
         return
-    path = encoded.output.path
-    duplicates.open_unit(path, unit.source)
-    with ledger.storage.open_batches(path, COLUMNS) as batches:
-        for clips in batches:
-            codebooks.add(clips["codes"])
-            duplicates.add(clips)
+    for clips in files.batches(encoded.output, COLUMNS):
+        codebooks.add(clips["codes"])
+        duplicates.add(unit.source, clips)

@@ -8,8 +8,8 @@ import numpy as np
 
 from koe.dataflow import stage_making
 from koe.schema import Unit
-from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.reading import Receipts
+from pipeline.run_dir.vouched import UnitFiles
 from pipeline.stats.distributions import SCORES, Values, quantiles_of
 from pipeline.stats.model import ScoreStats, Thresholds, WhatIf
 
@@ -20,9 +20,9 @@ _COLUMNS = ["seconds", *SCORES, "windows", "ovrl_error", "scorer"]
 class ScoreTally:
     """Scores by source, and clips and seconds above each of `thresholds`."""
 
-    def __init__(self, ledger: Ledger, thresholds: Sequence[float]) -> None:
+    def __init__(self, files: UnitFiles, thresholds: Sequence[float]) -> None:
         self.values = {name: Values() for name in SCORES}
-        self._storage = ledger.storage
+        self._files = files
         self._thresholds = thresholds
         self._scorers: set[str] = set()
         self._configured: set[float] = set()
@@ -39,16 +39,15 @@ class ScoreTally:
         if scored is None:
             return
         self._units += 1
-        with self._storage.open_batches(scored.output.path, _COLUMNS) as batches:
-            for batch in batches:
-                self._clips += batch.num_rows
-                self._windows += int(batch["windows"].to_numpy().sum())
-                self._scorers.update(batch["scorer"].unique().to_pylist())
-                for name, values in self.values.items():
-                    values.add(unit.source, batch[name].drop_null().to_numpy())
-                self._apply_thresholds(
-                    *(batch[name].to_numpy() for name in ("ovrl", "ovrl_error", "seconds"))
-                )
+        for batch in self._files.batches(scored.output, _COLUMNS):
+            self._clips += batch.num_rows
+            self._windows += int(batch["windows"].to_numpy().sum())
+            self._scorers.update(batch["scorer"].unique().to_pylist())
+            for name, values in self.values.items():
+                values.add(unit.source, batch[name].drop_null().to_numpy())
+            self._apply_thresholds(
+                *(batch[name].to_numpy() for name in ("ovrl", "ovrl_error", "seconds"))
+            )
 
     def _apply_thresholds(self, ovrl: np.ndarray, error: np.ndarray, seconds: np.ndarray) -> None:
         for place, threshold in enumerate(self._thresholds):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from koe.dataflow import SHARDS
 from koe.schema import SPEECH, TEXT
-from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.storage import Output, Storage
+from pipeline.run_dir.vouched import open_vouched
 from pipeline.stats.model import MixPart, ShardFile, ShardStats, SplitStats
 
 _BUCKETS = 50
@@ -64,8 +68,12 @@ def shard_files(index: dict[str, Any] | None) -> list[ShardFile]:
     ]
 
 
-def shard_mix(index: dict[str, Any] | None, ledger: Ledger) -> list[MixPart]:
-    """Describe the training rows in stored order, in 50 parts, or one per row where there are fewer."""
+def shard_mix(index: dict[str, Any] | None, storage: Storage) -> list[MixPart]:
+    """Describe the training rows in stored order, in 50 parts, or one per row where there are fewer.
+
+    Of a local shard two columns are read, and proved sound. One of an object store is fetched whole,
+    so it is also proved to be the one that the index names. Raises: ContractError.
+    """
     shards = [shard for shard in index["shards"] if shard["split"] == _TRAIN] if index else []
     num_rows = _total(shards, "rows")
     if index is None or not num_rows:
@@ -74,9 +82,7 @@ def shard_mix(index: dict[str, Any] | None, ledger: Ledger) -> list[MixPart]:
     sums = {name: np.zeros(num_buckets) for name in (SPEECH, TEXT, "rows", "documents")}
     first_row = 0
     for shard in shards:
-        # the tokens are not read: the lengths of a row's documents add up to its own
-        columns = ["document_lengths", "document_modalities"]
-        with ledger.storage.open_batches(f"shards/{shard['path']}", columns) as batches:
+        with _open_shard(storage, shard) as batches:
             for batch in batches:
                 rows = first_row + np.arange(batch.num_rows)
                 _add_rows(sums, batch, rows * num_buckets // num_rows)
@@ -92,6 +98,20 @@ def shard_mix(index: dict[str, Any] | None, ledger: Ledger) -> list[MixPart]:
         )
         for k in range(num_buckets)
     ]
+
+
+def _open_shard(
+    storage: Storage, shard: dict[str, Any]
+) -> AbstractContextManager[Iterator[pa.RecordBatch]]:
+    # the tokens are not read: the lengths of a row's documents add up to its own
+    columns = ["document_lengths", "document_modalities"]
+    path = f"{SHARDS}/{shard['path']}"
+    if storage.is_local:
+        return storage.open_batches(path, columns)
+    output = Output(
+        path=path, sha256=shard["sha256"], num_bytes=shard["num_bytes"], rows=shard["rows"]
+    )
+    return open_vouched(storage, output, columns)
 
 
 def _add_rows(sums: dict[str, np.ndarray], batch: pa.RecordBatch, bucket: np.ndarray) -> None:

@@ -11,8 +11,9 @@ from koe.dataflow import output_schema
 from koe.errors import BadRecord
 from koe.repeats import later
 from koe.schema import REJECTED, SPEECH, Unit
-from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.ledger import Receipt
 from pipeline.run_dir.reading import Receipts
+from pipeline.run_dir.vouched import UnitFiles
 from pipeline.stats.distributions import Values, quantiles_of
 from pipeline.stats.model import ExcludedRecord, SourceTranscripts, TranscriptStats
 from stages.settings import TranscriptsConfig
@@ -38,8 +39,8 @@ class TranscriptTally:
     and interleave would. A clip takes 12 bytes.
     """
 
-    def __init__(self, ledger: Ledger, settings: TranscriptsConfig, prompt: str) -> None:
-        self._storage = ledger.storage
+    def __init__(self, files: UnitFiles, settings: TranscriptsConfig, prompt: str) -> None:
+        self._files = files
         self._settings, self._prompt = settings, prompt
         self._checks = TranscriptChecks(settings)
         self._rates = Values()
@@ -55,23 +56,22 @@ class TranscriptTally:
         rates: list[float] = []
         hashes: list[int] = []
         rejected = self._rejected.setdefault(unit.source, Counter())
-        with self._storage.open_batches(receipt.output.path, list(_COLUMNS)) as batches:
-            for batch in batches:
-                self._clips[unit.source] += batch.num_rows
-                columns = (batch[name].to_pylist() for name in _COLUMNS)
-                for id, text, speaker, seconds in zip(*columns, strict=True):
-                    text = self._checks.prepared(text)
-                    if not self._has_prompt(text, speaker):
-                        continue
-                    if found := self._checks.rejection(text, seconds):
-                        rejected[found.reason] += 1
-                        if rejected[found.reason] <= _MAX_EXAMPLES:
-                            self._examples.append(
-                                ExcludedRecord(id, unit.source, _WHAT_IF, REJECTED, *found, "")
-                            )
-                    else:
-                        rates.append(self._checks.rate(text, seconds))
-                        hashes.append(hash(id))
+        for batch in self._files.batches(receipt.output, _COLUMNS):
+            self._clips[unit.source] += batch.num_rows
+            columns = (batch[name].to_pylist() for name in _COLUMNS)
+            for id, text, speaker, seconds in zip(*columns, strict=True):
+                text = self._checks.prepared(text)
+                if not self._has_prompt(text, speaker):
+                    continue
+                if found := self._checks.rejection(text, seconds):
+                    rejected[found.reason] += 1
+                    if rejected[found.reason] <= _MAX_EXAMPLES:
+                        self._examples.append(
+                            ExcludedRecord(id, unit.source, _WHAT_IF, REJECTED, *found, "")
+                        )
+                else:
+                    rates.append(self._checks.rate(text, seconds))
+                    hashes.append(hash(id))
         self._rates.add(unit.source, np.array(rates, np.float32))
         ids = self._ids.setdefault(unit.source, bytearray())
         ids += np.array(hashes, np.int64).tobytes()

@@ -73,7 +73,22 @@ def _outcomes(stats: RunStats, sources: Mapping[str, Account]) -> list[Renderabl
     """Show where the records of the sources went."""
     examples = stats.quarantine_examples
     left_out = (_left_out(outcome, sources, examples) for outcome in (REJECTED, QUARANTINED))
-    return [_records(sources), *_not_readable(sources), *left_out, *_notes(sources)]
+    return [
+        _records(sources),
+        *_unreadable(stats.unreadable_receipts),
+        *_not_readable(sources),
+        *left_out,
+        *_notes(sources),
+    ]
+
+
+def _unreadable(receipts: Sequence[str]) -> list[RenderableType]:
+    """Name the receipts that cannot be read: nothing else tells such a unit from one that never ran."""
+    if not receipts:
+        return []
+    what = f"{counted(len(receipts), 'receipt')} cannot be read: {shorten_list(receipts)}"
+    why = "damaged, or of another version of koe; `koe run` does these units again"
+    return [Text(escape_control_characters(f"{what} ({why})"), style="yellow")]
 
 
 def _not_readable(sources: Mapping[str, Account]) -> list[RenderableType]:

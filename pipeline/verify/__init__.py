@@ -12,7 +12,7 @@ from koe.errors import ContractError
 from koe.schema import SPEECH, TEXT
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
-from pipeline.run_dir.reading import read_index
+from pipeline.run_dir.reading import stored_index
 from pipeline.verify.duplicates import prove_duplicates
 from pipeline.verify.index import prove_card, prove_folder, prove_identity, prove_index
 from pipeline.verify.order import (
@@ -66,7 +66,7 @@ def verify_run(
     samples, seen = SampleTable(plan, ledger.storage), Seen()
     prove_units(plan, ledger, samples, seen)
     _report_units(seen, proved)
-    index, order = read_index(ledger), prove_order_receipt(ledger, samples)
+    index, order = stored_index(ledger), prove_order_receipt(ledger, samples)
     if order is None:
         if index is not None:
             what = f"{INDEX} describes shards without an order"

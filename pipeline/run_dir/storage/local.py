@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ class LocalFiles:
         with (self.root / path).open("rb") as file:
             file.seek(begin)
             return file.read(end - begin)
+
+    def local_file(self, path: str) -> AbstractContextManager[BufferedReader]:
+        return (self.root / path).open("rb")
 
     def source(self, path: str, mapped: bool) -> pa.NativeFile:
         """Open a file for Arrow; a mapped one is not copied, and its pages count as this process's."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from io import BufferedReader
 from typing import Any
 
 import pyarrow as pa
@@ -84,6 +86,14 @@ class RemoteFiles:
 
     def read_range(self, path: str, begin: int, end: int) -> bytes:
         return self._system.cat_file(self._place(path), start=begin, end=end)
+
+    @contextmanager
+    def local_file(self, path: str) -> Iterator[BufferedReader]:
+        """Fetch a file into a temporary one, which is removed in the end."""
+        with tempfile.NamedTemporaryFile(prefix="koe-") as file:
+            self._system.get_file(self._place(path), file.name)
+            with open(file.name, "rb") as fetched:
+                yield fetched
 
     def source(self, path: str, mapped: bool) -> pa.NativeFile:
         """Read a file into memory for Arrow; nothing can be mapped here."""

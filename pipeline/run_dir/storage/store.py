@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 
@@ -149,6 +150,12 @@ class Storage:
         with self._explained("read", path), absent_as_none():
             raise found
         return None
+
+    @contextmanager
+    def local_file(self, path: str) -> Iterator[BufferedReader]:
+        """Open a file to be read in pieces; one of an object store is fetched first, in one request."""
+        with self._explained("read", path), self._files.local_file(path) as file:
+            yield file
 
     def read_table(self, path: str) -> pa.Table:
         """Read an Arrow IPC file, memory-mapped where the storage is local.

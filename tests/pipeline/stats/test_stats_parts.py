@@ -14,6 +14,7 @@ from koe.schema import ENCODED, EXCLUDED, ROW, SCORED, SPEECH, Unit
 from koe.stage import Outcome
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
+from pipeline.run_dir.vouched import UnitFiles
 from pipeline.stats.codebooks import CodebookUse
 from pipeline.stats.distributions import Values, distributions
 from pipeline.stats.duplicates import Duplicates
@@ -73,7 +74,7 @@ def test_clips_within_the_error_of_a_threshold_are_uncertain(ledger):
         {"ovrl": score, "ovrl_error": error, "seconds": 3600.0}
         for score, error in zip(scores, errors, strict=True)
     ]
-    tally = ScoreTally(ledger, [2.5, 3.0])
+    tally = ScoreTally(UnitFiles(ledger.storage), [2.5, 3.0])
     receipts = {
         "score": commit(ledger, "score", "a", clips(SCORED, rows)),
         "encode": commit(ledger, "encode", "a", clips(ENCODED, []), threshold_ovrl=2.5),
@@ -98,7 +99,7 @@ def test_a_score_table_of_another_version_is_named(ledger):
     old = clips(SCORED, [{"ovrl": 2.0}]).drop_columns("ovrl_error")
     receipts = {"score": commit(ledger, "score", "old", old)}
     with pytest.raises(ContractError, match=r"score/old.arrow has no column ovrl_error"):
-        ScoreTally(ledger, []).add(unit("old"), receipts)
+        ScoreTally(UnitFiles(ledger.storage), []).add(unit("old"), receipts)
 
 
 def lists(rows) -> pa.ListArray:
@@ -128,29 +129,26 @@ def test_a_code_of_the_last_entry_counts_in_its_own_slot():
     assert [slot.used for slot in use.by_slot()] == [1] * 7
 
 
-def duplicates_of(ledger: Ledger, units: list[list[dict[str, Any]]]) -> dict[str, DuplicateStats]:
-    found = Duplicates(ledger)
-    for number, rows in enumerate(units):
-        table = clips(ENCODED, rows)
-        path = commit(ledger, "encode", f"u{number}", table).output.path
-        found.open_unit(path, "a")
-        for batch in table.to_batches(max_chunksize=2):  # lists that do not begin at offset 0
-            found.add(batch)
-    return found.by_kind()
+def duplicates_of(units: list[list[dict[str, Any]]]) -> dict[str, DuplicateStats]:
+    with Duplicates() as found:
+        for rows in units:
+            # lists that do not begin at offset 0
+            for batch in clips(ENCODED, rows).to_batches(max_chunksize=2):
+                found.add("a", batch)
+        return found.by_kind()
 
 
-def test_copies_are_found_within_and_across_units_and_the_first_is_none(ledger):
+def test_copies_are_found_within_and_across_units_and_the_first_is_none():
     def clip(id: str, text: str, *codes: int) -> dict[str, Any]:
         return {"id": id, "text": text, "codes": codes, "seconds": 3600.0}
 
     found = duplicates_of(
-        ledger,
         [
             [clip("a", "x", 1, 2), clip("b", "y", 2, 1), clip("c", "x", 1, 2), clip("d", "z", 12)],
             [],
             [clip("e", "y", 1, 2), clip("f", "Y", 1, 2, 1, 2), clip("g", "y ", 3)],
             [clip("h", "w", 2, 1), clip("i", "y", 4)],
-        ],
+        ]
     )
     assert found == {
         "audio": DuplicateStats(2, 3, 3.0, [["a", "c", "e"], ["b", "h"]]),
@@ -168,11 +166,10 @@ def test_copies_by_speaker_and_by_audio_agree_in_more_than_text_and_codes(ledger
         }  # fmt: skip
 
     found = duplicates_of(
-        ledger,
         [
             [clip("a", "s", 9, 0.0), clip("b", "t", 9, 0.0), clip("c", None, 8, 0.0)],
             [clip("d", "s", 9, 1.0), clip("e", None, 9, 0.0, 1), clip("f", " ", 8, 0.0)],
-        ],
+        ]
     )
     assert found["audio"].clips == found["text"].clips == 5
     assert found["speaker_text"] == DuplicateStats(1, 1, 1.0, [["a", "d"]])
@@ -185,10 +182,10 @@ def test_only_ten_groups_and_ten_ids_of_each_are_named(ledger):
         for number in range(12)
         for group in range(11)
     ]
-    text = duplicates_of(ledger, [rows[:70], rows[70:]])["text"]
+    text = duplicates_of([rows[:70], rows[70:]])["text"]
     assert (text.groups, text.clips) == (11, 121)
     assert text.examples == [[f"{n}-{group}" for n in range(10)] for group in range(10)]
-    assert duplicates_of(ledger, []) == {}
+    assert duplicates_of([]) == {}
 
 
 def excluded(source: str, outcome: str, reason: str, number: int, stage="ingest"):
@@ -200,7 +197,8 @@ def excluded(source: str, outcome: str, reason: str, number: int, stage="ingest"
 
 
 def test_five_of_a_reason_are_examples_and_two_of_a_rejection(ledger, monkeypatch):
-    examples = Examples(ledger)
+    files = UnitFiles(ledger.storage)
+    examples = Examples(files)
     rows = [*excluded("a", "quarantined", "bad", 7), *excluded("a", "rejected", "low", 3)]
     none = clips(SCORED, [])
     full = commit(ledger, "ingest", "u0", none, rows)
@@ -209,10 +207,11 @@ def test_five_of_a_reason_are_examples_and_two_of_a_rejection(ledger, monkeypatc
     examples.add(unit("u1", "b"), {"ingest": other})
     with monkeypatch.context() as patch:
         # all reasons of this unit have their examples: its table is not opened
-        patch.setattr(Storage, "open_batches", None)
+        patch.setattr(UnitFiles, "batches", None)
         examples.add(unit("u2", "a"), {"ingest": full})
     order = excluded("a", "rejected", "left", 4, "interleave")
-    commit(ledger, "interleave", "order", none, order)
+    for batch in pa.Table.from_pylist(order, schema=EXCLUDED).to_batches():
+        examples.take(batch)
     found = [(row.source, row.reason, row.id) for row in examples.sorted()]
     assert found == [
         *(("a", "bad", f"bad-{k}") for k in range(5)),
@@ -275,7 +274,7 @@ def test_a_way_of_many_rows_is_cut_into_fifty_parts_across_shards(ledger):
         ledger.storage.write_table(f"shards/{name}.arrow", rows_of(part))
         split = name.split("-")[0]
         index["shards"].append({"path": f"{name}.arrow", "split": split, "rows": len(part)})
-    mix = shard_mix(index, ledger)
+    mix = shard_mix(index, ledger.storage)
     assert len(mix) == 50
     assert {part.rows for part in mix} == {2, 3}
     place = 0
@@ -290,4 +289,4 @@ def test_a_way_of_many_rows_is_cut_into_fifty_parts_across_shards(ledger):
         tokens = sum(length for _, length in mine)
         assert part.fill == pytest.approx(tokens / (150 * part.rows), abs=1e-6)
     assert place == 123
-    assert shard_mix({**index, "shards": index["shards"][2:]}, ledger) == []
+    assert shard_mix({**index, "shards": index["shards"][2:]}, ledger.storage) == []
