@@ -79,9 +79,13 @@ class UnitFiles:
 
         Raises: ContractError as `open_vouched` does.
         """
+        return _batches(pa.BufferReader(self.read(output)), output, columns)
+
+    def read(self, output: Output) -> bytes:
+        """Return all of a file, as `vouched_bytes` does."""
         if output.path not in self._held:
             self._held[output.path] = vouched_bytes(self.storage, output)
-        return _batches(pa.BufferReader(self._held[output.path]), output, columns)
+        return self._held[output.path]
 
 
 def _batches(

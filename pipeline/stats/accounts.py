@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,33 +21,35 @@ from pipeline.stats.model import Account
 LeftOut = Counter[tuple[str, str, str]]  # records by source, outcome and reason
 
 
-def account_sources(plan: Plan, units: Iterable[tuple[Unit, Receipts]]) -> dict[str, Account]:
-    """Count what became of the records of every source, up to the tokenize stage."""
+def open_accounts(plan: Plan) -> dict[str, Account]:
+    """Begin the account of every source with what planning found."""
     accounts = {name: Account(modality) for name, modality in plan.modalities.items()}
     for name, units_of_source in by_source(plan.units).items():
         lost = lost_in(units_of_source)
         accounts[name].lost_records, accounts[name].lost_bytes = lost.records, lost.num_bytes
     for name, remarks in plan.remarks.items():
         accounts[name].notes.update(remarks)
-    first, last_clips = stage_making("seconds"), last_stage_with("seconds")
-    for unit, receipts in units:
-        account = accounts[unit.source]
-        account.records_in += unit.records
-        last = unit.records
-        for stage in stage_chain(unit.modality):
-            receipt = receipts.get(stage)
-            if receipt is None:
-                break
-            account.rejected.update(receipt.rejected)
-            account.quarantined.update(receipt.quarantined)
-            account.notes.update(receipt.notes)
-            last = receipt.kept
-            if stage == first:
-                account.seconds_in += _seconds(receipt)
-            if stage == last_clips:
-                account.seconds_kept += _seconds(receipt)
-        account.pending += last
     return accounts
+
+
+def account_unit(account: Account, unit: Unit, receipts: Receipts) -> None:
+    """Count what became of the records of a unit, up to the tokenize stage."""
+    first, last_clips = stage_making("seconds"), last_stage_with("seconds")
+    account.records_in += unit.records
+    last = unit.records
+    for stage in stage_chain(unit.modality):
+        receipt = receipts.get(stage)
+        if receipt is None:
+            break
+        account.rejected.update(receipt.rejected)
+        account.quarantined.update(receipt.quarantined)
+        account.notes.update(receipt.notes)
+        last = receipt.kept
+        if stage == first:
+            account.seconds_in += _seconds(receipt)
+        if stage == last_clips:
+            account.seconds_kept += _seconds(receipt)
+    account.pending += last
 
 
 def _seconds(receipt: Receipt) -> float:

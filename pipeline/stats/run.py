@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import dropwhile, islice
 from typing import Any
@@ -18,8 +17,9 @@ from pipeline.run_dir.reading import Receipts, read_index, unit_receipts, unread
 from pipeline.run_dir.vouched import UnitFiles, open_vouched
 from pipeline.stats.accounts import (
     LeftOut,
-    account_sources,
+    account_unit,
     close_with_order,
+    open_accounts,
     seconds_of,
     total_account,
 )
@@ -36,10 +36,51 @@ from stages.settings import TokenizeConfig, TranscriptsConfig
 _NO_CHECKS = TranscriptsConfig()
 
 
+class RunTally:
+    """What receipts, scores and the index tell of a run, unit by unit."""
+
+    def __init__(
+        self, plan: Plan, files: UnitFiles, thresholds: Sequence[float] = WHAT_IF_OVRL
+    ) -> None:
+        self.files, self.scores = files, ScoreTally(files, thresholds)
+        self.pending: list[tuple[str, str]] = []  # the next stage of each unit that is not done
+        self._accounts = open_accounts(plan)
+        self._codec: dict[str, Any] = {}
+
+    def add(self, unit: Unit, done: Receipts) -> None:
+        """Count a unit, whose files `files` may hold already."""
+        account = self._accounts[unit.source]
+        account_unit(account, unit, done)
+        self.scores.add(unit, done)
+        account.seconds_kept -= _seconds_left_out(self.files, unit, done)
+        encoded = done.get(stage_making("frames"))
+        if not self._codec and encoded is not None:
+            self._codec = encoded.content.get("codec", {})
+        missing = [stage for stage in stage_chain(unit.modality) if stage not in done]
+        self.pending.extend((stage, unit.unit) for stage in missing[:1])
+
+    def stats(
+        self, index: dict[str, Any] | None, order: Receipt | None, left_out: LeftOut
+    ) -> RunStats:
+        """Close the accounts; to be called once. `left_out`: what the order left out."""
+        if order is not None and index is not None:
+            close_with_order(self._accounts, order, left_out)
+        return RunStats(
+            schema_version=SCHEMA_VERSION,
+            clips=total_account(self._accounts, SPEECH),
+            samples=total_account(self._accounts, TEXT),
+            sources=self._accounts,
+            scores=self.scores.scores(),
+            thresholds=self.scores.thresholds(),
+            shards=shard_stats(index),
+            codec=CodecUsed.of(self._codec if index is None else index["codec"]),
+        )
+
+
 def run_stats(plan: Plan, ledger: Ledger, thresholds: Sequence[float] = WHAT_IF_OVRL) -> RunStats:
     """Return what receipts, scores and the index tell: the statistics shown at the end of a run."""
-    files = UnitFiles(ledger.storage)
-    return _collect(plan, ledger, read_index(ledger), files, ScoreTally(files, thresholds))
+    tally = RunTally(plan, UnitFiles(ledger.storage), thresholds)
+    return _collect(plan, ledger, read_index(ledger), tally)
 
 
 def full_stats(
@@ -60,7 +101,7 @@ def full_stats(
     Raises: ContractError for a file of a unit that is not the one its receipt vouches for.
     """
     files, index = UnitFiles(ledger.storage), read_index(ledger)
-    scores, lengths, examples = ScoreTally(files, thresholds), Lengths(files), Examples(files)
+    tally, lengths, examples = RunTally(plan, files, thresholds), Lengths(files), Examples(files)
     checked = TranscriptTally(files, transcripts, speech_prompt)
     done = iter(range(1, len(plan.units) + 1))
     with Duplicates() as duplicates:
@@ -73,9 +114,9 @@ def full_stats(
             _read_encoded(files, unit, receipts, codebooks, duplicates)
             on_unit(next(done), len(plan.units))
 
-        stats = _collect(plan, ledger, index, files, scores, watch, examples.take)
+        stats = _collect(plan, ledger, index, tally, watch, examples.take)
         repeats = duplicates.by_kind()
-    of_clips = {**lengths.of_clips, **scores.values}
+    of_clips = {**lengths.of_clips, **tally.scores.values}
     return replace(
         stats,
         distributions=distributions(of_clips, lengths.of_samples, plan.modalities),
@@ -92,54 +133,26 @@ def _collect(
     plan: Plan,
     ledger: Ledger,
     index: dict[str, Any] | None,
-    files: UnitFiles,
-    scores: ScoreTally,
+    tally: RunTally,
     watch: Callable[[Unit, Receipts], None] = lambda unit, receipts: None,
     on_left_out: Callable[[pa.RecordBatch], None] = lambda excluded: None,
 ) -> RunStats:
-    """Account for the records of all units, and show each unit to the scores and to `watch`.
+    """Count all units, and show each to `watch`.
 
     What interleave left out is shown to `on_left_out`, in batches of EXCLUDED.
     """
-    codec = {} if index is None else index["codec"]
-    lost: defaultdict[str, float] = defaultdict(float)  # encoded seconds left out, by source
-    pending: list[tuple[str, str]] = []  # stages and units without a receipt that can be used
-
-    def seen() -> Iterator[tuple[Unit, Receipts]]:
-        nonlocal codec
-        for unit, done in unit_receipts(plan, ledger):
-            files.next_unit()
-            scores.add(unit, done)
-            watch(unit, done)
-            lost[unit.source] += _seconds_left_out(files, unit, done)
-            encoded = done.get(stage_making("frames"))
-            if not codec and index is None and encoded is not None:
-                codec = encoded.content.get("codec", {})
-            missing = [stage for stage in stage_chain(unit.modality) if stage not in done]
-            pending.extend((stage, unit.unit) for stage in missing[:1])
-            yield unit, done
-
-    accounts = account_sources(plan, seen())
+    for unit, done in unit_receipts(plan, ledger):
+        tally.files.next_unit()
+        tally.add(unit, done)
+        watch(unit, done)
     order = ledger.receipt(INTERLEAVE, ORDER_UNIT)
+    left_out, pending = LeftOut(), tally.pending
     if order is None:
-        pending.append((INTERLEAVE, ORDER_UNIT))
+        pending = [*pending, (INTERLEAVE, ORDER_UNIT)]
     else:
         left_out = _left_out(ledger, order, on_left_out)
-        if index is not None:
-            close_with_order(accounts, order, left_out)
-    for source, account in accounts.items():
-        account.seconds_kept -= lost[source]
-    return RunStats(
-        schema_version=SCHEMA_VERSION,
-        clips=total_account(accounts, SPEECH),
-        samples=total_account(accounts, TEXT),
-        sources=accounts,
-        scores=scores.scores(),
-        thresholds=scores.thresholds(),
-        shards=shard_stats(index),
-        codec=CodecUsed.of(codec),
-        unreadable_receipts=unreadable_receipts(ledger, pending),
-    )
+    stats = tally.stats(index, order, left_out)
+    return replace(stats, unreadable_receipts=unreadable_receipts(ledger, pending))
 
 
 def _left_out(

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from koe.dataflow import CARD, INDEX, INTERLEAVE, receipt_path, stage_chain
+from koe.dataflow import CARD, INDEX, INTERLEAVE, ORDER_UNIT, receipt_path, stage_chain
 from koe.errors import ContractError
 from koe.schema import SPEECH, TEXT
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.reading import stored_index
+from pipeline.run_dir.vouched import UnitFiles
+from pipeline.stats import RunTally
 from pipeline.verify.duplicates import prove_duplicates
 from pipeline.verify.index import prove_card, prove_folder, prove_identity, prove_index
 from pipeline.verify.order import (
@@ -63,10 +65,13 @@ def verify_run(
 
     prove_names(plan)
     proved("units have unique names and sources that the plan knows", len(plan.units), "units")
-    samples, seen = SampleTable(plan, ledger.storage), Seen()
-    prove_units(plan, ledger, samples, seen)
+    order = ledger.receipt(INTERLEAVE, ORDER_UNIT)
+    holds_seconds = order is not None and order.excluded is not None
+    samples, seen = SampleTable(plan, ledger.storage, holds_seconds), Seen()
+    tally = RunTally(plan, UnitFiles(ledger.storage))
+    prove_units(plan, ledger, samples, seen, tally)
     _report_units(seen, proved)
-    index, order = stored_index(ledger), prove_order_receipt(ledger, samples)
+    index, order = stored_index(ledger), prove_order_receipt(order, samples)
     if order is None:
         if index is not None:
             what = f"{INDEX} describes shards without an order"
@@ -82,7 +87,7 @@ def verify_run(
         prove_folder(ledger, index)
         proved("the index names these shards with their hashes and figures, and there is no other shard",
                len(made), "shards")  # fmt: skip
-        has_card = prove_card(plan, ledger, index)
+        has_card = prove_card(ledger, index, tally.stats(index, order, samples.left_out))
         proved("the dataset card agrees with the statistics", int(has_card), "card")
     return proofs
 
@@ -123,7 +128,7 @@ def _prove_shards(
     proved: Proved,
 ) -> list[dict[str, Any]]:
     """Prove the order and the shards made of it; return their entries of the index."""
-    seconds_left_out = prove_left_out(order, ledger, samples)
+    seconds_left_out = prove_left_out(order, ledger.storage, samples)
     prove_distinct(samples)
     prove_rates(order, ledger, samples)
     prove_duplicates(order, ledger, samples)

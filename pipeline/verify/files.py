@@ -10,15 +10,16 @@ import pyarrow as pa
 from koe.arrow_files import ArrowFile
 from koe.schema import require_schema
 from pipeline.run_dir.storage import Output, Storage
-from pipeline.run_dir.vouched import REMEDY, require_rows, vouched_bytes, vouched_source
+from pipeline.run_dir.vouched import REMEDY, UnitFiles, require_rows, vouched_bytes, vouched_source
 
 
-def vouched_table(storage: Storage, output: Output, schema: pa.Schema) -> pa.Table:
+def vouched_table(files: Storage | UnitFiles, output: Output, schema: pa.Schema) -> pa.Table:
     """Read a table from the very bytes that were hashed.
 
     Raises: ContractError when file and `output` disagree, or the table breaks its schema.
     """
-    file = _opened(pa.BufferReader(vouched_bytes(storage, output)), output, schema)
+    data = files.read(output) if isinstance(files, UnitFiles) else vouched_bytes(files, output)
+    file = _opened(pa.BufferReader(data), output, schema)
     return pa.Table.from_batches(_batches(file, output), file.schema)
 
 

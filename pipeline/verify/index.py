@@ -10,8 +10,7 @@ from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.schema import ROW, SCHEMA_VERSION
 from pipeline.run_dir.ledger import Ledger, Receipt
-from pipeline.run_dir.plan import Plan
-from pipeline.stats import run_stats
+from pipeline.stats import RunStats
 from pipeline.stats.dataset_card import dataset_card
 from pipeline.verify.order import RECEIPT
 from pipeline.verify.receipts import STALE, setting
@@ -90,21 +89,22 @@ def prove_folder(ledger: Ledger, index: dict[str, Any]) -> None:
         )
 
 
-def prove_card(plan: Plan, ledger: Ledger, index: dict[str, Any]) -> bool:
+def prove_card(ledger: Ledger, index: dict[str, Any], stats: RunStats) -> bool:
     """Prove that the card agrees with the statistics; False while there is no card.
 
     Its front matter is the owner's to edit. Raises: ContractError naming the first line that differs.
     """
-    if ledger.storage.size(CARD) is None:
+    data = ledger.storage.find_bytes(CARD)
+    if data is None:
         return False
     try:
-        stored = ledger.storage.read_bytes(CARD).decode()
+        stored = data.decode()
     except UnicodeDecodeError as error:
         raise ContractError(
             f"{CARD} is not UTF-8 text", str(error), _REMEDY.format(CARD)
         ) from error
     first, found = _body(stored)
-    _, expected = _body(dataset_card(index, run_stats(plan, ledger)))
+    _, expected = _body(dataset_card(index, stats))
     for number, (said, true) in enumerate(zip_longest(found, expected), first):
         if said != true:
             raise ContractError(

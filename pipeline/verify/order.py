@@ -11,21 +11,13 @@ from itertools import groupby, pairwise
 import numpy as np
 import pyarrow as pa
 
-from koe.dataflow import (
-    INTERLEAVE,
-    ORDER_UNIT,
-    excluded_path,
-    last_stage_with,
-    output_path,
-    receipt_path,
-)
+from koe.dataflow import INTERLEAVE, ORDER_UNIT, excluded_path, output_path, receipt_path
 from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.repeats import repeated
 from koe.schema import EXCLUDED, ORDER, split_location
-from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.ledger import Receipt
 from pipeline.run_dir.storage import Output, Storage
-from pipeline.stats import encoded_seconds
 from pipeline.verify.files import vouched_batches
 from pipeline.verify.lists import first
 from pipeline.verify.receipts import (
@@ -65,9 +57,8 @@ class Pieces:
         return len(self.row)
 
 
-def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
+def prove_order_receipt(receipt: Receipt | None, samples: SampleTable) -> Receipt | None:
     """Prove that the order was made from the samples as they are; None while there is no order."""
-    receipt = ledger.receipt(INTERLEAVE, ORDER_UNIT)
     if receipt is None:
         return None
     outputs = list(zip(samples.units, samples.outputs, strict=True))
@@ -77,25 +68,21 @@ def prove_order_receipt(ledger: Ledger, samples: SampleTable) -> Receipt | None:
             f"unit {missing[0]} is not tokenized",
             STALE,
         )
-    path, made_from = (
-        output_path(INTERLEAVE, ORDER_UNIT),
-        sha256_json(_inputs(receipt, ledger, samples)),
-    )
+    path, made_from = (output_path(INTERLEAVE, ORDER_UNIT), sha256_json(_inputs(receipt, samples)))
     require_receipt(receipt, INTERLEAVE, ORDER_UNIT, path, made_from)
     return receipt
 
 
-def _inputs(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> list[list[str | None]]:
+def _inputs(receipt: Receipt, samples: SampleTable) -> list[list[str | None]]:
     """List what an order is made from: the samples, and the clips where its settings look at them."""
     looks = bool({"duplicates", "transcripts"} & set(receipt.content))
     found: list[list[str | None]] = []
-    for unit, sha256 in zip(samples.units, samples.outputs, strict=True):
-        clips = ledger.receipt(last_stage_with("codes"), unit) if looks else None
-        found.append([unit, sha256, *([clips.output.sha256] if clips else [])])
+    for unit, sha256, clips in zip(samples.units, samples.outputs, samples.clips, strict=True):
+        found.append([unit, sha256, *([clips] if looks and clips else [])])
     return found
 
 
-def prove_left_out(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> dict[str, float]:
+def prove_left_out(receipt: Receipt, storage: Storage, samples: SampleTable) -> dict[str, float]:
     """Prove each excluded sample of the order, and note its outcome.
 
     Returns the seconds of the clips among them, by source.
@@ -104,10 +91,11 @@ def prove_left_out(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> di
     seconds: defaultdict[str, float] = defaultdict(float)
     numbers = {unit: number for number, unit in enumerate(samples.units)}
     if receipt.excluded:
-        with vouched_batches(ledger.storage, receipt.excluded, EXCLUDED) as batches:
+        with vouched_batches(storage, receipt.excluded, EXCLUDED) as batches:
             first_row = 0
             for batch in batches:
                 found += reasons_of(batch)
+                samples.note_left_out(batch)
                 for unit, begin, rows in _by_location(batch["location"], first_row):
                     place = first_row + begin
                     if unit not in numbers:
@@ -115,8 +103,7 @@ def prove_left_out(receipt: Receipt, ledger: Ledger, samples: SampleTable) -> di
                         raise order_error(what, "the plan has no unit of this name")
                     part, number = batch.slice(begin, len(rows)), numbers[unit]
                     _leave_out(part, rows, number, receipt, samples, place)
-                    ids = pa.chunked_array([part["id"]])
-                    seconds[samples.sources[number]] += encoded_seconds(ledger, unit, ids)
+                    seconds[samples.sources[number]] += samples.seconds_of(number, rows)
                 first_row += batch.num_rows
     require_counts(receipt, len(samples), found)
     return seconds

@@ -1,7 +1,8 @@
-"""All samples of a run in 9 bytes each, and the few tokenized tables that are open at a time."""
+"""All samples of a run in 9 bytes each (17 where samples are left out), and the few tokenized tables that are open at a time."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -46,19 +47,33 @@ class SampleTable:
     A sample's number is its place in plan order: that of its unit's first plus its row.
     """
 
-    def __init__(self, plan: Plan, storage: Storage) -> None:
+    def __init__(self, plan: Plan, storage: Storage, holds_seconds: bool = False) -> None:
         self.units = tuple(unit.unit for unit in plan.units)
         self.sources = tuple(unit.source for unit in plan.units)
         self.modalities = tuple(unit.modality for unit in plan.units)
         self.outputs: list[str | None] = []  # SHA-256 of each tokenized table, by unit
+        self.clips: list[str | None] = []  # that of the clips that it was made of
+        self.left_out: Counter[tuple[str, str, str]] = Counter()  # by source, outcome and reason
         self.outcome = np.empty(0, np.uint8)
-        self._storage = storage
+        self._storage, self._holds_seconds = storage, holds_seconds
+        self._seconds: list[np.ndarray | None] = []  # of the clip of each sample, float64, by unit
         self._hashes = bytearray()  # grows in place
         self._sizes: list[int] = []
         self.open = lru_cache(_MAPPED_UNITS if storage.is_local else _READ_UNITS)(self._open)
 
-    def add(self, receipt: Receipt | None, table: pa.Table | None) -> None:
-        """Take in the next unit of the plan; None: it is not tokenized."""
+    def add(
+        self,
+        receipt: Receipt | None,
+        table: pa.Table | None,
+        clips: Receipt | None = None,
+        seconds: np.ndarray | None = None,
+    ) -> None:
+        """Take in the next unit of the plan; None: it is not tokenized.
+
+        `clips` are those that the samples were made of, `seconds` their lengths, float64 [samples].
+        """
+        self.clips.append(clips.output.sha256 if clips else None)
+        self._seconds.append(seconds if self._holds_seconds else None)
         ids = [] if table is None else table["id"].to_pylist()
         self._hashes += np.fromiter(map(hash, ids), np.int64, len(ids)).tobytes()
         self._sizes.append(len(ids))
@@ -71,6 +86,16 @@ class SampleTable:
 
     def __len__(self) -> int:
         return sum(self._sizes)
+
+    def seconds_of(self, unit: int, rows: list[int]) -> float:
+        """Sum the seconds of the clips of samples of a unit; 0 for text."""
+        seconds = self._seconds[unit]
+        return 0.0 if seconds is None else float(seconds[rows].sum())
+
+    def note_left_out(self, excluded: pa.RecordBatch) -> None:
+        """Count samples that the order leaves out (EXCLUDED)."""
+        columns = (excluded[name].to_pylist() for name in ("source", "outcome", "reason"))
+        self.left_out.update(zip(*columns, strict=True))
 
     def take_hashes(self) -> np.ndarray:
         """Return the hashes of all ids, int64 [n], and forget them."""

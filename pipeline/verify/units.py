@@ -20,10 +20,13 @@ from koe.fingerprint import sha256_json
 from koe.schema import CLIP, EXCLUDED, SPEECH, Unit
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
+from pipeline.run_dir.reading import Receipts
+from pipeline.run_dir.vouched import UnitFiles
+from pipeline.stats import RunTally
 from pipeline.verify import flow, grammar
 from pipeline.verify.files import vouched_table
 from pipeline.verify.flow import StageTables
-from pipeline.verify.lists import flat, lengths
+from pipeline.verify.lists import flat, lengths, places_in
 from pipeline.verify.receipts import STALE, reasons_of, require_counts, require_receipt, setting
 from pipeline.verify.samples import SampleTable
 from pipeline.verify.transcripts import prove_transcripts
@@ -57,25 +60,38 @@ def prove_names(plan: Plan) -> None:
         paths[unit.unit] = unit.path
 
 
-def prove_units(plan: Plan, ledger: Ledger, samples: SampleTable, seen: Seen) -> None:
-    """Prove one unit after the other through its stages, and take its samples in.
+def prove_units(
+    plan: Plan, ledger: Ledger, samples: SampleTable, seen: Seen, tally: RunTally
+) -> None:
+    """Prove one unit after the other through its stages, take its samples in, and count it in `tally`.
 
-    Holds the tables of two stages of one unit. Raises: ContractError at the first contradiction.
+    Holds the files of one unit. Raises: ContractError at the first contradiction.
     """
+    chains = {modality: stage_chain(modality) for modality in set(plan.modalities.values())}
+    read = ledger.receipts((s, unit.unit) for unit in plan.units for s in chains[unit.modality])
     for unit in plan.units:
-        _prove_unit(unit, ledger, samples, seen)
+        receipts = {stage: next(read) for stage in chains[unit.modality]}
+        tally.files.next_unit()
+        done = _prove_unit(unit, receipts, samples, seen, tally.files)
+        tally.add(unit, done)
     samples.close()
 
 
-def _prove_unit(unit: Unit, ledger: Ledger, samples: SampleTable, seen: Seen) -> None:
-    missing = ""
-    before: StageTables | None = None
-    for stage in stage_chain(unit.modality):
-        receipt = ledger.receipt(stage, unit.unit)
+def _prove_unit(
+    unit: Unit,
+    receipts: dict[str, Receipt | None],
+    samples: SampleTable,
+    seen: Seen,
+    files: UnitFiles,
+) -> Receipts:
+    """Prove a unit as far as it came; return the receipts up to there."""
+    done: Receipts = {}
+    clips, before = None, None
+    for stage, receipt in receipts.items():
         if receipt is None:
-            missing = missing or stage
             continue
-        if missing:
+        missing = next(name for name in receipts if name not in done)
+        if missing != stage:
             raise ContractError(
                 f"{receipt_path(stage, unit.unit)} vouches for work without its input",
                 f"{receipt_path(missing, unit.unit)} is missing or corrupt",
@@ -83,20 +99,33 @@ def _prove_unit(unit: Unit, ledger: Ledger, samples: SampleTable, seen: Seen) ->
             )
         made_from = before.receipt.output.sha256 if before else None
         require_receipt(receipt, stage, unit.unit, output_path(stage, unit.unit), made_from)
-        before = _prove_stage(receipt, unit, ledger, before, seen)
+        before = _prove_stage(receipt, unit, files, before, seen)
+        clips = before if stage == last_stage_with("seconds") else clips
+        done[stage] = receipt
     if before and before.receipt.stage == last_stage_with("input_ids"):
-        samples.add(before.receipt, before.kept)
+        _take_in(before, clips, samples)
     else:
         samples.add(None, None)
+    return done
+
+
+def _take_in(made: StageTables, clips: StageTables | None, samples: SampleTable) -> None:
+    """Take the samples of a unit in, with what is known of their clips."""
+    if clips is None:
+        samples.add(made.receipt, made.kept)
+        return
+    rows = places_in(made.kept["id"], clips.kept["id"].combine_chunks())
+    seconds = clips.kept["seconds"].to_numpy()[rows]
+    samples.add(made.receipt, made.kept, clips.receipt, seconds)
 
 
 def _prove_stage(
-    receipt: Receipt, unit: Unit, ledger: Ledger, before: StageTables | None, seen: Seen
+    receipt: Receipt, unit: Unit, files: UnitFiles, before: StageTables | None, seen: Seen
 ) -> StageTables:
-    kept = vouched_table(ledger.storage, receipt.output, output_schema(receipt.stage))
+    kept = vouched_table(files, receipt.output, output_schema(receipt.stage))
     excluded = EXCLUDED.empty_table()
     if receipt.excluded:
-        excluded = vouched_table(ledger.storage, receipt.excluded, EXCLUDED)
+        excluded = vouched_table(files, receipt.excluded, EXCLUDED)
     made = StageTables(receipt, before.kept if before else None, kept, excluded)
     _prove_counts(made, before.receipt.kept if before else unit.records)
     flow.prove_column(made, "stage", receipt.stage, excluded=True)
