@@ -43,7 +43,7 @@ def ray_session(
             wanted = {**_LOOPBACK, **local_environment}
             unset = {name: value for name, value in wanted.items() if name not in os.environ}
             undo.enter_context(_environment(unset))
-        undo.callback(ray.shutdown)
+        undo.callback(_disconnect)
         _connect(address, options)
         yield
 
@@ -65,6 +65,19 @@ def _connect(address: str | None, options: dict[str, Any]) -> None:
     finally:  # `logging_config` is meant for Ray's workers, not for this process
         root.setLevel(level)
         root.handlers[:] = handlers
+
+
+def _disconnect() -> None:
+    """End the session, and let nothing that is still at work here begin another one.
+
+    Ray connects by itself to whatever cluster it finds on the machine when something asks of it
+    without a session, as the thread of an abandoned stream does: that could be another user's.
+    """
+    import ray
+    from ray._private import auto_init_hook
+
+    auto_init_hook.enable_auto_connect = False
+    ray.shutdown()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from koe.errors import ConfigError
 from koe.stage import Resources
@@ -48,6 +49,12 @@ def _most(chains: Sequence[Chain], name: str) -> float:
 def live_nodes() -> list[Amounts]:
     """Return what each living node of the cluster has."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def with_the_driver() -> NodeAffinitySchedulingStrategy:
+    """Place an actor on the node of this process: what a run cannot go on without ends with it alone."""
+    here = ray.get_runtime_context().get_node_id()
+    return NodeAffinitySchedulingStrategy(here, soft=False)
 
 
 def may_grow() -> bool:

@@ -20,7 +20,14 @@ from ray.data import ActorPoolStrategy, DataContext
 from koe.memory import MEMORY_ENVIRONMENT
 from koe.ray_session import ray_session
 from koe.stage import Resources
-from pipeline.execution.nodes import Chain, live_nodes, local_options, may_grow, require_room
+from pipeline.execution.nodes import (
+    Chain,
+    live_nodes,
+    local_options,
+    may_grow,
+    require_room,
+    with_the_driver,
+)
 from pipeline.execution.placement import Amounts, most_workers
 from pipeline.execution.runner import FAILED, STOPPED, Stop, UnitResult, Work
 
@@ -153,7 +160,7 @@ def run_ray(
     if not units:
         return True
     stop = stop or Stop()
-    progress: Any = ProgressActor.remote()
+    progress: Any = ProgressActor.options(scheduling_strategy=with_the_driver()).remote()
     # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list so
     # that Ray does not unpack it: a worker that dies can then always be started again.
     stored = [ray.put(work) for work in chain]

@@ -3,6 +3,8 @@
 import logging
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -65,3 +67,21 @@ def test_a_socket_on_every_interface_is_noticed():
                 assert (address, port) in {(item.address, item.port) for item in exposed}
     assert not reachable_from_elsewhere([Listener("x", "::ffff:127.0.0.1", 1)])
     assert not reachable_from_elsewhere([Listener("x", "::1", 1), Listener("x", "127.0.0.9", 1)])
+
+
+@pytest.mark.slow
+def test_nothing_connects_to_ray_after_the_session():
+    code = """
+import ray
+from koe.ray_session import ray_session
+with ray_session(None, 1, {}, logging_level=40):
+    one = ray.put(1)
+try:
+    ray.get(one)
+except Exception as error:
+    print(type(error).__name__)
+print(ray.is_initialized())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "False", run.stdout + run.stderr
+    assert len(run.stdout.splitlines()) == 2
