@@ -48,7 +48,7 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     """
     try:
         system, place = url_to_fs(url, **_bounds(url), **options)
-        if _is_s3(system):
+        if is_s3(system):
             system.retries = _S3_TRIES
         return system, place
     except ImportError as error:
@@ -72,7 +72,8 @@ def _bounds(url: str) -> dict[str, Any]:
     return {"config_kwargs": {**_S3_CONFIG, **own[1], **own[0]}}
 
 
-def _is_s3(system: Any) -> bool:
+def is_s3(system: Any) -> bool:
+    """Tell whether a file system is s3fs."""
     protocol = system.protocol
     return "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
 
@@ -105,7 +106,7 @@ def abort_uploads(system: Any, place: str) -> int:
     S3 keeps, and bills, the parts of such an upload for ever. Google's and Azure's stores drop them
     after a week by themselves.
     """
-    if not _is_s3(system):
+    if not is_s3(system):
         return 0
     bucket, prefix, _ = system.split_path(f"{place}/")
     question: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}

@@ -118,8 +118,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
-def _names(error: BaseException) -> set[str]:
-    """Collect what clients of stores said: the names of their exceptions, and codes of answers."""
+def names_in(error: BaseException) -> set[str]:
+    """Collect what clients of stores said, if one failed: the names of their exceptions, and codes of answers."""
     found: set[str] = set()
     for one in _chain(error):
         kinds = [kind for kind in type(one).__mro__ if _package(kind) in _CLIENTS]
@@ -144,12 +144,12 @@ def _codes(error: Any) -> Iterator[str]:
 
 def comes_from_store(error: BaseException) -> bool:
     """Tell whether a client of a store failed, other than by saying that there is no such file."""
-    return not is_absent(error) and bool(_names(error))
+    return not is_absent(error) and bool(names_in(error))
 
 
 def is_absent(error: BaseException) -> bool:
     """Tell whether there is no such file or folder; a bucket that does not exist is a failure."""
-    return isinstance(error, FileNotFoundError) and not _names(error) & _NO_BUCKET
+    return isinstance(error, FileNotFoundError) and not names_in(error) & _NO_BUCKET
 
 
 def storage_error(what: str, error: BaseException, remedy: str = AGAIN) -> StorageError | None:
@@ -157,7 +157,7 @@ def storage_error(what: str, error: BaseException, remedy: str = AGAIN) -> Stora
 
     `what` is the failure in one clause, `remedy` what helps where nothing better is known.
     """
-    names = _names(error)
+    names = names_in(error)
     if not names and not isinstance(error, OSError):
         return None
     said = str(error) or type(error).__name__

@@ -29,6 +29,7 @@ class _Watched:
 
     def __init__(self, application: Any) -> None:
         self._application, self._lock = application, threading.Lock()
+        self._conditional = threading.Lock()
         self._log: list[tuple[str, str, str]] = []
         self._faults: dict[str, Any] = {}
         self._random = random.Random(0)
@@ -51,6 +52,9 @@ class _Watched:
             raise ConnectionResetError("injected")
         if fault == "stall":
             time.sleep(float(self._faults.get("seconds", 3600)))
+        if environ.keys() & {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"}:
+            with self._conditional:  # moto compares and writes in two steps
+                return list(self._application(environ, start_response))
         return self._application(environ, start_response)
 
     def _fault(self, method: str, path: str) -> str:

@@ -127,8 +127,8 @@ def plan(
     from pipeline.terminal.plan import estimate_view, plan_rows, plan_view
 
     settings = load_config(config, overrides)
-    with run_lock(Storage(settings.run_dir)):
-        planned = plan_run(settings, err)
+    with run_lock(Storage(settings.run_dir), lambda text: say(text, "yellow")) as storage:
+        planned = plan_run(settings, err, storage)
     estimates = []
     if clips:
         estimates = estimate_run(

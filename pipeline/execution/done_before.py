@@ -17,6 +17,8 @@ def leave_done(
 ) -> Iterator[Chain]:
     """Yield each chain with the units that a stage of it has to do; the results of the others are reported.
 
+    The stages are then those of the run that holds the lock of the storage.
+
     One listing per stage and many receipts at a time tell it. Tables of what was left out that no
     receipt vouches for are removed, so that a worker that finds no receipt has nothing to remove.
     """
@@ -33,7 +35,8 @@ def leave_done(
             done.add(unit)
             for result in results:
                 on_result(result)
-        yield works, [unit for unit in units if unit not in done]
+        token = ledger.storage.token
+        yield [work.under(token) for work in works], [unit for unit in units if unit not in done]
 
 
 def _remove_strays(

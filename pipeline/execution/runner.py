@@ -7,8 +7,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from koe.errors import KoeError, StageError, StorageError
 from koe.fingerprint import sha256_json
@@ -16,7 +17,7 @@ from koe.schema import Unit, unit_table
 from koe.stage import Outcome, Recorded, Resources, Stage, Transform, check_outcome
 from koe.store_errors import comes_from_store, storage_error
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
-from pipeline.run_dir.storage import Storage
+from pipeline.run_dir.lock import worker_storage
 
 DONE, SKIPPED, FAILED, STOPPED = "done", "skipped", "failed", "stopped"
 
@@ -104,6 +105,7 @@ class Work(ABC, Generic[S]):
     stage: S
     root: str  # the run directory
     force: bool
+    lock: str = ""  # the token of the run's lock, without which a worker may not write to a store
 
     @property
     def name(self) -> str:
@@ -113,6 +115,14 @@ class Work(ABC, Generic[S]):
     @property
     def resources(self) -> Resources:
         return self.stage.resources
+
+    def under(self, lock: str) -> Self:
+        """Return this work as part of a run that holds the lock with this token."""
+        held = copy(self)
+        object.__setattr__(
+            held, "lock", lock
+        )  # no field: each kind of work would have to declare it
+        return held
 
     @abstractmethod
     def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
@@ -124,7 +134,7 @@ class Work(ABC, Generic[S]):
 
     def open(self) -> UnitFunction:
         """Return the function that takes a unit through the work and records its outcome."""
-        ledger = Ledger(Storage(self.root))
+        ledger = Ledger(worker_storage(self.root, self.lock))
         task = self.tasks(ledger)
 
         def run(unit: str) -> UnitResult:

@@ -53,9 +53,12 @@ class JobReport:
     training: TrainResult | None = None
 
 
-def plan_run(config: PipelineConfig, console: Console) -> Plan:
-    """Plan the units of all sources, and save the plan and the configuration in the run directory."""
-    assembly, storage = Assembly(config), Storage(config.run_dir)
+def plan_run(config: PipelineConfig, console: Console, storage: Storage | None = None) -> Plan:
+    """Plan the units of all sources, and save the plan and the configuration in the run directory.
+
+    `storage` is the run directory's, as the holder of its lock has it.
+    """
+    assembly, storage = Assembly(config), storage or Storage(config.run_dir)
     assembly.check_sources()
     sources = (*assembly.speech_sources, *assembly.text_sources.values())
     plan = make_plan(
@@ -98,21 +101,23 @@ def run_job(config: PipelineConfig, selection: Selection, console: Console) -> J
     """
     assembly = Assembly(config)
     assembly.check_sources()  # takes no time; weights may have to be downloaded
-    with run_lock(Storage(config.run_dir)):
-        return _run_job(assembly, selection, console)
+    with run_lock(Storage(config.run_dir), partial(console.print, markup=False)) as storage:
+        return _run_job(assembly, selection, console, storage)
 
 
-def _run_job(assembly: Assembly, selection: Selection, console: Console) -> JobReport:
+def _run_job(
+    assembly: Assembly, selection: Selection, console: Console, storage: Storage
+) -> JobReport:
     config = assembly.config
     trains = TRAIN in selection.stages
     if trains:
         check_training(config)
     built = _build_chains(assembly, selection)
     order = assembly.order() if INTERLEAVE in selection.stages else None
-    plan = plan_run(config, console)
+    plan = plan_run(config, console, storage)
     if order is not None:
         _say_what_to_expect(assembly, plan, selection, console)
-    ledger = Ledger(Storage(config.run_dir))
+    ledger = Ledger(storage)
     ledger.storage.sweep((*stage_names(), SHARDS))
     stats = None
     with (
@@ -284,7 +289,7 @@ def _interleave(
         progress.expect([work], len(names) + len(done))
         for result in done:
             progress.take(result)
-        _run_chain(engine, [work], names, progress)
+        _run_chain(engine, [work.under(ledger.storage.token)], names, progress)
         return not progress.failures
 
     order = OrderWork(stage, ledger.storage.root, units, sources, force)

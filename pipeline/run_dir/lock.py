@@ -1,4 +1,4 @@
-"""One process works on a run directory at a time; the kernel releases its lock when it dies."""
+"""One run works on a run directory at a time: by flock on a disk, by a heartbeat on an object store."""
 
 from __future__ import annotations
 
@@ -8,27 +8,37 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, TextIO
 
 from koe.dataflow import LOCK
 from koe.errors import ConfigError, StorageError
+from koe.store_errors import storage_errors
+from pipeline.run_dir.shared_lock import PACE, Held, Lease, describe, take
 from pipeline.run_dir.storage import Storage
 
 
 @contextmanager
-def run_lock(storage: Storage) -> Iterator[None]:
-    """Lock the run directory for the duration of a run.
+def run_lock(storage: Storage, say: Callable[[str], None] = lambda _: None) -> Iterator[Storage]:
+    """Lock the run directory for the duration of a run; yield the storage to write to it.
 
-    Two runs at once would do every unit twice, and delete each other's unfinished files. On an
-    object store, and on a network file system without locks, nothing is locked.
+    Two runs at once would do every unit twice, and delete each other's unfinished files. A network
+    file system without locks is not locked; a store without conditional writes keeps two runs apart
+    unless they begin at the same moment, which is said. The storage refuses to write once the lock is lost.
     Raises: ConfigError naming who holds it, StorageError where the folder cannot be created or written to.
     """
-    if not storage.is_local:
-        yield
-        return
+    lock = _local_lock if storage.is_local else _shared_lock
+    with lock(storage, say) as locked:
+        yield locked
+
+
+@contextmanager
+def _local_lock(storage: Storage, say: Callable[[str], None]) -> Iterator[Storage]:
+    """Hold a lock of the kernel's, which releases it when the process dies."""
+    del say
     with ExitStack() as held:
         try:
             path = storage.local_path(LOCK)
@@ -40,7 +50,37 @@ def run_lock(storage: Storage) -> Iterator[None]:
                 error.strerror or str(error),
                 "Set run_dir to a folder that can be created and written to, or restore access to it.",
             ) from error
-        yield
+        yield storage
+
+
+@contextmanager
+def _shared_lock(storage: Storage, say: Callable[[str], None]) -> Iterator[Storage]:
+    held = take(storage.cell(LOCK), storage.root, _myself(), PACE)
+    try:
+        if not held.is_atomic:
+            say(
+                f"note: {storage.root} has no conditional writes: two runs that begin at the same "
+                "moment are not kept apart"
+            )
+        yield replace(storage, fence=held)
+    finally:
+        _release(held, storage.root, say)
+
+
+def _release(held: Held, root: str, say: Callable[[str], None]) -> None:
+    try:
+        with storage_errors(f"the lock of {root} could not be released"):
+            held.release()
+    except StorageError as error:  # the run is over, and its work is stored
+        say(f"note: {error.what} because {error.why}: it is free {PACE.stale:g} seconds from now")
+
+
+def worker_storage(root: str, token: str) -> Storage:
+    """Return the storage of a worker whose run holds the lock with this token; empty for no such lock."""
+    storage = Storage(root)
+    if storage.is_local or not token:
+        return storage
+    return replace(storage, fence=Lease(lambda: storage.cell(LOCK), root, token, PACE))
 
 
 def _take(file: TextIO, root: str) -> None:
@@ -72,10 +112,6 @@ def _myself() -> dict[str, Any]:
 
 def _describe(text: str) -> str:
     try:
-        holder = json.loads(text)
+        return describe(json.loads(text))
     except json.JSONDecodeError:  # the holder has not written its name yet
-        return "another process has just begun to work on it"
-    return (
-        f"`{holder['command']}`, process {holder['process']} on {holder['machine']}, has been using "
-        f"it since {holder['since']}"
-    )
+        return describe({})

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from koe.remote import abort_uploads, forget_listings, fresh_file_system
+from pipeline.run_dir.storage.cells import Cell, conditional_cell
 
 # Files below it are held in memory and written in one request. The outputs of a unit of 1,000 clips
 # are 1 to 3 MB; and with files of 64 MiB a worker still needs little memory beside its model.
@@ -125,6 +126,10 @@ class RemoteFiles:
 
     def remove(self, path: str) -> None:
         self._system.rm_file(self._place(path))
+
+    def cell(self, path: str) -> Cell:
+        """Open a file that is compared before it is written, by the store where it can."""
+        return conditional_cell(self._system, self._place(path))
 
     def sweep(self, folders: Iterable[str]) -> int:
         """Abort the uploads that killed writers left below the root; return how many."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +20,7 @@ from koe.dataflow import stored_schema
 from koe.errors import ContractError, StorageError
 from koe.fingerprint import sha256_bytes
 from koe.store_errors import absent_as_none, storage_errors
+from pipeline.run_dir.storage.cells import Cell
 from pipeline.run_dir.storage.local import LocalFiles
 from pipeline.run_dir.storage.remote import RemoteFiles
 from pipeline.run_dir.storage.tables import write_batches
@@ -37,15 +39,29 @@ class Output(BaseModel):
     rows: int
 
 
+class Fence(Protocol):
+    """What tells before each write whether this process may still write."""
+
+    def require(self) -> None:
+        """Raise StorageError where it may not."""
+        ...
+
+    @property
+    def token(self) -> str:
+        """Name the lock that the right to write comes from."""
+        ...
+
+
 @dataclass(frozen=True)
 class Storage:
     """Files below one root, named by relative paths with forward slashes.
 
     A local write goes to a temporary name, is synced and renamed; an object store's single PUT
-    is atomic by itself. Raises: StorageError for any read or write that fails.
+    is atomic by itself. Raises: StorageError for any read or write that fails, or that `fence` forbids.
     """
 
     root: str
+    fence: Fence | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_local(self) -> bool:
@@ -69,6 +85,7 @@ class Storage:
         return Path(self.root) / path
 
     def write_bytes(self, path: str, data: bytes | memoryview) -> Output:
+        self._require()
         with self._explained("write", path):
             self._files.write(path, data)
         return Output(path=path, sha256=sha256_bytes(data), num_bytes=len(data), rows=0)
@@ -82,8 +99,7 @@ class Storage:
 
         The bytes are those of `write_table` on all of them together.
         """
-        with self._explained("write", path), self._files.stream(path) as file:
-            hashed = Hashed(file)
+        with self._stream(path) as hashed:
             num_rows = write_batches(hashed, schema, tables)
         sha256 = hashed.sha256.hexdigest()
         return Output(path=path, sha256=sha256, num_bytes=hashed.num_bytes, rows=num_rows)
@@ -95,8 +111,7 @@ class Storage:
         `read_segment`. One table is held at a time.
         """
         ends, num_rows = [0], 0
-        with self._explained("write", path), self._files.stream(path) as file:
-            hashed = Hashed(file)
+        with self._stream(path) as hashed:
             for table in segments:
                 if table.num_rows:
                     num_rows += write_batches(hashed, table.schema, [table])
@@ -196,13 +211,40 @@ class Storage:
 
     def remove(self, path: str) -> None:
         """Remove a file if it exists."""
+        self._require()
         with self._explained("remove", path), absent_as_none():
             self._files.remove(path)
 
     def sweep(self, folders: Iterable[str]) -> int:
         """Remove what killed writers left unfinished in these folders; return how many."""
+        self._require()
         with self._explained("sweep", ""):
             return self._files.sweep(folders)
+
+    def cell(self, path: str) -> Cell:
+        """Open a small file that processes change in turn; only on an object store."""
+        if isinstance(self._files, LocalFiles):
+            raise StorageError(
+                f"{self.root} is a local folder", "its files are locked by the kernel"
+            )
+        with self._explained("open", path):
+            return self._files.cell(path)
+
+    @property
+    def token(self) -> str:
+        """Name the lock that allows to write, for workers (`worker_storage`); empty where there is none."""
+        return "" if self.fence is None else self.fence.token
+
+    @contextmanager
+    def _stream(self, path: str) -> Iterator[Hashed]:
+        """Open a file that appears under its name once it is complete, if it may still be written."""
+        with self._explained("write", path), self._files.stream(path) as file:
+            yield Hashed(file)
+            self._require()
+
+    def _require(self) -> None:
+        if self.fence is not None:
+            self.fence.require()
 
     def _explained(self, verb: str, path: str) -> AbstractContextManager[None]:
         return storage_errors(f"cannot {verb} {path} in {self.root}")

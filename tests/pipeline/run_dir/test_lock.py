@@ -63,8 +63,3 @@ def test_a_folder_that_cannot_be_made_is_named_and_the_runs_own_failures_stay(tm
             pass
     with pytest.raises(OSError, match="of the run"), run_lock(Storage(str(tmp_path / "run"))):
         raise OSError("of the run")
-
-
-def test_an_object_store_is_not_held():
-    with run_lock(Storage("memory://locks/run")), run_lock(Storage("memory://locks/run")):
-        assert Storage("memory://locks/run").names("") == []
