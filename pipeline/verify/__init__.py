@@ -15,6 +15,7 @@ from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.reading import stored_index
 from pipeline.run_dir.vouched import UnitFiles
 from pipeline.stats import RunTally
+from pipeline.verify.cut import CutDocuments
 from pipeline.verify.duplicates import prove_duplicates
 from pipeline.verify.index import prove_card, prove_folder, prove_identity, prove_index
 from pipeline.verify.order import (
@@ -52,8 +53,8 @@ def verify_run(
 ) -> list[Proof]:
     """Read everything again and prove it, in the order of the data flow.
 
-    An incomplete run is proved as far as it goes (see `not_made`). Holds 9 bytes per sample, as
-    much again while ids are compared, and one shard.
+    An incomplete run is proved as far as it goes (see `not_made`). Holds 21 bytes per sample, 8
+    more while ids are compared, and one shard.
     Raises: ContractError at the first contradiction, naming the file and what it contradicts.
     """
     proofs: list[Proof] = []
@@ -133,7 +134,7 @@ def _prove_shards(
     prove_rates(order, ledger, samples)
     prove_duplicates(order, ledger, samples)
     proved("ids are unique, and samples left out have a reason", len(samples), "samples")
-    placing, shards, made = Placing(samples), [], []
+    placing, cut, shards, made = Placing(samples), CutDocuments(samples, ledger.storage), [], []
     for pieces in shard_pieces(ledger.storage, order.output, len(samples.units)):
         shards.append(pieces.shard)
         shard = prove_shard(pieces, order, ledger, samples)
@@ -143,10 +144,13 @@ def _prove_shards(
                 f"{receipt_path(INTERLEAVE, pieces.shard)} is missing or corrupt",
                 STALE,
             )
-        placing.add(pieces, prove_pieces(pieces, samples, shard and shard[1]))
+        sizes = prove_pieces(pieces, samples, shard and shard[1])
+        placing.add(pieces, sizes)
         if shard is not None:
+            cut.add(pieces, sizes, shard[1])
             made.append(shard_figures(pieces, *shard, samples))
         del shard  # before the next one is read
+    cut.prove()
     placing.prove_complete()
     prove_order_measures(order, shards, samples, seconds_left_out)
     proved("shards agree with their receipts in hash, rows and tokens", len(made), "shards")

@@ -59,6 +59,10 @@ class TokenLists:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def all(self) -> list[np.ndarray]:
+        """View the tokens of each row."""
+        return self.cut(np.arange(len(self)), np.zeros(len(self), np.int64), self.lengths)
+
     def cut(self, rows: np.ndarray, start: np.ndarray, stop: np.ndarray) -> list[np.ndarray]:
         """View the tokens start..stop of each of `rows`; all three int [pieces]."""
         chunk = np.searchsorted(self._bounds, rows, side="right") - 1

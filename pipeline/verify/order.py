@@ -138,19 +138,19 @@ def _leave_out(
 ) -> None:
     """Prove that excluded records name samples of one unit, each for the first time."""
     capacity = setting(receipt, "max_row_tokens")
-    opened = samples.open(unit)
+    begin, end = samples.bounds[unit : unit + 2].tolist()
     columns = (part[name].to_pylist() for name in ("id", "stage", "source", "reason"))
     expected = (INTERLEAVE, samples.sources[unit])
     for place, (row, id, stage, source, reason) in enumerate(zip(rows, *columns, strict=True)):
-        number = int(samples.bounds[unit]) + row
-        if row >= len(opened.tokens) or opened.ids[row].as_py() != id:
+        number = begin + row
+        if number >= end or samples.id_hashes[number] != hash(id):
             why = f"row {row} of unit {samples.units[unit]} is another sample"
         elif (stage, source) != expected:
             why = f"its stage and source are {stage} and {source}, not {' and '.join(expected)}"
         elif reason not in LEFT_OUT:
             why = f"an order has no reason {reason!r}"
-        elif reason == "overlong" and opened.tokens.lengths[row] <= capacity:
-            why = f"its {opened.tokens.lengths[row]} tokens are not too long for a row"
+        elif reason == "overlong" and samples.lengths[number] <= capacity:
+            why = f"its {samples.lengths[number]} tokens are not too long for a row"
         elif samples.outcome[number] != OPEN:
             why = "it is excluded twice"
         else:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,9 @@ from pipeline.verify.files import vouched_table
 from pipeline.verify.lists import TokenLists, differ, first, flat, lengths, offsets
 from pipeline.verify.order import RECEIPT, Pieces, order_error
 from pipeline.verify.receipts import require_receipt, setting
-from pipeline.verify.samples import SampleTable
+from pipeline.verify.samples import SampleTable, hash_documents
+
+Document = tuple[str, np.ndarray]  # id and tokens
 
 
 def prove_shard(
@@ -110,6 +111,11 @@ class ShardDocuments:
         rows = self._pieces.row[documents]
         return self.tokens.cut(rows, self._start[documents], self._stop[documents])
 
+    def hashes(self, documents: np.ndarray) -> np.ndarray:
+        """Hash documents (numbers within the shard), see `hash_documents`."""
+        ids = self.ids.take(pa.array(documents)).to_pylist()
+        return hash_documents(ids, self.cut(documents))
+
     def name(self, document: int) -> str:
         row = int(self._pieces.row[document])
         return f"document {self.ids[document].as_py()} in {self.path}:{row}"
@@ -160,51 +166,54 @@ class ShardDocuments:
 
 
 def prove_pieces(pieces: Pieces, samples: SampleTable, shard: ShardDocuments | None) -> np.ndarray:
-    """Prove that pieces lie in their samples, and that the documents of a shard equal them.
+    """Prove that pieces lie in their samples, and that documents of whole samples equal them.
 
     Returns the tokens of each piece's sample, int64 [pieces].
     """
-    sizes = np.empty(len(pieces), np.int64)
-    for unit, members in _by_unit(pieces.unit):
-        opened = samples.open(unit)
-        rows, start, stop = (x[members] for x in (pieces.sample, pieces.start, pieces.stop))
-        wrong = (rows < 0) | (rows >= len(opened.tokens))
-        if not wrong.any():
-            sizes[members] = opened.tokens.lengths[rows]
-            wrong = (start < 0) | (start >= stop) | (stop > sizes[members])
-        if (place := first(wrong)) is not None:
-            raise order_error(
-                f"the order gives {pieces.shard}:{pieces.row[members[place]]} tokens "
-                f"{start[place]} to {stop[place]} of sample {rows[place]} of {samples.units[unit]}",
-                "the sample does not have them",
-            )
-        if shard is not None:
-            ids = opened.ids.take(pa.array(rows)).combine_chunks()
-            _prove_documents(shard, members, ids, opened.tokens.cut(rows, start, stop))
+    first_of, size = samples.bounds[:-1][pieces.unit], np.diff(samples.bounds)[pieces.unit]
+    wrong = (pieces.sample < 0) | (pieces.sample >= size)
+    number = np.where(wrong, 0, first_of + pieces.sample)
+    sizes = np.where(wrong, 0, samples.lengths[number] if len(samples) else 0).astype(np.int64)
+    wrong |= (pieces.start < 0) | (pieces.start >= pieces.stop) | (pieces.stop > sizes)
+    if (place := first(wrong)) is not None:
+        raise order_error(
+            f"the order gives {pieces.shard}:{pieces.row[place]} tokens "
+            f"{pieces.start[place]} to {pieces.stop[place]} of sample {pieces.sample[place]} of "
+            f"{samples.units[pieces.unit[place]]}",
+            "the sample does not have them",
+        )
+    if shard is not None:
+        whole = np.flatnonzero(pieces.stop - pieces.start == sizes)
+        differs = shard.hashes(whole) != samples.documents[number[whole]]
+        if (place := first(differs)) is not None:
+            _explain(shard, int(whole[place]), pieces, samples)
     return sizes
 
 
-def _by_unit(unit: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Group pieces by unit, so that each unit's samples are opened once per shard."""
-    by_unit = np.argsort(unit, kind="stable")
-    cuts = np.flatnonzero(np.diff(unit[by_unit])) + 1
-    for members in np.split(by_unit, cuts):
-        yield int(unit[members[0]]), members
+def _explain(
+    shard: ShardDocuments, document: int, pieces: Pieces, samples: SampleTable
+) -> NoReturn:
+    """Read the sample of a document that differs from it again, and say what differs."""
+    opened = samples.open(int(pieces.unit[document]))
+    row, start, stop = (x[[document]] for x in (pieces.sample, pieces.start, pieces.stop))
+    (wanted,) = opened.tokens.cut(row, start, stop)
+    (found,) = shard.cut(np.array([document]))
+    prove_document(
+        shard.name(document),
+        (shard.ids[document].as_py(), found),
+        (opened.ids[int(row[0])].as_py(), wanted),
+    )
+    what = f"{shard.name(document)} differs from its tokenized sample"
+    raise order_error(what, "the samples were replaced while they were verified")
 
 
-def _prove_documents(
-    shard: ShardDocuments, documents: np.ndarray, ids: pa.Array, wanted: list[np.ndarray]
-) -> None:
-    found = shard.cut(documents)
-    if np.array_equal(np.concatenate(found), np.concatenate(wanted)):
-        names = shard.ids.take(pa.array(documents))
-        if names.equals(ids):
-            return
-        place = int(np.argmax(differ(names, ids)))
-        why = f"the order names {ids[place].as_py()}"
+def prove_document(name: str, found: Document, wanted: Document) -> None:
+    """Prove that a document has the id and tokens of its piece of a sample."""
+    if not np.array_equal(found[1], wanted[1]):
+        at = int(np.argmax(found[1] != wanted[1]))
+        why = f"token {at} is {found[1][at]}, not {wanted[1][at]}"
+    elif found[0] != wanted[0]:
+        why = f"the order names {wanted[0]}"
     else:
-        pairs = zip(found, wanted, strict=True)
-        place = next(k for k, pair in enumerate(pairs) if not np.array_equal(*pair))
-        at = int(np.argmax(found[place] != wanted[place]))
-        why = f"token {at} is {found[place][at]}, not {wanted[place][at]}"
-    raise order_error(f"{shard.name(int(documents[place]))} differs from its tokenized sample", why)
+        return
+    raise order_error(f"{name} differs from its tokenized sample", why)
