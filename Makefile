@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-fast soak lint site bench docs format clean
+.PHONY: demo test test-fast soak lint site bench fuzz docs format clean
 demo: $(STAMP)
 	$(BIN)/koe demo build/demo
 	$(BIN)/koe run -c build/demo/pipeline.yaml
@@ -50,6 +50,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.interleave_scale
 	$(BIN)/python -m benchmarks.trainer_gpu
 	$(BIN)/python -m benchmarks.trainer_memory
+
+fuzz: $(STAMP)  # 10,000 damaged inputs for each reader; an hour or two on two cores
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --runs 10000
 
 docs: $(STAMP)
 	$(BIN)/python -m pipeline.config.reference

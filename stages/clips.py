@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from koe.errors import BadRecord, attempt
+from koe.errors import BadRecord
 from stages.audio.decode import decode, resample
 from stages.audio.recording import Recording
+from stages.audio.sndfile import UNREADABLE
+from stages.boundary import attempt_read, guarded
+from stages.sources.files.opening import open_binary
 from stages.sources.location import recordings
 
 S = TypeVar("S")
@@ -61,7 +63,7 @@ def load_clips(
         recording, start, seconds, channel = clip
         if isinstance(recording, BadRecord):
             return recording
-        audio = attempt(_load, recording, audio_hz, start, seconds, channel)
+        audio = attempt_read(UNREADABLE, _load, recording, audio_hz, start, seconds, channel)
         return audio if isinstance(audio, BadRecord) else audio[0]
 
     return in_threads(load, prefetch(read), num_threads)
@@ -107,10 +109,12 @@ def load_file(path: str, audio_hz: int) -> tuple[np.ndarray, float]:
     Raises: BadRecord, also when the file cannot be read.
     """
     try:
-        data = Path(path).read_bytes()
+        with open_binary(path) as file:
+            data = file.read()
     except OSError as error:
         raise BadRecord("unreadable_file", error.strerror or str(error)) from error
-    return _load(Recording(data), audio_hz)
+    with guarded(UNREADABLE):
+        return _load(Recording(data), audio_hz)
 
 
 def location(clip: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from stages.audio.decode import (
     require_channel,
     segment_frames,
 )
+from stages.boundary import attempt_read
 from stages.settings import IngestConfig
 from stages.sources.base import Record, SpeechFiles
 from stages.sources.checks.notes import Notes
@@ -79,20 +80,34 @@ class IngestStage:
         rows: list[dict[str, Any]] = []
         seen: set[str] = set()
         for record in source.records_of(unit):
-            notes.add(record)
             clip_id = f"{source.name}/{record.key}"
-            try:
-                if record.bad:
-                    raise record.bad
-                if clip_id in seen:
-                    raise BadRecord("duplicate_id", "an earlier record of the unit has this id")
-                seen.add(clip_id)
-                clip = clip_row(record, source.settings.fields, reader, self.settings.max_seconds)
-                notes.add_length(record, clip["seconds"])
+            is_repeated = record.bad is None and clip_id in seen
+            seen.update([clip_id] if record.bad is None else [])
+            clip = attempt_read(
+                "broken_record", self._clip, record, source, reader, notes, is_repeated
+            )
+            if isinstance(clip, BadRecord):
+                exclusions.quarantine(clip_id, source.name, clip, record.location)
+            else:
                 rows.append({"id": clip_id, "source": source.name, **clip})
-            except BadRecord as bad:
-                exclusions.quarantine(clip_id, source.name, bad, record.location)
         return rows
+
+    def _clip(
+        self,
+        record: Record,
+        source: SpeechFiles,
+        reader: ClipReader,
+        notes: Notes,
+        is_repeated: bool,
+    ) -> dict[str, Any]:
+        notes.add(record)
+        if record.bad:
+            raise record.bad
+        if is_repeated:
+            raise BadRecord("duplicate_id", "an earlier record of the unit has this id")
+        clip = clip_row(record, source.settings.fields, reader, self.settings.max_seconds)
+        notes.add_length(record, clip["seconds"])
+        return clip
 
 
 def clip_row(

@@ -16,6 +16,7 @@ from koe.errors import BadRecord, ContractError
 from koe.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, Unit, require_schema, units_in
 from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, drop_repeated_frames, speech_ids
+from stages.boundary import attempt_read
 from stages.clips import location
 from stages.settings import TokenizeConfig, TranscriptsConfig
 from stages.sources.base import Record, TextFiles
@@ -89,7 +90,10 @@ class TokenizeSpeech(_Tokenize):
                 continue
             prompts.append(prompt)
             good.append((clip, codes))
-        for (clip, codes), text_ids in zip(good, encoder.encode(prompts), strict=True):
+        for (clip, codes), text_ids in zip(good, _encoded(encoder, prompts), strict=True):
+            if isinstance(text_ids, BadRecord):
+                excluded.quarantine(clip["id"], clip["source"], text_ids, location(clip))
+                continue
             codes = _require_codes(codes, clip["id"])
             if self.settings.drop_repeated_frames:
                 codes = drop_repeated_frames(codes)
@@ -127,40 +131,53 @@ class TokenizeText(_Tokenize):
         (unit,) = units_in(table)
         excluded, samples = Exclusions(NAME), []
         notes = Notes(self.source)
-        conversations = dict(self._conversations(unit, excluded, notes))
-        texts = [text for pairs in conversations.values() for pair in pairs for text in pair]
-        encoded = iter(encoder.encode(texts))
-        for sample_id, pairs in conversations.items():
-            ids = conversation_ids([(next(encoded), next(encoded)) for _ in pairs])
+        read = list(self._conversations(unit, excluded, notes))
+        texts = [text for _, _, pairs in read for pair in pairs for text in pair]
+        encoded = iter(_encoded(encoder, texts))
+        for sample_id, place, pairs in read:
+            parts = [next(encoded) for pair in pairs for _ in pair]
+            if bad := next((part for part in parts if isinstance(part, BadRecord)), None):
+                excluded.quarantine(sample_id, unit.source, bad, place)
+                continue
+            turns_of_ids = [part for part in parts if not isinstance(part, BadRecord)]
+            ids = conversation_ids(list(zip(turns_of_ids[::2], turns_of_ids[1::2], strict=True)))
             samples.append(_sample(sample_id, unit.source, TEXT, 0, ids))
         return excluded.outcome(pa.Table.from_pylist(samples, schema=SAMPLE), notes.counts())
 
     def _conversations(
         self, unit: Unit, excluded: Exclusions, notes: Notes
-    ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        """Yield (sample id, turns) of the good records; the others go to `excluded`."""
+    ) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+        """Yield (sample id, location, turns) of the good records; the others go to `excluded`."""
         seen: set[str] = set()
         for record in self.source.records_of(unit):
-            notes.add(record)
             sample_id = f"{unit.source}/{record.key}"
-            try:
-                pairs = self._turns(record)
-                if sample_id in seen:
-                    raise BadRecord("duplicate_id", "an earlier record of this unit has the id")
-            except BadRecord as bad:
-                excluded.quarantine(sample_id, unit.source, bad, record.location)
+            pairs = attempt_read("broken_record", self._turns, record, notes, sample_id in seen)
+            if isinstance(pairs, BadRecord):
+                excluded.quarantine(sample_id, unit.source, pairs, record.location)
                 continue
             seen.add(sample_id)
-            settings = self.source.settings
-            if ends_unanswered(record.fields, settings.layout, settings.fields):
-                notes.add_unanswered()
-            yield sample_id, pairs
+            yield sample_id, record.location, pairs
 
-    def _turns(self, record: Record) -> list[tuple[str, str]]:
+    def _turns(self, record: Record, notes: Notes, is_repeated: bool) -> list[tuple[str, str]]:
+        notes.add(record)
         if record.bad:
             raise record.bad
         settings = self.source.settings
-        return turns(record.fields, settings.layout, settings.fields)
+        pairs = turns(record.fields, settings.layout, settings.fields)
+        if is_repeated:
+            raise BadRecord("duplicate_id", "an earlier record of this unit has the id")
+        if ends_unanswered(record.fields, settings.layout, settings.fields):
+            notes.add_unanswered()
+        return pairs
+
+
+def _encoded(encoder: TextEncoder, texts: list[str]) -> list[list[int] | BadRecord]:
+    """Encode texts at once; one by one where the tokenizer fails, to find the text that it fails at."""
+    found = attempt_read("broken_text", encoder.encode, texts)
+    if not isinstance(found, BadRecord):
+        return list(found)
+    each = (attempt_read("broken_text", encoder.encode, [text]) for text in texts)
+    return [one if isinstance(one, BadRecord) else one[0] for one in each]
 
 
 def _sample(id: str, source: str, modality: str, frames: int, ids: np.ndarray) -> dict[str, Any]:

@@ -215,6 +215,8 @@ def _frame(header: bytes, info: _StreamInfo) -> _Frame | None:
 
     Section 9.1: codes, the coded number, what the codes leave to be stated, a checksum.
     """
+    if len(header) < 4:
+        return None
     size_code, rate_code = header[2] >> 4, header[2] & 15
     coded = _coded_number(header[4:11])
     if size_code == 0 or rate_code == 15 or header[3] & 1 or coded is None:

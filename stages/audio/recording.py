@@ -6,12 +6,13 @@ from threading import Lock
 
 import numpy as np
 
-from koe.errors import BadRecord, attempt
+from koe.errors import BadRecord
 from stages.audio.containers import scan
 from stages.audio.contents import Contents, whole
 from stages.audio.flac import require_single
 from stages.audio.links import AudioHeader, Scan
-from stages.audio.sndfile import Joined, read
+from stages.audio.sndfile import UNREADABLE, Joined, read
+from stages.boundary import attempt_read
 
 
 class Recording:
@@ -63,7 +64,7 @@ class Recording:
     def _scan(self) -> Scan:
         with self._lock:
             if self._scanned is None:
-                self._scanned = attempt(_scanned, self.contents)
+                self._scanned = attempt_read(UNREADABLE, _scanned, self.contents)
         if isinstance(self._scanned, BadRecord):
             raise BadRecord(self._scanned.reason, self._scanned.detail)
         return self._scanned

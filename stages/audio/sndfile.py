@@ -17,6 +17,7 @@ from koe.errors import BadRecord
 from stages.audio.contents import BLOCK_BYTES, Blocks, Contents, Range
 from stages.audio.links import AudioHeader, Cut
 
+UNREADABLE = "unreadable_audio"  # the reason for whatever a decoder or a walk refuses
 _MAX_FRAMES = 1 << 48  # libsndfile gives 2^63 - 1 for a length that it does not know
 
 

@@ -11,10 +11,18 @@ from typing import Any, BinaryIO, ClassVar, Generic, TypeVar
 
 from koe.errors import BadRecord, StageError
 from koe.schema import SPEECH, TEXT, Unit
+from stages.boundary import attempt_read, bad_record, passes, planned
 from stages.sources.fields import record_key
 from stages.sources.files.compressed import damage, opened, scanned, stream_index
+from stages.sources.files.lines import num_bytes
 from stages.sources.files.listing import SourceFile, expand, relative_name, stem
-from stages.sources.files.opening import is_empty, own_stamp, reading, require_unchanged
+from stages.sources.files.opening import (
+    is_empty,
+    open_binary,
+    own_stamp,
+    reading,
+    require_unchanged,
+)
 from stages.sources.files.streams import is_compressed
 from stages.sources.planning import Gap, Known, Slice, plan_units, scan_all
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
@@ -22,6 +30,7 @@ from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 _MAX_KEY_CHARS = 4096  # a path may have as many on Linux
 _SHORT_KEY_CHARS = 200
 _DAMAGE = "damage"  # the state of a unit that is the unreadable end of a compressed file
+_UNREADABLE = "unreadable: "  # and why: the state of a unit that is a whole file
 
 Settings = TypeVar("Settings", SpeechSourceConfig, TextSourceConfig)
 
@@ -87,7 +96,9 @@ class SourceFiles(ABC, Generic[Settings]):
 
         Raises: ConfigError when a path matches nothing.
         """
-        return plan_units(self.name, self.modality, self.files(), self.all_slices, known)
+        with planned(self.name):
+            files = self.files()
+        return plan_units(self.name, self.modality, files, self.all_slices, known)
 
     def files(self) -> list[SourceFile]:
         return expand(self.name, self.settings.paths, compressed=self.reads_compressed)
@@ -104,19 +115,30 @@ class SourceFiles(ABC, Generic[Settings]):
             yield file
 
     def all_slices(self, file: SourceFile) -> Iterator[Slice]:
-        """Cut one file into slices; damage at the end of a compressed one is a slice of its own."""
+        """Cut one file into slices; damage at the end of a compressed one is a slice of its own.
+
+        A file whose reader fails is one slice with one record, which says why.
+        """
         if not is_compressed(file.path):
-            yield from self.slices(file)
+            yield from self._whole_or_gap(file)
             return
         index = stream_index(file.path, self.index_folder)
         records = 0
-        for part in self.slices(file) if index.num_bytes else ():
+        for part in self._whole_or_gap(file) if index.num_bytes else ():
             records += part.records
             yield part
         if gap := damage(file.path, index):
             size = gap.stop - gap.start
             lost = max(1, round(records * size / index.place)) if index.place else 1
             yield Slice(gap.start, gap.stop, 1, 1, size, lost, _DAMAGE)
+
+    def _whole_or_gap(self, file: SourceFile) -> list[Slice]:
+        found = attempt_read("unreadable_bytes", lambda: list(self.slices(file)))
+        if not isinstance(found, BadRecord):
+            return found
+        with open_binary(file.path) as opened_file:
+            size = num_bytes(opened_file)
+        return [Slice(0, size, 1, 1, size, 1, f"{_UNREADABLE}{found.detail}")]
 
     @abstractmethod
     def slices(self, file: SourceFile) -> Iterator[Slice]:
@@ -132,13 +154,22 @@ class SourceFiles(ABC, Generic[Settings]):
     def records_of(self, unit: Unit) -> Iterator[Record]:
         """Yield the records of a unit: exactly `unit.records` of them.
 
+        Where their reader fails, those that it has not given are bad records.
+
         Raises: StageError where the file gives another number than when it was planned;
         StorageError.
         """
         number = 0
-        for record in self._records_of(unit):
-            number += 1
-            yield record
+        try:
+            for record in self._records_of(unit):
+                number += 1
+                yield record
+        except Exception as error:
+            if passes(error):
+                raise
+            bad = bad_record("unreadable_bytes", error)
+            yield from (self._lost(unit, place, bad) for place in range(number, unit.records))
+            number = max(number, unit.records)
         if number != unit.records:
             raise StageError(
                 f"unit {unit.unit} gave {number} records instead of {unit.records}",
@@ -150,12 +181,21 @@ class SourceFiles(ABC, Generic[Settings]):
     def _records_of(self, unit: Unit) -> Iterator[Record]:
         if is_empty(unit.stamp):
             yield self._empty_file(unit)
+        elif unit.state.startswith(_UNREADABLE):
+            require_unchanged(unit)
+            gap = Gap(unit.start, unit.stop, unit.state.removeprefix(_UNREADABLE))
+            yield self.unreadable(unit, gap)
         elif unit.state == _DAMAGE:
             require_unchanged(unit)
             if gap := damage(unit.path, stream_index(unit.path, self.index_folder)):
                 yield self.unreadable(unit, gap)
         else:
             yield from self.read(unit)
+
+    def _lost(self, unit: Unit, number: int, bad: BadRecord) -> Record:
+        """Make the record that stands for the record `number` of a unit, which its reader did not give."""
+        place = f"@{unit.start}#{number}"
+        return Record(f"{self.relative(unit)}{place}", f"{unit.path}{place}", {}, bad=bad)
 
     def _empty_file(self, unit: Unit) -> Record:
         bad = BadRecord("empty_file", "the file holds no byte")

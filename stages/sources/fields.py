@@ -17,6 +17,7 @@ from koe.errors import BadRecord
 from stages.file_signatures import looks_like
 from stages.sources.files.lines import require_size
 
+BROKEN_JSON = "broken_json"
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (type(None), "null"),
     (bool, "a truth value"),
@@ -161,11 +162,11 @@ def parse_object(data: bytes) -> dict[str, Any]:
         value = _DECODER.decode(data.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         detail = f"text is not valid UTF-8: {error.reason} at byte {error.start}"
-        raise BadRecord("broken_json", _hint(data) or detail) from None
+        raise BadRecord(BROKEN_JSON, _hint(data) or detail) from None
     except RecursionError:
-        raise BadRecord("broken_json", TOO_DEEP) from None
+        raise BadRecord(BROKEN_JSON, TOO_DEEP) from None
     except ValueError as error:
-        raise BadRecord("broken_json", _hint(data) or str(error)) from None
+        raise BadRecord(BROKEN_JSON, _hint(data) or str(error)) from None
     return require_object(value, data)
 
 
@@ -220,16 +221,16 @@ def require_object(value: Any, data: bytes | None = None) -> dict[str, Any]:
     that are not valid UTF-8) count as broken, because Arrow cannot store them.
     """
     if not isinstance(value, dict):
-        raise BadRecord("broken_json", f"expected an object, found {kind_of(value)}")
+        raise BadRecord(BROKEN_JSON, f"expected an object, found {kind_of(value)}")
     if data is None or _SURROGATE.search(data):
         try:
             data = json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise BadRecord("broken_json", f"text is not valid Unicode: {error.reason}") from None
+            raise BadRecord(BROKEN_JSON, f"text is not valid Unicode: {error.reason}") from None
         except RecursionError:
-            raise BadRecord("broken_json", TOO_DEEP) from None
+            raise BadRecord(BROKEN_JSON, TOO_DEEP) from None
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_too_deep(value):
-        raise BadRecord("broken_json", TOO_DEEP)
+        raise BadRecord(BROKEN_JSON, TOO_DEEP)
     return value
 
 

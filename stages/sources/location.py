@@ -10,10 +10,12 @@ from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 
-from koe.errors import BadRecord, ConfigError, StorageError, attempt
+from koe.errors import BadRecord, ConfigError, StorageError
 from stages.audio.contents import BLOCK_BYTES, CACHED_BYTES, BlockCache, Blocks
 from stages.audio.decode import AudioHeader, read_header
 from stages.audio.recording import Recording
+from stages.audio.sndfile import UNREADABLE
+from stages.boundary import attempt_read
 from stages.sources.base import AudioLocation
 from stages.sources.files.compressed import opened
 from stages.sources.files.lines import num_bytes
@@ -24,7 +26,6 @@ from stages.sources.files.opening import (
     read_range,
     reading,
     stamp,
-    what_else,
 )
 from stages.sources.files.streams import is_compressed
 from stages.sources.parquet.file import CellReader
@@ -120,7 +121,7 @@ class ClipReader:
         """
         found = self._headers.get(place)
         if found is None:
-            found = self._headers[place] = attempt(self._header, place)
+            found = self._headers[place] = attempt_read(UNREADABLE, self._header, place)
             if len(self._headers) > _MAX_HEADERS:
                 self._headers.popitem(last=False)
         self._headers.move_to_end(place)
@@ -165,8 +166,6 @@ def open_audio(path: str) -> BinaryIO:
     if "\0" in path:
         raise BadRecord("missing_audio", "the path contains a NUL character")
     try:
-        if kind := what_else(path):
-            raise BadRecord("missing_audio", f"{path} is {kind}, not a file")
         return open_binary(path)
     except OSError as error:
         if is_absent(error):
@@ -228,7 +227,7 @@ def recordings(clips: pa.Table, index_folder: str = "") -> Iterator[Recording | 
     with ClipReader(index_folder) as reader:
         for place in places:
             uses[place] -= 1
-            yield attempt(reader.recording, place, keep=uses[place] > 0)
+            yield attempt_read(UNREADABLE, reader.recording, place, keep=uses[place] > 0)
 
 
 def read_clips(clips: pa.Table, index_folder: str = "") -> Iterator[bytes | BadRecord]:

@@ -22,7 +22,7 @@ _TOOL_ROLES = frozenset(
     ("tool", "function", "function_call", "tool_call", "observation", "ipython")
 )
 # Parts of a message in OpenAI's two APIs.
-_TEXT_PARTS = frozenset(("text", "input_text", "output_text"))
+_TEXT_PARTS = ("text", "input_text", "output_text")
 _USUAL_NAMES = TextFields()
 
 Message = tuple[str, str]  # who writes it (user, assistant or system), and its text
@@ -161,8 +161,9 @@ def _content(value: Any, where: str) -> str:
 def _part(part: Any, where: str) -> str:
     if not isinstance(part, Mapping):
         raise BadRecord("bad_conversation", f"{where} is {kind_of(part)}, expected an object")
-    if part.get("type") not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-        detail = f"{where} is of type {part.get('type')!r:.40}, expected text"
+    kind = part.get("type")
+    if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+        detail = f"{where} is of type {kind!r:.40}, expected text"
         raise BadRecord("bad_conversation", detail)
     return part["text"]
 

@@ -10,6 +10,7 @@ from typing import Any
 from koe.errors import BadRecord, ConfigError, attempt
 from koe.printable import shorten
 from koe.schema import SPEECH, Unit
+from stages.boundary import planned
 from stages.sources.base import Record, SourceFiles
 from stages.sources.checks.absent import absent_field
 from stages.sources.checks.formats import format_of
@@ -42,8 +43,11 @@ def check_first_records(source: SourceFiles[Any], units: Sequence[Unit]) -> dict
     one names a file that the source may not read; where none of the audio that they name is there;
     where no record can be read, because the file is of another format. StorageError.
     """
-    if not units:
-        return {}
+    with planned(source.name):
+        return _checked(source, units) if units else {}
+
+
+def _checked(source: SourceFiles[Any], units: Sequence[Unit]) -> dict[str, int]:
     records = _first(source, units[0])
     _require_inside(source, records)
     notes = Notes(source)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, cast
 
 from koe.errors import StorageError
 from koe.remote import NO_PLACE, file_system, forget_listings, no_place
 from koe.schema import Unit
+from koe.store_errors import is_absent as is_absent_in_store
+from koe.store_errors import storage_errors
 
 BESIDE = " beside "  # in a stamp, before that of the files beside
 # Errors of a file system that mean a wrong name, not a failing disk.
 _ABSENT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP))
+
+
+class NotAFile(OSError):
+    """A local path leads to a folder, a FIFO, a device or a socket."""
 
 
 def is_remote(path: str) -> bool:
@@ -81,22 +88,17 @@ def require_unchanged(unit: Unit) -> None:
         )
 
 
-@contextmanager
-def reading(path: str) -> Iterator[None]:
+def reading(path: str) -> AbstractContextManager[None]:
     """Turn a failure of the storage that holds `path` into a StorageError."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be read",
-            error.strerror or str(error) or type(error).__name__,
-            "Check the mount, the network and the permissions, then run again: it resumes.",
-        ) from error
+    remedy = "Check the mount, the network and the permissions, then run again: it resumes."
+    return storage_errors(f"{path} cannot be read", remedy)
 
 
 def is_absent(error: OSError) -> bool:
     """Tell whether there is no such file, as opposed to storage that fails."""
-    return isinstance(error, FileNotFoundError) or error.errno in _ABSENT
+    if isinstance(error, FileNotFoundError):
+        return is_absent_in_store(error)
+    return isinstance(error, NotAFile) or error.errno in _ABSENT
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -105,16 +107,36 @@ def open_binary(path: str) -> BinaryIO:
     Raises: OSError, as the file system raises it; ConfigError for what is no URL of a file.
     """
     if not is_remote(path):
-        return open(plain(path), "rb")
+        return _open_regular(plain(path))
     fs, place = file_system(path)
     try:
-        return cast(BinaryIO, fs.open(place, "rb"))
+        # a file of fsspec does not bound the length of a line
+        return cast(BinaryIO, io.BufferedReader(fs.open(place, "rb")))
     except OSError:
         raise
     except NO_PLACE as error:
         raise no_place(path, error) from error
     except Exception as error:  # of a client library, whose connections and credentials fail so
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _open_regular(path: str) -> BinaryIO:
+    """Open a local file, without waiting for what is at the other end of a FIFO or a device.
+
+    Raises: NotAFile; OSError as the system raises it.
+    """
+    require_file(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # it was put there since
+        os.close(descriptor)
+        raise NotAFile(errno.EINVAL, "it is no longer a file", path)
+    return os.fdopen(descriptor, "rb")
+
+
+def require_file(path: str) -> None:
+    """Raise NotAFile where a local path leads to what is no file; a URL, or nothing, passes."""
+    if kind := what_else(path):
+        raise NotAFile(errno.EINVAL, f"it is {kind}, not a file", path)
 
 
 @contextmanager

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, ClassVar
 
-from koe.errors import BadRecord, ConfigError, attempt
+from koe.errors import BadRecord, ConfigError
 from koe.schema import Unit
+from stages.boundary import attempt_read
 from stages.sources.base import Record, TextFiles
-from stages.sources.fields import parse_object, require_object
+from stages.sources.fields import BROKEN_JSON, parse_object, require_object
 from stages.sources.files.lines import lines
 from stages.sources.files.listing import SourceFile
 from stages.sources.json_files.array import array_elements
@@ -30,7 +31,7 @@ class JsonLinesSource(TextFiles):
         prefix = self.prefix(unit)
         with self.opened(unit) as file:
             for start, _, line in lines(file, unit.start, unit.stop):
-                fields = attempt(parse_object, line)
+                fields = attempt_read(BROKEN_JSON, parse_object, line)
                 yield self.record(f"{prefix}@{start}", f"{unit.path}@{start}", fields)
 
 
@@ -58,7 +59,11 @@ class JsonArraySource(TextFiles):
                     yield self.unreadable(unit, item)
                     continue
                 start, _, value = item
-                fields = value if isinstance(value, BadRecord) else attempt(require_object, value)
+                fields = (
+                    value
+                    if isinstance(value, BadRecord)
+                    else attempt_read(BROKEN_JSON, require_object, value)
+                )
                 yield self.record(f"{prefix}@{start}", f"{unit.path}@{start}", fields)
 
 

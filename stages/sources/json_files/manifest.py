@@ -7,8 +7,9 @@ from typing import Any, BinaryIO, ClassVar
 
 from koe.errors import BadRecord, attempt
 from koe.schema import Unit
+from stages.boundary import attempt_read
 from stages.sources.base import AudioLocation, Record, SpeechFiles
-from stages.sources.fields import lookup, parse_object
+from stages.sources.fields import BROKEN_JSON, lookup, parse_object
 from stages.sources.files.lines import MAX_RECORD_BYTES, lines
 from stages.sources.files.listing import SourceFile
 from stages.sources.files.opening import join, parent
@@ -68,7 +69,9 @@ class ManifestSource(SpeechFiles):
         relative = self.relative(unit)
         with self.opened(unit) as file:
             for start, _, line in lines(file, unit.start, unit.stop):
-                yield self.clip(attempt(parse_object, line), unit, relative, start)
+                yield self.clip(
+                    attempt_read(BROKEN_JSON, parse_object, line), unit, relative, start
+                )
 
     def clip(
         self, values: dict[str, Any] | BadRecord, unit: Unit, relative: str, start: int

@@ -8,8 +8,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from koe.errors import BadRecord, attempt
-from stages.sources.fields import parse_object
+from koe.errors import BadRecord
+from stages.boundary import attempt_read
+from stages.sources.fields import BROKEN_JSON, parse_object
 from stages.sources.files.compressed import opened
 from stages.sources.files.lines import lines
 from stages.sources.files.opening import reading, stamp
@@ -50,7 +51,7 @@ def _recordings(path: str, mark: str, index_folder: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     with opened(path, mark, index_folder) as file:
         for _, _, line in lines(file, 0, None):
-            recording = attempt(parse_object, line)
+            recording = attempt_read(BROKEN_JSON, parse_object, line)
             if not isinstance(recording, BadRecord):
                 found.setdefault(str(recording.get("id")), line)
     return found

@@ -14,8 +14,9 @@ from typing import Any
 
 from koe.errors import BadRecord, ConfigError, attempt
 from koe.schema import Unit
+from stages.boundary import attempt_read
 from stages.sources.base import AudioLocation, Record
-from stages.sources.fields import parse_object
+from stages.sources.fields import BROKEN_JSON, parse_object
 from stages.sources.files.compressed import opened, scanned
 from stages.sources.files.lines import lines, require_size
 from stages.sources.files.listing import SourceFile
@@ -113,7 +114,7 @@ class SharSource(TarredFiles):
     def _listed(self, path: str) -> Iterator[_Shard]:
         """Yield the shards that a file lists, as `CutSet.from_shar(fields=...)` takes them."""
         with reading(path), open_binary(path) as file:
-            lists = attempt(parse_object, file.read())
+            lists = attempt_read(BROKEN_JSON, parse_object, file.read())
         columns = {} if isinstance(lists, BadRecord) else lists
         cuts, tars = _names(columns.get("cuts")), _names(columns.get(self._field))
         if not cuts or len(cuts) != len(tars):
@@ -160,15 +161,16 @@ class SharSource(TarredFiles):
         return 1 if recordings_beside(path) else len(self._clips(path, line))
 
     def _clips(self, path: str, line: bytes) -> list[CutClip]:
-        values = attempt(parse_object, line)
+        values = attempt_read(BROKEN_JSON, parse_object, line)
         if isinstance(values, BadRecord):
             return [CutClip("", {}, bad=values)]
         if recordings := recordings_beside(path):
-            cut = attempt(cut_around, values, recordings, self.index_folder)
+            cut = attempt_read(BROKEN_JSON, cut_around, values, recordings, self.index_folder)
             if isinstance(cut, BadRecord):
                 return [CutClip(str(values.get("id") or ""), {}, bad=cut)]
             values = cut
-        return clips_of(values, self.settings.supervisions)
+        clips = attempt_read(BROKEN_JSON, clips_of, values, self.settings.supervisions)
+        return [CutClip("", {}, bad=clips)] if isinstance(clips, BadRecord) else clips
 
     def find_unlisted(self, file: SourceFile) -> Iterator[Unlisted]:
         if recordings_beside(file.path):
@@ -177,7 +179,10 @@ class SharSource(TarredFiles):
         if tar is None:
             return
         with reading(file.path), scanned(file.path, self.index_folder) as opened_cuts:
-            cuts = (attempt(parse_object, line) for _, _, line in lines(opened_cuts, 0, None))
+            cuts = (
+                attempt_read(BROKEN_JSON, parse_object, line)
+                for _, _, line in lines(opened_cuts, 0, None)
+            )
             ids = {str(cut.get("id")) for cut in cuts if not isinstance(cut, BadRecord)}
         for cut_id, members in tar.members.items():
             if cut_id not in ids:
@@ -197,7 +202,7 @@ class SharSource(TarredFiles):
     def _record(self, key: str, place: str, clip: CutClip, audio: _Audio) -> Record:
         if clip.bad:
             return self.record(key, place, clip.bad)
-        found = attempt(audio.find, clip, self._field)
+        found = attempt_read(BROKEN_JSON, audio.find, clip, self._field)
         if isinstance(found, BadRecord):
             return self.record(key, place, found)
         location, channel = found

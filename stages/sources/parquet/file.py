@@ -13,15 +13,14 @@ import pyarrow.parquet as pq
 import soundfile
 
 from koe.errors import BadRecord, StorageError
+from koe.store_errors import comes_from_store
+from stages.boundary import bad_record, passes
 from stages.sources.fields import holders
-from stages.sources.files.opening import is_remote, open_binary, reading
+from stages.sources.files.opening import is_remote, open_binary, reading, require_file
 from stages.sources.parquet.columns import ARRAY, STRUCT, audio_column
 
 MAX_CHANNELS = 64  # of decoded audio: more lists are samples of [samples, channels]
 BATCH_CELLS = 32  # audio cells decoded at once: some MB, however large the row group
-
-
-_UNDECODABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowIndexError)
 
 
 class Corrupt(Exception):
@@ -35,12 +34,14 @@ def decoding() -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise Corrupt(f"the name of a column is not valid UTF-8: {error.reason}") from error
-    except _UNDECODABLE as error:
-        raise Corrupt(str(error)) from error
     except OSError as error:
-        if type(error) is not OSError or error.errno is not None:
+        if type(error) is not OSError or error.errno is not None or comes_from_store(error):
             raise
         raise Corrupt(str(error)) from error
+    except Exception as error:
+        if passes(error) or isinstance(error, Corrupt):
+            raise
+        raise Corrupt(bad_record("", error).detail) from error
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
@@ -48,6 +49,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
     The checksums of pages are verified where the file has them.
     """
+    require_file(path)
     with decoding():
         file = open_binary(path) if is_remote(path) else path
         return pq.ParquetFile(file, page_checksum_verification=True)

@@ -10,14 +10,16 @@ import pyarrow.parquet as pq
 
 from koe.errors import BadRecord
 from koe.schema import Unit
+from stages.boundary import bad_record, passes
 from stages.file_signatures import looks_like
 from stages.sources.base import Record, SourceFiles
 from stages.sources.checks.absent import absent_field
 from stages.sources.checks.look_alikes import parent_of
 from stages.sources.files.lines import num_bytes
-from stages.sources.files.opening import open_binary, reading, require_unchanged
+from stages.sources.files.opening import open_binary, own_stamp, reading, require_unchanged
 from stages.sources.parquet.columns import column_names, find_type, require_named
 from stages.sources.parquet.file import Corrupt, decoding, group_rows, open_parquet
+from stages.sources.parquet.footer import null_counts
 from stages.sources.planning import Gap, Slice, cut
 from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
 
@@ -92,7 +94,9 @@ def _values(table: pa.Table) -> list[dict[str, Any] | BadRecord]:
     """Return the rows of a table; a row that Python cannot hold is a BadRecord."""
     try:
         return list(table.to_pylist())
-    except (ValueError, OverflowError):  # text that is not UTF-8, or a date after the year 9999
+    except Exception as error:  # of text that is not UTF-8, or a date after the year 9999
+        if passes(error):
+            raise
         if table.num_rows == 1:
             return [_unreadable(table)]
         return [_values(table.slice(row, 1))[0] for row in range(table.num_rows)]
@@ -105,8 +109,11 @@ def _unreadable(row: pa.Table) -> BadRecord:
         except UnicodeDecodeError as error:
             detail = f"the text in column {name!r} is not valid UTF-8: {error.reason}"
             return BadRecord("broken_text", detail)
-        except (ValueError, OverflowError) as error:
-            return BadRecord("unreadable_value", f"column {name!r} of type {column.type}: {error}")
+        except Exception as error:
+            if passes(error):
+                raise
+            detail = bad_record("", error).detail
+            return BadRecord("unreadable_value", f"column {name!r} of type {column.type}: {detail}")
     raise AssertionError("a row that could not be read has a column that cannot be read")
 
 
@@ -150,14 +157,12 @@ def leaves_of(file: pq.ParquetFile) -> list[str]:
 
 def _empty_leaves(file: pq.ParquetFile, unit: Unit) -> set[str]:
     """Return the leaves of a file whose statistics say that a unit's row groups hold none of them."""
-    empty = set(leaves_of(file))
-    for group, (first, last) in enumerate(group_rows(file)):
-        if first >= unit.stop or last <= unit.start:
-            continue
-        columns = file.metadata.row_group(group)
-        for column in map(columns.column, range(columns.num_columns)):
-            statistics = column.statistics
-            nulls = statistics.null_count if statistics and statistics.has_null_count else 0
-            if nulls < column.num_values:
-                empty.discard(column.path_in_schema)
+    empty, counts = set(leaves_of(file)), null_counts(unit.path, own_stamp(unit))
+    groups = group_rows(file)
+    if len(counts) != len(groups):
+        return set()
+    for (first, last), columns in zip(groups, counts, strict=True):
+        if first < unit.stop and last > unit.start:
+            held = (name for name, column in columns.items() if (column.nulls or 0) < column.values)
+            empty.difference_update(held)
     return empty

@@ -13,7 +13,7 @@ from koe.schema import Unit
 from stages.sources.base import AudioLocation, Record, SpeechFiles, TextFiles
 from stages.sources.fields import describe, lookup
 from stages.sources.files.listing import SourceFile
-from stages.sources.files.opening import reading
+from stages.sources.files.opening import own_stamp, reading
 from stages.sources.files.places import resolve
 from stages.sources.parquet.columns import (
     ARRAY,
@@ -28,6 +28,7 @@ from stages.sources.parquet.columns import (
     require_named,
 )
 from stages.sources.parquet.file import BATCH_CELLS, Corrupt, decoding, group_rows, open_parquet
+from stages.sources.parquet.footer import null_counts
 from stages.sources.parquet.rows import (
     columns_beside,
     leaves_of,
@@ -89,16 +90,15 @@ def _null_bytes(file: pq.ParquetFile, audio: str, unit: Unit) -> frozenset[int]:
     The statistics of row groups tell this of nearly every file; audio is read only in groups that
     mix both kinds.
     """
-    leaf, metadata, paths = f"{audio}.bytes", file.metadata, leaves_of(file)
-    column = paths.index(leaf) if leaf in paths else None
-    rows: set[int] = set()
+    leaf, rows = f"{audio}.bytes", set[int]()
+    is_there, counts = leaf in leaves_of(file), null_counts(unit.path, own_stamp(unit))
     for group, (first, last) in enumerate(group_rows(file)):
         wanted = range(max(first, unit.start), min(last, unit.stop))
         if not wanted:
             continue
-        statistics = column is not None and metadata.row_group(group).column(column).statistics
-        nulls = statistics.null_count if statistics and statistics.has_null_count else None
-        if column is None or nulls == last - first:
+        found = counts[group].get(leaf) if group < len(counts) else None
+        nulls = found.nulls if found else None
+        if not is_there or nulls == last - first:
             rows.update(wanted)
         elif nulls != 0:
             rows.update(_null_cells(file, group, leaf, first).intersection(wanted))

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from koe.errors import BadRecord, ConfigError, attempt
+from koe.errors import BadRecord, ConfigError
 from koe.schema import Unit
+from stages.boundary import attempt_read
 from stages.sources.base import AudioLocation, Record
-from stages.sources.fields import lookup, parse_object
+from stages.sources.fields import BROKEN_JSON, lookup, parse_object
 from stages.sources.files.compressed import scanned
 from stages.sources.files.lines import lines
 from stages.sources.files.listing import SourceFile, expand
@@ -153,7 +154,7 @@ class NemoTarredSource(TarredFiles):
         relative, tars = self.relative(unit), self._tars(unit.path)
         with self.opened(unit) as file:
             found = [
-                (start, attempt(self._entry, tars, unit.path, start, line))
+                (start, attempt_read(BROKEN_JSON, self._entry, tars, unit.path, start, line))
                 for start, _, line in lines(file, unit.start, unit.stop)
             ]
         places = self._locate_all(tars, [e for _, e in found if isinstance(e, _Entry)])
@@ -187,7 +188,9 @@ class NemoTarredSource(TarredFiles):
     ) -> dict[int, AudioLocation | BadRecord]:
         """Map the starts of entries to the places of their audio; looks at each tar once."""
         ordered = sorted(entries, key=lambda entry: entry.shards)
-        return {entry.start: attempt(self._locate, tars, entry) for entry in ordered}
+        return {
+            entry.start: attempt_read(BROKEN_JSON, self._locate, tars, entry) for entry in ordered
+        }
 
     def _locate(self, tars: Tars, entry: _Entry) -> AudioLocation:
         if skipped := marked_to_skip(entry.values):
@@ -245,7 +248,7 @@ class NemoTarredSource(TarredFiles):
     def _entries(self, tars: Tars, path: str) -> Iterator[_Entry]:
         with reading(path), scanned(path, self.index_folder) as manifest:
             for start, _, line in lines(manifest, 0, None):
-                entry = attempt(self._entry, tars, path, start, line)
+                entry = attempt_read(BROKEN_JSON, self._entry, tars, path, start, line)
                 if isinstance(entry, _Entry):
                     yield entry
 

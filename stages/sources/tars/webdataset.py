@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from koe.errors import BadRecord, attempt
 from koe.schema import Unit
+from stages.boundary import attempt_read
 from stages.sources.base import AudioLocation, Record, SpeechFiles
 from stages.sources.fields import parse_object
 from stages.sources.files.lines import require_size
@@ -219,7 +220,7 @@ class WebDatasetSource(SpeechFiles):
             bad = BadRecord("unsafe_tar_member", f"{found.name!r}: {found.unsafe}")
             return self.record(key, location, bad)
         key, location = f"{prefix}/{item.key}", f"{path}:{item.key}@{item.start}"
-        record = self.record(key, location, attempt(fields_of, tar, item))
+        record = self.record(key, location, attempt_read("broken_sample", fields_of, tar, item))
         if record.bad:
             return record
         audio = attempt(self.audio_of, item)

@@ -45,6 +45,7 @@ def segments_of(tmp_path: Path, audio: dict[str, str]) -> pa.Table:
             "name": "s",
             "kind": "manifest",
             "paths": [str(manifest)],
+            "audio_root": next(iter(audio.values())).rpartition("/")[0],
             "fields": {"id": "id", "audio": "path", "start_seconds": "at", "seconds": "for"},
         }
     )

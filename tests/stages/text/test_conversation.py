@@ -120,3 +120,11 @@ def test_every_dolly_row_is_one_turn():
     with_input = [(r, p) for r, p in zip(rows, pairs, strict=True) if r["input"].strip()]
     assert len(with_input) == 30
     assert all(p[0][0] == f"{r['instruction']}\n{r['input']}" for r, p in with_input)
+
+
+@pytest.mark.parametrize("kind", [["text"], {"a": 1}, None, 3])
+def test_a_part_whose_type_is_no_text_is_refused(kind):
+    content = [{"type": kind, "text": "x"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "y"}]
+    with pytest.raises(BadRecord, match="expected text"):
+        turns({"messages": messages}, "messages")
