@@ -39,7 +39,7 @@ from benchmarks.stability_arms import (
 )
 from benchmarks.stability_spikes import read_figures
 from koe.errors import ConfigError
-from training.checkpoint import folder as checkpoints
+from training.checkpoint.manifest import step_name
 from training.checkpoint.reader import load_weights
 from training.config import EvaluationConfig, GuardConfig, TinyModelConfig, TrainConfig
 from training.loop import Exploded, train
@@ -229,7 +229,7 @@ def prepare_base(scale: Scale, records_path: Path, work: Path, base: Path | None
     config = base_config(scale)
     train(config, shards, work / "base-run", single("cpu"))
     model = build_model(config)
-    folder = checkpoints.step_folder(work / "base-run" / "checkpoints", config.max_steps)
+    folder = work / "base-run" / "checkpoints" / step_name(config.max_steps)
     load_weights(folder, model)
     model.save_pretrained(out)
     return out

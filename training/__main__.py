@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="a run's config.json, or its train section alone, as JSON",
     )
     parser.add_argument("--shards", required=True, help="folder or URL with index.json")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoints and logs")
+    parser.add_argument("--out", required=True, help="folder or URL of checkpoints and logs")
     options = parser.parse_args(arguments)
     try:
         config = _read_config(options.config)

@@ -220,6 +220,9 @@ class TrainConfig(Strict):
     """Steps between norms of weights and updates, which cost a pass over both."""
     peak_tflops: float | None = Field(default=None, gt=0)
     """Dense BF16 peak of a GPU; null: by its name, if known."""
+    mirror_every_seconds: float = Field(default=60.0, gt=0)
+    """Seconds between copies of the logs of a run directory on an object store; events, evaluations
+    and checkpoints copy them at once."""
     wandb_project: str | None = None
     """Log to this Weights & Biases project too; wandb must be installed."""
     resume_on_other_shards: bool = False

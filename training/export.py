@@ -12,14 +12,17 @@ import torch
 from safetensors import SafetensorError
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
+from transformers.utils import CONFIG_NAME
 
 from koe.atomic import sync
 from koe.errors import ConfigError, ContractError, StorageError
 from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
-from training.checkpoint import folder as checkpoints
+from training.checkpoint.manifest import Progress, read_manifest
 from training.checkpoint.reader import load_weights
 from training.config import TrainConfig
 from training.generation import REPETITION_PENALTY
+from training.places import Place, RemoteFolder, absolute, local_folder
+from training.work_folder import WorkFolder
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -39,7 +42,7 @@ GENERATION = {
 def export(
     checkpoint_dir: Path,
     config: TrainConfig,
-    out: Path,
+    out: Place,
     *,
     model_config: Path,
     dtype: str,
@@ -49,28 +52,21 @@ def export(
     """Write the weights of one checkpoint as a folder for `AutoModelForCausalLM.from_pretrained`.
 
     `model_config` is the config.json that the run has saved (the base model's weights are not
-    needed), `codec` the label of the codec that made the shards. The folder is written completely
-    or not at all. Raises: ConfigError when `out` is not empty or the model lacks Orpheus' ids;
+    needed), `codec` the label of the codec that made the shards. `out` may be a URL. The folder is
+    written completely or not at all; at a URL, config.json comes last. Raises: ConfigError when `out` is not empty or the model lacks Orpheus' ids;
     ContractError for weights that are missing or not finite; StorageError.
     """
-    out = out.resolve()
+    out = absolute(out)
     _require_free(out)
     model = _load(checkpoint_dir, _read_model_config(model_config), DTYPES[dtype])
     require_finite(model)
     model.generation_config = GenerationConfig(**GENERATION)
-    progress = checkpoints.read(checkpoint_dir).progress
-    card = _card(config, progress, dtype, codec, out.name)
+    card = _card(config, read_manifest(checkpoint_dir).progress, dtype, codec, Path(out).name)
     try:
         with _draft(out) as draft:
             model.save_pretrained(draft)
             save_tokenizer(draft)
             (draft / "README.md").write_text(card, encoding="utf-8")
-            mode = (draft / "README.md").stat().st_mode
-            for path in draft.iterdir():
-                path.chmod(mode)  # safetensors lets only the owner read its files
-                sync(path)
-            sync(draft)
-        sync(out.parent)
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"{out} cannot be written", str(error), "Free or mount the disk and export again."
@@ -78,21 +74,47 @@ def export(
 
 
 @contextmanager
-def _draft(out: Path) -> Iterator[Path]:
-    """Make a hidden folder that becomes `out` once it is complete, and is deleted otherwise."""
-    draft = out.with_name(f".{out.name}.tmp")
+def _draft(out: Place) -> Iterator[Path]:
+    """Make a local folder that becomes `out` once it is complete, and is deleted otherwise."""
+    folder = local_folder(out)
+    if folder is None:
+        work = WorkFolder()
+        try:
+            yield work.path
+            _upload(work.path, RemoteFolder(str(out)))
+        finally:
+            work.close()
+        return
+    draft = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         yield draft
-        draft.rename(out)
+        mode = (draft / "README.md").stat().st_mode
+        for path in draft.iterdir():
+            path.chmod(mode)  # safetensors lets only the owner read its files
+            sync(path)
+        sync(draft)
+        draft.rename(folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    sync(folder.parent)
 
 
-def _require_free(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+def _upload(folder: Path, remote: RemoteFolder) -> None:
+    """Upload all files; without its config.json, which comes last, no library takes it for a model."""
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == CONFIG_NAME, path.name)):
+        remote.upload(path, path.name)
+
+
+def _require_free(out: Place) -> None:
+    folder = local_folder(out)
+    if folder is None:
+        is_free = not RemoteFolder(str(out)).sizes()
+    else:
+        is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free:
         raise ConfigError(
             f"{out} already exists",
             "an export never overwrites anything",
@@ -146,9 +168,7 @@ def require_finite(model: torch.nn.Module) -> None:
             )
 
 
-def _card(
-    config: TrainConfig, progress: checkpoints.Progress, dtype: str, codec: str, name: str
-) -> str:
+def _card(config: TrainConfig, progress: Progress, dtype: str, codec: str, name: str) -> str:
     base = config.base_model
     if base is None:
         header, origin = "", "none: trained from random weights (a trial)"

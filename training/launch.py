@@ -8,20 +8,23 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from koe.errors import ConfigError, KoeError, StageError
 from koe.ray_session import ray_session
 from training import loop, preflight
+from training.checkpoint import folder as checkpoints
 from training.config import TrainConfig
 from training.generation import SampleGenerator
 from training.metrics import read_metrics, require_wandb
 from training.model.distributed import BACKENDS, from_process_group, single
-from training.places import Place, absolute
+from training.places import Place, RemoteFolder, absolute, beside, local_folder
 from training.run import CHECKPOINT_FOLDER
+from training.work_folder import work_room
 
 RAY_FOLDER = "ray"
 _NO_GPU_REMEDY = (
@@ -39,11 +42,16 @@ class TrainResult:
 
 
 def check(
-    config: TrainConfig, *, ray_address: str | None = None, num_cpus: int | None = None
+    config: TrainConfig,
+    *,
+    ray_address: str | None = None,
+    num_cpus: int | None = None,
+    place: Place | None = None,
 ) -> None:
     """Refuse, before any work, a config that cannot start on this machine.
 
-    With `ray_address` the workers run elsewhere, and `launch` checks the cluster instead.
+    With `ray_address` the workers run elsewhere, and `launch` checks the cluster instead. `place`:
+    where checkpoints and logs will be.
     Raises: ConfigError.
     """
     preflight.require(preflight.refused_settings(config), config)
@@ -57,12 +65,26 @@ def check(
     if config.launcher == "inline" or ray_address is None:
         _require_gpus(config, torch.cuda.device_count(), "this machine")
         _require_cpus(config, num_cpus or os.cpu_count() or 1, "this machine")
+    if place is not None and local_folder(place) is None:
+        _require_reachable(config, str(place))
+
+
+def _require_reachable(config: TrainConfig, url: str) -> None:
+    """Refuse a URL that the workers cannot use, or a machine that cannot keep copies of its files."""
+    remote = RemoteFolder(url)
+    if config.launcher == "ray" and isinstance(remote.system, MemoryFileSystem):
+        raise ConfigError(
+            f"{url} lies in the memory of this process",
+            "train.launcher: ray starts others, which do not see it",
+            "Set train.launcher: inline, or choose another run directory.",
+        )
+    work_room()
 
 
 def launch(
     config: TrainConfig,
     shards: Place,
-    out_dir: Path,
+    out_dir: Place,
     resume: bool = True,
     *,
     ray_address: str | None = None,
@@ -75,15 +97,16 @@ def launch(
     With `resume` training continues from the newest checkpoint there; without, there must be none.
     `sample_generator`, which must be picklable, holds what evaluations generate and how to decode
     it. A Ray that is already running is used as it is; otherwise one is started at `ray_address`,
-    or here with `num_cpus`, and shut down at the end. All workers must see both folders at these
-    paths. Raises: the errors of `training.loop.train`, and StageError when workers keep dying.
+    or here with `num_cpus`, and shut down at the end. Both places may be URLs; all workers must see
+    folders at these paths. Raises: the errors of `training.loop.train`, and StageError when workers keep dying.
     """
-    shards, out_dir = absolute(shards), out_dir.resolve()
-    check(config, ray_address=ray_address or _running_ray(config), num_cpus=num_cpus)
-    checkpoint_dir = out_dir / CHECKPOINT_FOLDER
-    if not resume and any(checkpoint_dir.glob("step-*")):
+    shards, out_dir = absolute(shards), absolute(out_dir)
+    ray_address = ray_address or _running_ray(config)
+    check(config, ray_address=ray_address, num_cpus=num_cpus, place=out_dir)
+    store = checkpoints.open_store(beside(out_dir, CHECKPOINT_FOLDER))
+    if not resume and store.steps():
         raise ConfigError(
-            f"{checkpoint_dir} holds checkpoints, but the run was started without resuming",
+            f"{store.place} holds checkpoints, but the run was started without resuming",
             remedy="Resume, train into another folder, or delete that one.",
         )
     if config.launcher == "inline":
@@ -140,7 +163,7 @@ def _ray(address: str | None, num_cpus: int | None) -> AbstractContextManager[No
 
 
 def _train_on_ray(
-    config: TrainConfig, shards: Place, out_dir: Path, sample_generator: SampleGenerator | None
+    config: TrainConfig, shards: Place, out_dir: Place, sample_generator: SampleGenerator | None
 ) -> int:
     import ray
     from ray.exceptions import RayActorError
@@ -158,6 +181,7 @@ def _train_on_ray(
     _require_cpus(config, has.get("CPU", 0), "the Ray cluster")
     threads = _cpus_per_worker(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     resources = {"CPU": threads, **({"GPU": 1} if config.device == "cuda" else {})}
+    ray_path, ray_files = _ray_storage(beside(out_dir, RAY_FOLDER))
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={
@@ -175,7 +199,8 @@ def _train_on_ray(
         ),
         run_config=RunConfig(
             name="train",
-            storage_path=str(out_dir / RAY_FOLDER),
+            storage_path=ray_path,
+            storage_filesystem=ray_files,
             failure_config=FailureConfig(max_failures=config.max_worker_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -191,6 +216,14 @@ def _train_on_ray(
         raise outcome
     assert isinstance(outcome, int)
     return outcome
+
+
+def _ray_storage(place: Place) -> tuple[str, Any]:
+    """Return where Ray keeps what it knows of the run: a path, and the file system of a URL."""
+    if local_folder(place) is not None:
+        return str(place), None
+    remote = RemoteFolder(str(place))
+    return remote.base, PyFileSystem(FSSpecHandler(remote.system))
 
 
 def _cpus_per_worker(config: TrainConfig, nodes: list[dict[str, float]]) -> int:
@@ -217,11 +250,7 @@ def _ray_worker(settings: dict[str, Any]) -> int | KoeError:
     ranks = from_process_group(config.device, local_rank)
     try:
         return loop.train(
-            config,
-            settings["shards"],
-            Path(settings["out_dir"]),
-            ranks,
-            settings["sample_generator"],
+            config, settings["shards"], settings["out_dir"], ranks, settings["sample_generator"]
         )
     except KoeError as error:
         shared = isinstance(error, ConfigError | loop.Exploded)

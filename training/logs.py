@@ -12,6 +12,7 @@ from koe.errors import ContractError
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
+LOGS = (METRICS_FILE, EVENTS_FILE, EVALUATIONS_FILE)
 SAMPLES_FOLDER = "samples"
 SAMPLES_FILE = "samples.json"  # in a folder of its own for each step
 

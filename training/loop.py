@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from torch.nn.utils import clip_grads_with_norm_
 
@@ -19,11 +18,12 @@ from training.checkpoint.reader import load_checkpoint
 from training.config import TrainConfig
 from training.generation import SampleGenerator
 from training.guard import Action, Verdict
+from training.logs import EVENTS_FILE
 from training.metrics import say
 from training.model.distributed import Ranks, total_gradient_norm
 from training.model.optim import learning_rate, new_rows_factor, set_learning_rate
 from training.observe import Observer, StepRecord
-from training.places import Place
+from training.places import Place, beside
 from training.run import Run, open_run
 from training.step import accumulate_gradients
 
@@ -35,7 +35,7 @@ class Exploded(StageError):
 def train(
     config: TrainConfig,
     shards: Place,
-    out_dir: Path,
+    out_dir: Place,
     ranks: Ranks,
     sample_generator: SampleGenerator | None = None,
 ) -> int:
@@ -142,20 +142,22 @@ def roll_back(run: Run, verdict: Verdict) -> None:
     found = None
     if run.ranks.is_main:
         wanted = max(0, before.steps - run.config.guard.roll_back_steps)
-        found = checkpoints.latest(run.checkpoint_folder, say, wanted)
+        found = checkpoints.latest(run.store, say, wanted)
     steps = run.ranks.from_main(found.progress.steps if found else -1)
     if steps < 0:
         raise _exploded(
             run, replace(verdict, reason=f"{verdict.reason}; there is no checkpoint to go back to")
         )
-    path = checkpoints.step_folder(run.checkpoint_folder, steps)
-    saved, _ = load_checkpoint(path, run.plain_model, run.optimizer, run.ranks)
+    found = found or checkpoints.fetched(run.store, steps, hashed=True)
+    saved, _ = load_checkpoint(found.path, run.plain_model, run.optimizer, run.ranks)
+    run.ranks.wait()  # those of a machine share what was downloaded
+    run.store.release()
     run.guard.roll_back_to(saved["guard"])
     data_steps = before.data_steps + run.config.guard.skip_data_steps
-    run.progress = replace(checkpoints.read(path).progress, data_steps=data_steps)
+    run.progress = replace(found.progress, data_steps=data_steps)
     if run.ranks.is_main:
         point = rollback.Rollback(steps, data_steps, run.guard.state_dict())
-        rollback.record(run.checkpoint_folder, point)
+        rollback.record(run.store, point)
     run.ranks.wait()
     run.event(
         "rolled_back",
@@ -170,7 +172,7 @@ def _exploded(run: Run, verdict: Verdict) -> Exploded:
     return Exploded(
         f"training was stopped at step {step}",
         verdict.reason,
-        f"The step was not applied; {run.out_dir / 'events.jsonl'} names its rows and documents, "
+        f"The step was not applied; {beside(run.place, EVENTS_FILE)} names its rows and documents, "
         "and `koe train --replay EVENT` runs it again. Lower train.learning_rate or lengthen "
         "train.warmup_steps, and resume.",
         stage="train",

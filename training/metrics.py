@@ -20,16 +20,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 from koe.atomic import atomically
 from koe.errors import ConfigError
-from training.checkpoint.folder import Progress
+from training.checkpoint.manifest import Progress
 from training.config import TrainConfig
 from training.logs import (
     EVALUATIONS_FILE,
     EVENTS_FILE,
+    LOGS,
     METRICS_FILE,
     flatten,
     is_number,
     read_lines,
 )
+from training.mirror import Mirror, local_copy
+from training.places import Place
 
 TENSORBOARD_FOLDER = "tensorboard"
 _LASTING = ("started",)  # events of the process, not of a batch: a resume does not remove them
@@ -39,23 +42,27 @@ class RunLog:
     """Appends to the logs of a run in `out_dir`; used by rank 0 only.
 
     Opening it after `data_steps` batches removes what was written about later batches, so that the
-    files of a resumed run are those of a run that was never interrupted.
+    files of a resumed run are those of a run that was never interrupted. `mirror` copies them to a
+    URL, where it is given: after events, evaluations, and every so often.
     Raises: ConfigError when W&B is asked for and is not installed.
     """
 
-    def __init__(self, out_dir: Path, data_steps: int, config: TrainConfig) -> None:
+    def __init__(
+        self, out_dir: Path, data_steps: int, config: TrainConfig, mirror: Mirror | None = None
+    ) -> None:
         require_wandb(config)
+        self._mirror = mirror
         out_dir.mkdir(parents=True, exist_ok=True)
         self._every, self._max_steps = config.log_every_steps, config.max_steps
         self._files: dict[str, TextIO] = {}
-        for name in (METRICS_FILE, EVENTS_FILE, EVALUATIONS_FILE):
+        for name in LOGS:
             _keep(out_dir / name, data_steps)
             self._files[name] = open(out_dir / name, "a", encoding="utf-8")  # noqa: SIM115 - close()
         self._num_events = len(read_events(out_dir))
         self.board = SummaryWriter(
             str(out_dir / TENSORBOARD_FOLDER), purge_step=data_steps + 1 if data_steps else None
         )
-        self._wandb = _open_wandb(out_dir, config)
+        self._wandb = _open_wandb(out_dir, mirror.url if mirror else str(out_dir.resolve()), config)
 
     def close(self) -> None:
         for file in self._files.values():
@@ -63,6 +70,8 @@ class RunLog:
         self.board.close()
         if self._wandb:
             self._wandb.finish()
+        if self._mirror:
+            self._mirror.close()
 
     def step(self, row: dict[str, Any]) -> None:
         """Write one batch's row to the file, and every `log_every_steps` to console and boards."""
@@ -72,6 +81,8 @@ class RunLog:
             return
         say(_line(row, self._max_steps))
         self._plot("train", row)
+        if self._mirror:
+            self._mirror.sometimes()
 
     def event(self, kind: str, progress: Progress, **details: Any) -> str:
         """Write an event and force it to disk; return its id."""
@@ -86,6 +97,8 @@ class RunLog:
         }
         self._append(EVENTS_FILE, head | details)
         self.sync()
+        if self._mirror:
+            self._mirror.soon()
         if kind not in _LASTING:
             reason = f": {details['reason']}" if details.get("reason") else ""
             say(f"{id} {kind} at step {progress.steps}{reason}")
@@ -96,6 +109,8 @@ class RunLog:
         row = {"step": progress.steps, "data_step": progress.data_steps, **row}
         self._append(EVALUATIONS_FILE, row)
         self._plot("validation", row)
+        if self._mirror:
+            self._mirror.soon()
         say(f"validation at step {progress.steps}: loss {row['loss']:.4f}")
 
     def sync(self) -> None:
@@ -127,15 +142,17 @@ def say(message: str) -> None:
     sys.stderr.flush()
 
 
-def read_metrics(out_dir: Path, last: int | None = None) -> list[dict[str, Any]]:
+def read_metrics(out_dir: Place, last: int | None = None) -> list[dict[str, Any]]:
     """Read the rows of metrics.jsonl, or only the `last` ones; an incomplete last line is left out."""
-    rows = list(read_lines(out_dir / METRICS_FILE))
+    with local_copy(out_dir, [METRICS_FILE]) as folder:
+        rows = list(read_lines(folder / METRICS_FILE))
     return rows if last is None else rows[max(0, len(rows) - last) :]
 
 
-def read_events(out_dir: Path) -> list[dict[str, Any]]:
+def read_events(out_dir: Place) -> list[dict[str, Any]]:
     """Read events.jsonl; an incomplete last line is left out."""
-    return list(read_lines(out_dir / EVENTS_FILE))
+    with local_copy(out_dir, [EVENTS_FILE]) as folder:
+        return list(read_lines(folder / EVENTS_FILE))
 
 
 def require_wandb(config: TrainConfig) -> None:
@@ -148,17 +165,16 @@ def require_wandb(config: TrainConfig) -> None:
         )
 
 
-def _open_wandb(out_dir: Path, config: TrainConfig) -> Any:
+def _open_wandb(out_dir: Path, place: str, config: TrainConfig) -> Any:
     if not config.wandb_project:
         return None
     import wandb  # pyright: ignore[reportMissingImports]
 
-    folder = out_dir.resolve()
     return wandb.init(
         project=config.wandb_project,
         dir=str(out_dir),
-        name=folder.parent.name,
-        id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],  # a resume continues the same run
+        name=place.rpartition("/")[0].rpartition("/")[2],
+        id=hashlib.sha256(place.encode()).hexdigest()[:16],  # a resume continues the same run
         resume="allow",
         config=config.model_dump(),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from training.checkpoint.folder import Progress
+from training.checkpoint.manifest import Progress
 from training.data.batches import Batch
 from training.guard import Action, Verdict
 from training.model.optim import new_rows_factor

@@ -10,7 +10,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from koe.errors import KoeError, StorageError
-from koe.remote import file_system
+from koe.remote import fresh_file_system
 
 Place = str | Path
 
@@ -55,8 +55,7 @@ class RemoteFolder:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        # Other processes write here too, and fsspec would answer from what it listed before.
-        self.system, self.base = file_system(self.url, use_listings_cache=False)
+        self.system, self.base = fresh_file_system(self.url)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFolder, (self.url,)
@@ -78,31 +77,15 @@ class RemoteFolder:
         with self._reaching("read", name):
             self.system.get_file(f"{self.base}/{name}", str(path))
 
-    def size(self, name: str) -> int | None:
-        """Return the number of bytes of a file; None where there is none."""
-        with self._reaching("read", name):
-            try:
-                return int(self.system.info(f"{self.base}/{name}")["size"])
-            except FileNotFoundError:
-                return None
-
-    def names(self, folder: str = "") -> list[str]:
-        """List the files and folders in a folder, sorted; none where there is no folder."""
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Return the bytes of all files below a folder by their names in it."""
         path = f"{self.base}/{folder}".rstrip("/")
         with self._reaching("listed", folder):
-            try:
-                found = self.system.ls(path, detail=False)
-            except FileNotFoundError:
-                return []
-        names = {str(name).rstrip("/").rpartition("/")[2] for name in found}
-        return sorted(names - {path.rpartition("/")[2]} if path in found else names)
-
-    def files(self, folder: str) -> list[str]:
-        """List all files below a folder, named from it."""
-        path = f"{self.base}/{folder}"
-        with self._reaching("listed", folder):
-            found = self.system.find(path)
-        return sorted(str(name)[str(name).index(path) + len(path) + 1 :] for name in found)
+            found = self.system.find(path, detail=True)
+        return {
+            str(name)[str(name).index(path) + len(path) + 1 :]: int(entry["size"])
+            for name, entry in found.items()
+        }
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +10,16 @@ import torch
 from koe.errors import ConfigError
 from training.checkpoint import folder as checkpoints
 from training.checkpoint.reader import load_weights
+from training.checkpoint.store import CheckpointStore
 from training.config import TrainConfig
 from training.data.batches import collate
 from training.data.shard_rows import TRAIN, Row, ShardRows
+from training.logs import EVENTS_FILE
 from training.metrics import read_events, say
 from training.model.distributed import Ranks, single, total_gradient_norm
 from training.model.llama import PackedLlama, build_model
 from training.monitor import DocumentLoss, describe_documents, worst_first
-from training.places import Place
+from training.places import Place, beside
 from training.run import CHECKPOINT_FOLDER
 from training.step import StepResult, accumulate_gradients
 
@@ -35,7 +36,7 @@ class Replay:
     documents: list[DocumentLoss]  # the highest loss first
 
 
-def replay(config: TrainConfig, shards: Place, out_dir: Path, event_id: str) -> Replay:
+def replay(config: TrainConfig, shards: Place, out_dir: Place, event_id: str) -> Replay:
     """Run the rows of an event through the newest checkpoint before it, in this process.
 
     The weights are those of that checkpoint, so the numbers equal the logged ones only where the
@@ -44,11 +45,13 @@ def replay(config: TrainConfig, shards: Place, out_dir: Path, event_id: str) -> 
     """
     event = _find_event(out_dir, event_id)
     rows = ShardRows(shards, TRAIN, config.shard_cache_gigabytes)
-    checkpoint = _checkpoint_before(out_dir / CHECKPOINT_FOLDER, event)
+    store = checkpoints.open_store(beside(out_dir, CHECKPOINT_FOLDER))
+    checkpoint = _checkpoint_before(store, event)
     checkpoints.require_same_data(checkpoint, rows.fingerprint, config.rows_per_step, False)
     ranks = single(config.device)
     model = build_model(config)
     load_weights(checkpoint.path, model)
+    store.close()
     model = model.to(ranks.device).train()  # pyright: ignore[reportArgumentType]
 
     parameters = list(model.parameters())
@@ -68,6 +71,7 @@ def replay(config: TrainConfig, shards: Place, out_dir: Path, event_id: str) -> 
         loss += result.loss * result.supervised
         supervised += result.supervised
         documents += of_row
+    rows.close()
     supervised = max(supervised, 1)
     return Replay(
         event,
@@ -94,13 +98,13 @@ def _run_row(
     return result, describe_documents([row], batch, result.token_losses[0])
 
 
-def _find_event(out_dir: Path, event_id: str) -> dict[str, Any]:
+def _find_event(out_dir: Place, event_id: str) -> dict[str, Any]:
     events = read_events(out_dir)
     found = [event for event in events if event["id"] == event_id]
     if not found:
         known = [event["id"] for event in events if event.get("rows")]
         raise ConfigError(
-            f"{out_dir / 'events.jsonl'} has no event {event_id}",
+            f"{beside(out_dir, EVENTS_FILE)} has no event {event_id}",
             f"events with rows: {', '.join(known[-20:]) or 'none'}",
         )
     if not found[-1].get("rows"):
@@ -110,14 +114,14 @@ def _find_event(out_dir: Path, event_id: str) -> dict[str, Any]:
     return found[-1]
 
 
-def _checkpoint_before(folder: Path, event: dict[str, Any]) -> checkpoints.Checkpoint:
+def _checkpoint_before(store: CheckpointStore, event: dict[str, Any]) -> checkpoints.Checkpoint:
     """Find the newest checkpoint whose weights the event's step could have started from."""
     before = event["step"] - (event["event"] == "clip")  # a clipped step has been applied
-    found = checkpoints.latest(folder, say, before)
+    found = checkpoints.latest(store, say, before)
     if found is None:
         raise ConfigError(
             f"there is no complete checkpoint at or before step {before}",
-            f"{folder} holds none",
+            f"{store.place} holds none",
             "Only events after a kept checkpoint can be run again; train.keep_checkpoints says how "
             "many are kept.",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from koe.errors import ConfigError
 from training import preflight
 from training.checkpoint import folder as checkpoints
 from training.checkpoint import rollback
+from training.checkpoint.manifest import Progress
 from training.checkpoint.reader import load_checkpoint
+from training.checkpoint.store import CheckpointStore
 from training.checkpoint.writer import CheckpointWriter
 from training.config import TrainConfig
 from training.data.loader import RowOrder, StepLoader
@@ -22,11 +25,13 @@ from training.data.shard_rows import TRAIN, VALIDATION, ShardRows
 from training.evaluation import evaluate
 from training.generation import SampleGenerator, speak
 from training.guard import Guard
+from training.logs import LOGS
 from training.metrics import RunLog, say
+from training.mirror import Mirror
 from training.model.distributed import Ranks, choose_compile, parallelise
 from training.model.llama import PackedLlama, build_model
 from training.model.optim import NewRowsRate, build_optimizer
-from training.places import Place
+from training.places import Place, beside, local_folder
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"  # the model's config.json, from which export builds it
@@ -37,7 +42,8 @@ class Run:
     """One rank's share of a run. `model` is `plain_model` as FSDP or DDP wraps it."""
 
     config: TrainConfig
-    out_dir: Path
+    place: Place  # of checkpoints and logs
+    out_dir: Path  # where this rank writes logs, which are copied if `place` is a URL
     ranks: Ranks
     rows: ShardRows
     validation: ShardRows | None  # None where nothing is evaluated
@@ -46,16 +52,13 @@ class Run:
     optimizer: torch.optim.Optimizer
     new_rows_rate: NewRowsRate
     guard: Guard
-    progress: checkpoints.Progress
+    progress: Progress
     loader: StepLoader
+    store: CheckpointStore
     writer: CheckpointWriter
     log: RunLog | None  # of rank 0
     sample_generator: SampleGenerator | None
     step_ended_at: float | None = None  # on time.perf_counter(); None: the next starts afresh
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        return self.out_dir / CHECKPOINT_FOLDER
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -69,6 +72,7 @@ class Run:
         if self.validation:
             self.validation.close()
         self.writer.close()
+        self.store.close()
         if self.log:
             self.log.close()
 
@@ -100,7 +104,7 @@ class Run:
 def open_run(
     config: TrainConfig,
     shards: Place,
-    out_dir: Path,
+    place: Place,
     ranks: Ranks,
     sample_generator: SampleGenerator | None,
 ) -> Run:
@@ -108,45 +112,63 @@ def open_run(
 
     Raises: ConfigError, ContractError.
     """
-    rows, validation = _open_rows(config, shards, ranks)
-    plain_model, model = _build_models(config, out_dir, ranks)
-    optimizer = build_optimizer(plain_model, config)
-    guard = Guard(config.guard)
-    progress = _resume(config, rows, out_dir, plain_model, optimizer, guard, ranks)
-    run = Run(
-        config=config,
-        out_dir=out_dir,
-        ranks=ranks,
-        rows=rows,
-        validation=validation,
-        plain_model=plain_model,
-        model=model,
-        optimizer=optimizer,
-        new_rows_rate=NewRowsRate(optimizer, plain_model.model.embed_tokens.weight),
-        guard=guard,
-        progress=progress,
-        loader=_open_loader(config, rows, ranks, plain_model.num_embeddings),
-        writer=CheckpointWriter(
-            out_dir / CHECKPOINT_FOLDER,
-            ranks,
-            keep=config.keep_checkpoints,
-            keep_back_steps=config.guard.roll_back_steps,
-            asynchronous=config.async_checkpoints,
-        ),
-        log=RunLog(out_dir, progress.data_steps, config) if ranks.is_main else None,
-        sample_generator=sample_generator,
-    )
+    with ExitStack() as undo:  # of what has been opened, should the next not open
+        rows, validation = _open_rows(config, shards, ranks, undo)
+        store = checkpoints.open_store(beside(place, CHECKPOINT_FOLDER))
+        undo.callback(store.close)
+        mirror = _open_mirror(config, place, undo) if ranks.is_main else None
+        out_dir = mirror.folder if mirror else local_folder(place) or Path()
+        plain_model, model = _build_models(config, out_dir, ranks)
+        if mirror:
+            mirror.copy()  # if nothing can be written there, it is known before the first step
+        optimizer = build_optimizer(plain_model, config)
+        guard = Guard(config.guard)
+        progress = _resume(config, rows, store, plain_model, optimizer, guard, ranks)
+        run = Run(
+            config=config,
+            place=place,
+            out_dir=out_dir,
+            ranks=ranks,
+            rows=rows,
+            validation=validation,
+            plain_model=plain_model,
+            model=model,
+            optimizer=optimizer,
+            new_rows_rate=NewRowsRate(optimizer, plain_model.model.embed_tokens.weight),
+            guard=guard,
+            progress=progress,
+            loader=_open_loader(config, rows, ranks, plain_model.num_embeddings),
+            store=store,
+            writer=_open_writer(config, store, ranks, mirror),
+            log=RunLog(out_dir, progress.data_steps, config, mirror) if ranks.is_main else None,
+            sample_generator=sample_generator,
+        )
+        undo.pop_all()
     run.event("started", workers=ranks.world, process=os.getpid())
     return run
 
 
+def _open_writer(
+    config: TrainConfig, store: CheckpointStore, ranks: Ranks, mirror: Mirror | None
+) -> CheckpointWriter:
+    return CheckpointWriter(
+        store,
+        ranks,
+        keep=config.keep_checkpoints,
+        keep_back_steps=config.guard.roll_back_steps,
+        asynchronous=config.async_checkpoints,
+        before_commit=mirror.copy if mirror else lambda: None,  # a resume cuts the logs there
+    )
+
+
 def _open_rows(
-    config: TrainConfig, shards: Place, ranks: Ranks
+    config: TrainConfig, shards: Place, ranks: Ranks, undo: ExitStack
 ) -> tuple[ShardRows, ShardRows | None]:
     """Open the splits of training and evaluation, and refuse settings and shards that would explode."""
     preflight.require(preflight.refused_settings(config), config)
     require_world(config, ranks)
     rows = ShardRows(shards, TRAIN, config.shard_cache_gigabytes)
+    undo.callback(rows.close)
     rows.require_room(config.rows_per_step, config.max_steps)
     refused = preflight.refused_shards(
         rows.max_row_tokens, rows.modality, config.rows_per_step, config.max_steps
@@ -154,7 +176,19 @@ def _open_rows(
     preflight.require(refused, config)
     if not config.evaluation.every_steps or VALIDATION not in rows.splits:
         return rows, None
-    return rows, ShardRows(shards, VALIDATION, config.shard_cache_gigabytes)
+    validation = ShardRows(shards, VALIDATION, config.shard_cache_gigabytes)
+    undo.callback(validation.close)
+    return rows, validation
+
+
+def _open_mirror(config: TrainConfig, place: Place, undo: ExitStack) -> Mirror | None:
+    """Open a local folder for the logs of a run at a URL, with those that it has; on rank 0."""
+    if local_folder(place) is not None:
+        return None
+    mirror = Mirror(str(place), config.mirror_every_seconds, say)
+    undo.callback(mirror.abandon)
+    mirror.fetch(LOGS)
+    return mirror
 
 
 def _build_models(
@@ -206,26 +240,29 @@ def require_world(config: TrainConfig, ranks: Ranks) -> None:
 def _resume(
     config: TrainConfig,
     rows: ShardRows,
-    out_dir: Path,
+    store: CheckpointStore,
     model: PackedLlama,
     optimizer: torch.optim.Optimizer,
     guard: Guard,
     ranks: Ranks,
-) -> checkpoints.Progress:
+) -> Progress:
     """Load the newest complete checkpoint, the one that rank 0 finds, on every rank."""
-    folder = out_dir / CHECKPOINT_FOLDER
-    found = rollback.resume_point(folder, say) if ranks.is_main else None
+    if ranks.is_main:
+        store.sweep()
+    found = rollback.resume_point(store, say) if ranks.is_main else None
     steps = ranks.from_main(found[0].progress.steps if found else -1)
     if steps < 0:
-        return checkpoints.Progress(0, 0, 0, rows.fingerprint, config.rows_per_step)
-    checkpoint, guard_state = found or rollback.at_steps(folder, steps)
+        return Progress(0, 0, 0, rows.fingerprint, config.rows_per_step)
+    checkpoint, guard_state = found or rollback.at_steps(store, steps)
     checkpoints.require_same_data(
         checkpoint, rows.fingerprint, config.rows_per_step, config.resume_on_other_shards
     )
     state, found_random_state = load_checkpoint(checkpoint.path, model, optimizer, ranks)
+    ranks.wait()  # those of a machine share what was downloaded
+    store.release()
     guard.load_state_dict(guard_state or state["guard"])
     if ranks.is_main:
         if not found_random_state:
             say("the world size has changed: random states start from the seed")
-        say(f"resuming after step {steps} from {checkpoint.path}")
+        say(f"resuming after step {steps} from {checkpoint.place}")
     return replace(checkpoint.progress, shards=rows.fingerprint)

@@ -76,7 +76,7 @@ def train(
     if report:
         from training.report import write_report
 
-        page = write_report(job.training_folder(settings))
+        page = write_report(job.training_place(settings))
         out.print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
     elif replay:
         out.print(views.replay_view(job.replay_event(settings, replay)))
@@ -86,7 +86,9 @@ def train(
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="The new folder for model and tokenizer.")],
+    folder: Annotated[
+        str, typer.Argument(help="The new folder for model and tokenizer, or its URL.")
+    ],
     config: ConfigOption = DEFAULT_CONFIG,
     checkpoint: Annotated[
         int | None, typer.Option(help="The step of the checkpoint; the newest by default.")

@@ -15,15 +15,18 @@ from koe.dataflow import SHARDS
 from koe.errors import ConfigError
 from koe.vocabulary import PAD, speech_ids
 from pipeline.config.models import PipelineConfig
-from pipeline.run_dir.storage import Storage
+from pipeline.jobs.train import training_place
 from stages.snac.codec import Codec, CodecSpec, resolve_codec
 from stages.snac.weights import UNTRAINED
 from stages.text.tokenizer import load_tokenizer, orpheus_tokenizer, text_tokenizer
 from training.checkpoint import folder as checkpoints
+from training.checkpoint.manifest import step_name
 from training.data.shard_index import read_index
 from training.export import DTYPES, export
 from training.generation import Prompt, SampleGenerator
 from training.metrics import say
+from training.mirror import local_copy
+from training.places import Place, beside
 from training.run import CHECKPOINT_FOLDER, MODEL_FOLDER
 
 
@@ -124,31 +127,35 @@ def orpheus_tokenizer_saver(config: PipelineConfig) -> Callable[[Path], None]:
     return save
 
 
-def export_run(config: PipelineConfig, out: Path, steps: int | None, dtype: str) -> None:
+def export_run(config: PipelineConfig, out: Place, steps: int | None, dtype: str) -> None:
     """Export the run's checkpoint after `steps` steps, or its newest complete one.
 
     Raises: ConfigError when there is none, and the errors of `training.export.export`.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
-    storage = Storage(config.run_dir)
-    train_dir = storage.local_path("train")
-    folder = train_dir / CHECKPOINT_FOLDER
-    found = checkpoints.latest(folder, say, math.inf if steps is None else steps)
+    train = training_place(config)
+    store = checkpoints.open_store(beside(train, CHECKPOINT_FOLDER))
+    found = checkpoints.latest(store, say, math.inf if steps is None else steps)
     if found is None or steps not in (None, found.progress.steps):
-        names = sorted(path.name for path in folder.glob("step-*"))
+        names = [step_name(of) for of in store.steps()]
         raise ConfigError(
-            f"{folder} has no complete checkpoint{'' if steps is None else f' of step {steps}'}",
+            f"{store.place} has no complete checkpoint{'' if steps is None else f' of step {steps}'}",
             f"it has {', '.join(names)}" if names else "it is empty",
             "Train first with `koe train`, or name another step with --checkpoint.",
         )
-    codec = read_index(f"{config.run_dir}/{SHARDS}").get("codec", {})
-    export(
-        found.path,
-        config.train,
-        out,
-        model_config=train_dir / MODEL_FOLDER / "config.json",
-        dtype=dtype,
-        codec=codec.get("label", "none: the shards hold no speech"),
-        save_tokenizer=orpheus_tokenizer_saver(config),
-    )
+    codec = read_index(beside(config.run_dir, SHARDS)).get("codec", {})
+    model = f"{MODEL_FOLDER}/config.json"
+    try:
+        with local_copy(train, [model]) as folder:
+            export(
+                found.path,
+                config.train,
+                out,
+                model_config=folder / model,
+                dtype=dtype,
+                codec=codec.get("label", "none: the shards hold no speech"),
+                save_tokenizer=orpheus_tokenizer_saver(config),
+            )
+    finally:
+        store.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -25,7 +24,12 @@ def check_training(config: PipelineConfig) -> None:
     """
     from training.launch import check
 
-    check(config.train, ray_address=config.ray.address, num_cpus=config.ray.num_cpus)
+    check(
+        config.train,
+        ray_address=config.ray.address,
+        num_cpus=config.ray.num_cpus,
+        place=training_place(config),
+    )
 
 
 def run_training(config: PipelineConfig, console: Console, resume: bool = True) -> TrainResult:
@@ -49,7 +53,7 @@ def train_shards(config: PipelineConfig, console: Console, resume: bool) -> Trai
     return launch(
         config.train,
         shards,
-        training_folder(config),
+        training_place(config),
         resume=resume,
         ray_address=config.ray.address,
         num_cpus=config.ray.num_cpus,
@@ -64,18 +68,18 @@ def replay_event(config: PipelineConfig, event: str) -> Replay:
     """
     from training.replay import replay
 
-    return replay(config.train, _shards_folder(config), training_folder(config), event)
+    return replay(config.train, _shards_folder(config), training_place(config), event)
 
 
-def training_folder(config: PipelineConfig) -> Path:
-    """Return the local folder of checkpoints and logs."""
-    return Storage(config.run_dir).local_path(TRAIN)
+def training_place(config: PipelineConfig) -> str:
+    """Return the folder or URL of checkpoints and logs."""
+    return f"{config.run_dir}/{TRAIN}"
 
 
-def _shards_folder(config: PipelineConfig) -> Path:
+def _shards_folder(config: PipelineConfig) -> str:
     storage = Storage(config.run_dir)
     if storage.size(INDEX) is None:
         raise ConfigError(
             f"{config.run_dir} has no shards", remedy=f"Make them with `koe run --to {INTERLEAVE}`."
         )
-    return storage.local_path(SHARDS)
+    return f"{config.run_dir}/{SHARDS}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from tests.training.shards import write_shards
 from training import loop
-from training.checkpoint import folder as checkpoints
+from training.checkpoint.folder import open_store
 from training.checkpoint.reader import load_checkpoint
 from training.checkpoint.tensor_files import checkpoint_tensors
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
@@ -19,6 +20,7 @@ from training.data.shard_rows import ShardRows
 from training.model.distributed import single
 from training.model.llama import PackedLlama, build_model
 from training.model.optim import build_optimizer
+from training.places import Place, beside
 
 VOCABULARY = 512
 
@@ -73,14 +75,13 @@ def gradients(model: PackedLlama) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def saved_tensors(out_dir: Path, steps: int, config: TrainConfig) -> dict[str, torch.Tensor]:
+def saved_tensors(out_dir: Place, steps: int, config: TrainConfig) -> dict[str, torch.Tensor]:
     """Read weights and moments of a run's checkpoint, by name."""
     model = build_model(config)
     optimizer = build_optimizer(model, config)
     before = torch.get_rng_state()
-    load_checkpoint(
-        checkpoints.step_folder(out_dir / "checkpoints", steps), model, optimizer, single("cpu")
-    )
+    with closing(open_store(beside(out_dir, "checkpoints"))) as store:
+        load_checkpoint(store.fetch(steps), model, optimizer, single("cpu"))
     torch.set_rng_state(before)
     return {name: tensor.clone() for name, tensor in checkpoint_tensors(model, optimizer).items()}
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tests.training.llamas import adamw, loss_of, tiny_llama, whole
 from training.checkpoint import folder as checkpoints
+from training.checkpoint.local import LocalCheckpoints
+from training.checkpoint.manifest import Progress
 from training.checkpoint.reader import load_checkpoint
 from training.checkpoint.tensor_files import checkpoint_tensors
 from training.checkpoint.writer import CheckpointWriter
@@ -28,18 +30,18 @@ def trained(seed=0, steps=1, **changes):
 
 def writer_in(folder, ranks=RANKS, **changes):
     settings = {"keep": 3, "keep_back_steps": 0, "asynchronous": True, **changes}
-    return CheckpointWriter(folder, ranks, **settings)
+    return CheckpointWriter(LocalCheckpoints(folder), ranks, **settings)
 
 
 def progress_of(steps):
-    return checkpoints.Progress(steps, steps + 1, steps * 10, "f" * 64, 4)
+    return Progress(steps, steps + 1, steps * 10, "f" * 64, 4)
 
 
 def save(folder, model, optimizer, steps, **changes) -> Path:
     with writer_in(folder, **changes) as writer:
         writer.start(progress_of(steps), model, optimizer, STATE)
         path = writer.finish()
-    assert path is not None
+    assert isinstance(path, Path)
     return path
 
 
@@ -70,7 +72,7 @@ def never(message):
 
 
 def newest(folder, warn=never):
-    found = checkpoints.latest(folder, warn)
+    found = checkpoints.latest(LocalCheckpoints(folder), warn)
     assert found is not None
     return found
 

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 
 from koe.errors import ConfigError, ContractError, StorageError
 from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
-from training.checkpoint.folder import Progress, step_folder
+from training.checkpoint.local import LocalCheckpoints
+from training.checkpoint.manifest import Progress
 from training.checkpoint.writer import CheckpointWriter
 from training.config import TinyModelConfig, TrainConfig
 from training.export import export, require_finite
@@ -28,13 +29,13 @@ def write_checkpoint(folder, model):
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
     model.config.save_pretrained(folder / "model")
-    checkpoints = folder / "checkpoints"
+    store = LocalCheckpoints(folder / "checkpoints")
     with CheckpointWriter(
-        checkpoints, single("cpu"), keep=3, keep_back_steps=0, asynchronous=False
+        store, single("cpu"), keep=3, keep_back_steps=0, asynchronous=False
     ) as writer:
         writer.start(PROGRESS, model, optimizer, {})
         writer.finish()
-    return step_folder(checkpoints, PROGRESS.steps)
+    return store.place_of(PROGRESS.steps)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def export_from(run, out, **changes):
         "save_tokenizer": save_tokenizer,
         **changes,
     }
-    export(step_folder(run / "checkpoints", PROGRESS.steps), out=out, **settings)
+    export(LocalCheckpoints(run / "checkpoints").place_of(PROGRESS.steps), out=out, **settings)
 
 
 def logits_of(model):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from koe.errors import ContractError, StorageError
-from training.checkpoint.folder import RANDOM_STATES, STATE, random_state_file, read_manifest
+from training.checkpoint.manifest import RANDOM_STATES, STATE, random_state_file, read_manifest
 from training.checkpoint.tensor_files import MODEL, checkpoint_tensors, model_tensors, read_tensors
 from training.model.distributed import Ranks
 
@@ -27,7 +27,8 @@ def load_checkpoint(
     world size that wrote them. Raises: ConfigError when the model has another shape; ContractError
     when a file holds more than tensors; StorageError.
     """
-    random_states = [name for name in read_manifest(path).files if name.startswith(RANDOM_STATES)]
+    files = read_manifest(path).files
+    random_states = [name for name in files if name.startswith(RANDOM_STATES)]
     same_world = len(random_states) == ranks.world
     with _reading(path):
         read_tensors(checkpoint_tensors(model, optimizer), path)

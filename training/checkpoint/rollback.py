@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from koe.atomic import atomically
 from koe.errors import ContractError, StorageError
 from training.checkpoint import folder as checkpoints
-from training.checkpoint.folder import discard, sweep
+from training.checkpoint.manifest import Progress
+from training.checkpoint.store import CheckpointStore
+from training.places import beside
 
 RECORD = "rollback.json"
 
@@ -28,62 +28,60 @@ class Rollback:
     data_steps: int
     guard: dict[str, Any]
 
-    def abandons(self, progress: checkpoints.Progress) -> bool:
+    def abandons(self, progress: Progress) -> bool:
         """Return whether a checkpoint belongs to the part of the run that was given up."""
         return progress.steps > self.steps and progress.data_steps < self.data_steps
 
 
-def record(folder: Path, rollback: Rollback) -> None:
+def record(store: CheckpointStore, rollback: Rollback) -> None:
     """Write the record, then delete what it abandons; on rank 0 only. Raises: StorageError."""
     try:
-        # on disk before anything that it abandons is deleted
-        with atomically(folder / RECORD) as file:
-            file.write(json.dumps(asdict(rollback)).encode())
-        _remove_abandoned(folder, rollback)
+        # there before anything that it abandons is deleted
+        store.write(RECORD, json.dumps(asdict(rollback)).encode())
+        _remove_abandoned(store, rollback)
     except OSError as error:
         raise StorageError(
-            f"the rollback cannot be recorded in {folder}",
+            f"the rollback cannot be recorded in {store.place}",
             str(error),
             "Free or mount the disk and start again: the run resumes from its last checkpoint.",
         ) from error
 
 
 def resume_point(
-    folder: Path, warn: Callable[[str], None]
+    store: CheckpointStore, warn: Callable[[str], None]
 ) -> tuple[checkpoints.Checkpoint, dict[str, Any] | None] | None:
     """Find the newest complete checkpoint that is not abandoned, for rank 0.
 
     Returns it with the progress to go on from, and the guard's state where a rollback overrides
     the checkpoint's own; None when there is no checkpoint.
     """
-    rollback = read_record(folder)
+    rollback = read_record(store)
     if rollback:
-        _remove_abandoned(folder, rollback)
-    found = checkpoints.latest(folder, warn)
+        _remove_abandoned(store, rollback)
+    found = checkpoints.latest(store, warn)
     if rollback and (found is None or found.progress.steps < rollback.steps):
         # Its checkpoint is gone: training goes on from an older one, and the next resume would take
         # what is trained from here for abandoned.
-        (folder / RECORD).unlink()
+        store.remove(RECORD)
         rollback = None
     return None if found is None else _overridden(found, rollback)
 
 
-def at_steps(folder: Path, steps: int) -> tuple[checkpoints.Checkpoint, dict[str, Any] | None]:
+def at_steps(
+    store: CheckpointStore, steps: int
+) -> tuple[checkpoints.Checkpoint, dict[str, Any] | None]:
     """Read the checkpoint that rank 0 has found and verified, for the other ranks."""
-    found = checkpoints.read(checkpoints.step_folder(folder, steps))
-    return _overridden(found, read_record(folder))
+    return _overridden(checkpoints.fetched(store, steps, hashed=True), read_record(store))
 
 
-def read_record(folder: Path) -> Rollback | None:
+def read_record(store: CheckpointStore) -> Rollback | None:
     """Read the record of the last rollback. Raises: ContractError when it is not readable."""
-    path = folder / RECORD
-    if not path.exists():
-        return None
     try:
-        return Rollback(**json.loads(path.read_text(encoding="utf-8")))
+        text = store.read(RECORD)
+        return None if text is None else Rollback(**json.loads(text))
     except (OSError, ValueError, TypeError) as error:
         raise ContractError(
-            f"{path} cannot be read",
+            f"{beside(store.place, RECORD)} cannot be read",
             repr(error),
             "It holds which data a rollback left out. Delete it to go on from the newest checkpoint.",
         ) from error
@@ -102,12 +100,12 @@ def _overridden(
     return replace(found, progress=progress), rollback.guard
 
 
-def _remove_abandoned(folder: Path, rollback: Rollback) -> None:
-    for path in folder.glob("step-*"):
+def _remove_abandoned(store: CheckpointStore, rollback: Rollback) -> None:
+    for steps in store.steps():
         try:
-            progress = checkpoints.read(path).progress
+            progress = store.manifest(steps).progress
         except ContractError:
             continue  # corrupt, so never loaded anyway
         if rollback.abandons(progress):
-            discard(path)
-    sweep(folder)
+            store.discard(steps)
+    store.sweep()

@@ -22,21 +22,19 @@ import torch.distributed as dist
 from torch import nn
 
 from koe.errors import KoeError, StorageError
-from training.checkpoint.folder import (
+from training.checkpoint.folder import delete_old
+from training.checkpoint.manifest import (
     STATE,
     Manifest,
     Progress,
-    commit,
-    delete_old,
-    draft_of,
-    empty_draft,
     mark,
     random_state_file,
-    step_folder,
     write_synced,
 )
+from training.checkpoint.store import CheckpointStore
 from training.checkpoint.tensor_files import INDEX, StagedTensors, checkpoint_tensors
 from training.model.distributed import Ranks
+from training.places import Place
 
 # When another rank has failed, this rank's thread learns of it a moment later.
 _SECONDS_TO_LEARN_WHY = 5.0
@@ -48,7 +46,7 @@ T = TypeVar("T")
 class _Staged:
     """A copy of all that this rank writes of one checkpoint; later steps cannot change it."""
 
-    final: Path
+    draft: Path
     progress: Progress
     tensors: StagedTensors
     random_state: bytes
@@ -56,24 +54,32 @@ class _Staged:
 
 
 class CheckpointWriter:
-    """Writes checkpoints into `folder`, which the ranks share, while the next steps run.
+    """Writes checkpoints into `store`, while the next steps run.
 
     All ranks must call every method except `close` in the same order. If one rank fails to write,
     all raise StorageError at the next call. The newest `keep` checkpoints are kept, and always one
-    that is at least `keep_back_steps` steps older than the newest, to roll back to.
+    that is at least `keep_back_steps` steps older than the newest, to roll back to. Rank 0 calls
+    `before_commit` before a checkpoint counts, for what it relies on.
     """
 
     def __init__(
-        self, folder: Path, ranks: Ranks, *, keep: int, keep_back_steps: int, asynchronous: bool
+        self,
+        store: CheckpointStore,
+        ranks: Ranks,
+        *,
+        keep: int,
+        keep_back_steps: int,
+        asynchronous: bool,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        self._folder, self._ranks = folder, ranks
+        self._store, self._ranks, self._before_commit = store, ranks, before_commit
         self._keep, self._keep_back_steps = keep, keep_back_steps
         self._asynchronous = asynchronous
         # A group of its own: the thread's collectives must not mix with those of training.
         self._group: Any = dist.new_group(backend="gloo") if ranks.world > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._pending: Future[Path] | None = None
-        self._committed: Path | None = None
+        self._pending: Future[Place] | None = None
+        self._committed: Place | None = None
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -95,21 +101,23 @@ class CheckpointWriter:
         """
         state_json = json.dumps(state).encode()
         self._complete()
-        final = step_folder(self._folder, progress.steps)
-        self._exchange(lambda: empty_draft(self._folder, final) if self._ranks.is_main else None)
+        steps = progress.steps
+        self._exchange(lambda: self._store.begin(steps) if self._ranks.is_main else None)
+        drafts: list[Path] = []
+        self._exchange(lambda: drafts.append(self._store.draft(steps)))
         tensors = StagedTensors(
             checkpoint_tensors(model, optimizer),
-            draft_of(final),
+            drafts[0],
             self._ranks.rank,
             lambda plan: self._exchange(lambda: plan),
         )
         random_state = _random_state(self._ranks.device)
-        staged = _Staged(final, progress, tensors, random_state, state_json)
+        staged = _Staged(drafts[0], progress, tensors, random_state, state_json)
         self._pending = self._thread.submit(self._write, staged)
         if not self._asynchronous:
             self._complete()
 
-    def poll(self) -> Path | None:
+    def poll(self) -> Place | None:
         """Return the checkpoint that was committed since the last call, if there is one.
 
         Costs one small collective while a checkpoint is being written, and nothing otherwise.
@@ -118,7 +126,7 @@ class CheckpointWriter:
         committed, self._committed = self._committed, None
         return committed
 
-    def finish(self) -> Path | None:
+    def finish(self) -> Place | None:
         """Wait until nothing is being written; return what `poll` returns."""
         self._complete()
         return self.poll()
@@ -154,7 +162,7 @@ class CheckpointWriter:
         error = pending.exception() if pending.done() else None
         if isinstance(error, KoeError):
             raise error
-        raise _cannot_write(self._folder, repr(error or "another rank failed")) from error
+        raise _cannot_write(self._store.place, repr(error or "another rank failed")) from error
 
     def _exchange(self, work: Callable[[], T]) -> list[T]:
         """Call `work` on every rank and return all results; if one fails, all raise."""
@@ -170,18 +178,19 @@ class CheckpointWriter:
             dist.all_gather_object(everyone, mine, group=self._group)
         failures = [failure for _, failure in everyone if failure]
         if failures:
-            raise _cannot_write(self._folder, "; ".join(failures)) from error
+            raise _cannot_write(self._store.place, "; ".join(failures)) from error
         return [result for result, _ in everyone]
 
-    def _write(self, staged: _Staged) -> Path:
+    def _write(self, staged: _Staged) -> Place:
         """Write this rank's files, and commit those of all ranks on rank 0; runs in the thread."""
-        draft = draft_of(staged.final)
+        draft, steps = staged.draft, staged.progress.steps
 
         def write_own():
             results = staged.tensors.write()
             name = random_state_file(self._ranks.rank)
             write_synced(draft / name, staged.random_state)
             names = {name, *(result.storage_data.relative_path for result in results)}
+            self._store.put(steps, names)
             return results, {name: mark(draft / name) for name in sorted(names)}
 
         def commit_all() -> None:
@@ -190,12 +199,17 @@ class CheckpointWriter:
             write_synced(draft / STATE, staged.state)
             files = {name: m for _, marks in written for name, m in marks.items()}
             files |= {name: mark(draft / name) for name in (INDEX, STATE)}
-            commit(staged.final, Manifest(staged.progress, files))
-            delete_old(staged.final, self._keep, self._keep_back_steps)
+            self._store.put(steps, (INDEX, STATE))
+            self._before_commit()
+            self._store.commit(steps, Manifest(staged.progress, files))
+            delete_old(self._store, steps, self._keep, self._keep_back_steps)
 
-        written = self._exchange(write_own)
-        self._exchange(commit_all if self._ranks.is_main else lambda: None)
-        return staged.final
+        try:
+            written = self._exchange(write_own)
+            self._exchange(commit_all if self._ranks.is_main else lambda: None)
+        finally:
+            self._store.end(steps)
+        return self._store.place_of(steps)
 
 
 def _random_state(device: torch.device) -> bytes:
@@ -207,7 +221,7 @@ def _random_state(device: torch.device) -> bytes:
     return buffer.getvalue()
 
 
-def _cannot_write(folder: Path, reason: str) -> StorageError:
+def _cannot_write(folder: Place, reason: str) -> StorageError:
     return StorageError(
         f"a checkpoint in {folder} cannot be written",
         reason,

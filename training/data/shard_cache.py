@@ -8,17 +8,16 @@ that is on its way is called `<sha256>.<bytes>.part`, and counts with these byte
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import BinaryIO
 
 from koe.errors import ConfigError, ContractError, StorageError
 from training.data.shard_index import ShardEntry
+from training.file_locks import AT_ONCE, EXCLUSIVE, SHARED, lock, locked
 from training.places import RemoteFolder
 
 _SHARD, _PART, _LOCK, _ROOM = ".arrow", ".part", ".lock", "room.lock"
@@ -82,8 +81,8 @@ class ShardCache:
         while not self.has(shard):
             # Waiting for the lock itself could take forever: whoever fetched the shard first holds it
             # for as long as it reads it, and may be waiting for this process.
-            with _locked(self._lock_path(shard.sha256), fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
-                if lock is not None:
+            with locked(self._lock_path(shard.sha256), EXCLUSIVE | AT_ONCE) as mine:
+                if mine:
                     return self.has(shard) or self._fetch(shard, keep)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         return True
@@ -111,7 +110,7 @@ class ShardCache:
     def kept(self, name: str, make: Callable[[], bytes]) -> bytes:
         """Return a small file of the cache; the first process that asks for it makes it."""
         path = self._folder / name
-        with _locked(path.with_name(f"{name}{_LOCK}"), fcntl.LOCK_EX):
+        with locked(path.with_name(f"{name}{_LOCK}"), EXCLUSIVE):
             if not path.exists():
                 draft = path.with_name(f"{name}.draft")
                 draft.write_bytes(make())
@@ -123,15 +122,15 @@ class ShardCache:
         (self._folder / name).unlink(missing_ok=True)
 
     def _held(self, shard: ShardEntry) -> HeldShard | None:
-        lock = _lock(self._lock_path(shard.sha256), fcntl.LOCK_SH)
-        assert lock is not None
+        found = lock(self._lock_path(shard.sha256), SHARED)
+        assert found is not None
         path = self._path(shard)
         try:
             os.utime(path)  # the order of eviction
         except FileNotFoundError:
-            lock.close()
+            found.close()
             return None
-        return HeldShard(path, lock)
+        return HeldShard(path, found)
 
     def _download(self, shard: ShardEntry, part: Path) -> None:
         name = f"{self._remote.url}/{shard.path}"
@@ -159,7 +158,7 @@ class ShardCache:
 
     def _make_room(self, shard: ShardEntry, part: Path, keep: Collection[str]) -> bool:
         """Evict until the shard fits, and take its room by creating `part`."""
-        with _locked(self._folder / _ROOM, fcntl.LOCK_EX):
+        with locked(self._folder / _ROOM, EXCLUSIVE):
             sizes = dict(self._sizes())
             excess = sum(sizes.values()) + shard.num_bytes - self._limit
             for path in sizes:
@@ -189,8 +188,8 @@ class ShardCache:
     def _evict(self, path: Path) -> bool:
         """Delete a shard, or what a dead process has left of one; False where it is in use."""
         lock_path = self._lock_path(path.name.partition(".")[0])
-        with _locked(lock_path, fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
-            if lock is None:
+        with locked(lock_path, EXCLUSIVE | AT_ONCE) as mine:
+            if not mine:
                 return False
             path.unlink(missing_ok=True)
             lock_path.unlink(missing_ok=True)
@@ -224,32 +223,3 @@ def _difference(path: Path, shard: ShardEntry) -> str:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _lock(path: Path, how: int) -> BinaryIO | None:
-    """Lock a file that may be deleted meanwhile; None where that would have to wait and must not."""
-    while True:
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, how)
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                return file
-        except BlockingIOError:
-            file.close()
-            return None
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-
-
-@contextmanager
-def _locked(path: Path, how: int) -> Iterator[BinaryIO | None]:
-    file = _lock(path, how)
-    try:
-        yield file
-    finally:
-        if file:
-            file.close()

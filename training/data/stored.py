@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import ipc
 
+from koe.arrow_files import ArrowFile
 from koe.errors import ContractError
-from koe.schema import ROW, require_schema
+from koe.schema import ROW
 
 AGAIN = "Write the shards again with `koe run --force interleave`."
 
@@ -70,20 +70,17 @@ class Stored:
 def open_shard(path: Path, num_rows: int, name: str = "") -> list[Stored]:
     """Map a shard's file; its record batches that have rows, `num_rows` together.
 
-    `name` is what messages call it. Raises: ContractError when it is not what koe writes.
+    Each is proved to be sound first: one that is not would end the process when it is read. `name`
+    is what messages call it. Raises: ContractError when it is not what koe writes.
     """
-    name = name or str(path)
+    name = f"shard {name or path}"
     try:
         # The mapping outlives the file handle, so a thousand shards keep no files open.
         with pa.memory_map(str(path)) as source:
-            reader = ipc.open_file(source)
-            require_schema(reader.schema.empty_table(), ROW, f"shard {name}")
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ContractError(f"shard {name} cannot be read", str(error), AGAIN) from error
-    if any(column.null_count or column.values.null_count for b in batches for column in b):
-        raise ContractError(f"shard {name} contains nulls", "koe writes none", AGAIN)
+            batches = list(ArrowFile(source, name, schema=ROW, remedy=AGAIN).batches())
+    except OSError as error:
+        raise ContractError(f"{name} cannot be read", str(error), AGAIN) from error
     found = sum(batch.num_rows for batch in batches)
     if found != num_rows:
-        raise ContractError(f"shard {name} has {found} rows", f"index.json says {num_rows}", AGAIN)
+        raise ContractError(f"{name} has {found} rows", f"index.json says {num_rows}", AGAIN)
     return [Stored(name, batch) for batch in batches if batch.num_rows]

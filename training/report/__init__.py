@@ -6,6 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 from koe.webpage.page import render, run_name, write_page
+from training.logs import LOGS, SAMPLES_FILE, SAMPLES_FOLDER
+from training.mirror import local_copy
+from training.places import Place, RemoteFolder, absolute, beside, local_folder
 from training.report.charts import draw_charts
 from training.report.content import about, recordings, tiles, worst
 from training.report.data import Run, hardest, read_run
@@ -24,16 +27,31 @@ SECTIONS = {
 __all__ = ["REPORT_FILE", "write_report"]
 
 
-def write_report(out_dir: Path, path: Path | None = None) -> Path:
-    """Write the report of the training folder `out_dir`, by default to `report.html` in it.
+def write_report(place: Place) -> Place:
+    """Write the report of a training folder, or of one at a URL, to `report.html` in it.
 
     The page contains everything it needs, plotly.js included, and loads nothing. It may be
     written while the run goes on. Returns the path of the page.
     Raises: ConfigError when the folder holds no logs, ContractError when one cannot be read,
     StorageError when the page cannot be written.
     """
-    text = page(run_name(out_dir.resolve()), read_run(out_dir))
-    return write_page(path or out_dir / REPORT_FILE, text)
+    place = absolute(place)
+    name = run_name(Path(str(place).partition("://")[2] or place))
+    with local_copy(place, _needed(place)) as folder:
+        written = write_page(folder / REPORT_FILE, page(name, read_run(folder, place)))
+        if local_folder(place) is None:
+            RemoteFolder(str(place)).upload(written, REPORT_FILE)
+    return beside(place, REPORT_FILE)
+
+
+def _needed(place: Place) -> list[str]:
+    """List the files at a URL that the report is made of: the logs, and the newest samples."""
+    if local_folder(place) is not None:
+        return []
+    found = [f"{SAMPLES_FOLDER}/{name}" for name in RemoteFolder(str(place)).sizes(SAMPLES_FOLDER)]
+    folders = [name.rpartition("/")[0] for name in found if name.endswith(f"/{SAMPLES_FILE}")]
+    newest = [name for name in found if folders and name.startswith(f"{max(folders)}/")]
+    return [*LOGS, *newest]
 
 
 def page(name: str, run: Run) -> str:

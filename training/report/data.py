@@ -21,6 +21,7 @@ from training.logs import (
     is_number,
     read_lines,
 )
+from training.places import Place
 
 APPLIED = ("accept", "clip")
 
@@ -94,15 +95,16 @@ class Run:
     samples: GeneratedSamples
 
 
-def read_run(out_dir: Path) -> Run:
-    """Read the logs of a training folder; any of them may be missing.
+def read_run(out_dir: Path, place: Place | None = None) -> Run:
+    """Read the logs of a training folder; any of them may be missing. `place` is what
+    messages call the folder, where it is a copy.
 
     Raises: ConfigError when there is none of them, ContractError when one cannot be read.
     """
     logs = [out_dir / name for name in (METRICS_FILE, EVENTS_FILE, EVALUATIONS_FILE)]
     if not any(path.is_file() and path.stat().st_size for path in logs):
         raise ConfigError(
-            f"{out_dir} holds no training run",
+            f"{place or out_dir} holds no training run",
             f"it has none of {METRICS_FILE}, {EVENTS_FILE}, {EVALUATIONS_FILE}",
             "Name the folder that `koe train` writes its checkpoints and logs to, or train first.",
         )

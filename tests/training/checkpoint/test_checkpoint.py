@@ -43,7 +43,7 @@ def test_what_is_saved_is_loaded(tmp_path, asynchronous):
     torch.manual_seed(7)
     path = save(tmp_path, model, optimizer, 5, asynchronous=asynchronous)
     wanted = torch.rand(3)
-    assert newest(tmp_path) == checkpoints.Checkpoint(path, progress_of(5))
+    assert newest(tmp_path) == checkpoints.Checkpoint(path, path, progress_of(5))
     fresh, other = trained(seed=1)
     assert load_checkpoint(path, fresh, other, RANKS) == (STATE, True)
     assert torch.equal(torch.rand(3), wanted)

@@ -21,6 +21,8 @@ from tests.training.saving import (
     writer_in,
 )
 from training.checkpoint import folder as checkpoints
+from training.checkpoint.local import LocalCheckpoints
+from training.checkpoint.manifest import MANIFEST, read_manifest
 from training.checkpoint.tensor_files import INDEX
 
 
@@ -53,7 +55,7 @@ def test_a_torn_checkpoint_is_passed_over_and_named(tmp_path, name, how):
 def test_without_a_manifest_there_is_no_checkpoint(tmp_path, how):
     whole_one = save(tmp_path, *trained(), 1)
     corrupt = save(tmp_path, *trained(), 2)
-    manifest = corrupt / checkpoints.MANIFEST
+    manifest = corrupt / MANIFEST
     if how == "format":
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 1}))
     else:
@@ -62,7 +64,7 @@ def test_without_a_manifest_there_is_no_checkpoint(tmp_path, how):
     assert newest(tmp_path, told.append).path == whole_one
     assert corrupt.name in told[0]
     with pytest.raises(ContractError):
-        checkpoints.read(corrupt)
+        read_manifest(corrupt)
 
 
 def test_a_killed_save_leaves_the_one_before(tmp_path):
@@ -72,7 +74,7 @@ def test_a_killed_save_leaves_the_one_before(tmp_path):
     shutil.copytree(whole_one, tmp_path / ".step-00000007.tmp")
     shutil.copytree(whole_one, tmp_path / ".step-00000000.deleted")
     assert newest(tmp_path).path == whole_one
-    assert checkpoints.latest(tmp_path / "empty", never) is None
+    assert checkpoints.latest(LocalCheckpoints(tmp_path / "empty"), never) is None
     save(tmp_path, model, optimizer, 2)
     assert steps_in(tmp_path) == [1, 2]
 
@@ -130,7 +132,7 @@ def test_one_to_roll_back_to_is_always_kept(tmp_path, every, keep, back, most):
         assert kept[-keep:] == seen[-keep:]
         assert len(kept) <= most
         if steps >= back:
-            found = checkpoints.latest(tmp_path, never, steps - back)
+            found = checkpoints.latest(LocalCheckpoints(tmp_path), never, steps - back)
             assert found is not None
             assert steps - found.progress.steps < 2 * back + every
 
@@ -158,13 +160,13 @@ def test_latest_at_most_finds_the_newest_whole_one_so_far_back(tmp_path):
     for steps in (2, 4, 6):
         save(tmp_path, *trained(), steps)
     for steps, expected in ((7, 6), (6, 6), (5, 4), (2, 2)):
-        found = checkpoints.latest(tmp_path, never, steps)
+        found = checkpoints.latest(LocalCheckpoints(tmp_path), never, steps)
         assert found is not None
         assert found.progress == progress_of(expected)
-    assert checkpoints.latest(tmp_path, never, 1) is None
+    assert checkpoints.latest(LocalCheckpoints(tmp_path), never, 1) is None
     damage(tmp_path / "step-00000004" / TENSORS, "flip")
     told = []
-    found = checkpoints.latest(tmp_path, told.append, 5)
+    found = checkpoints.latest(LocalCheckpoints(tmp_path), told.append, 5)
     assert found is not None
     assert found.progress.steps == 2
     assert "step-00000004" in told[0]
@@ -184,11 +186,12 @@ def test_files_that_rank_0_does_not_see_are_not_committed(tmp_path):
         writer.start(progress_of(1), model, optimizer, STATE)
         with pytest.raises(StorageError, match=r"rng-00000.pt is not here.*all nodes mount"):
             writer.finish()
-    assert checkpoints.latest(tmp_path, never) is None
+    assert checkpoints.latest(LocalCheckpoints(tmp_path), never) is None
 
 
 def test_other_data_is_refused_unless_asked(tmp_path):
-    found = checkpoints.read(save(tmp_path, *trained(), 1))
+    save(tmp_path, *trained(), 1)
+    found = newest(tmp_path)
     checkpoints.require_same_data(found, "f" * 64, 4, False)
     with pytest.raises(ConfigError, match=r"other shards.*resume_on_other_shards"):
         checkpoints.require_same_data(found, "e" * 64, 4, False)

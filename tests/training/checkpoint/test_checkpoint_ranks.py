@@ -18,7 +18,7 @@ from tests.training.saving import (
     tensors_of,
     writer_in,
 )
-from training.checkpoint import folder as checkpoints
+from training.checkpoint.manifest import step_name
 from training.checkpoint.reader import load_checkpoint, load_weights
 from training.checkpoint.tensor_files import model_tensors
 from training.model.distributed import Ranks, gradient_sync, parallelise
@@ -57,7 +57,7 @@ def in_ranks(ranks: Ranks, folder: Path) -> None:
                 take_steps(ranks, model, optimizer, [number])
                 polled.append(writer.poll())
             polled.append(writer.finish())
-        path = checkpoints.step_folder(folder / parallel, 2)
+        path = folder / parallel / step_name(2)
         assert [p for p in polled if p] == [path]
         for other in ("fsdp", "ddp"):
             plain, _, optimizer = open_sharded(ranks, other, seed=1)

@@ -11,7 +11,7 @@ from tests.training.helpers import (
 )
 from training import loop
 from training.checkpoint import rollback
-from training.checkpoint.folder import step_folder
+from training.checkpoint.local import LocalCheckpoints
 from training.checkpoint.tensor_files import checkpoint_tensors
 from training.config import GuardConfig
 from training.metrics import RunLog, read_events, read_metrics
@@ -126,7 +126,8 @@ def test_a_record_whose_checkpoint_is_gone_abandons_nothing_later(tmp_path, lost
         spoil_batches(patch, bad={6, 7, 8, 9})
         loop.train(config, shards, out, RANKS)
     folder = out / "checkpoints"
-    found = rollback.read_record(folder)
+    store = LocalCheckpoints(folder)
+    found = rollback.read_record(store)
     assert found is not None
     assert (found.steps, found.data_steps) == (2, 15)
     for path in folder.glob("step-*"):
@@ -134,8 +135,8 @@ def test_a_record_whose_checkpoint_is_gone_abandons_nothing_later(tmp_path, lost
             shutil.rmtree(path)
     again = small_config(max_steps=6, checkpoint_every_steps=2, guard=LADDER, keep_checkpoints=9)
     assert loop.train(again, shards, out, RANKS) == 6
-    assert rollback.read_record(folder) is None
-    resumed = rollback.resume_point(folder, lambda message: None)
+    assert rollback.read_record(store) is None
+    resumed = rollback.resume_point(store, lambda message: None)
     assert resumed is not None
-    assert resumed[0].path == step_folder(folder, 6)
+    assert resumed[0].path == store.place_of(6)
     assert resumed[0].progress.data_steps == 6 < found.data_steps

@@ -20,8 +20,7 @@ from tests.training.saving import (
     tensors_of,
     trained,
 )
-from training.checkpoint import folder as checkpoints
-from training.checkpoint.folder import mark
+from training.checkpoint.manifest import MANIFEST, mark
 from training.checkpoint.reader import load_checkpoint, load_weights
 from training.checkpoint.tensor_files import INDEX, model_tensors
 
@@ -94,11 +93,11 @@ class Harmful:
 
 def hash_again(path: Path) -> None:
     """Make the manifest vouch for the files as they now are."""
-    manifest = json.loads((path / checkpoints.MANIFEST).read_text())
+    manifest = json.loads((path / MANIFEST).read_text())
     for name in manifest["files"]:
         found = mark(path / name)
         manifest["files"][name] = {"sha256": found.sha256, "bytes": found.num_bytes}
-    (path / checkpoints.MANIFEST).write_text(json.dumps(manifest))
+    (path / MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("where", ["weights", "random state"])

@@ -1,12 +1,17 @@
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import ipc
 
 from koe.errors import ContractError
 from koe.schema import ROW
+from tests.mutants import mutants
 from tests.training.shards import write_shards
 from training.data.shard_rows import ShardRows
 
@@ -102,7 +107,7 @@ def test_a_broken_row_is_refused_and_no_other(tmp_path, column, change, message)
 def test_nulls_are_refused(tmp_path, column):
     folder = write_shards(tmp_path, num_rows=3, num_shards=1)
     spoil(folder, **{column: lambda values: [None, *values[1:]]})
-    with pytest.raises(ContractError, match="contains nulls"):
+    with pytest.raises(ContractError, match="nulls"):
         ShardRows(folder, "train")
 
 
@@ -117,10 +122,10 @@ def test_a_shard_with_other_rows_than_the_index_is_refused(tmp_path):
 
 def test_another_schema_is_refused(tmp_path):
     folder = write_shards(tmp_path)
-    table = pa.table({"input_ids": pa.array([[1, 2]], pa.list_(pa.int64()))})
+    table = ROW.empty_table().set_column(0, "input_ids", pa.array([], pa.list_(pa.int64())))
     with ipc.new_file(str(folder / "train-00000.arrow"), table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(ContractError, match="input_ids"):
+    with pytest.raises(ContractError, match=r"column input_ids holds list<item: int64>"):
         ShardRows(folder, "train")
 
 
@@ -128,7 +133,7 @@ def test_a_truncated_shard_is_refused(tmp_path):
     folder = write_shards(tmp_path)
     path = folder / "train-00000.arrow"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ContractError, match="cannot be read"):
+    with pytest.raises(ContractError, match="is not a complete Arrow file"):
         ShardRows(folder, "train")
 
 
@@ -168,3 +173,20 @@ def test_sources_and_modalities_are_those_of_all_rows(tmp_path):
     both = ShardRows(write_shards(tmp_path / "both", num_documents=2), "train")
     assert 3 in both.modality
     assert rows.splits == {"train", "validation"}
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_shard_is_refused_or_read_and_never_ends_the_process(data):
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_shards(Path(name), num_rows=5, num_shards=1, row_tokens=32)
+        path = folder / "train-00000.arrow"
+        path.write_bytes(data.draw(mutants(path.read_bytes())))
+        try:
+            rows = ShardRows(folder, "train")
+            assert len(rows.sources) >= 1
+            assert len(rows.modality) == 5
+            for number in range(5):
+                assert int(rows[number].input_ids.sum()) is not None
+        except ContractError:
+            pass
