@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -266,3 +267,9 @@ def test_the_lock_of_a_bucket_that_is_not_there_is_not_taken(s3: S3Server) -> No
     words = r"cannot lock s3://no-bucket.*no such bucket"
     with pytest.raises(StorageError, match=words), run_lock(Storage("s3://no-bucket/run")):
         pass
+
+
+def test_work_keeps_its_lock_on_the_way_to_a_worker() -> None:
+    work = StageWork(Numbers(), None, "memory://x", planned_units())
+    sent = pickle.loads(pickle.dumps(work.under("a-token")))
+    assert (sent.lock, work.lock, sent) == ("a-token", "", work)

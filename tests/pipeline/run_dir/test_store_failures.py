@@ -104,3 +104,21 @@ def test_a_command_says_what_is_wrong_with_the_store(impatient: S3Server, tmp_pa
     code, _, errors = koe("run", "-c", str(config), "--set", "run_dir=s3://missing-bucket/run")
     assert code in (1, 2)
     assert "there is no such bucket" in errors
+
+
+@pytest.mark.slow
+def test_a_run_outlives_requests_that_fail_now_and_then(s3: S3Server, tmp_path: Path) -> None:
+    root = s3.make_bucket("shaky") + "/run"
+    s3.clear()
+    s3.fail(kind="error", share=0.12, seed=7)
+    results: list = []
+    try:
+        for storage in (Storage(root), Storage(str(tmp_path))):
+            work = StageWork(Numbers(), None, storage.root, planned_units())
+            assert run_plain([work], NAMES, results.append)
+    finally:
+        s3.fail()
+    assert [result.status for result in results] == ["done"] * 2 * len(NAMES)
+    for unit in NAMES:
+        path = f"numbers/{unit}.arrow"
+        assert Storage(root).read_bytes(path) == Storage(str(tmp_path)).read_bytes(path)
