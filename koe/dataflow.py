@@ -48,6 +48,7 @@ TABLE = (
 PLAN = "plan.json"
 CONFIG = "config.json"
 LOCK = "run.lock"
+ATTEMPTS = "attempts.json"  # units in flight, and attempts that never ended; gone after a good run
 SHARDS = "shards"
 INDEX = f"{SHARDS}/index.json"
 CARD = f"{SHARDS}/README.md"
@@ -160,3 +161,11 @@ def stored_schema(path: str) -> pa.Schema | None:
     if folder == SHARDS:
         return ROW
     return next((entry.output for entry in TABLE if entry.name == folder and entry.chains), None)
+
+
+SET_ASIDE = ".set-aside.json"  # how the names of these files end
+
+
+def set_aside_path(stage: str, unit: str) -> str:
+    """Return where it is written that a stage leaves a unit aside, and why."""
+    return f"{stage}/{unit}{SET_ASIDE}"

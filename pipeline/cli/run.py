@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from koe.dataflow import SET_ASIDE as SET_ASIDE_FILE
 from koe.dataflow import stage_names
 from pipeline.cli.common import (
     DEFAULT_CONFIG,
@@ -24,7 +25,9 @@ from pipeline.cli.common import (
     say,
 )
 from pipeline.config.load import load_config
+from pipeline.execution.runner import SET_ASIDE, UnitResult
 from pipeline.execution.selection import select_stages
+from pipeline.run_dir.set_aside import RETRY
 
 
 def demo(
@@ -75,6 +78,9 @@ def run(
         list[str] | None,
         typer.Option("--force", autocompletion=_stages, help="Do all units of this stage again."),
     ] = None,
+    retry_set_aside: Annotated[
+        bool, typer.Option("--retry-set-aside", help="Try the units again that are set aside.")
+    ] = False,
 ) -> None:
     """Run the pipeline, or resume it.
 
@@ -88,7 +94,7 @@ def run(
     settings = load_config(config, overrides)
     selection = select_stages(from_stage, to_stage, only, force or [])
     try:
-        report = run_job(settings, selection, err)
+        report = run_job(settings, selection, err, retry_set_aside)
     except KeyboardInterrupt:
         command = shlex.join(["koe", *sys.argv[1:]])
         say(f"koe: interrupted. Finished work is kept; resume with: {command}", "yellow")
@@ -98,12 +104,28 @@ def run(
     if report.training is not None:
         out.print(views.training_view(report.training.last_rows[-5:]))
     if report.failed:
-        say(
-            f"{len(report.failed)} units failed (listed above). Run the same command again: "
-            "it does only these units and what depends on them.",
-            "red",
-        )
+        for line in _left_undone(report.failed):
+            say(line, "red")
         raise typer.Exit(1)
+
+
+def _left_undone(results: list[UnitResult]) -> list[str]:
+    """Say which units a run did not do, and what is to be done about each kind."""
+    aside = [result for result in results if result.status == SET_ASIDE]
+    failed, lines = len(results) - len(aside), []
+    if failed:
+        lines.append(
+            f"{failed} unit{'s' * (failed != 1)} failed (listed above). Run the same command again: "
+            "it does only these units and what depends on them."
+        )
+    if aside:
+        names = ", ".join(f"{result.stage} {result.unit}" for result in aside)
+        folder = f"{aside[0].stage}/{aside[0].unit}{SET_ASIDE_FILE}"
+        lines.append(
+            f"Set aside, because every attempt ended its worker: {names}. What is known lies in "
+            f"{folder} of the run directory. `{RETRY}` tries again."
+        )
+    return lines
 
 
 def plan(

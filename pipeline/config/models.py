@@ -40,12 +40,20 @@ class SourcesConfig(Strict):
 
 
 class PlanConfig(Strict):
-    """Sizes of the units of work: a worker that is killed loses at most the unit it works on."""
+    """Sizes of the units of work, and when one is given up: a worker that is killed loses at most the
+    unit it works on."""
 
     clips_per_unit: int = Field(default=1000, ge=1)
     """Speech clips of a unit."""
     samples_per_unit: int = Field(default=5000, ge=1)
     """Instruction samples of a unit."""
+    unit_attempts: int = Field(default=3, ge=1)
+    """How often a stage may begin a unit whose worker dies or misses its deadline each time; then the
+    unit is set aside. All workers and runs count."""
+    unit_minutes_max: float | None = Field(default=240, gt=0)
+    """Minutes after which a worker is ended that is still at the same unit of the same stage; null:
+    never. Where three units of the source are done, 20 times their median by record is
+    enough (at least 10 minutes)."""
 
 
 class RayConfig(Strict):

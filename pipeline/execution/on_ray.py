@@ -20,16 +20,11 @@ from ray.data import ActorPoolStrategy, DataContext
 from koe.memory import MEMORY_ENVIRONMENT
 from koe.ray_session import ray_session
 from koe.stage import Resources
-from pipeline.execution.nodes import (
-    Chain,
-    live_nodes,
-    local_options,
-    may_grow,
-    require_room,
-    with_the_driver,
-)
+from pipeline.execution.attempt_log import AttemptLog, log_of
+from pipeline.execution.nodes import Chain, live_nodes, local_options, may_grow, require_room
 from pipeline.execution.placement import Amounts, most_workers
-from pipeline.execution.runner import FAILED, STOPPED, Stop, UnitResult, Work
+from pipeline.execution.runner import SET_ASIDE, STOPPED, Stop, UnitResult, Work
+from pipeline.execution.workers import Drained, Worker, end_overdue, start_progress, words_of
 
 _POLL_SECONDS = 0.3
 _LEAVE_SECONDS = 5.0  # that a stopped stream may take to close by itself
@@ -71,61 +66,6 @@ def engine_session(
             logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
 
 
-@ray.remote(num_cpus=0)
-class ProgressActor:
-    """Collects results as they arise, so that progress is seen in every stage, not only at the end."""
-
-    def __init__(self) -> None:
-        self._results: list[UnitResult] = []
-        self._in_flight: set[tuple[str, str]] = set()
-        self._stopped = False
-
-    def begin(self, stage: str, unit: str) -> bool:
-        """Say whether a worker may begin a unit."""
-        if self._stopped:  # the unit of a worker that died is begun a second time
-            self._in_flight.discard((stage, unit))
-        else:
-            self._in_flight.add((stage, unit))
-        return not self._stopped
-
-    def post(self, result: UnitResult) -> None:
-        self._in_flight.discard((result.stage, result.unit))
-        self._results.append(result)
-        self._stopped |= result.status == STOPPED
-
-    def stop(self) -> None:
-        """Let no more units begin."""
-        self._stopped = True
-
-    def drain(self) -> tuple[list[UnitResult], int, bool]:
-        """Hand over the results since the last call, the units in flight, and whether it stopped."""
-        results, self._results = self._results, []
-        return results, len(self._in_flight), self._stopped
-
-
-class _Worker:
-    """One actor of a stage's pool."""
-
-    def __init__(self, work: list[Any], progress: Any) -> None:
-        opened: Work = ray.get(work[0])  # pyright: ignore[reportAssignmentType]
-        self._stage, self._run, self._progress = opened.name, opened.open(), progress
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        statuses = []
-        for unit, status in zip(batch["unit"], batch["status"], strict=True):
-            if status in (FAILED, STOPPED):  # an earlier stage could not do it
-                statuses.append(status)
-                continue
-            # After a stop, the rest of the stream passes through without work.
-            if not ray.get(self._progress.begin.remote(self._stage, str(unit))):
-                statuses.append(STOPPED)
-                continue
-            result = self._run(str(unit))
-            ray.get(self._progress.post.remote(result))  # before the stream counts it as done
-            statuses.append(result.status)
-        return {"unit": batch["unit"], "status": statuses}
-
-
 class _Consumer(threading.Thread):
     """Pulls units through the stream, so that the main thread is free to report and to stop."""
 
@@ -151,6 +91,7 @@ def run_ray(
     units: Sequence[str],
     on_result: Callable[[UnitResult], None],
     stop: Stop | None = None,
+    log: AttemptLog | None = None,
 ) -> bool:
     """Stream the units through the chain's actor pools.
 
@@ -159,26 +100,43 @@ def run_ray(
     """
     if not units:
         return True
-    stop = stop or Stop()
-    progress: Any = ProgressActor.options(scheduling_strategy=with_the_driver()).remote()
-    # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list so
-    # that Ray does not unpack it: a worker that dies can then always be started again.
-    stored = [ray.put(work) for work in chain]
-    consumer = _Consumer(_dataset(chain, units, stored, progress))
-    consumer.start()
+    with log_of(chain, log) as log:
+        progress = start_progress(log.attempts())
+        # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list
+        # so that Ray does not unpack it: a worker that dies can then always be started again.
+        stored = [ray.put(work) for work in chain]
+        consumer = _Consumer(_dataset(chain, units, stored, progress))
+        consumer.start()
+        return _follow(consumer, progress, on_result, stop or Stop(), log)
+
+
+def _follow(
+    consumer: _Consumer,
+    progress: Any,
+    on_result: Callable[[UnitResult], None],
+    stop: Stop,
+    log: AttemptLog,
+) -> bool:
+    """Report what happens in the stream until it ends; see `run_ray`."""
     seen: set[tuple[str, str]] = set()
     while True:
         # Asked before draining: once the stream has ended, the actor has all of its results.
         alive = consumer.is_alive()
         if stop.requested:
             progress.stop.remote()
-        results, stop.in_flight, stopped = ray.get(progress.drain.remote())
-        for result in results:
-            # A task that Ray retried after a worker's death may report twice.
-            if (result.stage, result.unit) not in seen:
-                seen.add((result.stage, result.unit))
-                on_result(result)
-        if stopped and not stop.in_flight:  # thousands of units may still have to pass through
+        drained: Drained = ray.get(progress.drain.remote())
+        stop.in_flight = len(drained.in_flight)
+        _keep(log, drained)
+        for key, result in drained.results:
+            if (result.stage, result.unit) in seen:  # a refusal, told to each retry of Ray's
+                continue
+            seen.add((result.stage, result.unit))
+            if result.status == SET_ASIDE:
+                result = log.refused(result.stage, key)
+            else:
+                log.forget(key)
+            on_result(result)
+        if drained.stopped and not stop.in_flight:  # thousands of units may have to pass through
             consumer.leave.set()
             consumer.join(_LEAVE_SECONDS)
             return False
@@ -188,6 +146,15 @@ def run_ray(
     if consumer.failure:
         raise consumer.failure
     return consumer.complete
+
+
+def _keep(log: AttemptLog, drained: Drained) -> None:
+    """Keep what the next run must know, and end what does not end by itself."""
+    for lost in drained.lost:
+        left, how, of_node = words_of(lost)
+        log.lost(lost, left, how, node_is_gone=of_node)
+    log.see(drained.in_flight)
+    end_overdue(drained.overdue)
 
 
 def _dataset(
@@ -202,7 +169,7 @@ def _dataset(
     )
     for work, reference, pool in zip(chain, stored, _pools(chain, len(units)), strict=True):
         dataset = dataset.map_batches(
-            _Worker,
+            Worker,
             fn_constructor_args=([reference], progress),
             batch_size=1,
             batch_format="numpy",

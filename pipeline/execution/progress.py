@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from koe.dataflow import EXCHANGE, INTERLEAVE, ORDER_UNIT, PLACEMENTS_UNIT, stage_names
 from pipeline.execution.rates import UnitWork, rate_measures, recent_rates
-from pipeline.execution.runner import FAILED, SKIPPED, STOPPED, UnitResult, Work
+from pipeline.execution.runner import NOT_MADE, SKIPPED, STOPPED, UnitResult, Work
 from pipeline.execution.status_table import StageRow, StageTable, flowing, stage_line
 
 _LINE_SECONDS = 10.0  # between plain lines of one stage, at least
@@ -93,7 +93,7 @@ class RunProgress:
         tally = self.tallies[result.stage]
         for note in result.notes:
             self._say_once(result.stage, note, f"{result.stage}: {note}", "yellow")
-        if result.status in (FAILED, STOPPED):
+        if result.status in NOT_MADE:
             if result.status == STOPPED:
                 self.stopped = self.stopped or result
             self.failures.append(result)

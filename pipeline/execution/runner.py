@@ -1,11 +1,11 @@
-"""Takes units through stages one by one: the work of an engine's worker, and the plain engine."""
+"""Takes one unit through one stage: the work of an engine's worker."""
 
 from __future__ import annotations
 
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,8 @@ from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
 from pipeline.run_dir.lock import worker_storage
 
 DONE, SKIPPED, FAILED, STOPPED = "done", "skipped", "failed", "stopped"
+SET_ASIDE, SUPERSEDED = "set aside", "superseded"
+NOT_MADE = (FAILED, STOPPED, SET_ASIDE, SUPERSEDED)  # the stages behind do not get such a unit
 
 _LOGGERS = ("koe", "stages")  # whose warnings become notes: nobody reads a worker's own log
 
@@ -29,7 +31,8 @@ class UnitResult:
     """What became of one unit in one stage; `why` says why it was redone, `error` why it failed.
 
     `notes` are warnings of the worker (such as: the engine is slow because there is no compiler).
-    STOPPED means that the whole run cannot go on (disk full), not just this unit.
+    STOPPED means that the whole run cannot go on (disk full), not just this unit. SET_ASIDE: it was
+    begun several times and never ended. SUPERSEDED: another attempt has taken its place.
     """
 
     stage: str
@@ -72,7 +75,17 @@ class Stop:
     in_flight: int = 0
 
 
-UnitFunction = Callable[[str], UnitResult]
+class Superseded(KoeError):
+    """Another worker has been given the unit: this one must not commit it."""
+
+
+# Raises Superseded where the worker may no longer commit its unit.
+Confirm = Callable[[], None]
+UnitFunction = Callable[[str, Confirm], UnitResult]
+
+
+def always() -> None:
+    """Confirm every commit: nobody else can have the unit."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,10 @@ class Work(ABC, Generic[S]):
         )  # no field: each kind of work would have to declare it
         return held
 
+    def size(self, unit: str) -> tuple[str, int]:
+        """Return the source of a unit and its number of records: units of a source take alike."""
+        return "", 1
+
     @abstractmethod
     def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
         """Return the function that tells what is to be done for a unit.
@@ -137,12 +154,12 @@ class Work(ABC, Generic[S]):
         ledger = Ledger(worker_storage(self.root, self.lock))
         task = self.tasks(ledger)
 
-        def run(unit: str) -> UnitResult:
+        def run(unit: str, confirm: Confirm) -> UnitResult:
             input_sha256, make = task(unit)
-            result = do_unit(self.stage, ledger, unit, input_sha256, make, self.force)
+            result = do_unit(self.stage, ledger, unit, input_sha256, make, self.force, confirm)
             return replace(result, stage=self.name)
 
-        return lambda unit: guarded(self.name, unit, lambda: run(unit))
+        return lambda unit, confirm: guarded(self.name, unit, lambda: run(unit, confirm))
 
 
 @dataclass(frozen=True)
@@ -159,6 +176,10 @@ class StageWork(Work[Stage]):
     units: Mapping[str, Unit]
     reading: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
+
+    def size(self, unit: str) -> tuple[str, int]:
+        planned = self.units[unit]
+        return planned.source, planned.records
 
     def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
         opened: list[Transform] = []
@@ -186,6 +207,8 @@ def guarded(stage: str, unit: str, run: Callable[[], UnitResult]) -> UnitResult:
             result = run()
         except StorageError as error:
             result = UnitResult(stage, unit, STOPPED, error=str(error))
+        except Superseded as error:
+            result = UnitResult(stage, unit, SUPERSEDED, error=str(error))
         except KoeError as error:
             result = UnitResult(stage, unit, FAILED, error=str(error))
         except Exception as error:  # reported with its type and made resumable, never swallowed
@@ -220,6 +243,7 @@ def do_unit(
     input_sha256: str,
     make: Callable[[], UnitOutput],
     force: bool = False,
+    confirm: Confirm = always,
 ) -> UnitResult:
     """Skip a unit whose receipt still holds; otherwise make its output and commit it."""
     check = ledger.check(stage, unit, input_sha256)
@@ -237,6 +261,7 @@ def do_unit(
         kept=made.kept,
         measures=made.measures,
         found=check.found,
+        confirm=confirm,
     )
     return result_of(receipt, DONE, "forced" if check.receipt else check.why)
 
@@ -289,30 +314,3 @@ def planned_sha256(work: StageWork, unit: str) -> str:
     """Return the fingerprint of the input of a first stage: the unit as it was planned."""
     planned = work.units[unit]
     return sha256_json([planned.to_row(), work.reading.get(planned.source)])
-
-
-def run_plain(
-    chain: Sequence[Work],
-    units: Iterable[str],
-    on_result: Callable[[UnitResult], None],
-    stop: Stop | None = None,
-) -> bool:
-    """Take every unit through every stage in this process; tests compare Ray with it.
-
-    Returns False when the run had to stop, or was asked to by `stop`.
-    """
-    stop = stop or Stop()
-    functions = [work.open() for work in chain]
-    for unit in units:
-        for function in functions:
-            if stop.requested:
-                return False
-            stop.in_flight = 1
-            result = function(unit)
-            stop.in_flight = 0
-            on_result(result)
-            if result.status == STOPPED:
-                return False
-            if result.status == FAILED:
-                break
-    return True

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,10 @@ from koe.schema import SPEECH, TEXT
 from koe.stage import Resources, Stage
 from pipeline.config.models import PipelineConfig
 from pipeline.execution.done_before import leave_done
+from pipeline.execution.engines import Engine, attempt_log, forgetting, open_engine, run_chain
 from pipeline.execution.interrupt import interruptible
 from pipeline.execution.progress import RunProgress
-from pipeline.execution.runner import StageWork, Stop, UnitResult, Work, run_plain
+from pipeline.execution.runner import StageWork, UnitResult, Work
 from pipeline.execution.selection import Selection
 from pipeline.jobs.assembly import Assembly
 from pipeline.jobs.forecast import forecast, warnings
@@ -91,22 +91,29 @@ def _say_what_is_not_read(source: SourceFiles[Any], plan: Plan, console: Console
         console.print(escape_control_characters(line), style="yellow", markup=False, soft_wrap=True)
 
 
-def run_job(config: PipelineConfig, selection: Selection, console: Console) -> JobReport:
+def run_job(
+    config: PipelineConfig, selection: Selection, console: Console, retry_set_aside: bool = False
+) -> JobReport:
     """Run the selected stages over all units that are not done.
 
     Everything is validated before the first unit runs. Units that fail are reported and
-    left for the next run; interleave and train wait until there are none.
+    left for the next run; interleave and train wait until there are none. Units whose attempts never
+    end are set aside, and left aside by later runs unless `retry_set_aside`.
     Raises: ConfigError before any work or while another process is using the run directory; StageError
     when too much is quarantined or the storage fails, and KeyboardInterrupt after Ctrl-C: resumable.
     """
     assembly = Assembly(config)
     assembly.check_sources()  # takes no time; weights may have to be downloaded
     with run_lock(Storage(config.run_dir), partial(console.print, markup=False)) as storage:
-        return _run_job(assembly, selection, console, storage)
+        return _run_job(assembly, selection, console, storage, retry_set_aside)
 
 
 def _run_job(
-    assembly: Assembly, selection: Selection, console: Console, storage: Storage
+    assembly: Assembly,
+    selection: Selection,
+    console: Console,
+    storage: Storage,
+    retry_set_aside: bool,
 ) -> JobReport:
     config = assembly.config
     trains = TRAIN in selection.stages
@@ -122,14 +129,15 @@ def _run_job(
     stats = None
     with (
         interruptible(lambda text: console.print(text, style="yellow", highlight=False)) as stop,
-        _open_engine(config, _room_needed(built, order), stop, console) as engine,
+        attempt_log(ledger.storage, config.plan, retry_set_aside, selection.stages) as log,
+        open_engine(config, _room_needed(built, order), stop, log, console) as engine,
         RunProgress(console) as progress,
     ):
         chains = [_plan_work(chain, plan, assembly, selection) for chain in built]
         for works, units in chains:  # before the first runs, so that the time left covers all
             progress.expect(works, len(units))
-        for works, units in leave_done(chains, ledger, progress.take):
-            _run_chain(engine, works, units, progress)
+        for works, units in leave_done(chains, ledger, forgetting(log, progress.take)):
+            run_chain(engine, works, units, progress)
         if not progress.failures:
             _check_quarantine(plan, ledger, config.max_quarantine_share)
             if order is not None:
@@ -204,46 +212,10 @@ def _plan_work(
     return works, list(units)
 
 
-RunChain = Callable[[Sequence[Work], Sequence[str], Callable[[UnitResult], None]], bool]
-
-
-def _run_chain(
-    engine: RunChain, chain: Sequence[Work], units: Sequence[str], progress: RunProgress
-) -> None:
-    if engine(chain, units, progress.take):
-        return
-    stopped = progress.stopped
-    if stopped is None:  # by the user
-        raise KeyboardInterrupt
-    raise StageError(
-        f"the run stopped at {stopped.stage} {stopped.unit}",
-        stopped.error.removesuffix("."),
-        "Finished work is kept: run the same command again.",
-    )
-
-
 def _room_needed(built: Sequence[_Chain], order: OrderStage | None) -> list[dict[str, Resources]]:
     """Return what one worker of each stage needs, of the stages that work at the same time."""
     chains = [{stage.name: stage.resources for stage in chain.stages} for chain in built]
     return chains if order is None else [*chains, {order.name: order.resources}]
-
-
-@contextmanager
-def _open_engine(
-    config: PipelineConfig, needed: Sequence[dict[str, Resources]], stop: Stop, console: Console
-) -> Iterator[RunChain]:
-    if config.engine == "inline":
-        yield partial(run_plain, stop=stop)
-        return
-    # importing Ray takes seconds, which the inline engine saves
-    from pipeline.execution.on_ray import engine_session, run_ray
-
-    def say(text: str) -> None:
-        console.print(text, style="yellow", markup=False, soft_wrap=True)
-
-    settings = config.ray
-    with engine_session(settings.address, settings.num_cpus, needed, settings.wait_minutes, say):
-        yield partial(run_ray, stop=stop)
 
 
 def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:
@@ -274,7 +246,7 @@ def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:
 
 
 def _interleave(
-    engine: RunChain,
+    engine: Engine,
     stage: OrderStage,
     plan: Plan,
     ledger: Ledger,
@@ -289,7 +261,7 @@ def _interleave(
         progress.expect([work], len(names) + len(done))
         for result in done:
             progress.take(result)
-        _run_chain(engine, [work.under(ledger.storage.token)], names, progress)
+        run_chain(engine, [work.under(ledger.storage.token)], names, progress)
         return not progress.failures
 
     order = OrderWork(stage, ledger.storage.root, units, sources, force)

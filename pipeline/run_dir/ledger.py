@@ -162,13 +162,16 @@ class Ledger:
         kept: int | None = None,
         measures: dict[str, float] | None = None,
         found: bool = True,
+        confirm: Callable[[], None] = lambda: None,
     ) -> Receipt:
         """Store a unit's outcome: outputs first, then the receipt.
 
         `kept` is given where the rows of the output are not records (packed shards), and `measures`
         where they are not the sums of its columns. `found` is False where no receipt lies there: then
-        nothing is there that would have to be removed first.
+        nothing is there that would have to be removed first. `confirm` raises where another worker has
+        been given the unit: before the output is replaced, and again before the receipt is written.
         """
+        confirm()
         if found:
             self.forget(stage.name, unit)
         notes = dict(outcome.notes) if isinstance(outcome, Outcome) else {}
@@ -207,6 +210,7 @@ class Ledger:
             segments=segments,
             node=platform.node(),
         )
+        confirm()
         self.storage.write_bytes(
             receipt_path(stage.name, unit), receipt.model_dump_json(indent=1).encode()
         )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.runner import DONE, run_plain
+from pipeline.execution.plain import run_plain
+from pipeline.execution.runner import DONE
 from tests.cluster.driver import chain, planned_units
 from tests.cluster.machines import Machines, why_not
 from tests.laws.test_engine import outputs

@@ -14,7 +14,8 @@ from koe.schema import SPEECH, Unit
 from koe.stage import Resources
 from pipeline.execution import on_ray
 from pipeline.execution.on_ray import _pools, engine_session, run_ray
-from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork, run_plain
+from pipeline.execution.plain import run_plain
+from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
 from tests.pipeline.run_dir.test_ledger import Doubled, Numbers

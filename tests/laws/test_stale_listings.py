@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from koe.errors import StageError
 from pipeline.config.load import load_config
 from pipeline.execution.done_before import leave_done
-from pipeline.execution.runner import StageWork, UnitResult, run_plain
+from pipeline.execution.plain import run_plain
+from pipeline.execution.runner import StageWork, UnitResult
 from pipeline.execution.selection import select_stages
 from pipeline.execution.status import StatusReader
 from pipeline.jobs.run import run_job

@@ -9,7 +9,8 @@ import pytest
 from fsspec.config import conf
 
 from koe.errors import StorageError
-from pipeline.execution.runner import STOPPED, StageWork, run_plain
+from pipeline.execution.plain import run_plain
+from pipeline.execution.runner import STOPPED, StageWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
 from tests.calling import koe
