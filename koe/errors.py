@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from koe.secrets import scrub
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -16,6 +18,7 @@ class KoeError(Exception):
     """
 
     def __init__(self, what: str, why: str = "", remedy: str = "") -> None:
+        what, why, remedy = map(scrub, (what, why, remedy))  # others' messages quote URLs
         self.what, self.why, self.remedy = what, why, remedy
         text = f"{what} because {why}" if why else what
         super().__init__(f"{text}. {remedy}" if remedy else text)
@@ -64,6 +67,7 @@ class BadRecord(Exception):
     """
 
     def __init__(self, reason: str, detail: str) -> None:
+        detail = scrub(detail)
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from koe.secrets import without_credentials
 from koe.stage import Resources
 
 
@@ -27,6 +28,7 @@ class Strict(BaseModel):
 
 
 def _absolute(path: str, info: ValidationInfo) -> str:
+    without_credentials(path)
     folder = _folder(info)
     if folder is None or "://" in path:
         return path
@@ -34,6 +36,7 @@ def _absolute(path: str, info: ValidationInfo) -> str:
 
 
 def _absolute_if_local(name: str, info: ValidationInfo) -> str:
+    without_credentials(name)
     folder = _folder(info)
     if folder is None:
         return name

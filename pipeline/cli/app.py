@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+import traceback
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from typer.core import TyperGroup
 
 from koe.errors import ConfigError, KoeError
 from koe.printable import escape_control_characters
+from koe.secrets import scrub
 from pipeline.cli import init, look, model, run
 from pipeline.cli.common import say
 
@@ -82,6 +84,7 @@ def run_app() -> None:
             stream, io.TextIOWrapper
         ):  # not every terminal's encoding has every character
             stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = _print_traceback
     try:
         try:
             app()  # exits with 2 on wrong use and 130 on Ctrl-C by itself
@@ -102,6 +105,11 @@ def run_app() -> None:
         # otherwise Python tries to write the rest once more as it ends, and fails again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, place: Any) -> None:
+    """Print what Python would for an error that nobody expected, without credentials."""
+    sys.stderr.write(scrub("".join(traceback.format_exception(kind, error, place))))
 
 
 def _print_error(what: str) -> None:

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from koe.errors import ConfigError
+from koe.secrets import scrub
 from pipeline.config.models import PipelineConfig
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan
@@ -46,7 +47,7 @@ def open_run(settings: PipelineConfig) -> tuple[Plan, Ledger]:
 
 def say(what: str, style: str = "") -> None:
     """Write a line to stderr as it stands: no markup, no colours of its own, not cut to the width."""
-    err.print(what, style=style, markup=False, highlight=False, soft_wrap=True)
+    err.print(scrub(what), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def parse_numbers(option: str, text: str) -> list[float]:

@@ -17,6 +17,7 @@ from koe.fingerprint import sha256_json
 from koe.numbers import counted
 from koe.printable import escape_control_characters
 from koe.schema import SPEECH, TEXT
+from koe.secrets import scrub
 from koe.stage import Resources, Stage
 from pipeline.config.models import PipelineConfig
 from pipeline.execution.done_before import leave_done
@@ -71,7 +72,7 @@ def plan_run(config: PipelineConfig, console: Console, storage: Storage | None =
     for source in sources:
         _say_what_is_not_read(source, plan, console)
     saved = json.dumps(config.model_dump(mode="json"), ensure_ascii=False, indent=1)
-    storage.write_bytes(CONFIG, saved.encode())
+    storage.write_bytes(CONFIG, scrub(saved).encode())
     return plan
 
 

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from koe.dataflow import LOCK
 from koe.errors import ConfigError, StorageError
+from koe.secrets import scrub
 from koe.store_errors import storage_errors
 from pipeline.run_dir.shared_lock import PACE, Held, Lease, describe, take
 from pipeline.run_dir.storage import Storage
@@ -105,7 +106,7 @@ def _myself() -> dict[str, Any]:
     return {
         "process": os.getpid(),
         "machine": platform.node(),
-        "command": " ".join(["koe", *sys.argv[1:]]),
+        "command": scrub(" ".join(["koe", *sys.argv[1:]])),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
