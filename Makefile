@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-fast soak lint site bench fuzz docs format clean
+.PHONY: demo test test-fast soak lint audit site bench fuzz docs format clean
 demo: $(STAMP)
 	$(BIN)/koe demo build/demo
 	$(BIN)/koe run -c build/demo/pipeline.yaml
@@ -29,6 +29,15 @@ lint: $(STAMP) site
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive koe pipeline stages training benchmarks
+
+# Known weaknesses of the pinned packages. It asks PyPI's advisory service, so it needs the network, and
+# fails where a package could not be looked up: what was not audited is not sound.
+audit: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
+	@$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r constraints.txt \
+	|| { echo "make audit: a package has a known weakness, or the advisory service of PyPI could not be" \
+	"asked about one (see above); only the first is a fault of the packages" >&2; exit 1; }
 
 site: $(STAMP)  # docs/ and the docstrings in build/site; fails on a link that leads nowhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -45,7 +45,7 @@ def load_config(
     Raises: ConfigError naming the key, and the nearest known one for an unknown key.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # nosec B506
     except FileNotFoundError:
         raise ConfigError(
             f"{path} does not exist",

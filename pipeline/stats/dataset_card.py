@@ -5,12 +5,15 @@ The same run gives the same bytes: the card holds no date and no path of the mac
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from koe.dataflow import CARD, INTERLEAVE
 from koe.errors import StageError
+from koe.printable import escape_control_characters
 from koe.schema import QUARANTINED, REJECTED, ROW, SPEECH
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NAMES, NUM_EMBEDDINGS, SLOTS
 from pipeline.run_dir.ledger import Ledger
@@ -80,18 +83,21 @@ def _front_matter(shards: ShardStats) -> str:
     lines = ["license: unknown", "tags: [koe, orpheus, snac, speech]"]
     lines += [f"size_categories: [{size}]", "configs:", "- config_name: default", "  data_files:"]
     for split in shards.splits:
-        lines += [f"  - split: {split}", f"    path: {split}-*.arrow"]
+        lines += [f"  - split: {_scalar(split)}", f"    path: {_scalar(f'{split}-*.arrow')}"]
     return "\n".join(["---", *lines, "---", ""])
 
 
 def _splits(shards: ShardStats) -> str:
-    rows = [(split, f"{sums.rows:,}", f"{sums.tokens:,}") for split, sums in shards.splits.items()]
+    rows = [
+        (_plain(split), f"{sums.rows:,}", f"{sums.tokens:,}")
+        for split, sums in shards.splits.items()
+    ]
     return _table(("split", "rows", "tokens"), rows)
 
 
 def _shards(shards: ShardStats) -> str:
     by_modality = ", ".join(
-        f"{name} {count:,}" for name, count in shards.tokens_by_modality.items() if count
+        f"{_plain(name)} {count:,}" for name, count in shards.tokens_by_modality.items() if count
     )
     return (
         f"{shards.num_shards:,} shards, {shards.documents:,} documents, "
@@ -107,13 +113,13 @@ def _sources(sources: Mapping[str, Account]) -> str:
         left_out = (_reasons(account.reasons(outcome)) for outcome in (REJECTED, QUARANTINED))
         hours = f"{account.hours_kept:.3f} of {account.hours_in:.3f}"
         hours = hours if account.modality == SPEECH else ""
-        rows.append((name, account.modality, *counts, *left_out, hours))
+        rows.append((_plain(name), account.modality, *counts, *left_out, hours))
     heads = ("source", "modality", "in", "kept", "rejected", "quarantined", "hours kept")
     return _table(heads, rows)
 
 
 def _reasons(counts: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "0"
+    return ", ".join(f"{_plain(reason)} {count:,}" for reason, count in counts.items()) or "0"
 
 
 def _making(index: dict[str, Any], stats: RunStats) -> str:
@@ -122,11 +128,11 @@ def _making(index: dict[str, Any], stats: RunStats) -> str:
     kept = "" if threshold is None else f"; kept above overall quality {threshold:g}"
     lines = []
     if scores:
-        lines.append(f"scored by {', '.join(scores.scorers)}: {scores.clips:,} clips{kept}")
+        lines.append(f"scored by {_plain(', '.join(scores.scorers))}: {scores.clips:,} clips{kept}")
     if codec:
-        lines.append(f"codec: {codec.label}, weights SHA-256 `{codec.sha256}`")
-    lines.append(f"tokenizer: {tokenizer['name']}, SHA-256 `{tokenizer['sha256']}`")
-    lines.append(f"shuffled, mixed and packed with `{json.dumps(settings, sort_keys=True)}`")
+        lines.append(f"codec: {_plain(codec.label)}, weights SHA-256 {_code(codec.sha256)}")
+    lines.append(f"tokenizer: {_plain(tokenizer['name'])}, SHA-256 {_code(tokenizer['sha256'])}")
+    lines.append(f"shuffled, mixed and packed with {_code(json.dumps(settings, sort_keys=True))}")
     return "".join(f"- {line}\n" for line in lines)
 
 
@@ -158,3 +164,18 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _plain(text: str) -> str:
+    """Spell out what Markdown and HTML would act on: names come from files that others wrote."""
+    text = escape_control_characters(" ".join(text.split()))
+    return html.escape(text, quote=False).replace("`", "&#96;").replace("[", "\\[")
+
+
+def _code(text: str) -> str:
+    return f"`{escape_control_characters(' '.join(text.split())).replace('`', chr(39))}`"
+
+
+def _scalar(text: str) -> str:
+    """Write a text as one value of YAML; plain where it needs no quotes."""
+    return text if re.fullmatch(r"[A-Za-z][\w.*-]*", text) else json.dumps(text)
