@@ -15,7 +15,7 @@ from stages.audio import flac, opus
 from stages.audio.contents import Contents, Range, whole
 from stages.audio.links import AudioHeader, Cut, Link, Scan, joined
 from stages.audio.ogg_pages import ENDS, Page, ranges_of, read_pages
-from stages.audio.sndfile import Joined, header
+from stages.audio.sndfile import Joined, header, read
 
 _BEGINS = 2
 _MAX_PAGES = 1 << 20  # 12 days of the usual second each
@@ -117,7 +117,9 @@ def _kind(data: Contents, page: Page) -> str:
 
 def _vorbis(data: Contents, pages: list[Page]) -> OggLink:
     ranges = ranges_of(pages)
-    found = header(Joined([Range(data, first, stop) for first, stop in ranges]))
+    pieces = tuple(Range(data, first, stop) for first, stop in ranges)
+    found = header(Joined(pieces))
+    read(Cut(pieces, 0), 1, found)  # where it gives no sample, libvorbis crashes as one is sought
     # libsndfile counts back from the end that a page states, which for the last one is not that of
     # its packets: a place on it is found from before it.
     ends = [0, *(page.granule for page in pages if page.granule > 0)]

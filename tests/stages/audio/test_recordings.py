@@ -24,6 +24,7 @@ from stages.sources import location
 from stages.sources.location import AudioLocation, ClipReader, recordings
 from stages.sources.readers import speech_source
 from stages.sources.settings import SpeechSourceConfig
+from tests.fuzz.readers import READERS
 from tests.stages.audio_files import clip, encoded, tone, write_lines, write_tar
 
 HZ, SECONDS = 16_000, 6.0
@@ -300,3 +301,13 @@ def test_what_was_made_to_hang_does_not(name):
     else:
         with pytest.raises(BadRecord, match=message):
             read_header(data)
+
+
+def test_a_vorbis_stream_without_a_sample_is_refused(tmp_path):
+    """Its pages are whole and the second header is not: libvorbis crashed where a clip was sought."""
+    tape = bytes.fromhex("d251f4adfca78cc2100fa78cc210a70f")
+    reader = READERS["vorbis"]
+    data = reader.files(tape)["a.audio"]
+    for start in (0.05, 0.1):
+        with pytest.raises(BadRecord, match="truncated_audio"):
+            decode(data, start, 0.05)
