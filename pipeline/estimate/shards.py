@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from koe.dataflow import INTERLEAVE, stage_making
 from koe.errors import ConfigError
+from koe.numbers import file_size
 from koe.schema import REJECTED, split_location
 from pipeline.estimate.timed import Clock
 from pipeline.estimate.track import StageEstimate, Track, stored_bytes
@@ -68,6 +69,10 @@ def estimate_shards(
     rows = sum(int(piece["row"][-1].as_py()) + 1 for piece in order.shards().values())
     seconds = gathering + planning * gathered / max(placed, 1)
     hours = seconds * placed * shrink / max(gathered, 1) / 3600
+    disk = (stored_bytes(order.table) + size * placed / max(gathered, 1)) * shrink
+    # order and tokens once more, between the two passes
+    notes = [f"until the shards are made, about {file_size(disk)} of disk more"] if placed else []
+    settings = assembly.order().settings
     return replace(
         nothing,
         seconds=seconds,
@@ -75,8 +80,8 @@ def estimate_shards(
         totals={"rows": rows * shrink, "tokens": placed * shrink},
         worker_hours=hours,
         cpu_hours=hours * assembly.config.interleave.cpus_per_worker,
-        disk_bytes=(stored_bytes(order.table) + size * placed / max(gathered, 1)) * shrink,
-        note="; ".join([*_left_out(order, units, last), *_unknown(assembly.order().settings)]),
+        disk_bytes=disk,
+        note="; ".join([*_left_out(order, units, last), *_unknown(settings), *notes]),
     )
 
 

@@ -142,3 +142,29 @@ def test_pieces_that_are_torn_are_told(run):
         run.storage.write_bytes(receipt.output.path, torn)
         with pytest.raises(ContractError, match=words):
             run.storage.read_segment(receipt.output.path, begin, end, PIECE)
+
+
+@pytest.mark.slow
+def test_requests_on_s3_grow_with_groups_times_shards_and_units(s3):
+    run = ShardsRun(
+        f"{s3.make_bucket('exchange')}/run", corpus(num_samples=30), SETTINGS, GROUP_TOKENS
+    )
+    run.store_samples()
+    run.make()
+    names = shards(run.done)
+    for name in names:
+        run.storage.remove(f"shards/{name}.arrow")
+    s3.clear()
+    run.make()
+    number = len(groups(run.done))
+    assert number > 1
+    assert shards(run.done) == names
+    gets = [path for method, path, _ in s3.log() if method == "GET"]
+    pieces = [path for path in gets if "exchange-" in path and path.endswith(".segments")]
+    assert len(pieces) <= number * len(names)
+    of_samples = [path for path in gets if "/tokenize/" in path and path.endswith(".arrow")]
+    assert len(of_samples) == len(run.tables)
+    turned = [path for path in gets if path.endswith("placements.segments")]
+    assert len(turned) == number + len(names)
+    puts = [path for method, path, _ in s3.log() if method == "PUT"]
+    assert len(puts) == 2 * (1 + number + len(names)) + 1  # outputs, receipts and the index
