@@ -115,7 +115,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while following is not None and id(following) not in seen:
         seen.add(id(following))
         yield following
-        following = following.__cause__ or following.__context__
+        following = following.__cause__  # a context may have been dealt with
 
 
 def names_in(error: BaseException) -> set[str]:

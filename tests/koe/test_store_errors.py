@@ -81,3 +81,16 @@ def test_a_file_that_is_not_there_is_no_failure_and_a_bucket_is() -> None:
     assert not comes_from_store(answered("NoSuchKey"))
     assert not is_absent(answered("NoSuchBucket"))
     assert not is_absent(PermissionError())
+
+
+def test_an_error_that_follows_one_that_was_dealt_with_is_no_failure_of_the_store() -> None:
+    def mistaken() -> None:
+        try:
+            raise answered("NoSuchKey")
+        except FileNotFoundError:
+            {}["x"]
+
+    with pytest.raises(KeyError) as raised:
+        mistaken()
+    assert not comes_from_store(raised.value)
+    assert storage_error("cannot read x", raised.value) is None
