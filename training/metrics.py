@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from koe.atomic import atomically
 from koe.errors import ConfigError
+from koe.printable import escape_control_characters, shorten
 from training.checkpoint.manifest import Progress
 from training.config import TrainConfig
 from training.logs import (
@@ -35,6 +36,7 @@ from training.mirror import Mirror, local_copy
 from training.places import Place
 
 TENSORBOARD_FOLDER = "tensorboard"
+_MAX_TAG = 200  # characters
 _LASTING = ("started",)  # events of the process, not of a batch: a resume does not remove them
 
 
@@ -127,7 +129,7 @@ class RunLog:
             if is_number(value) and name.rpartition("/")[2] not in ("step", "data_step")
         }
         for name, value in numbers.items():
-            self.board.add_scalar(name, value, row["data_step"])
+            self.board.add_scalar(_tag(name), value, row["data_step"])
         if self._wandb:
             self._wandb.log(numbers, step=row["data_step"])
 
@@ -190,6 +192,15 @@ def _keep(path: Path, data_steps: int) -> None:
     if path.exists():
         with atomically(path) as file:
             file.writelines(_as_line(row).encode() for row in kept)
+
+
+def _tag(name: str) -> str:
+    """Name a curve, in which the names of sources stand, so that no page can be turned or flooded.
+
+    TensorBoard shows tags as they are; descriptions and texts, which it reads as Markdown, are never
+    written.
+    """
+    return shorten(escape_control_characters(name), _MAX_TAG)
 
 
 def _as_line(row: dict[str, Any]) -> str:

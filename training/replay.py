@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,16 +45,21 @@ def replay(config: TrainConfig, shards: Place, out_dir: Place, event_id: str) ->
     Raises: ConfigError when there is no such event, it has no rows, or no checkpoint precedes it.
     """
     event = _find_event(out_dir, event_id)
-    rows = ShardRows(shards, TRAIN, config.shard_cache_gigabytes)
-    store = checkpoints.open_store(beside(out_dir, CHECKPOINT_FOLDER))
-    checkpoint = _checkpoint_before(store, event)
-    checkpoints.require_same_data(checkpoint, rows.fingerprint, config.rows_per_step, False)
-    ranks = single(config.device)
-    model = build_model(config)
-    load_weights(checkpoint.path, model)
-    store.close()
-    model = model.to(ranks.device).train()  # pyright: ignore[reportArgumentType]
+    with closing(ShardRows(shards, TRAIN, config.shard_cache_gigabytes)) as rows:
+        with closing(checkpoints.open_store(beside(out_dir, CHECKPOINT_FOLDER))) as store:
+            checkpoint = _checkpoint_before(store, event)
+            checkpoints.require_same_data(checkpoint, rows.fingerprint, config.rows_per_step, False)
+            model = build_model(config)
+            load_weights(checkpoint.path, model)
+        return _run_again(config, event, rows, model, checkpoint.progress.steps)
 
+
+def _run_again(
+    config: TrainConfig, event: dict[str, Any], rows: ShardRows, model: PackedLlama, steps: int
+) -> Replay:
+    """Run the rows of an event one by one through the weights of step `steps`."""
+    ranks = single(config.device)
+    model = model.to(ranks.device).train()  # pyright: ignore[reportArgumentType]
     parameters = list(model.parameters())
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
     norms: dict[int, float] = {}
@@ -71,11 +77,10 @@ def replay(config: TrainConfig, shards: Place, out_dir: Place, event_id: str) ->
         loss += result.loss * result.supervised
         supervised += result.supervised
         documents += of_row
-    rows.close()
     supervised = max(supervised, 1)
     return Replay(
         event,
-        checkpoint.progress.steps,
+        steps,
         loss / supervised,
         float(torch.nn.utils.get_total_norm(gradients)) / supervised,
         {number: norm / supervised for number, norm in norms.items()},

@@ -6,6 +6,7 @@ import math
 import re
 import string
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from stages.snac.weights import UNTRAINED
 from stages.text.tokenizer import load_tokenizer, orpheus_tokenizer, text_tokenizer
 from training.checkpoint import folder as checkpoints
 from training.checkpoint.manifest import step_name
+from training.checkpoint.store import CheckpointStore
 from training.data.shard_index import read_index
 from training.export import DTYPES, export
 from training.generation import Prompt, SampleGenerator
@@ -135,18 +137,10 @@ def export_run(config: PipelineConfig, out: Place, steps: int | None, dtype: str
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     train = training_place(config)
-    store = checkpoints.open_store(beside(train, CHECKPOINT_FOLDER))
-    found = checkpoints.latest(store, say, math.inf if steps is None else steps)
-    if found is None or steps not in (None, found.progress.steps):
-        names = [step_name(of) for of in store.steps()]
-        raise ConfigError(
-            f"{store.place} has no complete checkpoint{'' if steps is None else f' of step {steps}'}",
-            f"it has {', '.join(names)}" if names else "it is empty",
-            "Train first with `koe train`, or name another step with --checkpoint.",
-        )
-    codec = read_index(beside(config.run_dir, SHARDS)).get("codec", {})
     model = f"{MODEL_FOLDER}/config.json"
-    try:
+    with closing(checkpoints.open_store(beside(train, CHECKPOINT_FOLDER))) as store:
+        found = _checkpoint_of(store, steps)
+        codec = read_index(beside(config.run_dir, SHARDS)).get("codec", {})
         with local_copy(train, [model]) as folder:
             export(
                 found.path,
@@ -157,5 +151,15 @@ def export_run(config: PipelineConfig, out: Place, steps: int | None, dtype: str
                 codec=codec.get("label", "none: the shards hold no speech"),
                 save_tokenizer=orpheus_tokenizer_saver(config),
             )
-    finally:
-        store.close()
+
+
+def _checkpoint_of(store: CheckpointStore, steps: int | None) -> checkpoints.Checkpoint:
+    found = checkpoints.latest(store, say, math.inf if steps is None else steps)
+    if found is None or steps not in (None, found.progress.steps):
+        names = [step_name(of) for of in store.steps()]
+        raise ConfigError(
+            f"{store.place} has no complete checkpoint{'' if steps is None else f' of step {steps}'}",
+            f"it has {', '.join(names)}" if names else "it is empty",
+            "Train first with `koe train`, or name another step with --checkpoint.",
+        )
+    return found

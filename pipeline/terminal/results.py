@@ -10,11 +10,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from koe.numbers import decimal
+from koe.printable import escape_control_characters, shorten
 from pipeline.terminal.tables import grid, titled
 
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
     from training.replay import Replay
 
+_MAX_NAME = 120  # characters of a document or source of a corpus
 _MAX_CODES = 8  # shown of each codebook
 
 
@@ -87,8 +89,8 @@ def replay_view(replay: Replay, most: int = 30) -> RenderableType:
     )  # fmt: skip
     for document in replay.documents[:most]:
         table.add_row(
-            Text(document.id),
-            Text(document.source),
+            Text(escape_control_characters(shorten(document.id, _MAX_NAME))),
+            Text(escape_control_characters(shorten(document.source, _MAX_NAME))),
             document.modality,
             str(document.row),
             f"{replay.row_gradient_norms[document.row]:.4f}",

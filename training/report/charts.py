@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from koe.vocabulary import SLOT_CODEBOOKS
 from koe.webpage.charts import AMBER, RED, SLOT_COLOURS, Chart, add_right_axis
+from koe.webpage.page import cut
 from training.report.data import Curve, Run, Table, thin
 from training.report.drawing import (
     BUCKETS,
@@ -22,6 +23,8 @@ from training.report.drawing import (
     use_log_scale,
 )
 from training.report.events import draw_with_events
+
+MAX_LABEL = 80  # characters of a source in a legend
 
 HEIGHT, WIDE_HEIGHT = 330, 420  # pixels
 LOSS = "loss, nats per token"
@@ -184,7 +187,13 @@ def _lines(
     for place, (label, curve) in enumerate(curves):
         if len(curve):
             style = {"visible": "legendonly"} if names[place] in hidden else {}
-            draw_noisy(figure, curve, html.escape(label), colours[place % len(colours)], **style)
+            draw_noisy(
+                figure,
+                curve,
+                html.escape(cut(label, MAX_LABEL)),
+                colours[place % len(colours)],
+                **style,
+            )
     figure.update_layout(showlegend=len(names) > 1)
     if log:
         use_log_scale(figure, axis, "~e")
@@ -198,7 +207,7 @@ def _measured(table: Table, names: Names, axis: str) -> go.Figure:
         curve = _last_of_each_step(table.curve(name, np.arange(table.num_rows)))
         colour = COLOURS[place % len(COLOURS)]
         style = {"width": 1.5 if place else 2.5, "mode": "lines+markers", "marker": {"size": 5}}
-        draw_line(figure, curve, html.escape(label), colour, **style)
+        draw_line(figure, curve, html.escape(cut(label, MAX_LABEL)), colour, **style)
     steps = table.column("step")
     if len(steps) and np.nanmin(steps) == np.nanmax(steps):
         figure.update_xaxes(dtick=1)  # around a single step plotly would repeat rounded ones
