@@ -8,7 +8,7 @@ A run of N clips and 0.6 N instruction samples is made up (`benchmarks/made_up_r
 clips and 5,000 samples, each a file of its source. Then every command is measured in a process of its
 own, with `engine: inline`, so that a process does all the work that a run divides among workers.
 From the sizes follow a line, figure = fixed + slope x clips, and an exponent; the line gives the figures
-of 15 M clips and 9 M samples, and of a billion clips.
+of 15 M clips and 9 M samples, and of a billion clips. `benchmarks.scale_page` prints them as tables.
 """
 
 from __future__ import annotations
@@ -88,13 +88,16 @@ def _cpu_seconds() -> float:
 
 @contextmanager
 def _timed(parts: dict[str, float]) -> Iterator[None]:
-    """Add up the CPU seconds between two results of the inline engine, by the stage of the later."""
+    """Add up the CPU seconds between two results of the inline engine, by the stage of the later.
+
+    What comes before the first result (imports, the plan, reading receipts) is called `start`.
+    """
     take, last = RunProgress.take, _cpu_seconds()
 
     def timed(progress: RunProgress, result: UnitResult) -> None:
         nonlocal last
-        now = _cpu_seconds()
-        parts[result.stage] = parts.get(result.stage, 0.0) + now - last
+        name, now = result.stage if parts else "start", _cpu_seconds()
+        parts[name] = parts.get(name, 0.0) + now - last
         take(progress, result)
         last = _cpu_seconds()
 

@@ -29,11 +29,12 @@ from tests.corpus import write_corpus
 from tests.s3_server import S3Server, s3_server
 from tests.soak.files import fill_disks, overwrite_each, tear_each
 from tests.soak.kills import KINDS, Kind, kill_and_resume
+from tests.soak.nodes import lose_nodes
 from tests.soak.requests import fault_each
 from tests.soak.runs import Case, Whole, quiet_run
 from tests.soak.table import Report
 
-PARTS = ("kills", "requests", "disks", "files")
+PARTS = ("kills", "requests", "nodes", "disks", "files")
 MANY_UNITS = ("plan.clips_per_unit=2", "plan.samples_per_unit=5")  # more moments to be killed at
 FEW_UNITS = ("plan.clips_per_unit=12", "plan.samples_per_unit=40")
 
@@ -84,6 +85,10 @@ class Soak:
             self.rng,
         )
 
+    def nodes(self, number: int) -> None:
+        _, whole = self.quiet(MANY_UNITS)
+        lose_nodes(self.report, lambda ray: self.case(MANY_UNITS + ray), whole, number, self.rng)
+
     def disks(self, number: int) -> None:
         case, whole = self.quiet(FEW_UNITS)
         files = Path(case.run_dir).rglob("*")
@@ -102,6 +107,7 @@ def run_parts(soak: Soak, options: argparse.Namespace) -> None:
     parts: dict[str, Callable[[], object]] = {
         "kills": lambda: soak.kills(options.kills, KINDS, MANY_UNITS, soak.quiet(MANY_UNITS)[1]),
         "requests": lambda: soak.requests(options.requests),
+        "nodes": lambda: soak.nodes(options.nodes),
         "disks": lambda: soak.disks(options.disks),
         "files": soak.files,
     }
@@ -114,6 +120,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--requests", type=int, default=100, help="runs with one failed request")
+    parser.add_argument("--nodes", type=int, default=4, help="nodes that are lost")
     parser.add_argument("--disks", type=int, default=6, help="full disks of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the table here as well")
