@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +31,8 @@ def test_a_made_up_run_is_finished_and_proved(tmp_path):
     assert code == 0, errors
     assert "speech follows the 7-slot layout and holds the codes that encode stored" in output
     code, output, _ = koe("stats", "--json", "-c", str(config))
-    assert json.loads(output)["clips"]["records_in"] == 1000
+    assert code == 0
+    assert '"clips_in": 1000' in output
     found = folders_of(str(tmp_path / "run"))
     assert found["score json"]["files"] == found["tokenize json"]["files"] - 1 == 1
 

@@ -13,6 +13,7 @@ from tests.soak.runs import Case, Differs, Whole, complete, count_files, wait_un
 from tests.soak.table import SAME, Report
 
 _STRIDE = 12  # files until the next node is lost, at most
+_TRIES = 4
 
 
 @dataclass
@@ -32,13 +33,24 @@ class Nodes:
 @contextmanager
 def ray_nodes(number: int) -> Iterator[Nodes]:
     """Start a head with two CPUs, and this many nodes of one CPU each."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = _head()
     try:
         yield Nodes(cluster, [cluster.add_node(num_cpus=1) for _ in range(number)])
     finally:
         cluster.shutdown()
+
+
+def _head() -> Any:
+    """Start a head; Ray gives it 30 s, which on a loaded machine are sometimes too few."""
+    from ray.cluster_utils import Cluster
+
+    for _ in range(_TRIES - 1):
+        try:
+            return Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+        except Exception as error:  # Ray raises this class itself
+            if "timed out" not in str(error):
+                raise
+    return Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
 
 
 def lose_nodes(
