@@ -29,7 +29,10 @@ PARSED_PROGRAMS = {
     "ray": "needs a cluster, or would leave one behind",
     "torchrun": "needs eight GPUs; a test below gives its arguments to the trainer",
     "python": "needs an object store, a GPU or a corpus",
-    "export": "needs an object store",
+    "export": "needs an object store or a cluster",
+    "docker": "builds an image; a test of the examples checks its file",
+    "kubectl": "needs a Kubernetes; a test of the examples checks the file",
+    "sbatch": "needs a Slurm; a test of the examples runs the scripts",
 }
 # What is run instead on the tiny corpus, of which no clip scores above 2.8; two clips say enough.
 INSTEAD = {
@@ -125,12 +128,29 @@ def test_the_other_commands_are_parsed(command, monkeypatch):
         parse_torchrun(arguments)
     elif program == "python":
         parse_python(arguments, monkeypatch)
+    elif program == "export":
+        parse_export(*arguments[0].split("="))
     else:
-        assert program == "export"
-        key, value = arguments[0].split("=")
-        settings: dict[str, dict[str, str]] = {}
-        set_conf_env(settings, {key: value})
-        assert settings == {"s3": {"endpoint_url": value}}
+        assert program in ("docker", "kubectl", "sbatch")
+        named = [word for word in arguments if word.startswith("examples/")]
+        assert all((ROOT / path).is_file() for path in named)
+        if "--" in arguments:
+            parse_koe(*arguments[arguments.index("--") + 2 :])
+        else:
+            assert named or program == "kubectl"
+
+
+def parse_export(key: str, value: str) -> None:
+    """Check that a variable is known to whom it is meant for."""
+    if key.startswith("RAY_AUTH_"):
+        from ray._private.authentication import authentication_token_setup as of_ray
+
+        assert key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+        assert of_ray.AUTH_MODE_ENV_VAR == "RAY_AUTH_MODE"
+        return
+    settings: dict[str, dict[str, str]] = {}
+    set_conf_env(settings, {key: value})
+    assert settings == {"s3": {"endpoint_url": value}}
 
 
 def parse_torchrun(arguments: list[str]) -> None:
