@@ -10,7 +10,7 @@ shard of its pieces from all groups (`stages/packing/pieces.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from koe.stage import Resources
 from stages.packing.pieces import ReadSamples, gather_pieces, lay_pieces
 from stages.settings import InterleaveSettings
 
+BYTES_PER_SAMPLE = 40  # while the order is made (`python -m benchmarks.driver_memory`)
 VERSION = 2  # of the order and of the rows made from it; 2 counts the seconds it leaves out
 
 
@@ -33,6 +34,7 @@ class OrderStage:
     identity: Mapping[str, Any]  # of codec and tokenizer, which the shards' metadata name
     name: str = INTERLEAVE
     version: int = VERSION
+    samples: int = 0  # of the whole run, at most
 
     @property
     def content(self) -> dict[str, Any]:
@@ -41,6 +43,13 @@ class OrderStage:
     @property
     def resources(self) -> Resources:
         return self.settings.resources
+
+    @property
+    def holding_all(self) -> Resources:
+        """What a worker needs that holds all samples of the run at once."""
+        needs = self.settings.resources
+        more = BYTES_PER_SAMPLE * self.samples if needs.memory else 0
+        return replace(needs, memory=needs.memory + more)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class AttemptLog:
             assert words.doing is not None, "take_left leaves out workers without a unit"
             seen[words.doing.stage, words.doing.unit] = (words.doing, words)
         for item in in_flight:
-            doing = Doing(**item.model_dump(), deadline=None)
+            doing = Doing(**item.model_dump(exclude={"machine"}), deadline=None)
             seen.setdefault((item.stage, item.unit), (doing, Left(doing=None)))
         for key, (doing, words) in seen.items():
             self._note(key, _run_death(doing, words))
@@ -125,7 +125,7 @@ class AttemptLog:
         self._in_flight = tuple(
             InFlight(
                 stage=begun.stage, unit=begun.unit, since=began.get(begun.key, round(now, 1)),
-                node=node, boot=boot, alone=begun.alone,
+                node=node, boot=boot, alone=begun.alone, machine=begun.place.machine or node,
             )
             for begun in sorted(in_flight, key=lambda begun: begun.key)
         )  # fmt: skip

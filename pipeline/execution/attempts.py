@@ -46,6 +46,7 @@ class Place:
     worker: str = ""
     words: str = ""
     handle: Any = None
+    machine: str = ""  # as its receipts name it
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ from pipeline.execution.status_table import StageRow, StageTable, flowing
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.reading import trace_history
+from pipeline.run_dir.set_aside import read_attempts
+from pipeline.run_dir.storage import Storage
 
 
 class _Done(NamedTuple):
@@ -95,6 +97,7 @@ class StatusReader:
     def read(self) -> list[StageStatus]:
         """Read how far each stage is, in the order of the data."""
         plan = self.plan()
+        self._working = _working(self._ledger.storage)
         chains = {modality: stage_chain(modality) for modality in (SPEECH, TEXT)}
         stages = [stage for stage in stage_names() if any(stage in c for c in chains.values())]
         units = plan.units if plan else ()
@@ -168,6 +171,15 @@ class StatusReader:
             newest_seconds_ago=max(0.0, now - max(r.work.ended for r in done)) if done else None,
             nodes=tuple(nodes_of(stage, [(r.node, r.work) for r in done], working, now)),
         )
+
+
+def _working(storage: Storage) -> dict[str, list[Working]]:
+    """List the units in flight by their stage, as the run wrote them down some seconds ago."""
+    found: dict[str, list[Working]] = defaultdict(list)
+    for item in read_attempts(storage).in_flight:
+        stage = item.stage if item.stage in stage_names() else INTERLEAVE
+        found[stage].append(Working(item.machine, item.since))
+    return found
 
 
 def _done(stage: str, receipt: Receipt | None, stamp: tuple[int, float]) -> _Done | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -101,6 +102,7 @@ class Worker:
             context.get_worker_id(),
             str(self._words.path),
             context.current_actor,
+            platform.node(),
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

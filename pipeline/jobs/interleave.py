@@ -107,10 +107,10 @@ class Shards:
         """
         before = self.ledger.receipt(INTERLEAVE, PLACEMENTS_UNIT)
         if before and not self.force and set(missing) <= set(shards_of(before)):
-            wider = PlacementsStage(tuple(shards_of(before)), self.stage.resources)
+            wider = PlacementsStage(tuple(shards_of(before)), self.stage.holding_all)
             if self.ledger.check(wider, PLACEMENTS_UNIT, made_from(order)).receipt:
                 return wider
-        return PlacementsStage(tuple(missing), self.stage.resources)
+        return PlacementsStage(tuple(missing), self.stage.holding_all)
 
 
 def _required(ledger: Ledger, unit: str) -> Receipt:

@@ -14,6 +14,7 @@ from koe.dataflow import CARD, INDEX, INTERLEAVE, ORDER_UNIT, is_shard, last_sta
 from koe.errors import StageError
 from koe.fingerprint import sha256_json
 from koe.schema import ORDER, QUARANTINED, REJECTED, split_location
+from koe.stage import Resources
 from pipeline.execution.runner import UnitOutput, UnitTask, Work
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
 from pipeline.run_dir.storage import Output, Storage
@@ -44,6 +45,10 @@ class OrderWork(Work[OrderStage]):
     @property
     def name(self) -> str:
         return ORDER_UNIT  # shown apart from the shards: samples are not the shards' documents
+
+    @property
+    def resources(self) -> Resources:
+        return self.stage.holding_all
 
     def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
         def task(_: str) -> UnitTask:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +124,7 @@ def _run_job(
     order = assembly.order() if INTERLEAVE in selection.stages else None
     plan = plan_run(config, console, storage)
     if order is not None:
+        order = replace(order, samples=sum(unit.records for unit in plan.units))
         _say_what_to_expect(assembly, plan, selection, console)
     ledger = Ledger(storage)
     ledger.storage.sweep((*stage_names(), SHARDS))
@@ -216,7 +217,7 @@ def _plan_work(
 def _room_needed(built: Sequence[_Chain], order: OrderStage | None) -> list[dict[str, Resources]]:
     """Return what one worker of each stage needs, of the stages that work at the same time."""
     chains = [{stage.name: stage.resources for stage in chain.stages} for chain in built]
-    return chains if order is None else [*chains, {order.name: order.resources}]
+    return chains if order is None else [*chains, {order.name: order.holding_all}]
 
 
 def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:

@@ -62,6 +62,7 @@ class InFlight(_Stored):
     node: str
     boot: str
     alone: bool
+    machine: str = ""  # that the worker is on; `node` and `boot` are those of the run's own process
 
 
 class AttemptsFile(_Stored):

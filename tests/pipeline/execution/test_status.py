@@ -24,6 +24,7 @@ from pipeline.execution.status import (
 )
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import make_plan
+from pipeline.run_dir.set_aside import AttemptsFile, InFlight, write_attempts
 from pipeline.run_dir.storage import Storage
 from tests.pipeline.run_dir.test_ledger import Numbers
 
@@ -165,6 +166,21 @@ def test_each_node_is_told_with_what_it_did_and_when(ledger, monkeypatch):
     assert lines[-3].split() == ["node", "ingest", "score", "units/min", "last", "seen"]
     assert lines[-2].split()[:4] == ["node-0", "3", "3", "-"]
     assert lines[-1].split() == ["node-1", "3", "3", "3.6", "30s", "ago"]
+
+
+def test_units_in_flight_are_told_by_machine(ledger):
+    commit_scored(ledger, "u0", ago=30)
+    flying = [InFlight(stage="score", unit=f"u{k}", since=NOW - 5 - k, node="driver", boot="",
+                       alone=False, machine="far-away") for k in (1, 2)]  # fmt: skip
+    write_attempts(ledger.storage, AttemptsFile(in_flight=tuple(flying)))
+    rows = reader(ledger).read()
+    here, far = sorted(rows[1].nodes, key=lambda found: found.working)
+    assert (here.node, here.done, here.working) == (platform.node(), 1, 0)
+    assert (far.node, far.done, far.working, far.seconds_ago) == ("far-away", 0, 2, 6.0)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(status_table(rows))
+    (line,) = (line for line in console.file.getvalue().splitlines() if "far-away" in line)
+    assert line.split() == ["far-away", "0", "+2", "-", "6s", "ago"]
 
 
 def test_one_machine_gets_no_table_of_nodes(ledger):

@@ -82,3 +82,13 @@ def test_an_order_that_cannot_be_made_says_why(run):
         assert (result.stage, result.status) == ("order", FAILED)
         assert why in result.error
     assert ledger.receipt("interleave", "order") is None
+
+
+def test_what_holds_all_samples_reserves_memory_for_them():
+    stage = OrderStage(SETTINGS, {}, samples=24_000_000)
+    base = SETTINGS.memory_gigabytes_per_worker * 1e9
+    assert stage.resources.memory == base
+    assert OrderWork(stage, "", (), ()).resources.memory == base + 24_000_000 * 40
+    unreserved = SETTINGS.model_copy(update={"memory_gigabytes_per_worker": 0.0})
+    assert OrderStage(unreserved, {}, samples=10).holding_all.memory == 0
+    assert stage.content == OrderStage(SETTINGS, {}).content
