@@ -1,4 +1,4 @@
-"""The process that runs units on the cluster: `python -m tests.cluster.driver ADDRESS RUN_DIR`.
+"""The process that runs units on the cluster: `python -m tests.cluster.driver ADDRESS RUN_DIR NUMBER`.
 
 Its stages are made up, and slow enough that a machine can be lost in the middle of a unit.
 """
@@ -16,7 +16,6 @@ from koe.stage import Resources
 from pipeline.execution.runner import StageWork
 from tests.pipeline.run_dir.test_ledger import Doubled, Numbers
 
-NUM_UNITS = 40
 WORKER = Resources(cpus=0.5, memory=1e6)
 
 
@@ -40,7 +39,7 @@ class SlowDoubled(Doubled):
         return super()._run(table)
 
 
-def planned_units(number: int = NUM_UNITS) -> dict[str, Unit]:
+def planned_units(number: int) -> dict[str, Unit]:
     names = [f"u{k:03d}" for k in range(number)]
     return {
         name: Unit(name, "s", SPEECH, "p", "1:1", 10 * k + 1, 10 * k + 11, records=10)
@@ -48,24 +47,24 @@ def planned_units(number: int = NUM_UNITS) -> dict[str, Unit]:
     }
 
 
-def chain(root: Path, slow: bool = True) -> list[StageWork]:
+def chain(root: Path, units: dict[str, Unit], slow: bool = True) -> list[StageWork]:
     first = SlowNumbers(seconds=0.5 if slow else 0.0)
     second = SlowDoubled(seconds=0.2 if slow else 0.0)
-    units = planned_units()
     return [
         StageWork(first, None, str(root), units),
         StageWork(second, first.name, str(root), units),
     ]
 
 
-def main(address: str, root: str) -> None:
+def main(address: str, root: str, number: str) -> None:
     from pipeline.execution.on_ray import engine_session, run_ray
 
-    works = chain(Path(root))
+    units = planned_units(int(number))
+    works = chain(Path(root), units)
     results = []
     needs = {work.name: work.resources for work in works}
     with engine_session(address, None, [needs], wait_minutes=1.0, say=print):
-        complete = run_ray(works, list(planned_units()), results.append)
+        complete = run_ray(works, list(units), results.append)
     found = [[result.stage, result.unit, result.status, result.error] for result in results]
     Path(root, "results.json").write_text(json.dumps({"complete": complete, "results": found}))
 

@@ -26,6 +26,8 @@ _ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "5",
     "OMP_NUM_THREADS": "1",
+    # Ray ends workers when this machine's memory is nearly full, whoever uses it: not what is tried here.
+    "RAY_memory_monitor_refresh_ms": "0",
     # Since 2.60 a head asks for a token, which all machines of a cluster must be given.
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
