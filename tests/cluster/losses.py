@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.execution.plain import run_plain
-from pipeline.execution.runner import DONE
+from pipeline.execution.runner import DONE, SKIPPED
 from tests.cluster.driver import chain, planned_units
 from tests.cluster.machines import Machines
 
@@ -59,8 +59,11 @@ def check_same_bytes(root: Path, plain: Path, number: int, printed: str) -> None
     """Compare the outputs with those of the plain runner. Raises: AssertionError."""
     found = json.loads((root / "results.json").read_text())
     assert found["complete"], printed
-    assert Counter(result[2] for result in found["results"]) == {DONE: 2 * number}, printed
     units = planned_units(number)
+    told = {(stage, unit): status for stage, unit, status, _ in found["results"]}
+    assert told.keys() == {(s, u) for s in ("numbers", "doubled") for u in units}, printed
+    # What was committed just before its machine was lost is found done by the next attempt.
+    assert set(told.values()) <= {DONE, SKIPPED}, printed
     assert run_plain(chain(plain, units, slow=False), list(units), lambda result: None)
     assert outputs(root) == outputs(plain), printed
 
