@@ -36,7 +36,7 @@ import pyarrow as pa
 
 from koe.schema import CLIP, ENCODED, EXCLUDED, SAMPLE, SCORED, SPEECH, TEXT, Unit
 from koe.stage import Outcome
-from pipeline.execution.runner import FAILED, StageWork
+from pipeline.execution.runner import FAILED, StageWork, always
 from pipeline.jobs.order import OrderWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan, make_plan
@@ -199,7 +199,7 @@ def order_work(root: Path, plan: Plan) -> OrderWork:
 
 def part_order(root: Path, num_clips: int) -> None:
     work = order_work(root, planned(root, num_clips))
-    result = work.open()("order")
+    result = work.open()("order", always)
     assert result.status != FAILED, result.error
 
 

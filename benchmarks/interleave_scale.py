@@ -36,7 +36,7 @@ from benchmarks.results import run_command, write_figures
 from koe.dataflow import ORDER_UNIT, output_path
 from koe.schema import EXCLUDED, SAMPLE, SPEECH, TEXT
 from koe.stage import Outcome
-from pipeline.execution.runner import DONE, UnitResult, Work
+from pipeline.execution.runner import DONE, UnitResult, Work, always
 from pipeline.jobs.interleave import Shards
 from pipeline.jobs.order import OrderWork, shard_names, shard_places
 from pipeline.run_dir.ledger import Ledger, Receipt
@@ -89,7 +89,7 @@ class MadeUp:
         self.stage = OrderStage(settings, {})
         sources = tuple(SPEECH if unit % 8 < 5 else TEXT for unit in range(num_units))
         order = OrderWork(self.stage, root, self.units, sources)
-        assert order.open()(ORDER_UNIT).status == DONE
+        assert order.open()(ORDER_UNIT, always).status == DONE
         self.order: Receipt | None = self.ledger.receipt("interleave", ORDER_UNIT)
         assert self.order is not None
         self.shards = shard_names(self.ledger, self.order)

@@ -35,7 +35,7 @@ from benchmarks.driver_memory import (
 )
 from koe.schema import EXCLUDED, SPEECH, TEXT
 from koe.stage import Outcome
-from pipeline.execution.runner import DONE, UnitResult, Work
+from pipeline.execution.runner import DONE, UnitResult, Work, always
 from pipeline.jobs.interleave import Shards
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
@@ -157,7 +157,7 @@ def write_shards(folder: Path, repeat: int) -> list[float]:
         outcome = Outcome(table, none, none)
         ledger.commit(_Tokenize(), unit.unit, "", outcome, records_in=table.num_rows, seconds=0)
     order = order_work(folder, plan)
-    assert order.open()("order").status == DONE
+    assert order.open()("order", always).status == DONE
     tokens = 0
 
     def run(work: Work, units: Sequence[str], _: Sequence[UnitResult]) -> bool:

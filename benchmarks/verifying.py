@@ -43,7 +43,7 @@ from koe.vocabulary import (
     START_OF_SPEECH,
     START_OF_TEXT,
 )
-from pipeline.execution.runner import DONE, UnitResult, Work
+from pipeline.execution.runner import DONE, UnitResult, Work, always
 from pipeline.jobs.interleave import Shards
 from pipeline.jobs.order import OrderWork
 from pipeline.run_dir.ledger import Ledger
@@ -128,7 +128,7 @@ def write_run(root: Path, num_clips: int, frames: int) -> None:
 def done_here(work: Work, units: Sequence[str], before: Sequence[UnitResult]) -> bool:
     """Do work in this process; fails where a unit was done before."""
     run = work.open()
-    return not before and all(run(unit).status == DONE for unit in units)
+    return not before and all(run(unit, always).status == DONE for unit in units)
 
 
 def write_shards(plan: Plan, ledger: Ledger) -> None:
@@ -138,7 +138,7 @@ def write_shards(plan: Plan, ledger: Ledger) -> None:
     )
     units = tuple(unit.unit for unit in plan.units)
     order = OrderWork(stage, storage.root, units, tuple(unit.source for unit in plan.units))
-    assert order.open()(ORDER_UNIT).status == DONE
+    assert order.open()(ORDER_UNIT, always).status == DONE
     assert Shards(stage, ledger, units, done_here).make() is not None
     write_card(plan, ledger)
 

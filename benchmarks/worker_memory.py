@@ -31,7 +31,7 @@ from koe.schema import SPEECH, TEXT
 from koe.stage import Resources
 from pipeline.config.load import load_config
 from pipeline.config.models import PipelineConfig
-from pipeline.execution.runner import DONE, StageWork, Work
+from pipeline.execution.runner import DONE, StageWork, Work, always
 from pipeline.execution.selection import select_stages
 from pipeline.jobs.assembly import Assembly
 from pipeline.jobs.run import _build_chains, _plan_work, plan_run
@@ -96,7 +96,7 @@ class Worker:
 
     def run(self, units: list[str]) -> dict[str, int]:
         for unit in units:
-            result = self._run_unit(unit)
+            result = self._run_unit(unit, always)
             assert result.status == DONE, result.error
         peak = bytes_of("VmHWM")
         return {"peak": peak, "own": peak - bytes_of("RssFile")}

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from koe.schema import EXCLUDED
 from koe.stage import Outcome
-from pipeline.execution.runner import DONE, SKIPPED, UnitResult, Work
+from pipeline.execution.runner import DONE, SKIPPED, UnitResult, Work, always
 from pipeline.jobs.interleave import Shards
 from pipeline.jobs.order import OrderWork
 from pipeline.run_dir.ledger import Ledger
@@ -74,7 +74,7 @@ class ShardsRun:
         for unit in units if self.forwards else reversed(units):
             if self.kill_at is not None and len(self.done) >= self.kill_at:
                 raise Killed
-            result = run(unit)
+            result = run(unit, always)
             assert result.status in (DONE, SKIPPED), result.error
             if result.status == DONE:
                 self.done.append(unit)

@@ -7,7 +7,7 @@ import pytest
 
 from koe.schema import EXCLUDED, QUARANTINED, REJECTED
 from koe.stage import Outcome
-from pipeline.execution.runner import DONE, FAILED, SKIPPED
+from pipeline.execution.runner import DONE, FAILED, SKIPPED, always
 from pipeline.jobs.order import OrderWork, shard_names, shard_places
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
@@ -41,7 +41,7 @@ def run(tmp_path):
 
 def test_what_is_stored_is_what_was_planned(run):
     found, ledger, work = run
-    result = work.open()("order")
+    result = work.open()("order", always)
     planned = plan_order(described(found), SETTINGS)
     receipt = ledger.receipt("interleave", "order")
     assert ledger.read(receipt).equals(planned.table)
@@ -53,12 +53,12 @@ def test_what_is_stored_is_what_was_planned(run):
     placed = {key: value for key, value in receipt.measures.items() if key.startswith("placed.")}
     assert sum(placed.values()) == result.kept
     assert set(placed) == {"placed.jvs", "placed.dolly"}
-    assert (result.status, work.open()("order").status) == (DONE, SKIPPED)
+    assert (result.status, work.open()("order", always).status) == (DONE, SKIPPED)
 
 
 def test_the_shards_of_an_order_are_known(run):
     found, ledger, work = run
-    assert work.open()("order").status == DONE
+    assert work.open()("order", always).status == DONE
     receipt = ledger.receipt("interleave", "order")
     shards = plan_order(described(found), SETTINGS).shards()
     places = shard_places(ledger.storage, receipt)
@@ -78,7 +78,7 @@ def test_an_order_that_cannot_be_made_says_why(run):
         OrderStage(changed(SETTINGS, ratio=ratio), {}), work.root, speech, ("jvs",) * len(speech)
     )
     for broken, why in ((missing, "absent is not tokenized"), (unfit, "0 rows of text")):
-        result = broken.open()("order")
+        result = broken.open()("order", always)
         assert (result.stage, result.status) == ("order", FAILED)
         assert why in result.error
     assert ledger.receipt("interleave", "order") is None
