@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,8 @@ class Held:
     def beat_until_stopped(self) -> None:
         while not self.lost and not self._stop.wait(self.pace.beat):
             begun = time.monotonic()
-            try:
+            with suppress(Exception):  # tried again; `require` ends the run after a while
                 self._beat(begun)
-            except Exception:  # tried again; `require` ends the run after a while
-                continue
 
     def _beat(self, begun: float) -> None:
         self._number += 1
