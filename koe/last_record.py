@@ -1,23 +1,15 @@
-"""Which record a process works on: known after its death, and refused where it is known to kill.
+"""Which record a process works on, known after its death.
 
-A stage calls `began` before it decodes a record, and `require_harmless` where it reads records
-itself. Outside of a run both do nothing.
+A stage calls `began` before it decodes a record. Outside of a run that does nothing. Where several
+threads decode, or a model works behind them, the last record begun is near the one that killed.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-
-from koe.errors import BadRecord
-
-KILLS = "kills_the_worker"  # the reason of records whose processing ends the process
 
 RECORD_BYTES = 4096  # that are kept of a record's id
 
 # One place for the whole process, whose threads may decode: the last one that began counts.
 _place: memoryview | None = None
-_harmful: Mapping[str, str] = {}
 
 
 def keep_in(place: memoryview | None) -> None:
@@ -31,24 +23,3 @@ def began(record_id: str) -> None:
     if _place is not None:
         data = record_id.encode("utf-8", "backslashreplace")[: RECORD_BYTES - 1] + b"\0"
         _place[: len(data)] = data
-
-
-def require_harmless(record_id: str) -> None:
-    """Note that the work on a record begins, unless it is known to end the process.
-
-    Raises: BadRecord with reason kills_the_worker.
-    """
-    if record_id in _harmful:
-        raise BadRecord(KILLS, _harmful[record_id])
-    began(record_id)
-
-
-@contextmanager
-def refusing(harmful: Mapping[str, str]) -> Iterator[None]:
-    """Refuse these records, each with what is said of it, until the block ends."""
-    global _harmful
-    before, _harmful = _harmful, harmful
-    try:
-        yield
-    finally:
-        _harmful = before

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from koe.errors import BadRecord
+from koe.last_record import began
 from stages.audio.decode import decode, resample
 from stages.audio.recording import Recording
 from stages.audio.sndfile import UNREADABLE
@@ -54,13 +55,14 @@ def load_clips(
     reads ahead of its use, `num_threads` decode and resample (0.7 ms per second of audio, which a
     GPU outruns; the libraries release the interpreter's lock). `index_folder`: as in `SourceFiles`.
     """
-    parts = (clips[name].to_pylist() for name in ("start_seconds", "seconds", "channel"))
+    parts = (clips[name].to_pylist() for name in ("id", "start_seconds", "seconds", "channel"))
     read = zip(recordings(clips, index_folder), *parts, strict=True)
 
     def load(
-        clip: tuple[Recording | BadRecord, float, float, int | None],
+        clip: tuple[Recording | BadRecord, str, float, float, int | None],
     ) -> np.ndarray | BadRecord:
-        recording, start, seconds, channel = clip
+        recording, clip_id, start, seconds, channel = clip
+        began(clip_id or "")  # a row of no run may have none
         if isinstance(recording, BadRecord):
             return recording
         audio = attempt_read(UNREADABLE, _load, recording, audio_hz, start, seconds, channel)

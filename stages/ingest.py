@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from koe.errors import BadRecord, ContractError
+from koe.last_record import began
 from koe.schema import CLIP, Unit, units_in
 from koe.stage import Exclusions, Outcome, Resources, Transform
 from stages.audio.decode import (
@@ -81,6 +82,7 @@ class IngestStage:
         seen: set[str] = set()
         for record in source.records_of(unit):
             clip_id = f"{source.name}/{record.key}"
+            began(clip_id)
             is_repeated = record.bad is None and clip_id in seen
             seen.update([clip_id] if record.bad is None else [])
             clip = attempt_read(

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from koe.errors import BadRecord, ContractError
+from koe.last_record import began
 from koe.schema import ENCODED, SAMPLE, SPEECH, TEXT, UNIT, Unit, require_schema, units_in
 from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, drop_repeated_frames, speech_ids
@@ -79,6 +80,7 @@ class TokenizeSpeech(_Tokenize):
         good, prompts = [], []
         checks = TranscriptChecks(self.transcripts)
         for clip, codes in zip(clips, all_codes, strict=True):
+            began(clip["id"])
             text = checks.prepared(clip["text"])
             try:
                 prompt = speech_prompt(self.settings.speech_prompt, text, clip["speaker"])
@@ -151,6 +153,7 @@ class TokenizeText(_Tokenize):
         seen: set[str] = set()
         for record in self.source.records_of(unit):
             sample_id = f"{unit.source}/{record.key}"
+            began(sample_id)
             pairs = attempt_read("broken_record", self._turns, record, notes, sample_id in seen)
             if isinstance(pairs, BadRecord):
                 excluded.quarantine(sample_id, unit.source, pairs, record.location)

@@ -13,6 +13,7 @@ from koe.schema import SPEECH, TEXT
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.reading import stored_index
+from pipeline.run_dir.set_aside import set_aside_units
 from pipeline.run_dir.vouched import UnitFiles
 from pipeline.stats import RunTally
 from pipeline.verify.cut import CutDocuments
@@ -105,6 +106,7 @@ def not_made(plan: Plan, ledger: Ledger) -> list[str]:
         if receipt_path(stage, unit.unit) not in present
     )
     units = [f"{stage} of {number:,} units" for stage, number in missing.items()]
+    units += [f"{why.stage} of {why.unit}, set aside" for why in set_aside_units(ledger.storage)]
     return units + [path for path in _FILES if path not in present]
 
 
