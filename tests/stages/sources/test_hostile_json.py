@@ -119,7 +119,7 @@ def test_marks_at_the_start_and_ends_of_lines(tmp_path, end, mark):
         ("[{}]".encode("utf-16-le"), "UTF-16"),
         ("[{}]".encode("utf-16-be"), "UTF-16"),
         ("[{}]".encode("utf-32"), "UTF-32"),
-        (gzip.compress(b"[{}]"), "gzip"),
+        (gzip.compress(b"[{}]", mtime=0), "gzip"),
         (b"PK\x03\x04\x14\0\0\0", "ZIP"),
         (b"<!DOCTYPE html><html>404</html>", "HTML"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
