@@ -17,13 +17,14 @@ from typing import cast
 from unittest import mock
 
 from pipeline import cli
+from pipeline.cli import app
 from pipeline.jobs import assembly, interleave, run, speech_samples
 from pipeline.stats import full_stats
 from pipeline.verify import verify_run
 from stages.text import tokenizer
 from tests.s3_server import set_fsspec_endpoint
 
-WARM = (interleave, run, full_stats, verify_run)  # what a run would import while it goes on
+WARM = (app, interleave, run, full_stats, verify_run)  # what a run would import while it goes on
 
 _llama = tokenizer._from_package()
 _stripped = tokenizer.text_tokenizer(_llama)
@@ -38,9 +39,7 @@ def start_koe(
     """
     context = cast(ForkServerContext, multiprocessing.get_context("forkserver"))
     context.set_forkserver_preload(["tests.soak.child"])
-    process = context.Process(
-        target=_run, args=(arguments, str(log), environment, file_bytes), daemon=True
-    )
+    process = context.Process(target=_run, args=(arguments, str(log), environment, file_bytes))
     process.start()
     return process
 
