@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import resource
 import sys
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,12 +20,16 @@ from unittest import mock
 from pipeline import cli
 from pipeline.cli import app
 from pipeline.jobs import assembly, interleave, run, speech_samples
+from pipeline.run_dir import lock
 from pipeline.stats import full_stats
 from pipeline.verify import verify_run
 from stages.text import tokenizer
 from tests.s3_server import set_fsspec_endpoint
 
 WARM = (app, interleave, run, full_stats, verify_run)  # what a run would import while it goes on
+
+# A killed run's lock on S3 is free after 20 s instead of 120: a soak kills there often.
+_PACE = replace(lock.PACE, beat=1.0, give_up=15.0, stale=20.0)
 
 _llama = tokenizer._from_package()
 _stripped = tokenizer.text_tokenizer(_llama)
@@ -59,6 +64,7 @@ def _run(
         mock.patch.object(tokenizer, "_from_package", return_value=_llama),
         mock.patch.object(assembly, "text_tokenizer", return_value=_stripped),
         mock.patch.object(speech_samples, "text_tokenizer", return_value=_stripped),
+        mock.patch.object(lock, "PACE", _PACE),
         mock.patch.object(sys, "argv", ["koe", *arguments]),
     ):
         cli.main()
