@@ -73,7 +73,7 @@ def _gzip_checkpoints(file: BinaryIO) -> bytes:
 
 
 def save_index(folder: str, path: str, stamp: str, index: StreamIndex) -> None:
-    """Keep the index of the file at `path` in `folder`. Raises: OSError."""
+    """Keep the index of the file at `path` in `folder`. Raises: StorageError."""
     head = json.dumps({**asdict(index), "gzip": len(index.gzip)}).encode()
     keep(folder, name_of(path, stamp, _SUFFIX), head + b"\n" + index.gzip)
 
