@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -28,10 +28,10 @@ from pipeline.execution.node_status import NodeStatus, Working, nodes_of, nodes_
 from pipeline.execution.rates import RECENT_SECONDS, UnitWork, rate_measures, recent_rates
 from pipeline.execution.status_table import StageRow, StageTable, flowing
 from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.passes import PassStatus, read_passes
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.reading import trace_history
-from pipeline.run_dir.set_aside import read_attempts
-from pipeline.run_dir.storage import Storage
+from pipeline.run_dir.set_aside import InFlight, read_attempts
 
 
 class _Done(NamedTuple):
@@ -55,7 +55,8 @@ class StageStatus:
     `done` and `left` count units. `units_per_second`, `rates` and `eta_seconds` are those of one
     worker, from the seconds that the receipts name. `run_units_per_second`, `run_rates` and
     `run_eta_seconds` are those of all workers together, from when recent receipts were written;
-    None or empty when none was. `nodes` has the same by the machine that did it.
+    None or empty when none was. `nodes` has the same by the machine that did it. `passes` tells of
+    the two passes before the shards while there are any.
     """
 
     stage: str
@@ -74,6 +75,7 @@ class StageStatus:
     run_eta_seconds: float | None
     newest_seconds_ago: float | None
     nodes: tuple[NodeStatus, ...] = ()
+    passes: tuple[PassStatus, ...] = ()
 
 
 class StatusReader:
@@ -85,7 +87,7 @@ class StatusReader:
         self._stamps: dict[tuple[str, str], tuple[int, float]] = {}
         self._plan: Plan | None = None
         self._plan_stamp: tuple[int, float] | None = None
-        self._working: dict[str, list[Working]] = {}
+        self._in_flight: tuple[InFlight, ...] = ()
 
     def plan(self) -> Plan | None:
         """Return the stored plan, read again when a new run replaced it."""
@@ -97,7 +99,7 @@ class StatusReader:
     def read(self) -> list[StageStatus]:
         """Read how far each stage is, in the order of the data."""
         plan = self.plan()
-        self._working = _working(self._ledger.storage)
+        self._in_flight = read_attempts(self._ledger.storage).in_flight
         chains = {modality: stage_chain(modality) for modality in (SPEECH, TEXT)}
         stages = [stage for stage in stage_names() if any(stage in c for c in chains.values())]
         units = plan.units if plan else ()
@@ -127,7 +129,9 @@ class StatusReader:
             return self._row(INTERLEAVE, (), 1)
         current = [r for r in done.values() if r.input_sha256 == order.output_sha256]
         row = self._row(INTERLEAVE, current, order.shards)
-        return replace(row, done=row.done + 1)
+        working = [item.stage for item in self._in_flight]
+        passes = read_passes(self._ledger, names, working)
+        return replace(row, done=row.done + 1, passes=passes)
 
     def _receipts(
         self, stage: str, units: Iterable[str], stamps: dict[str, tuple[int, float]] | None = None
@@ -144,7 +148,7 @@ class StatusReader:
 
     def _row(self, stage: str, done: Collection[_Done], num_units: int) -> StageStatus:
         now = self._clock()
-        working = self._working.get(stage, ())
+        working = [Working(i.machine, i.since) for i in self._in_flight if _stage_of(i) == stage]
         seconds = sum(receipt.work.seconds for receipt in done)
         left = max(0, num_units - len(done))
         rate = len(done) / seconds if seconds else 0.0
@@ -173,13 +177,9 @@ class StatusReader:
         )
 
 
-def _working(storage: Storage) -> dict[str, list[Working]]:
-    """List the units in flight by their stage, as the run wrote them down some seconds ago."""
-    found: dict[str, list[Working]] = defaultdict(list)
-    for item in read_attempts(storage).in_flight:
-        stage = item.stage if item.stage in stage_names() else INTERLEAVE
-        found[stage].append(Working(item.machine, item.since))
-    return found
+def _stage_of(item: InFlight) -> str:
+    """Name the stage of a unit in flight; the passes before the shards belong to theirs."""
+    return item.stage if item.stage in stage_names() else INTERLEAVE
 
 
 def _done(stage: str, receipt: Receipt | None, stamp: tuple[int, float]) -> _Done | None:
@@ -239,7 +239,17 @@ def status_table(rows: list[StageStatus]) -> RenderableType:
     """Render `koe status`."""
     found, note = status_rows(rows)
     nodes = nodes_table({row.stage: row.nodes for row in rows})
-    return Group(StageTable(found, [note]), *([Text(), nodes] if nodes else []))
+    passes = [_passes_note(row) for row in rows if row.passes]
+    return Group(StageTable(found, [*passes, note]), *([Text(), nodes] if nodes else []))
+
+
+def _passes_note(row: StageStatus) -> str:
+    """Say how far the passes before the shards are, in one line."""
+    return f"{row.stage}, before the shards: " + ", ".join(
+        f"{one.name} {one.done}/{'?' if one.left is None else one.done + one.left}"
+        + (f" (+{one.working} in work)" if one.working else "")
+        for one in row.passes
+    )
 
 
 def follow(reader: StatusReader, console: Console, seconds: float) -> None:

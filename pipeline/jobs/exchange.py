@@ -15,32 +15,18 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from koe.dataflow import (
-    EXCHANGE,
-    INTERLEAVE,
-    PLACEMENTS_UNIT,
-    exchange_unit,
-    is_temporary,
-    last_stage_with,
-)
+from koe.dataflow import EXCHANGE, INTERLEAVE, PLACEMENTS_UNIT, is_temporary, last_stage_with
 from koe.dataflow import output_path as path_of
 from koe.fingerprint import sha256_json
 from koe.schema import EXCLUDED, ORDER, PIECE, PLACEMENT
 from koe.stage import Outcome
 from pipeline.execution.runner import UnitOutput, UnitTask, Work
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
+from pipeline.run_dir.passes import groups_of, made_from, shards_of
 from pipeline.run_dir.storage import Storage
 from stages.interleave import ExchangeStage, OrderStage, PlacementsStage
 from stages.packing.exchange import GROUP_TOKENS, Placements
 from stages.packing.pieces import gather_pieces, lay_pieces
-
-
-def made_from(order: Receipt) -> str:
-    """Fingerprint what the placements are made from: the order, and the samples that it places.
-
-    The order alone would not do: other samples of the same lengths have the same order.
-    """
-    return sha256_json([order.input_sha256, order.output.sha256])
 
 
 @dataclass(frozen=True)
@@ -94,13 +80,8 @@ class ExchangeWork(Work[ExchangeStage]):
     def name(self) -> str:
         return EXCHANGE
 
-    def groups(self) -> list[str]:
-        """Name the units."""
-        number = len(self.placements.segments) - 1 - len(shards_of(self.placements))
-        return [exchange_unit(group) for group in range(number)]
-
     def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
-        numbers = {name: number for number, name in enumerate(self.groups())}
+        numbers = {name: number for number, name in enumerate(groups_of(self.placements))}
         sources = [made_from(self.order), self.placements.output.sha256]
 
         def task(unit: str) -> UnitTask:
@@ -155,11 +136,6 @@ class ShardWork(Work[OrderStage]):
             kept=part.num_rows,
             measures=_row_measures(rows),
         )
-
-
-def shards_of(placements: Receipt) -> list[str]:
-    """Name the shards whose pieces the two passes bring, in the order of the segments."""
-    return placements.content["shards"]
 
 
 def read_part(storage: Storage, receipt: Receipt, number: int, schema: pa.Schema) -> pa.Table:

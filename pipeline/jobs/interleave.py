@@ -24,16 +24,10 @@ from koe.dataflow import (
 from koe.errors import StageError
 from koe.schema import ROW, SCHEMA_VERSION
 from pipeline.execution.runner import SKIPPED, UnitResult, Work, result_of
-from pipeline.jobs.exchange import (
-    ExchangeWork,
-    PlacementsWork,
-    ShardWork,
-    made_from,
-    remove_temporary,
-    shards_of,
-)
+from pipeline.jobs.exchange import ExchangeWork, PlacementsWork, ShardWork, remove_temporary
 from pipeline.jobs.order import shard_names
 from pipeline.run_dir.ledger import Ledger, Receipt
+from pipeline.run_dir.passes import groups_of, made_from, shards_of
 from stages.interleave import ExchangeStage, OrderStage, PlacementsStage
 from stages.packing.exchange import GROUP_TOKENS
 
@@ -93,7 +87,7 @@ class Shards:
         placements = _required(self.ledger, PLACEMENTS_UNIT)
         stage = ExchangeStage(resources)
         exchange = ExchangeWork(stage, root, order, placements, self.units, force)
-        groups = exchange.groups()
+        groups = groups_of(placements)
         if not self.run(exchange, groups, ()):
             return None
         exchanges = tuple(_all_of(self.ledger, groups))
