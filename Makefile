@@ -57,6 +57,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.scale_run
 	$(BIN)/python -m benchmarks.scale_run --s3 --clips 10000 30000 100000
 	$(BIN)/python -m benchmarks.interleave_scale
+	$(BIN)/python -m benchmarks.object_store_requests
 	$(BIN)/python -m benchmarks.trainer_gpu
 	$(BIN)/python -m benchmarks.trainer_memory
 

@@ -27,6 +27,10 @@ from benchmarks.results import run_command, write_figures
 from tests.s3_server import S3Server, s3_server
 
 TEXT_UNITS = 3
+# All requests of the same commands at commit e3e2beb, measured by this script with its defaults,
+# before small outputs were written in one request and receipts were read in bulk.
+PEER, PEER_REQUESTS = "koe at e3e2beb", 2273
+DEFAULTS = {"units": 12, "clips": 323}
 COMMANDS = {
     "run": ("run", "--to", "interleave"),
     "rerun": ("run", "--to", "interleave"),
@@ -85,8 +89,8 @@ def counted(server: S3Server, config: Path, arguments: tuple[str, ...]) -> Count
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--units", type=int, default=12)
-    parser.add_argument("--clips", type=int, default=323)
+    parser.add_argument("--units", type=int, default=DEFAULTS["units"])
+    parser.add_argument("--clips", type=int, default=DEFAULTS["clips"])
     parser.add_argument("--no-result", action="store_true")
     options = parser.parse_args()
     figures: dict[str, dict[str, int]] = {}
@@ -100,8 +104,16 @@ def main() -> None:
             if os.environ.get("KOE_REQUEST_LOG"):
                 for entry in server.log():
                     print("   ", *entry)
+    total = sum(counts["all"] for counts in figures.values())
+    size = {"units": options.units, "clips": options.clips}
+    compared = {}
+    if size == DEFAULTS:
+        ratio = round(PEER_REQUESTS / total, 4)
+        compared = {"peer": PEER, "ratio": ratio, "ours": total, "theirs": PEER_REQUESTS}
+        print(f"{total:,} requests, {PEER} made {PEER_REQUESTS:,}: {ratio:.2f} times as many")
     if not options.no_result:
-        print(write_figures("object_store_requests", units=options.units, requests=figures))
+        result = {**compared, "unit": "requests", **size, "requests": figures}
+        print(write_figures("object_store_requests", **result))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +69,12 @@ def main() -> int:
     asked = parser.parse_args()
     if unknown := sorted(set(asked.readers) - READERS.keys()):
         parser.error(f"there is no reader {unknown[0]}")
+    if asked.runs < 1:  # libFuzzer would not end
+        parser.error("--runs must be at least 1")
+    if find_spec("atheris") is None:
+        parser.error(
+            "atheris is not installed; `make fuzz` installs it, or `pip install -e '.[fuzz]'`"
+        )
     print(f"{'reader':<16}{'inputs':>8}{'seconds':>9}  found")
     is_clean = True
     for name in asked.readers or READERS:

@@ -116,7 +116,9 @@ def run_parts(soak: Soak, options: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--requests", type=int, default=100, help="runs with one failed request")
@@ -125,6 +127,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the table here as well")
     options = parser.parse_args()
+    for name in ("kills", "requests", "nodes", "disks"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1; --parts leaves a part out")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as after Ctrl-C
     console, began = Console(stderr=True), time.monotonic()
     report, folder = Report(console), Path(tempfile.mkdtemp(prefix="soak"))

@@ -73,4 +73,5 @@ class Report:
 
     def write(self, path: Path, **more: object) -> None:
         rows = [asdict(row) for row in self.rows.values()]
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**more, "rows": rows}, indent=1) + "\n", encoding="utf-8")
