@@ -174,39 +174,43 @@ def _train_on_ray(
         ScalingConfig,
         TrainingFailedError,
     )
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from training.meeting import meeting
 
     has = ray.cluster_resources()
     _require_gpus(config, int(has.get("GPU", 0)), "the Ray cluster")
     _require_cpus(config, has.get("CPU", 0), "the Ray cluster")
-    threads = _cpus_per_worker(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    threads = _cpus_per_worker(config, [node["Resources"] for node in nodes])
     resources = {"CPU": threads, **({"GPU": 1} if config.device == "cuda" else {})}
     ray_path, ray_files = _ray_storage(beside(out_dir, RAY_FOLDER))
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={
-            "config": config.model_dump(),
-            "shards": str(shards),
-            "out_dir": str(out_dir),
-            "threads": threads,
-            "sample_generator": sample_generator,
-        },
-        torch_config=TorchConfig(backend=BACKENDS[config.device]),
-        scaling_config=ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=config.device == "cuda",
-            resources_per_worker=resources,
-        ),
-        run_config=RunConfig(
-            name="train",
-            storage_path=ray_path,
-            storage_filesystem=ray_files,
-            failure_config=FailureConfig(max_failures=config.max_worker_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
+    settings = {
+        "config": config.model_dump(),
+        "shards": str(shards),
+        "out_dir": str(out_dir),
+        "threads": threads,
+        "sample_generator": sample_generator,
+    }
+    scaling = ScalingConfig(
+        num_workers=config.workers, use_gpu=config.device == "cuda", resources_per_worker=resources
+    )
+    run = RunConfig(
+        name="train",
+        storage_path=ray_path,
+        storage_filesystem=ray_files,
+        failure_config=FailureConfig(max_failures=config.max_worker_failures),
+        logging_config=LoggingConfig(log_level="WARNING"),
     )
     try:
-        with _own_interrupt_handler():
+        with meeting(BACKENDS[config.device], nodes) as group, _own_interrupt_handler():
+            trainer = TorchTrainer(
+                _ray_worker,
+                train_loop_config=settings,
+                torch_config=group,
+                scaling_config=scaling,
+                run_config=run,
+            )
             outcome = trainer.fit().return_value
     except (TrainingFailedError, RayActorError) as error:
         raise _explain(error, config) from error

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from koe.errors import ConfigError, StageError
+from tests.koe.listening import listeners, reachable_from_elsewhere
 from tests.training.helpers import assert_same_weights, saved_tensors, small_config, small_shards
 from training.__main__ import main
 from training.config import GuardConfig, TrainConfig
@@ -142,3 +143,27 @@ def test_a_cluster_too_small_is_refused(tmp_path):
     shards = small_shards(tmp_path / "shards")
     with pytest.raises(ConfigError, match="the Ray cluster has 2"):
         launch(small_config(launcher="ray", workers=3), shards, tmp_path / "out")
+
+
+def watch(found, ended):
+    """Collect what the processes of the training listen on, until it has `ended`."""
+    while not ended.wait(0.05):
+        found |= set(listeners())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_ranks_on_a_local_ray_listen_on_the_loopback_interface_alone(tmp_path):
+    shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
+    config = small_config(launcher="ray", workers=2, accumulation_steps=1, cpus_per_worker=1)
+    found, ended = set(), threading.Event()
+    watcher = threading.Thread(target=watch, args=(found, ended))
+    watcher.start()
+    try:
+        assert launch(config, shards, out).steps == config.max_steps
+    finally:
+        ended.set()
+        watcher.join()
+    # each rank listens for Ray, and for the other rank
+    assert len({item for item in found if "RayTrainW" in item.process}) >= 4, sorted(found)
+    assert reachable_from_elsewhere(sorted(found)) == []

@@ -67,7 +67,10 @@ def test_units_in_flight_are_told_with_their_pass(run):
         run.make()
     assert row_of(run).passes == (), "nothing of the passes is begun"
     put_in_flight(run, ("placements", "placements"))
-    assert row_of(run).passes == (PassStatus("placements", 0, 1, 1), PassStatus("exchange", 0, None))
+    assert row_of(run).passes == (
+        PassStatus("placements", 0, 1, 1),
+        PassStatus("exchange", 0, None),
+    )
     assert "placements 0/1 (+1 in work), exchange 0/?" in shown(run)
     run.kill_at = 3
     with pytest.raises(Killed):
