@@ -67,7 +67,7 @@ def test_every_key_has_a_meaning():
 CONFIGS = [
     ROOT / "pipeline.yaml",
     ROOT / "pipeline/demo/pipeline.yaml",
-    *sorted((ROOT / "examples").glob("*.yaml")),
+    ROOT / "examples" / "cluster.yaml",  # kuberay.yaml is not koe's: tests/docs/test_examples.py
 ]
 
 
