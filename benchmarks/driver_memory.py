@@ -36,7 +36,8 @@ import pyarrow as pa
 
 from koe.schema import CLIP, ENCODED, EXCLUDED, SAMPLE, SCORED, SPEECH, TEXT, Unit
 from koe.stage import Outcome
-from pipeline.execution.runner import FAILED, StageWork, always
+from pipeline.execution.runner import FAILED, always
+from pipeline.execution.stage_work import StageWork
 from pipeline.jobs.order import OrderWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan, make_plan

@@ -30,7 +30,7 @@ from benchmarks.clips import add_data_option, recordings
 from benchmarks.results import run_command, write_result
 from koe.schema import Unit
 from pipeline.execution.plain import run_plain
-from pipeline.execution.runner import StageWork
+from pipeline.execution.stage_work import StageWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
 

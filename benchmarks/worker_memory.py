@@ -31,8 +31,9 @@ from koe.schema import SPEECH, TEXT
 from koe.stage import Resources
 from pipeline.config.load import load_config
 from pipeline.config.models import PipelineConfig
-from pipeline.execution.runner import DONE, StageWork, Work, always
+from pipeline.execution.runner import DONE, Work, always
 from pipeline.execution.selection import select_stages
+from pipeline.execution.stage_work import StageWork
 from pipeline.jobs.assembly import Assembly
 from pipeline.jobs.run import _build_chains, _plan_work, plan_run
 

@@ -49,6 +49,7 @@ PLAN = "plan.json"
 CONFIG = "config.json"
 LOCK = "run.lock"
 ATTEMPTS = "attempts.json"  # units in flight, and attempts that never ended; gone after a good run
+KILLERS = "killers.json"  # the records that were found to end their worker
 SHARDS = "shards"
 INDEX = f"{SHARDS}/index.json"
 CARD = f"{SHARDS}/README.md"

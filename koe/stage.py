@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 import pyarrow as pa
 
@@ -75,6 +75,15 @@ class Stage(Recorded, Protocol):
     @property
     def resources(self) -> Resources: ...
     def open(self) -> Transform: ...
+
+
+@runtime_checkable
+class ReadsUnits(Protocol):
+    """A stage that reads the records of a unit by itself, out of its source."""
+
+    def leaving_out(self, records: Mapping[int, BadRecord]) -> Self:
+        """Return the stage that quarantines these records, by their place in the unit, unopened."""
+        ...
 
 
 _MAX_CHARS = 4096  # of what is said of a record; a value that is wrong may have any length

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -20,7 +21,7 @@ from stages.audio.decode import (
 )
 from stages.boundary import attempt_read
 from stages.settings import IngestConfig
-from stages.sources.base import Record, SpeechFiles
+from stages.sources.base import Record, SpeechFiles, leaving_out
 from stages.sources.checks.notes import Notes
 from stages.sources.fields import describe, lookup, name_of, number_of
 from stages.sources.location import ClipReader
@@ -34,6 +35,7 @@ class IngestStage:
 
     sources: tuple[SpeechFiles, ...]
     settings: IngestConfig = field(default_factory=IngestConfig)
+    left_out: Mapping[int, BadRecord] = field(default_factory=dict)  # by their place in the unit
     name: str = field(default="ingest", init=False)
     version: int = field(default=3, init=False)
     output_schema: pa.Schema = field(default=CLIP, init=False, repr=False)
@@ -47,6 +49,9 @@ class IngestStage:
     @property
     def resources(self) -> Resources:
         return self.settings.resources
+
+    def leaving_out(self, records: Mapping[int, BadRecord]) -> Self:
+        return replace(self, left_out=records)
 
     def open(self) -> Transform:
         return self._transform
@@ -80,7 +85,7 @@ class IngestStage:
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         seen: set[str] = set()
-        for record in source.records_of(unit):
+        for record in leaving_out(source.records_of(unit), self.left_out):
             clip_id = f"{source.name}/{record.key}"
             began(clip_id)
             is_repeated = record.bad is None and clip_id in seen

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, drop_repeated
 from stages.boundary import attempt_read
 from stages.clips import location
 from stages.settings import TokenizeConfig, TranscriptsConfig
-from stages.sources.base import Record, TextFiles
+from stages.sources.base import Record, TextFiles, leaving_out
 from stages.sources.checks.notes import Notes
 from stages.text.conversation import ends_unanswered, turns
 from stages.text.tokenizer import TextEncoder, TextTokenizer
@@ -115,6 +115,7 @@ class TokenizeText(_Tokenize):
 
     version: int = field(default=2, init=False)
     source: TextFiles = field(kw_only=True)
+    left_out: Mapping[int, BadRecord] = field(default_factory=dict)  # by their place in the unit
 
     @property
     def content(self) -> dict[str, Any]:
@@ -125,6 +126,9 @@ class TokenizeText(_Tokenize):
             "layout": self.source.settings.layout,
             "names": self.source.settings.fields.model_dump(exclude={"id"}),
         }
+
+    def leaving_out(self, records: Mapping[int, BadRecord]) -> Self:
+        return replace(self, left_out=records)
 
     def _transform(self, table: pa.Table, encoder: TextEncoder) -> Outcome:
         require_schema(table, UNIT, "the input of stage tokenize")
@@ -151,7 +155,7 @@ class TokenizeText(_Tokenize):
     ) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
         """Yield (sample id, location, turns) of the good records; the others go to `excluded`."""
         seen: set[str] = set()
-        for record in self.source.records_of(unit):
+        for record in leaving_out(self.source.records_of(unit), self.left_out):
             sample_id = f"{unit.source}/{record.key}"
             began(sample_id)
             pairs = attempt_read("broken_record", self._turns, record, notes, sample_id in seen)

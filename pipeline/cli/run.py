@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 from koe.dataflow import SET_ASIDE as SET_ASIDE_FILE
 from koe.dataflow import stage_names
+from koe.errors import ConfigError
 from pipeline.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -79,8 +81,23 @@ def run(
         typer.Option("--force", autocompletion=_stages, help="Do all units of this stage again."),
     ] = None,
     retry_set_aside: Annotated[
-        bool, typer.Option("--retry-set-aside", help="Try the units again that are set aside.")
+        bool,
+        typer.Option(
+            "--retry-set-aside",
+            help="Try the units again that are set aside, and the records found to end their worker.",
+        ),
     ] = False,
+    find_poison: Annotated[
+        bool,
+        typer.Option(
+            "--find-poison",
+            help="First find the records that end their worker in the units that are set aside. "
+            "Just these are quarantined, and the rest of the unit is done.",
+        ),
+    ] = False,
+    unit: Annotated[
+        str | None, typer.Option(metavar="UNIT", help="Search only this unit (--find-poison).")
+    ] = None,
 ) -> None:
     """Run the pipeline, or resume it.
 
@@ -92,7 +109,12 @@ def run(
     from pipeline.terminal.stats import stats_view
 
     settings = load_config(config, overrides)
+    if find_poison and retry_set_aside:
+        raise ConfigError("--find-poison and --retry-set-aside exclude each other")
+    if unit is not None and not find_poison:
+        raise ConfigError("--unit names the unit to search: give --find-poison as well")
     selection = select_stages(from_stage, to_stage, only, force or [])
+    selection = replace(selection, find_poison=find_poison, unit=unit)
     try:
         report = run_job(settings, selection, err, retry_set_aside)
     except KeyboardInterrupt:
@@ -123,7 +145,8 @@ def _left_undone(results: list[UnitResult]) -> list[str]:
         folder = f"{aside[0].stage}/{aside[0].unit}{SET_ASIDE_FILE}"
         lines.append(
             f"Set aside, because every attempt ended its worker: {names}. What is known lies in "
-            f"{folder} of the run directory. `{RETRY}` tries again."
+            f"{folder} of the run directory. `{RETRY}` tries again, and "
+            "`koe run --find-poison` finds the records that do it and leaves out just these."
         )
     return lines
 

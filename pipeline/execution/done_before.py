@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from koe.dataflow import excluded_path, receipt_path
-from pipeline.execution.runner import SKIPPED, StageWork, UnitResult, planned_sha256, result_of
+from pipeline.execution.runner import SKIPPED, UnitResult, result_of
+from pipeline.execution.stage_work import StageWork, planned_sha256
 from pipeline.run_dir.ledger import Ledger, Receipt
 
 Chain = tuple[Sequence[StageWork], Sequence[str]]  # stages, and the units that pass through them
@@ -80,7 +81,9 @@ def _results(
         if work.upstream and upstream is None:
             return []
         input_sha256 = upstream.output.sha256 if upstream else planned_sha256(work, unit)
-        check = ledger.judge(work.stage, found[work.stage.name], input_sha256, sizes.get)
+        check = ledger.judge(
+            work.recorded(unit, input_sha256), found[work.stage.name], input_sha256, sizes.get
+        )
         if check.receipt is None:
             return []
         results.append(result_of(check.receipt, SKIPPED))

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, Self, TypeVar
 
-from koe.errors import KoeError, StageError, StorageError
-from koe.fingerprint import sha256_json
-from koe.schema import Unit, unit_table
-from koe.stage import Outcome, Recorded, Resources, Stage, Transform, check_outcome
+from koe.errors import KoeError, StorageError
+from koe.stage import Outcome, Recorded, Resources
 from koe.store_errors import comes_from_store, storage_error
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
 from pipeline.run_dir.lock import worker_storage
@@ -141,6 +139,10 @@ class Work(ABC, Generic[S]):
         """Return the source of a unit and its number of records: units of a source take alike."""
         return "", 1
 
+    def recorded(self, unit: str, input_sha256: str) -> Recorded:
+        """Return what the receipt of a unit with this input records of the work."""
+        return self.stage
+
     @abstractmethod
     def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
         """Return the function that tells what is to be done for a unit.
@@ -156,44 +158,11 @@ class Work(ABC, Generic[S]):
 
         def run(unit: str, confirm: Confirm) -> UnitResult:
             input_sha256, make = task(unit)
-            result = do_unit(self.stage, ledger, unit, input_sha256, make, self.force, confirm)
+            stage = self.recorded(unit, input_sha256)
+            result = do_unit(stage, ledger, unit, input_sha256, make, self.force, confirm)
             return replace(result, stage=self.name)
 
         return lambda unit, confirm: guarded(self.name, unit, lambda: run(unit, confirm))
-
-
-@dataclass(frozen=True)
-class StageWork(Work[Stage]):
-    """One stage over the units of one modality.
-
-    `upstream` is the stage whose output is read; None passes the unit itself to the stage.
-    `reading` maps names of sources to the fingerprint of how their records are read.
-    """
-
-    stage: Stage
-    upstream: str | None
-    root: str
-    units: Mapping[str, Unit]
-    reading: Mapping[str, str] = field(default_factory=dict)
-    force: bool = False
-
-    def size(self, unit: str) -> tuple[str, int]:
-        planned = self.units[unit]
-        return planned.source, planned.records
-
-    def tasks(self, ledger: Ledger) -> Callable[[str], UnitTask]:
-        opened: list[Transform] = []
-
-        def make(unit: str, upstream: Receipt | None) -> UnitOutput:
-            if not opened:
-                opened.append(self.stage.open())
-            return _transformed(self, ledger, unit, upstream, opened[0])
-
-        def task(unit: str) -> UnitTask:
-            input_sha256, upstream = _unit_input(ledger, self, unit)
-            return input_sha256, lambda: make(unit, upstream)
-
-        return task
 
 
 def guarded(stage: str, unit: str, run: Callable[[], UnitResult]) -> UnitResult:
@@ -264,53 +233,3 @@ def do_unit(
         confirm=confirm,
     )
     return result_of(receipt, DONE, "forced" if check.receipt else check.why)
-
-
-def _transformed(
-    work: StageWork, ledger: Ledger, unit: str, upstream: Receipt | None, transform: Transform
-) -> UnitOutput:
-    """Take one unit through a stage's transform.
-
-    Raises: StageError that names stage, unit and clip.
-    """
-    if upstream is None:
-        table, records_in = unit_table([work.units[unit]]), work.units[unit].records
-    else:
-        table = ledger.read(upstream)
-        records_in = table.num_rows
-    try:
-        return UnitOutput(check_outcome(work.stage, records_in, transform(table)), records_in)
-    except StageError as error:
-        clip = f" (clip {error.clip_id})" if error.clip_id else ""
-        raise StageError(
-            f"stage {work.name} failed on unit {unit}{clip}: {error.what}",
-            error.why,
-            error.remedy,
-            stage=work.name,
-            unit=unit,
-            clip_id=error.clip_id,
-        ) from error
-
-
-def _unit_input(ledger: Ledger, work: StageWork, unit: str) -> tuple[str, Receipt | None]:
-    """Return the fingerprint of a unit's input and, after the first stage, the receipt of it.
-
-    Raises: StageError when the stage before has not done the unit.
-    """
-    if work.upstream is None:
-        return planned_sha256(work, unit), None
-    receipt = ledger.receipt(work.upstream, unit)
-    if receipt is None:
-        raise StageError(
-            f"unit {unit} has no output of stage {work.upstream}",
-            "that stage has not done it yet",
-            f"Run `koe run --from {work.upstream}`.",
-            unit=unit,
-        )
-    return receipt.output.sha256, receipt
-
-
-def planned_sha256(work: StageWork, unit: str) -> str:
-    """Return the fingerprint of the input of a first stage: the unit as it was planned."""
-    planned = work.units[unit]
-    return sha256_json([planned.to_row(), work.reading.get(planned.source)])

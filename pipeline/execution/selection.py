@@ -11,10 +11,16 @@ from koe.errors import ConfigError
 
 @dataclass(frozen=True)
 class Selection:
-    """The stages to run, in order, and those whose units are done again."""
+    """The stages to run, in order, and those whose units are done again.
+
+    `find_poison`: the units that these stages left aside, or the one that `unit` names, are searched
+    first for the records that end their worker.
+    """
 
     stages: tuple[str, ...] = field(default_factory=stage_names)
     force: frozenset[str] = frozenset()
+    find_poison: bool = False
+    unit: str | None = None
 
 
 def select_stages(

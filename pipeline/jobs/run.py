@@ -13,24 +13,27 @@ from rich.console import Console
 
 from koe.dataflow import CONFIG, INTERLEAVE, ORDER_UNIT, SHARDS, TRAIN, stage_chain, stage_names
 from koe.errors import StageError
-from koe.fingerprint import sha256_json
 from koe.numbers import counted
 from koe.printable import escape_control_characters
 from koe.schema import SPEECH, TEXT
 from koe.secrets import scrub
-from koe.stage import Resources, Stage
 from pipeline.config.models import PipelineConfig
+from pipeline.execution.attempt_log import AttemptLog
 from pipeline.execution.done_before import leave_done
 from pipeline.execution.engines import Engine, attempt_log, forgetting, open_engine, run_chain
 from pipeline.execution.interrupt import interruptible
 from pipeline.execution.progress import RunProgress
-from pipeline.execution.runner import StageWork, UnitResult, Work
+from pipeline.execution.runner import UnitResult, Work
 from pipeline.execution.selection import Selection
+from pipeline.execution.stage_work import StageWork
 from pipeline.jobs.assembly import Assembly
+from pipeline.jobs.chains import build_chains, chains_of_work, room_needed
 from pipeline.jobs.forecast import forecast, warnings
 from pipeline.jobs.interleave import Shards
 from pipeline.jobs.order import OrderWork
+from pipeline.jobs.poison import find_poison
 from pipeline.jobs.train import check_training, train_shards
+from pipeline.run_dir.killers import forget_killers
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.lock import run_lock
 from pipeline.run_dir.plan import Plan, by_source, lost_in, make_plan
@@ -99,7 +102,8 @@ def run_job(
 
     Everything is validated before the first unit runs. Units that fail are reported and
     left for the next run; interleave and train wait until there are none. Units whose attempts never
-    end are set aside, and left aside by later runs unless `retry_set_aside`.
+    end are set aside, and left aside by later runs unless `retry_set_aside`, which also tries the records
+    again that were found to end their worker.
     Raises: ConfigError before any work or while another process is using the run directory; StageError
     when too much is quarantined or the storage fails, and KeyboardInterrupt after Ctrl-C: resumable.
     """
@@ -120,7 +124,7 @@ def _run_job(
     trains = TRAIN in selection.stages
     if trains:
         check_training(config)
-    built = _build_chains(assembly, selection)
+    built = build_chains(assembly, selection)
     order = assembly.order() if INTERLEAVE in selection.stages else None
     plan = plan_run(config, console, storage)
     if order is not None:
@@ -128,14 +132,42 @@ def _run_job(
         _say_what_to_expect(assembly, plan, selection, console)
     ledger = Ledger(storage)
     ledger.storage.sweep((*stage_names(), SHARDS))
-    stats = None
+    with attempt_log(ledger.storage, config.plan, retry_set_aside, selection.stages) as log:
+        if retry_set_aside:
+            forget_killers(ledger.storage, selection.stages)
+        if selection.find_poison:
+            works = [
+                work
+                for found, _ in chains_of_work(built, plan, assembly, selection, ledger)
+                for work in found
+            ]
+            find_poison(works, selection.unit, ledger, log, partial(_say, console))
+        chains = chains_of_work(built, plan, assembly, selection, ledger)
+        progress, stats = _run_units(assembly, selection, plan, ledger, log, chains, order, console)
+    training = None
+    if trains and not progress.failures:
+        training = train_shards(config, console, resume=TRAIN not in selection.force)
+    return JobReport(progress.failures, stats, training)
+
+
+def _run_units(
+    assembly: Assembly,
+    selection: Selection,
+    plan: Plan,
+    ledger: Ledger,
+    log: AttemptLog,
+    chains: list[tuple[list[StageWork], list[str]]],
+    order: OrderStage | None,
+    console: Console,
+) -> tuple[RunProgress, RunStats | None]:
+    """Take all units through their chains, and make the shards where nothing is left undone."""
+    config, stats = assembly.config, None
+    needed = room_needed([works for works, _ in chains], order)
     with (
         interruptible(lambda text: console.print(text, style="yellow", highlight=False)) as stop,
-        attempt_log(ledger.storage, config.plan, retry_set_aside, selection.stages) as log,
-        open_engine(config, _room_needed(built, order), stop, log, console) as engine,
+        open_engine(config, needed, stop, log, console) as engine,
         RunProgress(console) as progress,
     ):
-        chains = [_plan_work(chain, plan, assembly, selection) for chain in built]
         for works, units in chains:  # before the first runs, so that the time left covers all
             progress.expect(works, len(units))
         for works, units in leave_done(chains, ledger, forgetting(log, progress.take)):
@@ -147,10 +179,12 @@ def _run_job(
                 stats = _interleave(engine, order, plan, ledger, force, progress)
     if stop.requested:  # during the last units
         raise KeyboardInterrupt
-    training = None
-    if trains and not progress.failures:
-        training = train_shards(config, console, resume=TRAIN not in selection.force)
-    return JobReport(progress.failures, stats, training)
+    return progress, stats
+
+
+def _say(console: Console, text: str) -> None:
+    text = escape_control_characters(text)
+    console.print(text, markup=False, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _say_what_to_expect(
@@ -163,61 +197,6 @@ def _say_what_to_expect(
     ]
     for line in lines:
         console.print(f"note: {line}", markup=False, style="yellow", soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """Stages that units of a modality pass through one after the other.
-
-    There is one chain for all speech, and one for each source of text (`source`).
-    """
-
-    modality: str
-    stages: list[Stage]
-    source: str | None = None
-
-
-def _build_chains(assembly: Assembly, selection: Selection) -> list[_Chain]:
-    sources = assembly.config.sources
-    speech, text = (
-        [name for name in stage_chain(modality) if name in selection.stages]
-        for modality in (SPEECH, TEXT)
-    )
-    chains = [
-        _Chain(TEXT, [assembly.text_stage(name, item.name) for name in text], item.name)
-        for item in sources.text
-    ]
-    if sources.speech:
-        chains.append(_Chain(SPEECH, [assembly.speech_stage(name) for name in speech]))
-    return [chain for chain in chains if chain.stages]
-
-
-def _plan_work(
-    chain: _Chain, plan: Plan, assembly: Assembly, selection: Selection
-) -> tuple[list[StageWork], list[str]]:
-    """Return the work of each stage of a chain, and the names of the units that it is done on."""
-    units = {unit.unit: unit for unit in plan.units_of(chain.modality, chain.source)}
-    reading = {name: sha256_json(value) for name, value in assembly.reading.items()}
-    names = stage_chain(chain.modality)
-    upstream = dict(zip(names[1:], names, strict=False))
-    works = [
-        StageWork(
-            stage=stage,
-            upstream=upstream.get(stage.name),
-            root=assembly.config.run_dir,
-            units=units,
-            reading=reading,
-            force=stage.name in selection.force,
-        )
-        for stage in chain.stages
-    ]
-    return works, list(units)
-
-
-def _room_needed(built: Sequence[_Chain], order: OrderStage | None) -> list[dict[str, Resources]]:
-    """Return what one worker of each stage needs, of the stages that work at the same time."""
-    chains = [{stage.name: stage.resources for stage in chain.stages} for chain in built]
-    return chains if order is None else [*chains, {order.name: order.holding_all}]
 
 
 def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, ClassVar, Generic, TypeVar
 
 from koe.errors import BadRecord, StageError
@@ -62,6 +62,13 @@ class Record:
     audio: AudioLocation | None = None
     bad: BadRecord | None = None
     left_out: tuple[str, ...] = ()
+
+
+def leaving_out(records: Iterable[Record], bad: Mapping[int, BadRecord]) -> Iterator[Record]:
+    """Yield records; those at the places of `bad`, counted from 0, are bad because of it."""
+    for place, record in enumerate(records):
+        why = record.bad or bad.get(place)
+        yield record if why is record.bad else replace(record, bad=why)
 
 
 def short_key(key: str) -> str:

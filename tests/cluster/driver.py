@@ -13,7 +13,7 @@ from pathlib import Path
 
 from koe.schema import SPEECH, Unit
 from koe.stage import Resources
-from pipeline.execution.runner import StageWork
+from pipeline.execution.stage_work import StageWork
 from tests.pipeline.run_dir.test_ledger import Doubled, Numbers
 
 WORKER = Resources(cpus=0.5, memory=1e6)

@@ -15,7 +15,8 @@ from koe.stage import Resources
 from pipeline.execution import on_ray
 from pipeline.execution.on_ray import _pools, engine_session, run_ray
 from pipeline.execution.plain import run_plain
-from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork
+from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED
+from pipeline.execution.stage_work import StageWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
 from tests.pipeline.run_dir.test_ledger import Doubled, Numbers

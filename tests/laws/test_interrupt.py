@@ -16,7 +16,8 @@ from koe.stage import Resources
 from pipeline.execution.interrupt import interruptible
 from pipeline.execution.on_ray import engine_session, run_ray
 from pipeline.execution.plain import run_plain
-from pipeline.execution.runner import DONE, STOPPED, StageWork, Stop
+from pipeline.execution.runner import DONE, STOPPED, Stop
+from pipeline.execution.stage_work import StageWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
 from tests.calling import koe

@@ -16,8 +16,9 @@ from koe.errors import StageError
 from pipeline.config.load import load_config
 from pipeline.execution.done_before import leave_done
 from pipeline.execution.plain import run_plain
-from pipeline.execution.runner import StageWork, UnitResult
+from pipeline.execution.runner import UnitResult
 from pipeline.execution.selection import select_stages
+from pipeline.execution.stage_work import StageWork
 from pipeline.execution.status import StatusReader
 from pipeline.jobs.run import run_job
 from pipeline.run_dir.ledger import Ledger

@@ -17,7 +17,8 @@ from pipeline.config.models import PlanConfig
 from pipeline.execution.engines import Engine, attempt_log, run_chain
 from pipeline.execution.plain import run_plain
 from pipeline.execution.progress import RunProgress
-from pipeline.execution.runner import StageWork, Stop
+from pipeline.execution.runner import Stop
+from pipeline.execution.stage_work import StageWork
 from pipeline.run_dir.storage import Storage
 from tests.pipeline.run_dir.test_ledger import Numbers
 

@@ -11,7 +11,8 @@ from koe.errors import BadRecord, ContractError, StageError
 from koe.schema import SPEECH, Unit
 from koe.stage import Exclusions, Resources, check_outcome
 from pipeline.execution.plain import run_plain
-from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED, StageWork
+from pipeline.execution.runner import DONE, FAILED, SKIPPED, STOPPED
+from pipeline.execution.stage_work import StageWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
 

@@ -12,7 +12,8 @@ from koe.errors import ConfigError
 from koe.remote import fresh_file_system
 from pipeline.execution.done_before import leave_done
 from pipeline.execution.plain import run_plain
-from pipeline.execution.runner import SKIPPED, StageWork
+from pipeline.execution.runner import SKIPPED
+from pipeline.execution.stage_work import StageWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage, remote
 from tests.pipeline.run_dir.test_ledger import NAMES, Doubled, Numbers, planned_units, statuses

@@ -19,7 +19,8 @@ from fsspec.config import conf
 
 from koe.errors import ConfigError, StorageError
 from pipeline.execution.plain import run_plain
-from pipeline.execution.runner import STOPPED, StageWork
+from pipeline.execution.runner import STOPPED
+from pipeline.execution.stage_work import StageWork
 from pipeline.run_dir import lock as lock_module
 from pipeline.run_dir.lock import LOCK, run_lock, worker_storage
 from pipeline.run_dir.shared_lock import Held, Pace, take

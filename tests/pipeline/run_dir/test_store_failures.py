@@ -10,7 +10,8 @@ from fsspec.config import conf
 
 from koe.errors import StorageError
 from pipeline.execution.plain import run_plain
-from pipeline.execution.runner import STOPPED, StageWork
+from pipeline.execution.runner import STOPPED
+from pipeline.execution.stage_work import StageWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
 from tests.calling import koe
