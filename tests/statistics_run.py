@@ -22,6 +22,7 @@ from tests.corpus import write_corpus
 KEYS = {
     "schema_version", "accounting", "samples", "sources", "scores", "thresholds", "transcripts", "shards", "codec",
     "distributions", "codebooks", "duplicates", "mix", "shard_files", "quarantine_examples", "unreadable_receipts",
+    "set_aside",
 }  # fmt: skip
 THRESHOLDS = [1.3, 1.9, 2.0, 2.05, 9.0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.passes import PassStatus, read_passes
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.reading import trace_history
-from pipeline.run_dir.set_aside import InFlight, read_attempts
+from pipeline.run_dir.set_aside import AttemptsFile, InFlight, read_attempts, set_aside_units
 
 
 class _Done(NamedTuple):
@@ -76,6 +76,9 @@ class StageStatus:
     newest_seconds_ago: float | None
     nodes: tuple[NodeStatus, ...] = ()
     passes: tuple[PassStatus, ...] = ()
+    set_aside: tuple[
+        str, ...
+    ] = ()  # units that are left aside, since each attempt ended its worker
 
 
 class StatusReader:
@@ -87,7 +90,8 @@ class StatusReader:
         self._stamps: dict[tuple[str, str], tuple[int, float]] = {}
         self._plan: Plan | None = None
         self._plan_stamp: tuple[int, float] | None = None
-        self._in_flight: tuple[InFlight, ...] = ()
+        self._attempts = AttemptsFile()
+        self._set_aside: dict[str, list[str]] = {}
 
     def plan(self) -> Plan | None:
         """Return the stored plan, read again when a new run replaced it."""
@@ -99,7 +103,10 @@ class StatusReader:
     def read(self) -> list[StageStatus]:
         """Read how far each stage is, in the order of the data."""
         plan = self.plan()
-        self._in_flight = read_attempts(self._ledger.storage).in_flight
+        self._attempts = read_attempts(self._ledger.storage)
+        self._set_aside = defaultdict(list)
+        for why in set_aside_units(self._ledger.storage, self._attempts):
+            self._set_aside[why.stage].append(why.unit)
         chains = {modality: stage_chain(modality) for modality in (SPEECH, TEXT)}
         stages = [stage for stage in stage_names() if any(stage in c for c in chains.values())]
         units = plan.units if plan else ()
@@ -129,7 +136,7 @@ class StatusReader:
             return self._row(INTERLEAVE, (), 1)
         current = [r for r in done.values() if r.input_sha256 == order.output_sha256]
         row = self._row(INTERLEAVE, current, order.shards)
-        working = [item.stage for item in self._in_flight]
+        working = [item.stage for item in self._attempts.in_flight]
         passes = read_passes(self._ledger, names, working)
         return replace(row, done=row.done + 1, passes=passes)
 
@@ -148,7 +155,9 @@ class StatusReader:
 
     def _row(self, stage: str, done: Collection[_Done], num_units: int) -> StageStatus:
         now = self._clock()
-        working = [Working(i.machine, i.since) for i in self._in_flight if _stage_of(i) == stage]
+        working = [
+            Working(i.machine, i.since) for i in self._attempts.in_flight if _stage_of(i) == stage
+        ]
         seconds = sum(receipt.work.seconds for receipt in done)
         left = max(0, num_units - len(done))
         rate = len(done) / seconds if seconds else 0.0
@@ -174,6 +183,7 @@ class StatusReader:
             run_eta_seconds=left / run_units if run_units else None,
             newest_seconds_ago=max(0.0, now - max(r.work.ended for r in done)) if done else None,
             nodes=tuple(nodes_of(stage, [(r.node, r.work) for r in done], working, now)),
+            set_aside=tuple(self._set_aside.get(stage, ())),
         )
 
 
@@ -240,7 +250,12 @@ def status_table(rows: list[StageStatus]) -> RenderableType:
     found, note = status_rows(rows)
     nodes = nodes_table({row.stage: row.nodes for row in rows})
     passes = [_passes_note(row) for row in rows if row.passes]
-    return Group(StageTable(found, [*passes, note]), *([Text(), nodes] if nodes else []))
+    aside = [
+        f"{row.stage} leaves aside what ended its worker: {', '.join(row.set_aside)}"
+        for row in rows
+        if row.set_aside
+    ]
+    return Group(StageTable(found, [*passes, *aside, note]), *([Text(), nodes] if nodes else []))
 
 
 def _passes_note(row: StageStatus) -> str:

@@ -90,9 +90,13 @@ def write_attempts(storage: Storage, attempts: AttemptsFile) -> None:
         storage.write_bytes(ATTEMPTS, attempts.model_dump_json(indent=1).encode())
 
 
-def set_aside_units(storage: Storage) -> list[SetAside]:
-    """Read which units are set aside, and why. A unit whose file was removed is not."""
-    found = (read_set_aside(storage, *key) for key in read_attempts(storage).set_aside)
+def set_aside_units(storage: Storage, attempts: AttemptsFile | None = None) -> list[SetAside]:
+    """Read which units are set aside, and why. A unit whose file was removed is not.
+
+    `attempts`: what `read_attempts` gave, where it was read already.
+    """
+    known = read_attempts(storage) if attempts is None else attempts
+    found = (read_set_aside(storage, *key) for key in known.set_aside)
     return [why for why in found if why is not None]
 
 

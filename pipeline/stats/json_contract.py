@@ -34,6 +34,7 @@ def stats_json(stats: RunStats) -> dict[str, Any]:
         "shard_files": [asdict(file) for file in stats.shard_files],
         "quarantine_examples": [asdict(record) for record in stats.quarantine_examples],
         "unreadable_receipts": list(stats.unreadable_receipts),
+        "set_aside": [dict(unit) for unit in stats.set_aside],
     }
 
 

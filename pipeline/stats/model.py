@@ -267,6 +267,7 @@ class RunStats:
     From `distributions` on, they need a reading of every unit: `full_stats` fills them, `run_stats`
     leaves them empty. `distributions` are by source, or "all", and quantity. `unreadable_receipts`
     are the paths of receipts that are there and cannot be read: their units count as not done.
+    `set_aside` are the units that a stage leaves aside: stage, unit and why.
     """
 
     schema_version: int
@@ -285,6 +286,7 @@ class RunStats:
     shard_files: Sequence[ShardFile] = ()
     quarantine_examples: Sequence[ExcludedRecord] = ()
     unreadable_receipts: Sequence[str] = ()
+    set_aside: Sequence[Mapping[str, str]] = ()
 
     @property
     def has_trained_codec(self) -> bool:

@@ -14,6 +14,7 @@ from koe.schema import EXCLUDED, SCHEMA_VERSION, SPEECH, TEXT, Unit
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.reading import Receipts, read_index, unit_receipts, unreadable_receipts
+from pipeline.run_dir.set_aside import set_aside_units
 from pipeline.run_dir.vouched import UnitFiles, open_vouched
 from pipeline.stats.accounts import (
     LeftOut,
@@ -152,7 +153,12 @@ def _collect(
     else:
         left_out = _left_out(ledger, order, on_left_out)
     stats = tally.stats(index, order, left_out)
-    return replace(stats, unreadable_receipts=unreadable_receipts(ledger, pending))
+    aside = set_aside_units(ledger.storage)
+    return replace(
+        stats,
+        unreadable_receipts=unreadable_receipts(ledger, pending),
+        set_aside=[{"stage": a.stage, "unit": a.unit, "why": a.describe()} for a in aside],
+    )
 
 
 def _left_out(

@@ -76,10 +76,17 @@ def _outcomes(stats: RunStats, sources: Mapping[str, Account]) -> list[Renderabl
     return [
         _records(sources),
         *_unreadable(stats.unreadable_receipts),
+        *_set_aside(stats.set_aside),
         *_not_readable(sources),
         *left_out,
         *_notes(sources),
     ]
+
+
+def _set_aside(units: Sequence[Mapping[str, str]]) -> list[RenderableType]:
+    """Name the units that are left aside: their records stay pending until that ends."""
+    lines = [f"set aside by {unit['stage']}: {unit['unit']}, {unit['why']}" for unit in units]
+    return [Text(escape_control_characters(line), "red") for line in lines]
 
 
 def _unreadable(receipts: Sequence[str]) -> list[RenderableType]:

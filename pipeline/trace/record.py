@@ -17,6 +17,7 @@ from koe.schema import SPEECH, Unit, sample_location
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.reading import unit_history
+from pipeline.run_dir.set_aside import read_set_aside, set_aside_units
 from pipeline.run_dir.storage import Storage
 from pipeline.trace.document import Document, document_json, num_frames
 from pipeline.trace.outcomes import KEPT, PENDING, rows_with_id
@@ -106,9 +107,11 @@ def find_records(
             found += _of_unit(ledger, index, unit, receipt, id)
         progress(done, len(units))
     if not found:
+        aside = {why.unit for why in set_aside_units(ledger.storage)} & {u.unit for _, u in units}
+        others = f"; set aside: {', '.join(sorted(aside))}" if aside else ""
         raise ConfigError(
             f"there is no record {id}",
-            f"none of the {num_searched:,} units of {source} read so far (of {len(units):,}) holds it",
+            f"none of the {num_searched:,} units of {source} read so far (of {len(units):,}) holds it{others}",
             "Copy an id from `koe stats`, or name a shard as in train-00000:12.",
         )
     return found
@@ -149,6 +152,8 @@ def _followed(ledger: Ledger, index: int, unit: Unit, id: str) -> RecordTrace:
         record = _after(_filled(ledger.storage, receipt, row, record), StageOutcome(stage, KEPT))
     if history.pending:
         why = f"since {history.replaced_by} ran again" if history.replaced_by else ""
+        if aside := read_set_aside(ledger.storage, history.pending, unit.unit):
+            why = f"its unit {unit.unit} is set aside: {aside.describe()}"
         return _after(record, StageOutcome(history.pending, PENDING, detail=why))
     assert row is not None
     return _placed(ledger, index, row, record)

@@ -22,7 +22,7 @@ HOW = {"u00": "signal SIGSEGV", "u01": "without a word", "u02": "deadline of 0.1
 
 @pytest.fixture(scope="module")
 def session():
-    with engine_session(None, 2, 2.0):
+    with engine_session(None, 2, [{"fatal": Resources()}]):
         yield
 
 

@@ -202,7 +202,7 @@ def test_the_end_of_a_run_shows_a_part_of_the_same(stats, corpus):
     assert {key: stats[key] for key in shown} == shown
     assert KEYS - shown.keys() == {
         "distributions", "codebooks", "duplicates", "transcripts", "mix", "shard_files",
-        "quarantine_examples", "unreadable_receipts",
+        "quarantine_examples", "unreadable_receipts", "set_aside",
     }  # fmt: skip
 
 
