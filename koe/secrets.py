@@ -19,10 +19,13 @@ _NAMES = (
     r"|signature|sig|sas_?token|(?:access_?|auth_?|id_?|refresh_?|session_?)?token|api_?key"
     r"|account_?key|access_?key(?:_?id)?|shared_?access_?signature|pass(?:word|wd|phrase)|pwd|key)"
 )
-_PASSWORD = re.compile(r"(?<=://)[^\s/?#'\"@:]*:[^\s/?#'\"]*(?=@)")
+# A secret key of AWS may hold a slash, so a password ends at an @ alone; a number up to a slash is a port.
+_PASSWORD = re.compile(r"(?<=://)[^\s/?#'\"@:]*:(?!\d{1,5}/)(?:(?!://)[^\s'\"])*(?=@)")
+# Where no user stands alone, what stands before the @ is a token.
+_USER = re.compile(r"(?<=\bs3://|\bgs://)[^\s/?#'\"@:*]+(?=@)|(?<=https://)[^\s/?#'\"@:*]+(?=@)")
 _PARAMETER = re.compile(rf"([?&;]{_NAMES}=)[^\s&;'\"<>#]+", re.IGNORECASE)
 _SETTING = re.compile(
-    r"((?:aws_secret_access_key|aws_session_token|secret_access_key|accountkey|sharedaccesssignature"
+    r"((?<![\w/])(?:aws_secret_access_key|aws_session_token|secret_access_key|accountkey|sharedaccesssignature"
     r"|password|passwd|secret|api_?key|access_?token)[\"']?\s*[=:]\s*[\"']?)[^\s\"'&;,]+",
     re.IGNORECASE,
 )
@@ -47,7 +50,7 @@ _SAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 
 def scrub(text: str) -> str:
     """Replace every credential in a text by `***`."""
-    text = _PASSWORD.sub(HIDDEN, text)
+    text = _USER.sub(HIDDEN, _PASSWORD.sub(HIDDEN, text))
     text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
     text = _SETTING.sub(rf"\1{HIDDEN}", text)
     text = _HEADER.sub(rf"\1{HIDDEN}", text)

@@ -13,7 +13,7 @@ import soundfile
 
 from koe.errors import BadRecord, ContractError
 from koe.schema import CLIP, SCORED
-from koe.stage import Exclusions, Resources, check_outcome
+from koe.stage import Exclusions, check_outcome
 from koe.vocabulary import FRAME_SAMPLES, flatten_codes
 from stages.encode import EncodeStage, encode_files, similar_length_batches
 from stages.settings import EncodeConfig
@@ -180,7 +180,7 @@ def test_content_holds_the_codec_and_threshold_but_no_resources(spec):
     assert pickle.loads(pickle.dumps(stage)) == stage
     same = EncodeStage(spec, EncodeConfig(batch_seconds=20, cpus_per_worker=8, workers=2))
     assert same.content == stage.content
-    assert same.resources == Resources(cpus=8, workers=2)
+    assert same.resources == replace(stage.resources, cpus=8, workers=2)
     assert EncodeStage(spec, EncodeConfig(threshold_ovrl=2.6)).content != stage.content
     assert "UNTRAINED" in stage.content["codec"]["label"]
     other = EncodeStage(replace(spec, sha256="0" * 64))
