@@ -46,7 +46,8 @@ def expand(
     patterns = tuple(patterns)
     found: dict[str, SourceFile] = {}
     for pattern in patterns:  # a process that planned before has listings of that time
-        forget_listings(file_system(plain(pattern))[0])
+        with reading(pattern):
+            forget_listings(file_system(plain(pattern))[0])
     for pattern in patterns:
         for path in _matches(source, pattern, folders):
             _require_readable(source, path, compressed)
