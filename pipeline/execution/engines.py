@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from pipeline.execution.attempts import Limits
 from pipeline.execution.plain import run_plain
 from pipeline.execution.progress import RunProgress
 from pipeline.execution.runner import Stop, UnitResult, Work
+from pipeline.execution.starts import STALL_SECONDS
 from pipeline.run_dir.storage import Storage
 
 RunUnits = Callable[
@@ -69,7 +71,8 @@ def open_engine(
     with engine_session(settings.address, settings.num_cpus, needed, settings.wait_minutes, say):
         # Workers are processes of their own, and a run that is killed leaves a unit of each: all of
         # them alone, one after the other, would take a large cluster's time.
-        yield Engine(run_ray, stop, log, log.limits.attempts)
+        patient = partial(run_ray, stall_seconds=max(STALL_SECONDS, 60 * settings.wait_minutes))
+        yield Engine(patient, stop, log, log.limits.attempts)
 
 
 def run_chain(

@@ -24,6 +24,7 @@ from pipeline.execution.attempt_log import AttemptLog, log_of
 from pipeline.execution.nodes import Chain, live_nodes, local_options, may_grow, require_room
 from pipeline.execution.placement import Amounts, most_workers
 from pipeline.execution.runner import SET_ASIDE, STOPPED, Stop, UnitResult, Work
+from pipeline.execution.starts import STALL_SECONDS, StallGuard, cannot_start
 from pipeline.execution.workers import Drained, Worker, end_overdue, start_progress, words_of
 
 _POLL_SECONDS = 0.3
@@ -92,11 +93,15 @@ def run_ray(
     on_result: Callable[[UnitResult], None],
     stop: Stop | None = None,
     log: AttemptLog | None = None,
+    stall_seconds: float = STALL_SECONDS,
 ) -> bool:
     """Stream the units through the chain's actor pools.
 
     `on_result` is called once for every unit and stage, from this process. Returns False when
     the run had to stop, or was asked to by `stop`.
+
+    Raises: StageError where the workers of a stage die before their first unit, or no worker shows any
+    sign for `stall_seconds`.
     """
     if not units:
         return True
@@ -107,7 +112,8 @@ def run_ray(
         stored = [ray.put(work) for work in chain]
         consumer = _Consumer(_dataset(chain, units, stored, progress))
         consumer.start()
-        return _follow(consumer, progress, on_result, stop or Stop(), log)
+        guard = StallGuard([(work.name, work.resources) for work in chain], stall_seconds)
+        return _follow(consumer, progress, on_result, stop or Stop(), log, guard)
 
 
 def _follow(
@@ -116,6 +122,7 @@ def _follow(
     on_result: Callable[[UnitResult], None],
     stop: Stop,
     log: AttemptLog,
+    guard: StallGuard,
 ) -> bool:
     """Report what happens in the stream until it ends; see `run_ray`."""
     seen: set[tuple[str, str]] = set()
@@ -127,6 +134,7 @@ def _follow(
         drained: Drained = ray.get(progress.drain.remote())
         stop.in_flight = len(drained.in_flight)
         _keep(log, drained)
+        _require_life(guard, drained)
         for key, result in drained.results:
             if (result.stage, result.unit) in seen:  # a refusal, told to each retry of Ray's
                 continue
@@ -146,6 +154,15 @@ def _follow(
     if consumer.failure:
         raise consumer.failure
     return consumer.complete
+
+
+def _require_life(guard: StallGuard, drained: Drained) -> None:
+    """Raises: StageError where workers cannot start, or nothing happens any more."""
+    starts = drained.starts
+    if starts.broken:
+        raise cannot_start(starts.broken)
+    active = bool(drained.results or drained.in_flight or drained.lost)
+    guard.check(active, starts.signs, starts.opened, live_nodes)
 
 
 def _keep(log: AttemptLog, drained: Drained) -> None:
@@ -170,7 +187,7 @@ def _dataset(
     for work, reference, pool in zip(chain, stored, _pools(chain, len(units)), strict=True):
         dataset = dataset.map_batches(
             Worker,
-            fn_constructor_args=([reference], progress),
+            fn_constructor_args=(work.name, [reference], progress),
             batch_size=1,
             batch_format="numpy",
             compute=pool,

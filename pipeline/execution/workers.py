@@ -26,6 +26,7 @@ from pipeline.execution.runner import (
     UnitResult,
     Work,
 )
+from pipeline.execution.starts import Starts
 from pipeline.run_dir.set_aside import UnitKey
 
 _WORDS_SECONDS = 30.0  # that reading a dead worker's words on its node may take
@@ -40,6 +41,7 @@ class Drained:
     in_flight: list[Begun]
     overdue: list[Begun]
     stopped: bool
+    starts: Starts
 
 
 @ray.remote(num_cpus=0)
@@ -47,7 +49,7 @@ class ProgressActor:
     """Collects results as they arise, so that progress is seen in every stage, not only at the end."""
 
     def __init__(self, attempts: Attempts) -> None:
-        self._attempts = attempts
+        self._attempts, self._starts = attempts, Starts()
         self._results: list[tuple[UnitKey, UnitResult]] = []
 
     def begin(
@@ -62,6 +64,13 @@ class ProgressActor:
             self._results.append(((stage, unit), result))
             self._attempts.stopped |= begun.status == STOPPED
         return begun
+
+    def starting(self, name: str, worker: str) -> None:
+        """Note that a worker opens its stage, before anything of it can end the worker."""
+        self._starts.begin(name, worker)
+
+    def started(self, name: str, worker: str) -> None:
+        self._starts.end(name, worker)
 
     def is_current(self, stage: str, unit: str, token: int) -> bool:
         return self._attempts.is_current(stage, unit, token)
@@ -86,17 +95,20 @@ class ProgressActor:
             list(self._attempts.in_flight.values()),
             self._attempts.overdue(),
             self._attempts.stopped,
+            self._starts,
         )
 
 
 class Worker:
     """One actor of a stage's pool."""
 
-    def __init__(self, work: list[Any], progress: Any) -> None:
+    def __init__(self, name: str, work: list[Any], progress: Any) -> None:
+        context = ray.get_runtime_context()
+        me = str(context.get_actor_id())  # which stays the same when Ray starts it again
+        ray.get(progress.starting.remote(name, me))
         opened: Work = ray.get(work[0])  # pyright: ignore[reportAssignmentType]
         self._work, self._run, self._progress = opened, opened.open(), progress
         self._words = LastWords(opened.root, catches=True)
-        context = ray.get_runtime_context()
         self._place = Place(
             context.get_node_id(),
             context.get_worker_id(),
@@ -104,6 +116,7 @@ class Worker:
             context.current_actor,
             platform.node(),
         )
+        ray.get(progress.started.remote(name, me))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         pairs = zip(batch["unit"], batch["status"], strict=True)
