@@ -38,6 +38,6 @@ def shorten_list(names: Iterable[str], wanted: str = "") -> str:
         return "none"
     shown = known[:MAX_NAMES]
     if wanted and len(known) > MAX_NAMES:
-        shown = sorted(get_close_matches(wanted, known, MAX_NAMES, cutoff=0.0))
+        shown = get_close_matches(wanted, known, MAX_NAMES, cutoff=0.0)
     more = f" …and {len(known) - len(shown):,} more" if len(known) > len(shown) else ""
     return escape_control_characters(", ".join(shown)) + more

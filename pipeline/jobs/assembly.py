@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic import BaseModel
+
 from koe.stage import Stage
 from pipeline.config.models import PipelineConfig
 from stages.dnsmos.engines import ovrl_error, require_precision, resolve_engine
@@ -24,6 +26,12 @@ from stages.sources.files.source_index import index_folder
 from stages.sources.readers import speech_source, text_source
 from stages.text.tokenizer import TextTokenizer, load_tokenizer, text_tokenizer
 from stages.tokenize import TokenizeSpeech, TokenizeText
+
+
+def _reading_of(source: BaseModel) -> dict[str, Any]:
+    """Return the settings of a source; a key that came later is left out where it changes nothing."""
+    given = source.model_dump(exclude={"paths"})
+    return {key: value for key, value in given.items() if (key, value) != ("allow_outside", False)}
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Assembly:
         plan = self.config.plan  # under the names that fingerprints of earlier runs have
         sizes = {"unit_clips": plan.clips_per_unit, "unit_samples": plan.samples_per_unit}
         settings = (*self.config.sources.speech, *self.config.sources.text)
-        return {item.name: {**item.model_dump(exclude={"paths"}), **sizes} for item in settings}
+        return {item.name: {**_reading_of(item), **sizes} for item in settings}
 
     def check_sources(self) -> None:
         """List the files of all sources, before anything is planned, loaded or downloaded.

@@ -113,7 +113,7 @@ def read_set_aside(storage: Storage, stage: str, unit: str) -> SetAside | None:
         raise ContractError(
             f"{path} does not say why the unit is set aside",
             "it is damaged, or another version of koe wrote it",
-            f"Remove it, or run `{RETRY}`.",
+            "Remove it: the next run tries the unit again.",
         ) from error
 
 
