@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -247,6 +248,8 @@ def _ray_worker(settings: dict[str, Any]) -> int | KoeError:
     """
     from ray.train.torch import get_device
 
+    # Ray Train shows what any library logs from INFO on, as that of S3 where its credentials are from
+    logging.getLogger().setLevel(logging.WARNING)
     config = TrainConfig.model_validate(settings["config"])
     if config.device == "cpu":
         torch.set_num_threads(settings["threads"])

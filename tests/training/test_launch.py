@@ -8,7 +8,14 @@ import torch
 
 from koe.errors import ConfigError, StageError
 from tests.koe.listening import listeners, reachable_from_elsewhere
-from tests.training.helpers import assert_same_weights, saved_tensors, small_config, small_shards
+from tests.training.helpers import (
+    VOCABULARY,
+    assert_same_weights,
+    saved_tensors,
+    small_config,
+    small_shards,
+)
+from tests.training.remote import remote_shards
 from training.__main__ import main
 from training.config import GuardConfig, TrainConfig
 from training.launch import _ray, check, launch
@@ -83,7 +90,7 @@ def test_the_module_trains_and_returns_exit_codes(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def local_ray():
+def local_ray(s3):  # whose endpoint the workers must know
     with _ray(None, 2):  # as koe starts it, once for all tests here
         yield
 
@@ -143,6 +150,22 @@ def test_a_cluster_too_small_is_refused(tmp_path):
     shards = small_shards(tmp_path / "shards")
     with pytest.raises(ConfigError, match="the Ray cluster has 2"):
         launch(small_config(launcher="ray", workers=3), shards, tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_ray_trains_from_url_to_url_and_shows_no_line_of_a_library(s3, tmp_path, capfd):
+    folder, url = remote_shards(
+        tmp_path / "shards", s3.make_bucket("ray") + "/shards", vocabulary=VOCABULARY
+    )
+    config = small_config(launcher="ray", max_steps=2, cpus_per_worker=1)
+    assert launch(config, url, "s3://ray/train").steps == 2
+    shown = "".join(capfd.readouterr())
+    assert "redentials" not in shown
+    launch(config.model_copy(update={"launcher": "inline"}), folder, tmp_path / "here")
+    assert_same_weights(
+        *(saved_tensors(out, 2, config) for out in ("s3://ray/train", tmp_path / "here"))
+    )
 
 
 def watch(found, ended):
