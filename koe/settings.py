@@ -28,6 +28,8 @@ class Strict(BaseModel):
 
 
 def _absolute(path: str, info: ValidationInfo) -> str:
+    if not path.strip():
+        raise ValueError("a path must not be empty")
     without_credentials(path)
     folder = _folder(info)
     if folder is None or "://" in path:

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from koe.errors import StageError
 from pipeline.execution.attempts import GRACE_SECONDS
 from pipeline.execution.last_words import Doing, LastWords, Left, doing, how_it_exited, read_left
 from pipeline.execution.runner import Superseded, UnitResult, Work
@@ -39,6 +40,7 @@ def in_new_process(function: Callable[..., Any], root: str, what: Doing, *args: 
 
     The deadline of `what` ends it. Ctrl-C leaves it alone, as it does the workers of Ray; when this
     process ends, it ends too.
+    Raises: StageError where it ends before it has begun, which no unit is to blame for.
     """
     context = multiprocessing.get_context("spawn")  # a fork would inherit locks that threads hold
     ours, theirs = context.Pipe(duplex=False)
@@ -65,10 +67,15 @@ def in_new_process(function: Callable[..., Any], root: str, what: Doing, *args: 
         if isinstance(result, BaseException):
             raise result
         return result[0]
-    left = read_left(Path(words)) if words else Left(doing=None)
-    if words:
-        for path in (Path(words), Path(words).with_suffix(".text")):
-            path.unlink(missing_ok=True)
+    if words is None:
+        raise StageError(
+            "a process cannot be started",
+            f"it ended before it began {what.stage} {what.unit}: {how_it_exited(process.exitcode or 0)}",
+            "What it printed stands above. Free memory and disk, then run the same command again: it resumes.",
+        )
+    left = read_left(Path(words))
+    for path in (Path(words), Path(words).with_suffix(".text")):
+        path.unlink(missing_ok=True)
     return Died(left, left.how or how_it_exited(process.exitcode or 0))
 
 
