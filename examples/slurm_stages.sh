@@ -14,7 +14,7 @@ set -euo pipefail
 config=${1:?name the configuration: sbatch slurm_stages.sh /shared/pipeline.yaml}
 source "${KOE_VENV:-/shared/koe/.venv}/bin/activate"
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 port=$((20000 + SLURM_JOB_ID % 20000)) # jobs of others on the same node have other numbers
 ip=$(srun --nodes=1 --ntasks=1 -w "$head" hostname -I | awk '{print $1}')
 

@@ -14,7 +14,7 @@ set -euo pipefail
 run=${1:?name the run directory: sbatch slurm_train.sh /shared/run}
 source "${KOE_VENV:-/shared/koe/.venv}/bin/activate"
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 port=$((40000 + SLURM_JOB_ID % 20000))
 
 srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" \
