@@ -106,9 +106,8 @@ def test_tensorboard_gets_no_text_and_short_harmless_tags(tmp_path, text):
         assert tag == escape_control_characters(tag)
 
 
-@given(st.text(max_size=40))
-@settings(max_examples=60, deadline=None)
-def test_a_replay_commands_no_terminal(text):
+def replay_of(text: str) -> Replay:
+    """Return the replay of an event with one document, whose id and source are a text."""
     document = DocumentLoss(0, text, text, "text", 3, 1.0)
     head = {
         "id": "E1",
@@ -118,24 +117,20 @@ def test_a_replay_commands_no_terminal(text):
         "loss": 1.0,
         "gradient_norm": 1.0,
     }
-    found = Replay(head, 1, 1.0, 1.0, {0: 1.0}, [document])
+    return Replay(head, 1, 1.0, 1.0, {0: 1.0}, [document])
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_a_replay_commands_no_terminal(text):
     console = Console(file=io.StringIO(), width=200)
-    console.print(replay_view(found))
+    console.print(replay_view(replay_of(text)))
     shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
 
 
 @hostile
 def test_a_replay_is_of_bounded_size(text):
-    document = DocumentLoss(0, text, text, "text", 3, 1.0)
-    head = {
-        "id": "E1",
-        "event": "skip",
-        "step": 1,
-        "reason": "r",
-        "loss": 1.0,
-        "gradient_norm": 1.0,
-    }
     console = Console(file=io.StringIO(), width=200)
-    console.print(replay_view(Replay(head, 1, 1.0, 1.0, {0: 1.0}, [document])))
+    console.print(replay_view(replay_of(text)))
     assert len(console.file.getvalue()) < 5_000  # pyright: ignore[reportAttributeAccessIssue]
