@@ -48,7 +48,9 @@ def find_poison(
         for name in work.units
         if (work.stage.name, name) in log.set_aside and unit in (None, name)
     ]
-    if not chosen:
+    if not log.set_aside and unit is None:
+        say("there is nothing to search: no unit is set aside")
+    elif not chosen:
         stages = ", ".join(dict.fromkeys(work.stage.name for work in works)) or "the stages chosen"
         what = f"unit {unit} is not" if unit else "no unit is"
         others = ", ".join(f"{stage} {name}" for stage, name in sorted(log.set_aside))
