@@ -17,7 +17,7 @@ from koe.errors import ContractError
 from koe.fingerprint import sha256_bytes, sha256_json
 from koe.schema import SPEECH
 from pipeline.config.load import load_config
-from pipeline.execution.runner import DONE, SKIPPED, UnitResult, Work
+from pipeline.execution.runner import DONE, SKIPPED, UnitResult, Work, always
 from pipeline.execution.selection import select_stages
 from pipeline.jobs.interleave import Shards
 from pipeline.jobs.order import shard_places
@@ -169,7 +169,8 @@ class Forged:
 def made_here(work: Work, units: Sequence[str], done: Sequence[UnitResult]) -> bool:
     """Do work in this process."""
     run = work.open()
-    for result in map(run, units):
+    for unit in units:
+        result = run(unit, always)
         assert result.status in (DONE, SKIPPED), result.error
     return True
 
