@@ -131,15 +131,17 @@ def test_records_that_kill_only_together_are_not_blamed(tmp_path):
 def test_the_command_finds_what_kills_ingest(tmp_path, monkeypatch):
     monkeypatch.setitem(SPEECH_STAGES, "ingest", lambda self: DeadlyIngest(self.speech_sources))
     config = str(write_corpus(tmp_path))
-    code, _, err = koe("run", "--only", "ingest", "--find-poison", "-c", config)
-    assert code == 2
-    assert "no unit is set aside by ingest" in err
+    assert koe("plan", "--clips", "0", "-c", config)[0] == 0
     storage = Storage(str(tmp_path / "run"))
     plan = load_plan(storage)
     assert plan is not None
     unit = next(unit.unit for unit in plan.units if unit.source == "clips")
+    search = ["run", "--only", "ingest", "--find-poison", "--unit", unit, "-c", config]
+    code, _, err = koe(*search)
+    assert code == 2
+    assert f"unit {unit} is not set aside by ingest" in err
     set_aside(storage, ("ingest", unit))
-    code, _, err = koe("run", "--only", "ingest", "--find-poison", "--unit", unit, "-c", config)
+    code, _, err = koe(*search)
     assert code == 0, err
     assert "signal SIGSEGV. Quarantined: kills_the_worker" in err
     ledger = Ledger(storage)
