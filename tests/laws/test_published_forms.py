@@ -211,6 +211,8 @@ def settings_of(name: str, folder: str) -> dict[str, Any]:
     keys = dict(form.keys)
     if table := keys.get("transcripts"):
         keys["transcripts"] = f"{folder}/{table}"
+    if form.kind in ("manifest", "shar", "folder"):  # some name the audio by absolute paths
+        keys["allow_outside"] = True
     paths = [f"{folder}/{form.path}"]
     return {
         "name": name, "kind": form.kind, "paths": paths, "fields": {"speaker": form.speaker}, **keys
