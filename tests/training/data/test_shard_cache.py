@@ -167,7 +167,7 @@ def hold_and_wait(folder, url, entry, limit, ready):
 def test_what_a_killed_process_used_or_was_fetching_makes_room(s3, tmp_path):
     url = s3.make_bucket("killed")
     first, second = stored(url, [10, 10])
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn")  # its environment names this server
     ready = context.Event()
     process = context.Process(target=hold_and_wait, args=(tmp_path, url, first, 20, ready))
     process.start()
@@ -195,7 +195,7 @@ def test_processes_of_a_machine_fetch_each_shard_once(s3, tmp_path):
     url = s3.make_bucket("shared")
     entries = stored(url, [100] * 12)
     s3.clear()
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn")  # its environment names this server
     start, fetched = context.Barrier(2), context.Queue()
     work = (tmp_path, url, entries, start, fetched)
     processes = [context.Process(target=hold_all, args=work) for _ in range(2)]
