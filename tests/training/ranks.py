@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from fsspec.config import conf, set_conf_env
 
 from training.model.distributed import from_process_group
 
@@ -23,11 +25,23 @@ def run_ranks(function: Callable[..., None], world: int, *args: Any) -> None:
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(["training.loop", *_LATER])
     mp.start_processes(
-        _enter, (world, _free_port(), function, args), nprocs=world, start_method="forkserver"
+        _enter,
+        (world, _free_port(), dict(os.environ), function, args),
+        nprocs=world,
+        start_method="forkserver",
     )
 
 
-def _enter(rank: int, world: int, port: int, function: Callable[..., None], args: Any) -> None:
+def _enter(
+    rank: int,
+    world: int,
+    port: int,
+    environment: dict[str, str],
+    function: Callable[..., None],
+    args: Any,
+) -> None:
+    os.environ.update(environment)  # the server that forks may be older than the test's S3 server
+    set_conf_env(conf)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
