@@ -103,8 +103,8 @@ def forget_listings(system: Any, place: str | None = None) -> None:
 def abort_uploads(system: Any, place: str) -> int:
     """Abort the uploads that were begun below a path and never completed; return how many.
 
-    S3 keeps, and bills, the parts of such an upload for ever. Google's and Azure's stores drop them
-    after a week by themselves.
+    S3 keeps the parts of such an upload, and charges for them, until they are deleted. Google's and
+    Azure's stores delete them after a week.
     """
     if not is_s3(system):
         return 0

@@ -40,7 +40,7 @@ from pipeline.run_dir.set_aside import (
 from pipeline.run_dir.storage import Storage
 
 _WRITE_SECONDS = 5.0  # between two versions of the list of units in flight
-_MOST_RUN_DEATHS = 10  # of a unit that are kept: they say no more, however many they are
+_MAX_RUN_DEATHS = 10  # deaths kept per unit: more of them would say nothing new
 _SILENT = "it ended without a word, as by SIGKILL (which the kernel's OOM killer sends) or os._exit"
 _RUN_DIED = "the run ended while it was in flight"
 
@@ -102,7 +102,7 @@ class AttemptLog:
         found = self.deaths.setdefault(key, [])
         found.append(death)
         uncounted = [death for death in found if death.ended == "run"]
-        if len(uncounted) > _MOST_RUN_DEATHS:
+        if len(uncounted) > _MAX_RUN_DEATHS:
             found.remove(uncounted[0])
 
     def attempts(self) -> Attempts:

@@ -35,7 +35,7 @@ class Limits:
     """`attempts` of a unit in a stage, and the most seconds that one may take (None: any)."""
 
     attempts: int = 3
-    most_seconds: float | None = None
+    max_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Attempts:
     _dropped: Counter[str] = field(default_factory=Counter)  # units set aside by this run
 
     def __post_init__(self) -> None:
-        self.deadlines = Deadlines(self.limits.most_seconds)
+        self.deadlines = Deadlines(self.limits.max_seconds)
 
     def begin(
         self,

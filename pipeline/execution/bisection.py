@@ -24,12 +24,12 @@ class _NoMoreTries(Exception):
 @dataclass
 class _Search:
     fails: Fails
-    most_tries: int
+    max_tries: int
     tries: int = 0
     killers: dict[int, str] = field(default_factory=dict)
 
     def dies(self, part: Sequence[int]) -> bool:
-        if self.tries == self.most_tries:
+        if self.tries == self.max_tries:
             raise _NoMoreTries
         self.tries += 1
         how = self.fails(part)
@@ -46,7 +46,7 @@ class _Search:
 
 
 def find_killers(
-    number: int, fails: Fails, guess: int | None = None, most_tries: int = 200
+    number: int, fails: Fails, guess: int | None = None, max_tries: int = 200
 ) -> Found:
     """Find which of the numbers below `number` fail alone, where `guess` is tried first.
 
@@ -54,7 +54,7 @@ def find_killers(
     2 k log2(number) + 3 of them. What only fails together is not found: `rest_lives` is then False, as
     it is when the tries are used up.
     """
-    search = _Search(fails, most_tries)
+    search = _Search(fails, max_tries)
     try:
         if guess is not None:
             search.dies([guess])

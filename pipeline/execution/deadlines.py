@@ -16,11 +16,11 @@ _RECENT = 101
 class Deadlines:
     """Measures the speed of finished units, and says how many seconds the next one may take.
 
-    Units are compared within their stage and their source, whose records are alike. `most_seconds`
+    Units are compared within their stage and their source, whose records are alike. `max_seconds`
     is never exceeded; None for no limit, also while nothing is measured.
     """
 
-    most_seconds: float | None = None
+    max_seconds: float | None = None
     least_seconds: float = LEAST_SECONDS
     _paces: defaultdict[tuple[str, str], deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=_RECENT))
@@ -37,6 +37,6 @@ class Deadlines:
         """
         paces = self._paces.get((stage, source), ())
         if len(paces) < _ENOUGH:
-            return self.most_seconds
+            return self.max_seconds
         measured = max(self.least_seconds, TIMES * median(paces) * max(records, 1)) * 2.0**deaths
-        return measured if self.most_seconds is None else min(measured, self.most_seconds)
+        return measured if self.max_seconds is None else min(measured, self.max_seconds)

@@ -81,7 +81,7 @@ class _Unit:
         source = self.work.units[self.name].source
         names = [unit for unit, planned in self.work.units.items() if planned.source == source]
         read = self.ledger.receipts((self.work.stage.name, unit) for unit in names)
-        deadlines = Deadlines(self.log.limits.most_seconds)
+        deadlines = Deadlines(self.log.limits.max_seconds)
         for receipt in islice((found for found in read if found), _MEASURED):
             deadlines.measure(receipt.stage, source, receipt.records_in, receipt.seconds)
         return deadlines.seconds(self.work.stage.name, source, records)

@@ -36,7 +36,7 @@ def session():
 def test_fatal_units_are_set_aside_by_ray_and_the_rest_is_done(session, tmp_path: Path):
     storage, results = Storage(str(tmp_path)), []
     work = fatal_work(tmp_path, FATES, resources=Resources(cpus=1.0, workers=2))
-    log = AttemptLog.opened(storage, Limits(attempts=2, most_seconds=6.0))
+    log = AttemptLog.opened(storage, Limits(attempts=2, max_seconds=6.0))
     assert run_ray([work], list(planned()), results.append, log=log)
     log.close()
     statuses = {result.unit: result.status for result in results}

@@ -59,7 +59,7 @@ def test_a_stage_that_only_loses_workers_stops_the_run():
 
 
 def test_deadlines_follow_what_units_of_the_source_took():
-    deadlines = Deadlines(most_seconds=10_000.0)
+    deadlines = Deadlines(max_seconds=10_000.0)
     assert deadlines.seconds("s", "a", 10) == 10_000.0
     for seconds in (100.0, 200.0, 300.0):
         deadlines.measure("s", "a", 100, seconds)

@@ -55,6 +55,6 @@ def test_tries_are_bounded_where_all_records_kill(number, most):
         tries.append(part)
         return "died"
 
-    found = find_killers(number, fails, most_tries=most)
+    found = find_killers(number, fails, max_tries=most)
     assert len(tries) <= most
     assert found.rest_lives <= (len(found.killers) == number)

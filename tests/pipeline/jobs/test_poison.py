@@ -71,7 +71,7 @@ def deadly_run(root: Path, stage: Deadly, last_record: str = ""):
     run_plain([StageWork(Numbers(), None, str(root), units)], NAMES, lambda result: None)
     ledger, said = Ledger(Storage(str(root))), []
     set_aside(ledger.storage, ("deadly", "u0"), last_record)
-    log = AttemptLog.opened(ledger.storage, Limits(most_seconds=4.0))
+    log = AttemptLog.opened(ledger.storage, Limits(max_seconds=4.0))
     work = StageWork(stage, "numbers", str(root), units)
     find_poison([work], "u0", ledger, log, said.append)
     work = replace(work, killers=read_killers(ledger.storage).found.get("deadly", {}))
