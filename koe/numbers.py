@@ -51,7 +51,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 def not_readable(records: int, num_bytes: int) -> str:
     """Say how much of source files was lost; the number of records is an estimate."""
-    return f"about {count(records)} record{'s' * (records != 1)}, {count(num_bytes)} bytes not readable"
+    size = f", {count(num_bytes)} bytes" if num_bytes else ""  # none of an empty file
+    return f"about {counted(records, 'record')}{size} not readable"
 
 
 def audio_hours(value: float) -> str:

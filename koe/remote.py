@@ -16,6 +16,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.cached import CachingFileSystem
 
 from koe.errors import ConfigError
+from koe.store_errors import absent_as_none
 
 # What file systems raise for a URL that lacks a part, as zip:// without an archive does, or whose
 # archive is none; failing storage raises OSError, or an error of its own.
@@ -98,6 +99,18 @@ def fresh_file_system(url: str, **options: Any) -> tuple[Any, str]:
 def forget_listings(system: Any, place: str | None = None) -> None:
     """Have the next question about a path answered by the store; about any path where none is given."""
     system.invalidate_cache(place)
+
+
+def is_there(system: Any, place: str) -> bool:
+    """Tell whether there is a file or folder.
+
+    Raises: what the file system raises where it cannot tell. Its own `exists` would say that there is
+    none: that of a web server does when no server answers.
+    """
+    with absent_as_none():
+        system.info(place)
+        return True
+    return False
 
 
 def abort_uploads(system: Any, place: str) -> int:

@@ -6,12 +6,13 @@ that the store answered with.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from koe.errors import KoeError, StorageError
+from koe.errors import ConfigError, KoeError, StorageError
 
 AGAIN = "Free space or restore access, then run the same command again: it resumes."
 # Packages whose exceptions tell of a store or of the way to it. Few of them are OSErrors.
@@ -38,7 +39,7 @@ _CLIENTS = frozenset(
         "urllib3",
     ]
 )
-_NO_BUCKET = frozenset(("NoSuchBucket", "ContainerNotFound"))
+_ERRNO = re.compile(r"^\[Errno \d+\] ")  # what the system calls the error follows it
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ class _Kind:
     names: frozenset[str]
     why: str
     remedy: str
+    error: type[KoeError] = StorageError
 
 
-def _kind(names: str, why: str, remedy: str) -> _Kind:
-    return _Kind(frozenset(names.split()), why, remedy)
+def _kind(names: str, why: str, remedy: str, error: type[KoeError] = StorageError) -> _Kind:
+    return _Kind(frozenset(names.split()), why, remedy, error)
 
 
 # S3's codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html. The first kind that
@@ -76,8 +78,14 @@ _KINDS = (
         "the clock of this machine is wrong",
         "Set it, then run the same command again: it resumes.",
     ),
-    _Kind(
-        _NO_BUCKET,
+    _kind(
+        "ParamValidationError InvalidBucketName",
+        "its URL is not valid",
+        "Correct the URL; a bucket's name has only letters, digits, dots and hyphens.",
+        ConfigError,
+    ),
+    _kind(
+        "NoSuchBucket ContainerNotFound",
         "there is no such bucket",
         "Make the bucket, or correct its name: koe makes none.",
     ),
@@ -140,6 +148,7 @@ def _codes(error: Any) -> Iterator[str]:
         value = getattr(error, name, None)
         if isinstance(value, int | str):
             yield str(value)
+            return  # aiohttp warns of its other name
 
 
 def comes_from_store(error: BaseException) -> bool:
@@ -148,30 +157,40 @@ def comes_from_store(error: BaseException) -> bool:
 
 
 def is_absent(error: BaseException) -> bool:
-    """Tell whether there is no such file or folder; a bucket that does not exist is a failure."""
-    return isinstance(error, FileNotFoundError) and not names_in(error) & _NO_BUCKET
+    """Tell whether there is no such file or folder.
+
+    A bucket that does not exist is a failure, and so is a web server that gives no answer, for which
+    fsspec raises the same error.
+    """
+    return isinstance(error, FileNotFoundError) and _kind_of(names_in(error)) is None
 
 
-def storage_error(what: str, error: BaseException, remedy: str = AGAIN) -> StorageError | None:
+def _kind_of(names: set[str]) -> _Kind | None:
+    return next((kind for kind in _KINDS if kind.names & names), None)
+
+
+def storage_error(what: str, error: BaseException, remedy: str = AGAIN) -> KoeError | None:
     """Explain the failure of a file system or store; None for an error of another kind.
+
+    It is a StorageError, or a ConfigError where no store could have a file of that name.
 
     `what` is the failure in one clause, `remedy` what helps where nothing better is known.
     """
     names = names_in(error)
     if not names and not isinstance(error, OSError):
         return None
-    said = str(error) or type(error).__name__
-    kind = next((kind for kind in _KINDS if kind.names & names), None)
+    said = _ERRNO.sub("", " ".join(str(error).split())) or type(error).__name__
+    kind = _kind_of(names)
     if kind is None:
         return StorageError(what, said, remedy)
-    return StorageError(what, f"{kind.why} ({said.removesuffix('.')})", kind.remedy)
+    return kind.error(what, f"{kind.why} ({said.removesuffix('.')})", kind.remedy)
 
 
 @contextmanager
 def storage_errors(what: str, remedy: str = AGAIN) -> Iterator[None]:
-    """Turn every failure of a file system or store into a StorageError.
+    """Turn every failure of a file system or store into the error that `storage_error` makes of it.
 
-    `what` and `remedy` as in `storage_error`. Other errors, and those of koe, pass.
+    Other errors, and those of koe, pass.
     """
     try:
         yield

@@ -53,6 +53,8 @@ def init(
     config_text = packaged_config()
     if clips is None or clips < LARGE_CORPUS_CLIPS:
         config_text = with_natural_ratio(config_text)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", remedy="Name the folder to write into.")
     texts = {folder / CONFIG: config_text, folder / SCHEMA: schema_text()}
     if present := [str(path) for path in texts if path.exists()]:
         raise ConfigError(

@@ -15,6 +15,7 @@ import typer
 from koe.dataflow import SET_ASIDE as SET_ASIDE_FILE
 from koe.dataflow import stage_names
 from koe.errors import ConfigError
+from koe.numbers import counted
 from pipeline.cli.common import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -137,8 +138,8 @@ def _left_undone(results: list[UnitResult]) -> list[str]:
     failed, lines = len(results) - len(aside), []
     if failed:
         lines.append(
-            f"{failed} unit{'s' * (failed != 1)} failed (listed above). Run the same command again: "
-            "it does only these units and what depends on them."
+            f"{counted(failed, 'unit')} failed; why, and what to do about it, stands above. Run again "
+            "after that: only these units are done, and what depends on them."
         )
     if aside:
         names = ", ".join(f"{result.stage} {result.unit}" for result in aside)

@@ -51,7 +51,13 @@ def load_config(
             f"{path} does not exist",
             remedy="Name a configuration with -c, or write one with `koe init` or `koe demo DIR`.",
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path} is a folder", remedy="Name the configuration in it, a YAML file, with -c."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read", error.strerror or str(error)) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read", str(error).replace("\n", " ")) from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} is not a mapping of keys")
@@ -100,20 +106,30 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError) -> str:
     """Turn pydantic's findings into lines that name the key and the nearest known one."""
-    lines = []
+    lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"])
+        key = ".".join(str(part) for part in problem["loc"] if not _is_alternative(part))
         if problem["type"] == "extra_forbidden":
             known = _known_keys(problem["loc"][:-1])
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-            lines.append(f"unknown key {key!r} ({hint})")
+            said = f"unknown key {key!r} ({hint})"
         elif problem["type"] == "model_type" and problem["loc"]:
             known = ", ".join(_known_keys(problem["loc"]))
-            lines.append(f"{key} is a section, not {problem['input']!r} (its keys: {known})")
+            said = f"{key} is a section, not {problem['input']!r} (its keys: {known})"
+        elif key in lines:  # what another alternative of the same value should be
+            said = f"{lines[key]}, or {problem['msg'].removeprefix('Input should be ')}"
         else:
-            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
-    return "; ".join(lines)
+            said = f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+        lines[key] = said
+    # of alternatives, the one that came nearer is told
+    told = [said for key, said in lines.items() if not any(k.startswith(f"{key}.") for k in lines)]
+    return "; ".join(told)
+
+
+def _is_alternative(part: int | str) -> bool:
+    """Tell whether a part of a place is no key, but pydantic's name for one type of several."""
+    return isinstance(part, str) and "[" in part
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

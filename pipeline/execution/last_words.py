@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from koe import last_record
 from koe.errors import StorageError
+from koe.numbers import duration
 
 _UNIT_BYTES, _MEMORY_BYTES = 4096, 64
 _FILE_BYTES = _UNIT_BYTES + last_record.RECORD_BYTES + _MEMORY_BYTES
@@ -203,7 +204,7 @@ def take_left(root: str) -> list[Left]:
 def _how(text: str, found: Doing | None) -> str:
     if _TIMEOUT in text:
         seconds = found.deadline if found and found.deadline else 0
-        return f"was still running after {DEADLINE} of {seconds / 60:.3g} minutes"
+        return f"was still running after {DEADLINE} of {duration(seconds)}"
     for words, name in _SIGNALS.items():
         if f"Fatal Python error: {words}" in text:
             return f"signal {name}"

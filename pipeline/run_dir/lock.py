@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 from koe.dataflow import LOCK
@@ -40,11 +41,17 @@ def run_lock(storage: Storage, say: Callable[[str], None] = lambda _: None) -> I
 def _local_lock(storage: Storage, say: Callable[[str], None]) -> Iterator[Storage]:
     """Hold a lock of the kernel's, which releases it when the process dies."""
     del say
+    path = storage.local_path(LOCK)
     with ExitStack() as held:
         try:
-            path = storage.local_path(LOCK)
             path.parent.mkdir(parents=True, exist_ok=True)
             _take(held.enter_context(path.open("a+", encoding="utf-8")), storage.root)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(
+                f"{storage.root} cannot be the run directory",
+                f"{_file_in(path)} is a file",
+                "Set run_dir to a folder.",
+            ) from error
         except OSError as error:
             raise StorageError(
                 f"{storage.root} cannot be used as the run directory",
@@ -52,6 +59,11 @@ def _local_lock(storage: Storage, say: Callable[[str], None]) -> Iterator[Storag
                 "Set run_dir to a folder that can be created and written to, or restore access to it.",
             ) from error
         yield storage
+
+
+def _file_in(path: Path) -> Path:
+    """Return the first part of a path that is there and is no folder."""
+    return next(part for part in (*reversed(path.parents), path) if not part.is_dir())
 
 
 @contextmanager

@@ -9,7 +9,9 @@ import aiohttp
 import pytest
 from botocore import exceptions as botocore_errors
 from fsspec.exceptions import FSTimeoutError
+from multidict import CIMultiDict, CIMultiDictProxy
 from s3fs.errors import translate_boto_error
+from yarl import URL
 
 from koe.errors import ConfigError, StorageError
 from koe.store_errors import comes_from_store, is_absent, storage_error, storage_errors
@@ -25,6 +27,14 @@ def like_gcsfs(code: int) -> Exception:
     """Make an exception as gcsfs' HttpError, which has the code of the answer."""
     kind = type("HttpError", (Exception,), {"__module__": "gcsfs.retry", "code": code})
     return kind("said the store")
+
+
+def web_answer(status: int) -> Exception:
+    """Make the exception of aiohttp for an answer with this status."""
+    request = aiohttp.RequestInfo(
+        URL("http://x"), "GET", CIMultiDictProxy(CIMultiDict()), URL("http://x")
+    )
+    return aiohttp.ClientResponseError(request, (), status=status)
 
 
 CASES = [
@@ -69,6 +79,15 @@ def test_a_disk_that_fails_is_a_storage_error_and_no_store(error: OSError) -> No
     assert not comes_from_store(error)
 
 
+def test_a_name_that_no_bucket_can_have_is_one_of_the_configuration() -> None:
+    refused = botocore_errors.ParamValidationError(report="Invalid bucket name 'a!'\nmatch [a-z]")
+    with (
+        pytest.raises(ConfigError, match=r"URL is not valid.*'a!' match .*Correct the URL"),
+        storage_errors("cannot read x"),
+    ):
+        raise refused
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), ConfigError("x"), ZeroDivisionError()])
 def test_other_errors_pass(error: Exception) -> None:
     assert storage_error("cannot read x", error) is None
@@ -81,6 +100,20 @@ def test_a_file_that_is_not_there_is_no_failure_and_a_bucket_is() -> None:
     assert not comes_from_store(answered("NoSuchKey"))
     assert not is_absent(answered("NoSuchBucket"))
     assert not is_absent(PermissionError())
+
+
+@pytest.mark.parametrize(
+    ("cause", "absent"),
+    [(aiohttp.ClientConnectionError("refused"), False), (aiohttp.ServerDisconnectedError(), False),
+     (web_answer(403), False), (web_answer(500), False), (web_answer(404), True), (None, True)],
+)  # fmt: skip
+def test_a_web_server_that_gives_no_answer_does_not_say_that_a_file_is_absent(
+    cause: Exception | None, absent: bool
+) -> None:
+    error = FileNotFoundError("http://x/a.tar")
+    error.__cause__ = cause
+    assert is_absent(error) == absent
+    assert comes_from_store(error) != absent
 
 
 def test_an_error_that_follows_one_that_was_dealt_with_is_no_failure_of_the_store() -> None:

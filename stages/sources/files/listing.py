@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any, cast
 
 from koe.errors import ConfigError
-from koe.remote import file_system, forget_listings
+from koe.remote import file_system, forget_listings, is_there
+from koe.store_errors import absent_as_none
 from stages.sources.files.opening import BESIDE, exists, is_remote, plain, reading, stamp, what_else
 from stages.sources.files.path_ranges import expand_ranges, has_range
 from stages.sources.files.streams import is_compressed, plain_name
@@ -65,10 +66,10 @@ def expand(
 def _matches(source: str, pattern: str, folders: bool) -> list[str]:
     with reading(pattern):
         fs, place = file_system(plain(pattern))
-        if has_range(place) and not fs.exists(place):
+        if has_range(place) and not is_there(fs, place):
             each = expand_ranges(pattern)
             return [path for name in each for path in _matches(source, name, folders)]
-        is_glob = bool(_MAGIC & set(place)) and not fs.exists(place)
+        is_glob = bool(_MAGIC & set(place)) and not is_there(fs, place)
         hits = _listed(fs, place, is_glob)
         paths = [hit for hit, kind in hits.items() if folders or kind != "directory"]
     if not paths:
@@ -124,7 +125,9 @@ def _listed(fs: Any, place: str, is_glob: bool) -> dict[str, str]:
     """Map each path that matches to its type."""
     if is_glob:
         return {hit: info["type"] for hit, info in fs.glob(place, detail=True).items()}
-    return {place: fs.info(place)["type"]} if fs.exists(place) else {}
+    with absent_as_none():
+        return {place: fs.info(place)["type"]}
+    return {}
 
 
 def relative_name(path: str, patterns: Iterable[str]) -> str:

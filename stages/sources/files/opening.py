@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, cast
 
 from koe.errors import StorageError
-from koe.remote import NO_PLACE, file_system, forget_listings, no_place
+from koe.remote import NO_PLACE, file_system, forget_listings, is_there, no_place
 from koe.schema import Unit
 from koe.store_errors import is_absent as is_absent_in_store
 from koe.store_errors import storage_errors
@@ -72,7 +72,7 @@ def is_empty(stamp: str) -> bool:
 def exists(path: str) -> bool:
     with reading(path):
         fs, place = file_system(plain(path))
-        return fs.exists(place)
+        return is_there(fs, place)
 
 
 def require_unchanged(unit: Unit) -> None:

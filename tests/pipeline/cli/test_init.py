@@ -72,6 +72,9 @@ def test_it_overwrites_nothing(name, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
     (tmp_path / "file").write_text("")
+    code, _, err = koe("init", str(tmp_path / "file"))
+    assert code == 2
+    assert "is a file. Name the folder to write into." in " ".join(err.split())
     code, _, err = koe("init", str(tmp_path / "file/folder"))
     assert code == 1
     assert "cannot be written" in " ".join(err.split())

@@ -92,13 +92,17 @@ def test_a_default_is_told_from_the_same_value_in_the_file(tmp_path):
             "duplicates is a section, not 'drop' .its keys: audio, codes",
         ),
         ("train: {tiny: 4}", "train.tiny is a section, not 4 .its keys: hidden_size"),
-        ("interleave: {ratio: [[0.0, 3]]}", "interleave.ratio.*valid dictionary"),
         ("encode: {threshold_ovr: 2}", "encode.threshold_ovr' .did you mean 'threshold_ovrl'"),
         ("score: {windows: some}", "score.windows: Input should be 'reference' or 'all'"),
         ("interleave: {ratio: [[0.5, {text: 1}]]}", "must start at 0.0"),
         ("interleave: {ratio: [[0.0, {text: 0}]]}", "must not be negative nor all zero"),
         ("train: {workers: 0}", "train.workers"),
         ("interleave: {ratio: [[0.0, {tekst: 1}]]}", "interleave.ratio"),
+        (
+            "interleave: {ratio: even}",
+            "interleave.ratio: Input should be 'natural', or a valid list$",
+        ),
+        ("interleave: {ratio: [[0.0, 3]]}", "because interleave.ratio.0.1: .*valid dictionary"),
         ("interleave: {ratio: []}", "must start at 0.0"),
         ("interleave: {ratio: [[0.0, {}]]}", "must not be negative nor all zero"),
         ("interleave: {ratio: [[0.0, {text: -1, speech: 3}]]}", "must not be negative"),
@@ -164,6 +168,8 @@ def test_overrides_set_nested_keys_with_yaml_values(tmp_path):
 def test_a_missing_or_broken_file_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"is a folder\. Name the configuration in it"):
+        load_config(tmp_path)
     with pytest.raises(ConfigError, match="cannot be read") as caught:
         load_config(write(tmp_path, "a: [1"))
     assert "\n" not in str(caught.value)

@@ -38,6 +38,12 @@ def test_a_literal_name_may_look_like_a_glob(tmp_path):
     assert [file.path for file in expand("s", [str(path)])] == [str(path)]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a_{0..1}.tar", "a[0].jsonl"])
+def test_a_web_server_that_is_not_there_is_told_from_a_file_that_is_not_there(name):
+    with pytest.raises(StorageError, match="cannot be reached"):
+        expand("s", [f"http://127.0.0.1:9/{name}"])
+
+
 RANGES = [
     ("a{0..2}.tar", ["a0.tar", "a1.tar", "a2.tar"]),
     ("a{00..02}.tar", ["a00.tar", "a01.tar", "a02.tar"]),
