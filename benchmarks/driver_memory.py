@@ -160,12 +160,13 @@ def part_plan(root: Path, num_clips: int) -> None:
 def part_receipts(root: Path, num_clips: int) -> None:
     from pipeline.execution.status import StatusReader
     from pipeline.jobs.run import _check_quarantine
-    from pipeline.stats import run_stats
+    from pipeline.stats import count_units, shown_stats
 
     plan, ledger = planned(root, num_clips), Ledger(Storage(str(root)))
-    assert run_stats(plan, ledger).clips.records_in == num_clips
+    units = count_units(plan, ledger)
+    assert shown_stats(units, ledger).clips.records_in == num_clips
     StatusReader(ledger).read()
-    _check_quarantine(plan, ledger, 0.05)
+    _check_quarantine(plan, units, 0.05)
 
 
 def part_run(root: Path, num_clips: int) -> None:

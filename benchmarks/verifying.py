@@ -49,6 +49,7 @@ from pipeline.jobs.order import OrderWork
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Storage
+from pipeline.stats import run_stats
 from pipeline.stats.dataset_card import write_card
 from pipeline.verify import verify_run
 from stages.interleave import OrderStage
@@ -140,7 +141,7 @@ def write_shards(plan: Plan, ledger: Ledger) -> None:
     order = OrderWork(stage, storage.root, units, tuple(unit.source for unit in plan.units))
     assert order.open()(ORDER_UNIT, always).status == DONE
     assert Shards(stage, ledger, units, done_here).make() is not None
-    write_card(plan, ledger)
+    write_card(ledger, run_stats(plan, ledger))
 
 
 def verify(root: Path) -> None:

@@ -25,6 +25,7 @@ from pipeline.jobs.run import run_job
 from pipeline.run_dir.ledger import Ledger, Receipt
 from pipeline.run_dir.plan import Plan, load_plan
 from pipeline.run_dir.storage import Output, Storage
+from pipeline.stats import run_stats
 from pipeline.stats.dataset_card import write_card
 from pipeline.verify import Proof, verify_run
 from stages.interleave import OrderStage
@@ -163,7 +164,7 @@ class Forged:
         stage = OrderStage(InterleaveSettings(**settings), identity)
         units = tuple(unit.unit for unit in plan.units)
         assert Shards(stage, self.ledger, units, made_here, force=True).make()
-        write_card(plan, self.ledger)
+        write_card(self.ledger, run_stats(plan, self.ledger))
 
 
 def made_here(work: Work, units: Sequence[str], done: Sequence[UnitResult]) -> bool:

@@ -122,8 +122,7 @@ def run(
         command = shlex.join(["koe", *sys.argv[1:]])
         say(f"koe: interrupted. Finished work is kept; resume with: {command}", "yellow")
         raise typer.Exit(130) from None
-    plan, ledger = open_run(settings)
-    out.print(stats_view(report.stats or run_stats(plan, ledger)))
+    out.print(stats_view(report.stats or run_stats(*open_run(settings))))
     if report.training is not None:
         out.print(views.training_view(report.training.last_rows[-5:]))
     if report.failed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from koe.dataflow import CONFIG, INTERLEAVE, ORDER_UNIT, SHARDS, TRAIN, stage_chain, stage_names
+from koe.dataflow import CONFIG, INTERLEAVE, ORDER_UNIT, SHARDS, TRAIN, stage_names
 from koe.errors import StageError
 from koe.numbers import counted
 from koe.printable import escape_control_characters
-from koe.schema import SPEECH, TEXT
+from koe.schema import QUARANTINED, SPEECH, TEXT
 from koe.secrets import scrub
 from pipeline.config.models import PipelineConfig
 from pipeline.execution.attempt_log import AttemptLog
@@ -38,7 +37,7 @@ from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.lock import run_lock
 from pipeline.run_dir.plan import Plan, by_source, lost_in, make_plan
 from pipeline.run_dir.storage import Storage
-from pipeline.stats import RunStats
+from pipeline.stats import CountedUnits, RunStats, count_units, shown_stats
 from pipeline.stats.dataset_card import write_card
 from stages.interleave import OrderStage
 from stages.sources.base import SourceFiles
@@ -50,7 +49,7 @@ if TYPE_CHECKING:  # training imports torch, which most commands do not need
 
 @dataclass(frozen=True)
 class JobReport:
-    """What a run left undone, its statistics if it made shards, and how training went if it did."""
+    """What a run left undone, its statistics if it left nothing, and how training went if it did."""
 
     failed: list[UnitResult]
     stats: RunStats | None = None
@@ -173,10 +172,14 @@ def _run_units(
         for works, units in leave_done(chains, ledger, forgetting(log, progress.take)):
             run_chain(engine, works, units, progress)
         if not progress.failures:
-            _check_quarantine(plan, ledger, config.max_quarantine_share)
-            if order is not None:
-                force = INTERLEAVE in selection.force
-                stats = _interleave(engine, order, plan, ledger, force, progress)
+            counted = count_units(plan, ledger)  # once: each reading of the receipts takes minutes
+            _check_quarantine(plan, counted, config.max_quarantine_share)
+            force = INTERLEAVE in selection.force
+            if order is None:
+                stats = shown_stats(counted, ledger)
+            elif _interleave(engine, order, plan, ledger, force, progress):
+                stats = shown_stats(counted, ledger)
+                write_card(ledger, stats)
     if stop.requested:  # during the last units
         raise KeyboardInterrupt
     return progress, stats
@@ -199,24 +202,20 @@ def _say_what_to_expect(
         console.print(f"note: {line}", markup=False, style="yellow", soft_wrap=True)
 
 
-def _check_quarantine(plan: Plan, ledger: Ledger, most: float) -> None:
+def _check_quarantine(plan: Plan, counted: CountedUnits, most: float) -> None:
     """Stop before interleave when the share of bad records says that something is wrong.
 
     Raises: StageError with the reasons and their counts.
     """
     for modality in (SPEECH, TEXT):
-        stages = stage_chain(modality)
-        units = plan.units_of(modality)
-        lost = [lost_in(group) for group in by_source(units).values()]
+        account = counted.account(modality)
+        lost = [lost_in(group) for group in by_source(plan.units_of(modality)).values()]
         uncounted = sum(found.uncounted for found in lost)
-        records = sum(unit.records for unit in units) + uncounted
-        reasons: Counter[str] = Counter()
-        for receipt in ledger.receipts((stage, unit.unit) for unit in units for stage in stages):
-            reasons.update(receipt.quarantined if receipt else {})
-        bad = reasons.total() + uncounted
+        records, reasons = account.records_in + uncounted, account.reasons(QUARANTINED)
+        bad = account.quarantined.total() + uncounted
         if records and bad / records > most:
             about = "about " if uncounted else ""
-            found = [f"{reason} {count}" for reason, count in sorted(reasons.items())]
+            found = [f"{reason} {count}" for reason, count in reasons.items()]
             found += [f"about {uncounted} more in unreadable_bytes"] if uncounted else []
             raise StageError(
                 f"{about}{bad} of {records} {modality} records are quarantined, more than "
@@ -233,8 +232,8 @@ def _interleave(
     ledger: Ledger,
     force: bool,
     progress: RunProgress,
-) -> RunStats | None:
-    """Make the order, then the shards, their index and card; None where a unit failed."""
+) -> bool:
+    """Make the order, then the shards and their index; return whether no unit failed."""
     units = tuple(unit.unit for unit in plan.units)
     sources = tuple(unit.source for unit in plan.units)
 
@@ -246,6 +245,4 @@ def _interleave(
         return not progress.failures
 
     order = OrderWork(stage, ledger.storage.root, units, sources, force)
-    if not run(order, [ORDER_UNIT], ()) or not Shards(stage, ledger, units, run, force).make():
-        return None
-    return write_card(plan, ledger)
+    return run(order, [ORDER_UNIT], ()) and bool(Shards(stage, ledger, units, run, force).make())

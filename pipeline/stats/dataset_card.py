@@ -17,9 +17,8 @@ from koe.printable import escape_control_characters
 from koe.schema import QUARANTINED, REJECTED, ROW, SPEECH
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NAMES, NUM_EMBEDDINGS, SLOTS
 from pipeline.run_dir.ledger import Ledger
-from pipeline.run_dir.plan import Plan
 from pipeline.run_dir.reading import read_index
-from pipeline.stats import Account, RunStats, run_stats
+from pipeline.stats import Account, RunStats
 from pipeline.stats.model import ShardStats
 
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"),
@@ -35,16 +34,12 @@ _COLUMNS = {
 }
 
 
-def write_card(plan: Plan, ledger: Ledger) -> RunStats:
-    """Write the card of the shards that the index describes; return the statistics that it shows.
-
-    Raises: StageError when there is no index.
-    """
-    index, stats = read_index(ledger), run_stats(plan, ledger)
+def write_card(ledger: Ledger, stats: RunStats) -> None:
+    """Write the card of the shards that the index describes. Raises: StageError when there is no index."""
+    index = read_index(ledger)
     if index is None:
         raise StageError("the shards are not complete yet", remedy="Run `koe run`.")
     ledger.storage.write_bytes(CARD, dataset_card(index, stats).encode())
-    return stats
 
 
 def dataset_card(index: dict[str, Any], stats: RunStats) -> str:

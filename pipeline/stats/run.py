@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import dropwhile, islice
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipeline.stats.codebooks import CodebookUse
 from pipeline.stats.distributions import Lengths, distributions
 from pipeline.stats.duplicates import COLUMNS, Duplicates
 from pipeline.stats.examples import Examples
-from pipeline.stats.model import CodecUsed, RunStats
+from pipeline.stats.model import Account, CodecUsed, RunStats, ScoreStats, Thresholds
 from pipeline.stats.scores import WHAT_IF_OVRL, ScoreTally
 from pipeline.stats.shards import shard_files, shard_mix, shard_stats
 from pipeline.stats.transcripts import TranscriptTally
@@ -37,14 +38,49 @@ from stages.settings import TokenizeConfig, TranscriptsConfig
 _NO_CHECKS = TranscriptsConfig()
 
 
+@dataclass(frozen=True)
+class CountedUnits:
+    """What receipts and scores tell of all units, up to the tokenize stage.
+
+    `pending` are the stages and units that are to be done next, `codec` is the one in the receipts.
+    """
+
+    accounts: Mapping[str, Account]
+    scores: ScoreStats | None
+    thresholds: Thresholds
+    codec: Mapping[str, Any]
+    pending: Sequence[tuple[str, str]]
+
+    def account(self, modality: str) -> Account:
+        return total_account(self.accounts, modality)
+
+    def stats(
+        self, index: dict[str, Any] | None, order: Receipt | None, left_out: LeftOut
+    ) -> RunStats:
+        """Add what order and index tell. `left_out`: what the order left out."""
+        accounts = deepcopy(dict(self.accounts))
+        if order is not None and index is not None:
+            close_with_order(accounts, order, left_out)
+        return RunStats(
+            schema_version=SCHEMA_VERSION,
+            clips=total_account(accounts, SPEECH),
+            samples=total_account(accounts, TEXT),
+            sources=accounts,
+            scores=self.scores,
+            thresholds=self.thresholds,
+            shards=shard_stats(index),
+            codec=CodecUsed.of(self.codec if index is None else index["codec"]),
+        )
+
+
 class RunTally:
-    """What receipts, scores and the index tell of a run, unit by unit."""
+    """Counts the units of a run, one by one."""
 
     def __init__(
         self, plan: Plan, files: UnitFiles, thresholds: Sequence[float] = WHAT_IF_OVRL
     ) -> None:
         self.files, self.scores = files, ScoreTally(files, thresholds)
-        self.pending: list[tuple[str, str]] = []  # the next stage of each unit that is not done
+        self._pending: list[tuple[str, str]] = []
         self._accounts = open_accounts(plan)
         self._codec: dict[str, Any] = {}
 
@@ -58,30 +94,34 @@ class RunTally:
         if not self._codec and encoded is not None:
             self._codec = encoded.content.get("codec", {})
         missing = [stage for stage in stage_chain(unit.modality) if stage not in done]
-        self.pending.extend((stage, unit.unit) for stage in missing[:1])
+        self._pending.extend((stage, unit.unit) for stage in missing[:1])
 
-    def stats(
-        self, index: dict[str, Any] | None, order: Receipt | None, left_out: LeftOut
-    ) -> RunStats:
-        """Close the accounts; to be called once. `left_out`: what the order left out."""
-        if order is not None and index is not None:
-            close_with_order(self._accounts, order, left_out)
-        return RunStats(
-            schema_version=SCHEMA_VERSION,
-            clips=total_account(self._accounts, SPEECH),
-            samples=total_account(self._accounts, TEXT),
-            sources=self._accounts,
+    def counted(self) -> CountedUnits:
+        """Return what was counted; the scores of all clips need not be held any longer."""
+        return CountedUnits(
+            accounts=self._accounts,
             scores=self.scores.scores(),
             thresholds=self.scores.thresholds(),
-            shards=shard_stats(index),
-            codec=CodecUsed.of(self._codec if index is None else index["codec"]),
+            codec=self._codec,
+            pending=self._pending,
         )
+
+
+def count_units(
+    plan: Plan, ledger: Ledger, thresholds: Sequence[float] = WHAT_IF_OVRL
+) -> CountedUnits:
+    """Read the receipts and scores of all units."""
+    return _count(plan, ledger, RunTally(plan, UnitFiles(ledger.storage), thresholds))
 
 
 def run_stats(plan: Plan, ledger: Ledger, thresholds: Sequence[float] = WHAT_IF_OVRL) -> RunStats:
     """Return what receipts, scores and the index tell: the statistics shown at the end of a run."""
-    tally = RunTally(plan, UnitFiles(ledger.storage), thresholds)
-    return _collect(plan, ledger, read_index(ledger), tally)
+    return shown_stats(count_units(plan, ledger, thresholds), ledger)
+
+
+def shown_stats(units: CountedUnits, ledger: Ledger) -> RunStats:
+    """Return the statistics of `run_stats` where the units have been counted already."""
+    return _with_shards(units, ledger, read_index(ledger))
 
 
 def full_stats(
@@ -115,7 +155,8 @@ def full_stats(
             _read_encoded(files, unit, receipts, codebooks, duplicates)
             on_unit(next(done), len(plan.units))
 
-        stats = _collect(plan, ledger, index, tally, watch, examples.take)
+        units = _count(plan, ledger, tally, watch)
+        stats = _with_shards(units, ledger, index, examples.take)
         repeats = duplicates.by_kind()
     of_clips = {**lengths.of_clips, **tally.scores.values}
     return replace(
@@ -130,29 +171,37 @@ def full_stats(
     )
 
 
-def _collect(
+def _count(
     plan: Plan,
     ledger: Ledger,
-    index: dict[str, Any] | None,
     tally: RunTally,
     watch: Callable[[Unit, Receipts], None] = lambda unit, receipts: None,
-    on_left_out: Callable[[pa.RecordBatch], None] = lambda excluded: None,
-) -> RunStats:
-    """Count all units, and show each to `watch`.
-
-    What interleave left out is shown to `on_left_out`, in batches of EXCLUDED.
-    """
+) -> CountedUnits:
+    """Count all units, and show each to `watch`."""
     for unit, done in unit_receipts(plan, ledger):
         tally.files.next_unit()
         tally.add(unit, done)
         watch(unit, done)
+    return tally.counted()
+
+
+def _with_shards(
+    units: CountedUnits,
+    ledger: Ledger,
+    index: dict[str, Any] | None,
+    on_left_out: Callable[[pa.RecordBatch], None] = lambda excluded: None,
+) -> RunStats:
+    """Add to the units what lies after them.
+
+    What interleave left out is shown to `on_left_out`, in batches of EXCLUDED.
+    """
     order = ledger.receipt(INTERLEAVE, ORDER_UNIT)
-    left_out, pending = LeftOut(), tally.pending
+    left_out, pending = LeftOut(), units.pending
     if order is None:
         pending = [*pending, (INTERLEAVE, ORDER_UNIT)]
     else:
         left_out = _left_out(ledger, order, on_left_out)
-    stats = tally.stats(index, order, left_out)
+    stats = units.stats(index, order, left_out)
     aside = set_aside_units(ledger.storage)
     return replace(
         stats,

@@ -89,7 +89,7 @@ def verify_run(
         prove_folder(ledger, index)
         proved("the index names these shards with their hashes and figures, and there is no other shard",
                len(made), "shards")  # fmt: skip
-        has_card = prove_card(ledger, index, tally.stats(index, order, samples.left_out))
+        has_card = prove_card(ledger, index, tally.counted().stats(index, order, samples.left_out))
         proved("the dataset card agrees with the statistics", int(has_card), "card")
     return proofs
 

@@ -6,10 +6,18 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 
+from koe.dataflow import receipt_path, stage_chain
+from pipeline.config.load import load_config
+from pipeline.execution.selection import select_stages
+from pipeline.jobs.run import run_job
 from pipeline.run_dir import vouched
+from pipeline.run_dir.plan import Plan, load_plan
+from pipeline.run_dir.storage import Storage
 from pipeline.stats import full_stats, run_stats, stats_json
 from pipeline.verify import not_made, verify_run
+from tests.corpus import write_corpus
 from tests.forging import Forged, sound_run
 from tests.s3_server import S3Server
 
@@ -54,6 +62,33 @@ def test_statistics_read_each_file_once(s3, remote, held, monkeypatch, tmp_path_
 def test_the_end_of_a_run_reads_each_file_at_most_once(s3, remote):
     plan = remote.plan
     assert set(gets_of(s3, lambda: run_stats(plan, remote.ledger)).values()) == {1}
+
+
+def test_a_run_reads_each_receipt_once_to_resume_and_once_for_what_it_says_of_it(s3, tmp_path):
+    run_dir = s3.make_bucket("again") + "/run"
+    config = load_config(write_corpus(tmp_path), [f"run_dir={run_dir}"])
+
+    def run() -> None:
+        selection = select_stages(None, "interleave", None, ())
+        assert not run_job(config, selection, Console(quiet=True)).failed
+
+    run()
+    plan = load_plan(Storage(run_dir))
+    assert plan is not None
+    found = gets_of(s3, run)
+    of_units = Counter({p: n for p, n in found.items() if p in set(all_receipts(plan))})
+    tokenized = {p for p in of_units if p.startswith("tokenize/")}  # the order is made of these
+    assert set(of_units) == set(all_receipts(plan))
+    assert {of_units[path] for path in tokenized} == {3}
+    assert {of_units[path] for path in set(of_units) - tokenized} == {2}
+
+
+def all_receipts(plan: Plan) -> list[str]:
+    return [
+        receipt_path(stage, unit.unit)
+        for unit in plan.units
+        for stage in stage_chain(unit.modality)
+    ]
 
 
 def test_a_proof_reads_each_file_once(s3, remote):
