@@ -1,4 +1,4 @@
-"""Small sound sources of every form, and small files of every kind of audio, by name."""
+"""Small sound sources of every form, by name."""
 
 from __future__ import annotations
 
@@ -6,76 +6,17 @@ import gzip
 import io
 import json
 import tarfile
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile
 import zstandard
 
-from stages.sources.base import SpeechFiles, TextFiles
-from stages.sources.readers import speech_source, text_source
-from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
-from tests.fuzz.mutations import Files, Tape, damaged
-from tests.stages.audio_files import clip, encoded, tone
-from tests.stages.audio_variants import mp3_in_riff, mp3_parts, ogg_pages, rf64, rifx
-
-Pack = Callable[[Files], dict[str, bytes]]
-HZ = 8_000
-UNIT_RECORDS = 3
-
-
-def plain(files: Files) -> dict[str, bytes]:
-    return dict(files)
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A source of one kind: the files that are damaged, and those beside them that stay whole.
-
-    `pack` makes what lies on the disk of the files; the tape says whether they are damaged
-    before or after. `settings` are those of the source, whose paths are relative to its folder.
-    """
-
-    make: Callable[[], Files]
-    settings: Mapping[str, Any]
-    is_text: bool = False
-    pack: Pack = plain
-    beside: Callable[[], Files] = field(default=dict)
-
-    @cached_property
-    def sound(self) -> Files:
-        return self.make()
-
-    @cached_property
-    def whole(self) -> Files:
-        return self.beside()
-
-    def source(self, folder: Path) -> SpeechFiles | TextFiles:
-        paths = [f"{folder}/{name}" for name in self.settings["paths"]]
-        values = {**self.settings, "name": "s", "paths": paths}
-        if "transcripts" in values:
-            values["transcripts"] = f"{folder}/{values['transcripts']}"
-        if self.is_text:
-            return text_source(TextSourceConfig.model_validate(values), UNIT_RECORDS)
-        return speech_source(SpeechSourceConfig.model_validate(values), UNIT_RECORDS)
-
-    def files(self, data: bytes) -> dict[str, bytes]:
-        """Make the files of a source that is damaged as the bytes of a tape say."""
-        tape = Tape(data)
-        if self.pack is plain or tape.below(2):
-            return {**damaged(self.pack(self.sound), tape), **self.whole}
-        return {**self.pack(damaged(self.sound, tape)), **self.whole}
-
-
-def lines(*records: Any) -> bytes:
-    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records).encode()
+from tests.fuzz.audio_kinds import AUDIO, HZ
+from tests.fuzz.mutations import Files
+from tests.fuzz.reader import Pack, Reader, lines, plain
+from tests.stages.audio_files import encoded, tone
 
 
 def tar_of(files: Files, names: list[str] | None = None) -> bytes:
@@ -92,61 +33,6 @@ def parquet_of(table: pa.Table, **options: Any) -> bytes:
     data = io.BytesIO()
     pq.write_table(table, data, **{"row_group_size": 2, **options})
     return data.getvalue()
-
-
-# --- audio ----------------------------------------------------------------------------------------
-
-
-def audio_reader(audio: Callable[[], bytes], pack: Pack = plain) -> Reader:
-    """Make the reader of one audio file, of which there are three clips."""
-    whole = {"audio_filepath": "a.audio", "text": "文"}
-    parts = [{**whole, "offset": 0.05, "duration": 0.1}, {**whole, "offset": 0.1, "channel": 0}]
-    manifest = {"m.jsonl": lines(whole, *parts)}
-    settings = {"kind": "manifest", "paths": ["m.jsonl"], "fields": {"channel": "channel"}}
-    return Reader(lambda: {"a.audio": audio()}, settings, pack=pack, beside=lambda: manifest)
-
-
-def wav(subtype: str, channels: int = 1) -> bytes:
-    data = io.BytesIO()
-    audio = np.stack([tone(0.25, HZ, 200.0 + 90 * number) for number in range(channels)], axis=1)
-    soundfile.write(data, audio, HZ, format="WAV", subtype=subtype)
-    return data.getvalue()
-
-
-def stereo(kind: str) -> bytes:
-    return encoded(np.stack([tone(0.25, HZ), tone(0.25, HZ, 331.0)], axis=1), HZ, kind)
-
-
-def with_checksums(files: Files) -> dict[str, bytes]:
-    """Give each page of an Ogg file the checksum of what is on it, so that more than it is tried."""
-    return {name: b"".join(map(_checked, ogg_pages(data))) for name, data in files.items()}
-
-
-_BACKWARDS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
-def _checked(page: bytes) -> bytes:
-    bare = (page[:22] + bytes(4) + page[26:]).translate(_BACKWARDS)
-    value = (zlib.crc32(bare, 0xFFFFFFFF) ^ 0xFFFFFFFF).to_bytes(4, "little").translate(_BACKWARDS)
-    return page[:22] + value[::-1] + page[26:] if len(page) >= 26 else page
-
-
-AUDIO = {
-    "wav": audio_reader(lambda: wav("PCM_16", 2)),
-    "wav_float": audio_reader(lambda: wav("FLOAT")),
-    "wav_ulaw": audio_reader(lambda: wav("ULAW")),
-    "wav_adpcm": audio_reader(lambda: wav("IMA_ADPCM")),
-    "wav_gsm": audio_reader(lambda: wav("GSM610")),
-    "wav_rf64": audio_reader(lambda: rf64(wav("PCM_16"))),
-    "wav_rifx": audio_reader(lambda: rifx(wav("PCM_16"))),
-    "wav_mp3": audio_reader(lambda: mp3_in_riff(mp3_parts(clip(0.3, 16_000, "mp3"))[1], 16_000)),
-    "flac": audio_reader(lambda: stereo("flac")),
-    "mp3": audio_reader(lambda: stereo("mp3")),
-    "opus": audio_reader(lambda: stereo("opus"), with_checksums),
-    "vorbis": audio_reader(lambda: stereo("ogg"), with_checksums),
-}
-
-# --- sources of speech ------------------------------------------------------------------------------
 
 
 def clips() -> dict[str, bytes]:
