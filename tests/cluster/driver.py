@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from koe.schema import SPEECH, Unit
 from koe.stage import Resources
@@ -20,23 +21,23 @@ WORKER = Resources(cpus=0.5, memory=1e6)
 
 
 @dataclass(frozen=True)
-class SlowNumbers(Numbers):
+class _Slow:
     resources: Resources = field(default_factory=lambda: WORKER)
     seconds: float = 0.5
 
-    def _run(self, units):
+    def _run(self, given: Any) -> Any:
         time.sleep(self.seconds)
-        return super()._run(units)
+        return super()._run(given)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)
-class SlowDoubled(Doubled):
-    resources: Resources = field(default_factory=lambda: WORKER)
-    seconds: float = 0.2
+class SlowNumbers(_Slow, Numbers):
+    pass
 
-    def _run(self, table):
-        time.sleep(self.seconds)
-        return super()._run(table)
+
+@dataclass(frozen=True)
+class SlowDoubled(_Slow, Doubled):
+    seconds: float = 0.2
 
 
 def planned_units(number: int) -> dict[str, Unit]:
