@@ -73,7 +73,8 @@ def _options(
     pass
 
 
-# What writing to stdout fails with; an error of a file carries the file's name.
+_PRINTERS = ("rich", "typer", "click")  # which print for koe
+# What writing to stdout fails with.
 _OUTPUT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EPIPE)
 
 
@@ -98,13 +99,20 @@ def run_app() -> None:
         _print_error(str(error))
         sys.exit(1)
     except OSError as error:
-        if error.filename is not None or error.errno not in _OUTPUT_FAULTS:
+        if error.errno not in _OUTPUT_FAULTS or not _is_of_output(error):
             raise
         if error.errno != errno.EPIPE:  # a reader that has seen enough, such as `head`
             _print_error(f"the output cannot be written: {error.strerror}.")
         # otherwise Python tries to write the rest once more as it ends, and fails again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Tell whether an error was raised where text is printed; a file that koe writes fails elsewhere."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    module = frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] in _PRINTERS or module.startswith("pipeline.cli.")
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, place: Any) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from koe.dataflow import LOCK
 from koe.errors import ConfigError, StorageError
@@ -45,7 +46,8 @@ def _local_lock(storage: Storage, say: Callable[[str], None]) -> Iterator[Storag
     with ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _take(held.enter_context(path.open("a+", encoding="utf-8")), storage.root)
+            # without a buffer, which would fail once more when it is closed, on a full disk
+            _take(held.enter_context(path.open("a+b", buffering=0)), storage.root)
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigError(
                 f"{storage.root} cannot be the run directory",
@@ -96,22 +98,21 @@ def worker_storage(root: str, token: str) -> Storage:
     return replace(storage, fence=Lease(lambda: storage.cell(LOCK), root, token, PACE))
 
 
-def _take(file: TextIO, root: str) -> None:
+def _take(file: FileIO, root: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
         raise ConfigError(
             f"{root} is in use",
-            _describe(file.read()),
+            _describe(file.read().decode(errors="replace")),
             "Wait until it is done (`koe status --watch`), or stop it.",
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
             raise
     file.truncate(0)
-    file.write(json.dumps(_myself()))
-    file.flush()
+    file.write(json.dumps(_myself()).encode())
 
 
 def _myself() -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """A run directory belongs to one process at a time, and to none that has died."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -22,6 +24,33 @@ def test_a_file_cannot_be_the_run_directory(tmp_path, name):
         run_lock(Storage(str(tmp_path / name))),
     ):
         pass
+
+
+@contextmanager
+def file_size_limit(num_bytes):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_without_room_for_the_lock_is_named(tmp_path):
+    with (
+        file_size_limit(0),
+        pytest.raises(StorageError, match=r"cannot be used as the run directory .*too large"),
+        run_lock(Storage(str(tmp_path / "run"))),
+    ):
+        pass
+
+
+def test_a_lock_whose_holder_could_not_be_written_in_full_holds(tmp_path):
+    storage = Storage(str(tmp_path / "run"))
+    with file_size_limit(50), run_lock(storage):
+        refused = pytest.raises(ConfigError, match="is in use because")
+        with refused, run_lock(storage):
+            pass
 
 
 HOLD = """
