@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_a_few_kills_and_faults(tmp_path, report):
         require_same(case, whole, thorough=False)
 
 
-def test_a_difference_fails_the_report(report):
+def test_a_difference_fails_the_report(report, tmp_path):
     def differs() -> str:
         raise Differs("other bytes")
 
@@ -54,6 +55,9 @@ def test_a_difference_fails_the_report(report):
     report.run("kills", "one", differs)
     assert report.failed
     assert report.rows["kills", "one"].outcomes == {SAME: 1, "DIFFERS": 1}
+    report.write(tmp_path / "table.json", seed=3)
+    written = json.loads((tmp_path / "table.json").read_text())
+    assert (written["seed"], written["rows"][0]["outcomes"]) == (3, {SAME: 1, "DIFFERS": 1})
 
 
 def test_requests_are_named_by_what_they_are_about():

@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -72,6 +72,6 @@ class Report:
         return table
 
     def write(self, path: Path, **more: object) -> None:
-        rows = [asdict(row) for row in self.rows.values()]
+        rows = [vars(row) for row in self.rows.values()]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**more, "rows": rows}, indent=1) + "\n", encoding="utf-8")
