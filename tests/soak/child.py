@@ -9,7 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -56,11 +59,9 @@ def _run(
     os.environ.update(environment)
     set_fsspec_endpoint(environment.get("FSSPEC_S3_ENDPOINT_URL"))
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    if file_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    _print_to(file)
     with (
+        nullcontext() if file_bytes is None else _limited(file, file_bytes),
         mock.patch.object(tokenizer, "_from_package", return_value=_llama),
         mock.patch.object(assembly, "text_tokenizer", return_value=_stripped),
         mock.patch.object(speech_samples, "text_tokenizer", return_value=_stripped),
@@ -68,3 +69,25 @@ def _run(
         mock.patch.object(sys, "argv", ["koe", *arguments]),
     ):
         cli.main()
+
+
+def _print_to(file: int) -> None:
+    for output in (1, 2):
+        os.dup2(file, output)
+
+
+@contextmanager
+def _limited(log: int, file_bytes: int) -> Iterator[None]:
+    """Bound the size of files, but not of the log, which another process writes meanwhile."""
+    writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+    assert writer.stdin is not None
+    _print_to(writer.stdin.fileno())
+    writer.stdin.close()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _print_to(log)
+        writer.wait()
