@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from koe.settings import PathOrName, Strict
 
@@ -17,7 +18,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
     "no_warmup": (
         "Adam's moments of the new audio rows are still noise when the full rate is used from the "
         "first step: the published run diverged after some hundred steps",
-        "Set train.warmup_steps (10,000 in the cure).",
+        "Set train.warmup_steps (10,000 in the cure), or train.warmup_share.",
     ),
     "few_sequences": (
         f"a step of fewer than {MIN_SEQUENCES} sequences has a gradient too noisy for this rate: "
@@ -142,6 +143,15 @@ class EvaluationConfig(Strict):
     """Share of the probability that is sampled from."""
 
 
+class EarlyStoppingConfig(Strict):
+    """When a run stops because the loss on the validation shards does not fall any more."""
+
+    evaluations: int = Field(ge=1)
+    """Evaluations in a row without an improvement that end the run."""
+    min_improvement: float = Field(default=0.0, ge=0)
+    """Nats per token by which the loss must fall below the last improvement to count as one."""
+
+
 class TrainConfig(Strict):
     """How to train on the shards. The defaults are the published recipe's cure.
 
@@ -185,15 +195,22 @@ class TrainConfig(Strict):
     accumulation_steps: int = Field(default=4, ge=1)
     """Micro-batches per step."""
     max_steps: int = Field(default=100_000, ge=1)
-    """Steps of the run; the cosine ends at the last one."""
+    """Steps of the run; the schedule ends at the last one."""
     # The public report (canopyai/Orpheus-TTS issue 78) says the rate was "lowered from 5e-5 to
     # 6e-5", which contradicts itself: 6e-5 is higher. The default stays at the stated start.
     learning_rate: float = Field(default=5e-5, gt=0)
     """Highest learning rate, reached after the warm-up."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Course of the rate after the warm-up: cosine and linear fall to the last step; wsd stays and
+    falls linearly at the end; constant stays."""
     min_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of learning_rate left at the cosine's end."""
-    warmup_steps: int = Field(default=10_000, ge=0)
-    """Steps in which the rate rises; 0 is refused unless allowed."""
+    """Share of learning_rate left in the last step, but for constant."""
+    decay_share: float = Field(default=0.2, gt=0, le=1)
+    """wsd: share of max_steps in which the rate falls."""
+    warmup_steps: int | None = Field(default=10_000, ge=0)
+    """Steps in which the rate rises; 0 is refused unless allowed. null: warmup_share says it."""
+    warmup_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of max_steps in which the rate rises, in place of warmup_steps."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Weight decay of the matrices between the layers."""
     beta1: float = 0.9
@@ -210,6 +227,14 @@ class TrainConfig(Strict):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=3, ge=1)
     """Newest checkpoints kept, besides one to roll back to."""
+    keep_best: bool = True
+    """Also keep the checkpoint of the lowest validation loss; it must be written at a step that is
+    evaluated."""
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    """Also keep a checkpoint every so many steps for good; null: none."""
+    keep_weights_only: bool = False
+    """Reduce those two kinds to their weights when nothing else keeps them: a third of the size.
+    They can be exported, but no run can go on from them."""
     async_checkpoints: bool = True
     """true: written while training goes on; false: training waits."""
     guard: GuardConfig = GuardConfig()
@@ -230,6 +255,11 @@ class TrainConfig(Strict):
     shard_cache_gigabytes: float = Field(default=64.0, gt=0)
     """Room in $KOE_CACHE, on each machine, for shards of a run directory on an object store. A run
     that reads its shards more than once needs room for all of them."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """null: the run goes on to max_steps."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Also keep an exponential moving average of the weights, in FP32, that each step moves by 1 -
+    ema_decay of the way; faster in the first steps. null: none."""
     seed: int = 0
     """Seed of new rows and of later epochs' order."""
 
@@ -239,6 +269,35 @@ class TrainConfig(Strict):
         if attention == "flex":
             raise ValueError("flex is no longer offered, as varlen does its work; set it to auto")
         return attention
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_instead_of_default_steps(cls, data: Any) -> Any:
+        """Let a warmup_share stand alone, without warmup_steps: null beside it."""
+        if isinstance(data, dict) and data.get("warmup_share") is not None:
+            return {"warmup_steps": None, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> TrainConfig:
+        if (self.warmup_steps is None) == (self.warmup_share is None):
+            raise ValueError(
+                "exactly one of warmup_steps and warmup_share must be set; set the other to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_stop_by(self) -> TrainConfig:
+        if self.early_stopping and not self.evaluation.every_steps:
+            raise ValueError("early_stopping needs evaluation.every_steps, which is 0")
+        return self
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Steps in which the rate rises, however they are set."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return math.ceil((self.warmup_share or 0.0) * self.max_steps)
 
     @property
     def rows_per_step(self) -> int:

@@ -47,18 +47,21 @@ def export(
     model_config: Path,
     dtype: str,
     codec: str,
+    average: bool = False,
     save_tokenizer: Callable[[Path], None],
 ) -> None:
     """Write the weights of one checkpoint as a folder for `AutoModelForCausalLM.from_pretrained`.
 
     `model_config` is the config.json that the run has saved (the base model's weights are not
-    needed), `codec` the label of the codec that made the shards. `out` may be a URL. The folder is
+    needed), `codec` the label of the codec that made the shards, `average` whether the averaged weights
+    are written in place of the last ones. `out` may be a URL. The folder is
     written completely or not at all; at a URL, config.json comes last. Raises: ConfigError when `out` is not empty or the model lacks Orpheus' ids;
     ContractError for weights that are missing or not finite; StorageError.
     """
     out = absolute(out)
     _require_free(out)
-    model = _load(checkpoint_dir, _read_model_config(model_config), DTYPES[dtype])
+    shape = _read_model_config(model_config)
+    model = _load(checkpoint_dir, shape, DTYPES[dtype], average)
     require_finite(model)
     model.generation_config = GenerationConfig(**GENERATION)
     card = _card(config, read_manifest(checkpoint_dir).progress, dtype, codec, Path(out).name)
@@ -140,7 +143,9 @@ def _read_model_config(path: Path) -> LlamaConfig:
     return found
 
 
-def _load(checkpoint_dir: Path, model_config: LlamaConfig, dtype: torch.dtype) -> LlamaForCausalLM:
+def _load(
+    checkpoint_dir: Path, model_config: LlamaConfig, dtype: torch.dtype, average: bool
+) -> LlamaForCausalLM:
     """Build the model on the CPU and load it; what the checkpoint lacks stays NaN."""
     with no_init_weights():  # random weights of 3 B parameters would take a minute
         model = LlamaForCausalLM(model_config)
@@ -149,7 +154,7 @@ def _load(checkpoint_dir: Path, model_config: LlamaConfig, dtype: torch.dtype) -
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    load_weights(checkpoint_dir, model)
+    load_weights(checkpoint_dir, model, average)
     return model
 
 

@@ -21,7 +21,8 @@ from training.guard import Action, Verdict
 from training.logs import EVENTS_FILE
 from training.metrics import say
 from training.model.distributed import Ranks, total_gradient_norm
-from training.model.optim import learning_rate, new_rows_factor, set_learning_rate
+from training.model.optim import set_learning_rate
+from training.model.schedule import learning_rate, new_rows_factor
 from training.observe import Observer, StepRecord
 from training.places import Place, beside
 from training.run import Run, open_run
@@ -39,7 +40,7 @@ def train(
     ranks: Ranks,
     sample_generator: SampleGenerator | None = None,
 ) -> int:
-    """Train to `max_steps`, going on from the newest checkpoint in `out_dir` if there is one.
+    """Train to `max_steps`, or until the validation loss has stopped falling, going on from the newest checkpoint in `out_dir` if there is one.
 
     `sample_generator`: sentences to speak at evaluations, and how to decode them. Returns the steps done.
     Raises: ConfigError, ContractError, StorageError before or between steps; Exploded when the
@@ -47,11 +48,11 @@ def train(
     """
     with open_run(config, shards, out_dir, ranks, sample_generator) as run:
         observer = Observer(run)
-        if run.progress.steps >= config.max_steps and ranks.is_main:
-            say(f"nothing to train: {run.progress.steps} of {config.max_steps} steps are done")
+        if is_done(run) and ranks.is_main:
+            say(_nothing_to_train(run))
         elif run.progress.steps == 0 and config.guard.enabled:
             run.save()  # a spike may come before the first checkpoint, and needs one to go back to
-        while run.progress.steps < config.max_steps:
+        while not is_done(run):
             step = take_step(run)
             observer.record_step(step)
             if step.verdict.action is Action.STOP:
@@ -63,6 +64,11 @@ def train(
                 save_and_evaluate(run)
         run.writer.finish()
     return run.progress.steps
+
+
+def is_done(run: Run) -> bool:
+    """Return whether no step is left to take."""
+    return run.progress.steps >= run.config.max_steps or bool(run.losses.reason_to_stop())
 
 
 def take_step(run: Run) -> StepRecord:
@@ -89,6 +95,8 @@ def take_step(run: Run) -> StepRecord:
         set_learning_rate(run.optimizer, rate)
         with run.new_rows_rate.scaled(new_rows_factor(run.progress.steps, config)):
             run.optimizer.step()
+        if run.average:
+            run.average.update(run.progress.steps + 1)
     run.optimizer.zero_grad(set_to_none=True)
 
     run.progress = run.progress.after(verdict.action.applies, result.tokens)
@@ -118,17 +126,23 @@ def adjust_rate(run: Run) -> None:
 
 
 def save_and_evaluate(run: Run) -> None:
-    """Write a checkpoint and measure the validation loss, each when its step has come."""
+    """Write a checkpoint and measure the validation loss, each when its step has come.
+
+    The loss comes first: the checkpoint contains it, so that a resume misses no evaluation.
+    """
     config, steps = run.config, run.progress.steps
     is_last = steps == config.max_steps
-    if steps % config.checkpoint_every_steps == 0 or is_last:
-        run.save()
-        run.step_ended_at = None
-    run.writer.poll()
     every = config.evaluation.every_steps
     if every and (steps % every == 0 or is_last):
         run.evaluate()
         run.step_ended_at = None
+        if (reason := run.losses.reason_to_stop()) and not is_last:
+            run.event("stopped_early", reason=reason)
+            is_last = True
+    if is_last or any(steps % n == 0 for n in _checkpoint_steps(config)):
+        run.save()
+        run.step_ended_at = None
+    run.writer.poll()
 
 
 def roll_back(run: Run, verdict: Verdict) -> None:
@@ -149,10 +163,11 @@ def roll_back(run: Run, verdict: Verdict) -> None:
             run, replace(verdict, reason=f"{verdict.reason}; there is no checkpoint to go back to")
         )
     found = found or checkpoints.fetched(run.store, steps, hashed=True)
-    saved, _ = load_checkpoint(found.path, run.plain_model, run.optimizer, run.ranks)
+    saved, _ = load_checkpoint(found.path, run.plain_model, run.optimizer, run.ranks, run.average)
     run.ranks.wait()  # those of a machine share what was downloaded
     run.store.release()
     run.guard.roll_back_to(saved["guard"])
+    run.losses.load_state_dict(saved.get("validation", {}))
     data_steps = before.data_steps + run.config.guard.skip_data_steps
     run.progress = replace(found.progress, data_steps=data_steps)
     if run.ranks.is_main:
@@ -165,6 +180,20 @@ def roll_back(run: Run, verdict: Verdict) -> None:
         f"{data_steps - 1} are left out",
         rate_factor=run.guard.rate_factor,
     )
+
+
+def _checkpoint_steps(config: TrainConfig) -> list[int]:
+    """Return the numbers of steps after which a checkpoint is due."""
+    return [n for n in (config.checkpoint_every_steps, config.keep_every_steps) if n]
+
+
+def _nothing_to_train(run: Run) -> str:
+    done, wanted = run.progress.steps, run.config.max_steps
+    reason = "" if done >= wanted else run.losses.reason_to_stop()
+    remedy = (
+        f": {reason}; raise train.early_stopping.evaluations, or set train.early_stopping: null"
+    )
+    return f"nothing to train: {done} of {wanted} steps are done" + (remedy if reason else "")
 
 
 def _exploded(run: Run, verdict: Verdict) -> Exploded:

@@ -113,7 +113,7 @@ class RunLog:
         self._plot("validation", row)
         if self._mirror:
             self._mirror.soon()
-        say(f"validation at step {progress.steps}: loss {row['loss']:.4f}")
+        say(_evaluation_line(row))
 
     def sync(self) -> None:
         """Force all logs to disk; called before each checkpoint, which relies on them."""
@@ -216,6 +216,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def _evaluation_line(row: dict[str, Any]) -> str:
+    average = f", of the averaged weights {row['ema_loss']:.4f}" if "ema_loss" in row else ""
+    lowest = row["lowest"]
+    best = (
+        "" if lowest["loss"] is None else f"; lowest {lowest['loss']:.4f} at step {lowest['step']}"
+    )
+    return f"validation at step {row['step']}: loss {row['loss']:.4f}{average}{best}"
 
 
 def _line(row: dict[str, Any], max_steps: int) -> str:

@@ -11,7 +11,7 @@ import torch
 from training.checkpoint.manifest import Progress
 from training.data.batches import Batch
 from training.guard import Action, Verdict
-from training.model.optim import new_rows_factor
+from training.model.schedule import new_rows_factor
 from training.monitor import (
     DocumentLoss,
     describe_documents,

@@ -14,7 +14,7 @@ MAX_SINGLE_MODALITY_SHARE = 0.05
 def refused_settings(config: TrainConfig) -> list[str]:
     """Name the refused settings that the config alone reveals."""
     found = {
-        "no_warmup": config.warmup_steps == 0,
+        "no_warmup": config.num_warmup_steps == 0,
         "few_sequences": config.rows_per_step < MIN_SEQUENCES,
         "fp16": config.precision == "fp16",
         "bf16_master_weights": config.master_weights == "bf16",

@@ -122,7 +122,7 @@ def _find_event(out_dir: Place, event_id: str) -> dict[str, Any]:
 def _checkpoint_before(store: CheckpointStore, event: dict[str, Any]) -> checkpoints.Checkpoint:
     """Find the newest checkpoint whose weights the event's step could have started from."""
     before = event["step"] - (event["event"] == "clip")  # a clipped step has been applied
-    found = checkpoints.latest(store, say, before)
+    found = checkpoints.latest(store, say, before, weights_only=True)
     if found is None:
         raise ConfigError(
             f"there is no complete checkpoint at or before step {before}",

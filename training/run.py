@@ -15,9 +15,11 @@ from koe.errors import ConfigError
 from training import preflight
 from training.checkpoint import folder as checkpoints
 from training.checkpoint import rollback
+from training.checkpoint.keeping import Keeping
 from training.checkpoint.manifest import Progress
 from training.checkpoint.reader import load_checkpoint
 from training.checkpoint.store import CheckpointStore
+from training.checkpoint.tensor_files import has_average
 from training.checkpoint.writer import CheckpointWriter
 from training.config import TrainConfig
 from training.data.loader import RowOrder, StepLoader
@@ -28,10 +30,12 @@ from training.guard import Guard
 from training.logs import LOGS
 from training.metrics import RunLog, say
 from training.mirror import Mirror
+from training.model.average import WeightAverage
 from training.model.distributed import Ranks, choose_compile, parallelise
 from training.model.llama import PackedLlama, build_model
 from training.model.optim import NewRowsRate, build_optimizer
 from training.places import Place, beside, local_folder
+from training.validation import ValidationLosses
 
 CHECKPOINT_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"  # the model's config.json, from which export builds it
@@ -51,7 +55,9 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     new_rows_rate: NewRowsRate
+    average: WeightAverage | None  # of the weights, where it is asked for
     guard: Guard
+    losses: ValidationLosses
     progress: Progress
     loader: StepLoader
     store: CheckpointStore
@@ -85,20 +91,33 @@ class Run:
         """Start writing a checkpoint of the present state."""
         if self.log:
             self.log.sync()
-        state = {"guard": self.guard.state_dict()}
-        self.writer.start(self.progress, self.plain_model, self.optimizer, state)
+        state = {"guard": self.guard.state_dict(), "validation": self.losses.state_dict()}
+        self.writer.start(
+            self.progress,
+            self.plain_model,
+            self.optimizer,
+            state,
+            average=self.average,
+            validation_loss=self.losses.at(self.progress.steps),
+        )
 
     def evaluate(self) -> None:
         """Measure the loss on the validation split and speak the prompts; training state stays."""
         if self.validation is None:
             return
         found = evaluate(self.model, self.validation, self.ranks, self.config)
+        self.losses.add(self.progress.steps, found.loss)
+        measured = asdict(found) | {"lowest": self.losses.lowest}
+        if self.average:
+            with self.average.in_place_of_weights():
+                of_average = evaluate(self.model, self.validation, self.ranks, self.config)
+            measured["ema_loss"] = of_average.loss
         samples = speak(
             self.model, self.validation, self.ranks, self.config, self.sample_generator, self.out_dir,
             self.progress.steps, self.log.board if self.log else None,
         )  # fmt: skip
         if self.log:
-            self.log.evaluation(self.progress, asdict(found) | {"samples": samples})
+            self.log.evaluation(self.progress, measured | {"samples": samples})
 
 
 def open_run(
@@ -122,8 +141,11 @@ def open_run(
         if mirror:
             mirror.copy()  # if nothing can be written there, it is known before the first step
         optimizer = build_optimizer(plain_model, config)
-        guard = Guard(config.guard)
-        progress = _resume(config, rows, store, plain_model, optimizer, guard, ranks)
+        average = WeightAverage(plain_model, config.ema_decay) if config.ema_decay else None
+        guard, losses = Guard(config.guard), ValidationLosses(config.early_stopping)
+        progress = _resume(
+            config, rows, store, plain_model, optimizer, average, guard, losses, ranks
+        )
         run = Run(
             config=config,
             place=place,
@@ -135,7 +157,9 @@ def open_run(
             model=model,
             optimizer=optimizer,
             new_rows_rate=NewRowsRate(optimizer, plain_model.model.embed_tokens.weight),
+            average=average,
             guard=guard,
+            losses=losses,
             progress=progress,
             loader=_open_loader(config, rows, ranks, plain_model.num_embeddings),
             store=store,
@@ -154,8 +178,13 @@ def _open_writer(
     return CheckpointWriter(
         store,
         ranks,
-        keep=config.keep_checkpoints,
-        keep_back_steps=config.guard.roll_back_steps,
+        keeping=Keeping(
+            newest=config.keep_checkpoints,
+            back_steps=config.guard.roll_back_steps,
+            best=config.keep_best,
+            every_steps=config.keep_every_steps,
+            weights_only=config.keep_weights_only,
+        ),
         asynchronous=config.async_checkpoints,
         before_commit=mirror.copy if mirror else lambda: None,  # a resume cuts the logs there
     )
@@ -174,6 +203,13 @@ def _open_rows(
         rows.max_row_tokens, rows.modality, config.rows_per_step, config.max_steps
     )
     preflight.require(refused, config)
+    if config.early_stopping and VALIDATION not in rows.splits:
+        raise ConfigError(
+            "train.early_stopping is set, but the shards have no validation split",
+            "it follows the loss on those shards",
+            "Set interleave.validation_share and write the shards again, or "
+            "train.early_stopping: null.",
+        )
     if not config.evaluation.every_steps or VALIDATION not in rows.splits:
         return rows, None
     validation = ShardRows(shards, VALIDATION, config.shard_cache_gigabytes)
@@ -243,7 +279,9 @@ def _resume(
     store: CheckpointStore,
     model: PackedLlama,
     optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
     guard: Guard,
+    losses: ValidationLosses,
     ranks: Ranks,
 ) -> Progress:
     """Load the newest complete checkpoint, the one that rank 0 finds, on every rank."""
@@ -257,12 +295,15 @@ def _resume(
     checkpoints.require_same_data(
         checkpoint, rows.fingerprint, config.rows_per_step, config.resume_on_other_shards
     )
-    state, found_random_state = load_checkpoint(checkpoint.path, model, optimizer, ranks)
-    ranks.wait()  # those of a machine share what was downloaded
-    store.release()
+    state, found_random_state = load_checkpoint(checkpoint.path, model, optimizer, ranks, average)
     guard.load_state_dict(guard_state or state["guard"])
+    losses.load_state_dict(state.get("validation", {}))  # an earlier version of koe wrote none
     if ranks.is_main:
+        if average and not has_average(checkpoint.path):
+            say("the checkpoint has no average of the weights: it begins with them now")
         if not found_random_state:
             say("the world size has changed: random states start from the seed")
         say(f"resuming after step {steps} from {checkpoint.place}")
+    ranks.wait()  # those of a machine share what was downloaded
+    store.release()
     return replace(checkpoint.progress, shards=rows.fingerprint)

@@ -90,9 +90,18 @@ def export(
         str, typer.Argument(help="The new folder for model and tokenizer, or its URL.")
     ],
     config: ConfigOption = DEFAULT_CONFIG,
-    checkpoint: Annotated[
-        int | None, typer.Option(help="The step of the checkpoint; the newest by default.")
+    step: Annotated[
+        int | None,
+        typer.Option(
+            "--step", "--checkpoint", help="The step of the checkpoint; the newest by default."
+        ),
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The checkpoint of the lowest validation loss.")
+    ] = False,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="The averaged weights; see train.ema_decay.")
+    ] = False,
     dtype: Annotated[
         Literal["bf16", "fp32"], typer.Option(help="The data type of the weights.")
     ] = "bf16",
@@ -101,7 +110,10 @@ def export(
     """Write a checkpoint as a Hugging Face folder with its tokenizer."""
     from pipeline.jobs.speech_samples import export_run
 
-    export_run(load_config(config, overrides), folder, checkpoint, dtype)
+    if best and step is not None:
+        raise ConfigError("--best and --step exclude each other", remedy="Give one of them.")
+    settings = load_config(config, overrides)
+    export_run(settings, folder, step, dtype, best=best, average=ema)
     say(f"wrote {folder}")
 
 

@@ -129,17 +129,26 @@ def orpheus_tokenizer_saver(config: PipelineConfig) -> Callable[[Path], None]:
     return save
 
 
-def export_run(config: PipelineConfig, out: Place, steps: int | None, dtype: str) -> None:
-    """Export the run's checkpoint after `steps` steps, or its newest complete one.
+def export_run(
+    config: PipelineConfig,
+    out: Place,
+    steps: int | None,
+    dtype: str,
+    *,
+    best: bool = False,
+    average: bool = False,
+) -> None:
+    """Export the run's checkpoint after `steps` steps, its `best` one, or its newest complete one.
 
-    Raises: ConfigError when there is none, and the errors of `training.export.export`.
+    `average`: the averaged weights in place of the last ones. Raises: ConfigError when there is no
+    such checkpoint, and the errors of `training.export.export`.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     train = training_place(config)
     model = f"{MODEL_FOLDER}/config.json"
     with closing(checkpoints.open_store(beside(train, CHECKPOINT_FOLDER))) as store:
-        found = _checkpoint_of(store, steps)
+        found = _best_of(store) if best else _checkpoint_of(store, steps)
         codec = read_index(beside(config.run_dir, SHARDS)).get("codec", {})
         with local_copy(train, [model]) as folder:
             export(
@@ -148,18 +157,31 @@ def export_run(config: PipelineConfig, out: Place, steps: int | None, dtype: str
                 out,
                 model_config=folder / model,
                 dtype=dtype,
+                average=average,
                 codec=codec.get("label", "none: the shards hold no speech"),
                 save_tokenizer=orpheus_tokenizer_saver(config),
             )
 
 
 def _checkpoint_of(store: CheckpointStore, steps: int | None) -> checkpoints.Checkpoint:
-    found = checkpoints.latest(store, say, math.inf if steps is None else steps)
+    at_most = math.inf if steps is None else steps
+    found = checkpoints.latest(store, say, at_most, weights_only=steps is not None)
     if found is None or steps not in (None, found.progress.steps):
         names = [step_name(of) for of in store.steps()]
         raise ConfigError(
             f"{store.place} has no complete checkpoint{'' if steps is None else f' of step {steps}'}",
             f"it has {', '.join(names)}" if names else "it is empty",
-            "Train first with `koe train`, or name another step with --checkpoint.",
+            "Train first with `koe train`, or name another step with --step.",
+        )
+    return found
+
+
+def _best_of(store: CheckpointStore) -> checkpoints.Checkpoint:
+    found = checkpoints.best(store, say)
+    if found is None:
+        raise ConfigError(
+            f"{store.place} has no complete checkpoint whose validation loss was measured",
+            "train.evaluation.every_steps and train.checkpoint_every_steps meet at no step so far",
+            "Let both meet, or choose a checkpoint with --step.",
         )
     return found

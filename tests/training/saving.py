@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.training.llamas import adamw, loss_of, tiny_llama, whole
 from training.checkpoint import folder as checkpoints
+from training.checkpoint.keeping import Keeping
 from training.checkpoint.local import LocalCheckpoints
 from training.checkpoint.manifest import Progress
 from training.checkpoint.reader import load_checkpoint
@@ -28,18 +29,27 @@ def trained(seed=0, steps=1, **changes):
     return model, optimizer
 
 
+def open_writer(store, ranks=RANKS, *, asynchronous=True, before_commit=None, **keeping):
+    return CheckpointWriter(
+        store,
+        ranks,
+        keeping=Keeping(**{"newest": 3, "back_steps": 0, **keeping}),
+        asynchronous=asynchronous,
+        before_commit=before_commit or (lambda: None),
+    )
+
+
 def writer_in(folder, ranks=RANKS, **changes):
-    settings = {"keep": 3, "keep_back_steps": 0, "asynchronous": True, **changes}
-    return CheckpointWriter(LocalCheckpoints(folder), ranks, **settings)
+    return open_writer(LocalCheckpoints(folder), ranks, **changes)
 
 
 def progress_of(steps):
     return Progress(steps, steps + 1, steps * 10, "f" * 64, 4)
 
 
-def save(folder, model, optimizer, steps, **changes) -> Path:
+def save(folder, model, optimizer, steps, loss=None, **changes) -> Path:
     with writer_in(folder, **changes) as writer:
-        writer.start(progress_of(steps), model, optimizer, STATE)
+        writer.start(progress_of(steps), model, optimizer, STATE, validation_loss=loss)
         path = writer.finish()
     assert isinstance(path, Path)
     return path

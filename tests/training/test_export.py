@@ -9,12 +9,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 
 from koe.errors import ConfigError, ContractError, StorageError
 from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
+from tests.training.saving import open_writer
 from training.checkpoint.local import LocalCheckpoints
 from training.checkpoint.manifest import Progress
-from training.checkpoint.writer import CheckpointWriter
 from training.config import TinyModelConfig, TrainConfig
 from training.export import export, require_finite
-from training.model.distributed import single
 from training.model.llama import build_model
 from training.model.optim import build_optimizer
 
@@ -30,9 +29,7 @@ def write_checkpoint(folder, model):
     optimizer.step()
     model.config.save_pretrained(folder / "model")
     store = LocalCheckpoints(folder / "checkpoints")
-    with CheckpointWriter(
-        store, single("cpu"), keep=3, keep_back_steps=0, asynchronous=False
-    ) as writer:
+    with open_writer(store, asynchronous=False) as writer:
         writer.start(PROGRESS, model, optimizer, {})
         writer.finish()
     return store.place_of(PROGRESS.steps)

@@ -24,7 +24,7 @@ from training.config import EvaluationConfig, GuardConfig, NewRowsConfig
 from training.data.shard_rows import ShardRows
 from training.metrics import EVALUATIONS_FILE, RunLog, read_events, read_metrics
 from training.model.distributed import single
-from training.model.optim import learning_rate
+from training.model.schedule import learning_rate
 from training.observe import Observer
 from training.run import Run, open_run
 from training.step import accumulate_gradients

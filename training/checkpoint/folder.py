@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koe.errors import ConfigError, ContractError
+from training.checkpoint.keeping import best_first
 from training.checkpoint.local import LocalCheckpoints
-from training.checkpoint.manifest import Progress
+from training.checkpoint.manifest import Manifest, Progress
 from training.checkpoint.remote import RemoteCheckpoints
 from training.checkpoint.store import CheckpointStore
 from training.places import Place, local_folder
@@ -31,12 +32,39 @@ def open_store(place: Place) -> CheckpointStore:
 
 
 def latest(
-    store: CheckpointStore, warn: Callable[[str], None], at_most: float = math.inf
+    store: CheckpointStore,
+    warn: Callable[[str], None],
+    at_most: float = math.inf,
+    weights_only: bool = False,
 ) -> Checkpoint | None:
-    """Find the newest complete checkpoint of `at_most` steps; `warn` is told of corrupt ones."""
+    """Find the newest complete checkpoint of `at_most` steps; `warn` is told of corrupt ones.
+
+    One that holds weights only counts where `weights_only` says so, and is passed over otherwise.
+    """
     for steps in reversed(store.steps()):
         if steps > at_most:
             continue
+        try:
+            if weights_only or not store.manifest(steps).weights_only:
+                return fetched(store, steps)
+            warn(f"passing over {store.place_of(steps)}: it holds weights only")
+        except ContractError as error:
+            warn(f"skipping a corrupt checkpoint: {error}")
+    return None
+
+
+def best(store: CheckpointStore, warn: Callable[[str], None]) -> Checkpoint | None:
+    """Find the complete checkpoint of the lowest validation loss; `warn` is told of corrupt ones.
+
+    None where no checkpoint was evaluated.
+    """
+    manifests: dict[int, Manifest] = {}
+    for steps in store.steps():
+        try:
+            manifests[steps] = store.manifest(steps)
+        except ContractError as error:
+            warn(f"skipping a corrupt checkpoint: {error}")
+    for steps in best_first(manifests):
         try:
             return fetched(store, steps)
         except ContractError as error:
@@ -73,21 +101,3 @@ def require_same_data(checkpoint: Checkpoint, shards: str, rows_per_step: int, o
             "position in the data is counted in steps",
             f"Choose the three so that their product is {found.rows_per_step}.",
         )
-
-
-def delete_old(store: CheckpointStore, last: int, keep: int, keep_back_steps: int) -> None:
-    """Delete all checkpoints but the newest `keep` up to `last`, and one to roll back to.
-
-    The one to roll back to is the newest that is at least `keep_back_steps` older than `last`.
-    The oldest that is younger is kept as well: it takes that place once it is old enough. Corrupt
-    checkpoints and those later than `last` are deleted. Raises: OSError, StorageError.
-    """
-    found = store.steps()
-    complete = [steps for steps in found if steps <= last and store.looks_complete(steps)]
-    old = [steps for steps in complete if steps <= last - keep_back_steps]
-    young = [steps for steps in complete if steps > last - keep_back_steps]
-    kept = {*complete[-keep:], *old[-1:], *young[:1]}
-    for steps in found:
-        if steps not in kept:
-            store.discard(steps)
-    store.sweep()

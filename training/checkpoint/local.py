@@ -36,13 +36,14 @@ class LocalCheckpoints:
     def manifest(self, steps: int) -> Manifest:
         return read_manifest(self.place_of(steps))
 
-    def looks_complete(self, steps: int) -> bool:
+    def complete(self, steps: int) -> Manifest | None:
         path = self.place_of(steps)
         try:
-            files = self.manifest(steps).files
-            return all((path / name).stat().st_size == m.num_bytes for name, m in files.items())
+            found = self.manifest(steps)
+            sizes = {name: (path / name).stat().st_size for name in found.files}
         except (ContractError, OSError):
-            return False
+            return None
+        return found if sizes == {name: m.num_bytes for name, m in found.files.items()} else None
 
     def fetch(self, steps: int, hashed: bool = False) -> Path:
         path, manifest = self.place_of(steps), self.manifest(steps)
@@ -86,6 +87,15 @@ class LocalCheckpoints:
 
     def end(self, steps: int) -> None:
         """Do nothing: the next `begin` deletes a draft that was not committed."""
+
+    def reduce(self, steps: int, manifest: Manifest) -> None:
+        path = self.place_of(steps)
+        if self.manifest(steps) != manifest:
+            with atomically(path / MANIFEST) as file:
+                file.write(manifest.as_json())
+        for left in path.iterdir():
+            if left.name != MANIFEST and left.name not in manifest.files:
+                left.unlink()
 
     def discard(self, steps: int) -> None:
         path = self.place_of(steps)

@@ -18,6 +18,7 @@ FORMAT = 2
 MANIFEST = "manifest.json"  # the commit marker, written last
 STATE = "state.json"  # what the trainer adds to tensors and random states
 RANDOM_STATES = "rng-"  # begins the name of each rank's
+MOMENT_FILES = "_moments_"  # in the names of the files that hold only the optimizer's tensors
 PREFIX = "step-"
 _HASHING_THREADS = 8  # one thread hashes 1 to 2 GB/s, and a 3B checkpoint has 46 GB
 
@@ -50,15 +51,41 @@ class FileMark(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """Progress of a checkpoint, and the marks of its files by name."""
+    """Progress of a checkpoint, the marks of its files by name, and what it is kept for."""
 
     progress: Progress
     files: dict[str, FileMark]
+    validation_loss: float | None = None  # nats per token, of these weights; None: not measured
+    permanent: bool = False  # never deleted to make room
+    weights_only: bool = False  # it can be exported, but no run can go on from it
 
     def as_json(self) -> bytes:
         files = {name: {"sha256": m.sha256, "bytes": m.num_bytes} for name, m in self.files.items()}
-        content = {"format": FORMAT, "progress": asdict(self.progress), "files": files}
-        return json.dumps(content, indent=1).encode()
+        content = {
+            "format": FORMAT,
+            "progress": asdict(self.progress),
+            "validation_loss": self.validation_loss,
+            "permanent": self.permanent,
+            "weights_only": self.weights_only,
+            "files": files,
+        }
+        return json.dumps(content, indent=1, allow_nan=False).encode()
+
+    def reduced(self) -> Manifest | None:
+        """Return the manifest of the weights alone, without moments and random states.
+
+        None where moments lie in one file with the weights, as an earlier version of koe wrote them.
+        """
+        if self.weights_only:
+            return self
+        if not any(MOMENT_FILES in name for name in self.files):
+            return None
+        kept = {
+            name: m
+            for name, m in self.files.items()
+            if MOMENT_FILES not in name and not name.startswith(RANDOM_STATES)
+        }
+        return self._replace(files=kept, weights_only=True)
 
 
 def step_name(steps: int) -> str:
@@ -94,7 +121,14 @@ def parse_manifest(place: Place, read: Callable[[], bytes]) -> Manifest:
         }
         if strange := [name for name in files if Path(name).name != name]:
             raise ValueError(f"{strange[0]} is not in the checkpoint's folder")
-        return Manifest(Progress(**manifest["progress"]), files)
+        loss = manifest.get("validation_loss")
+        return Manifest(
+            Progress(**manifest["progress"]),
+            files,
+            validation_loss=None if loss is None else float(loss),
+            permanent=manifest.get("permanent", False) is True,
+            weights_only=manifest.get("weights_only", False) is True,
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ContractError(f"{place} has no readable {MANIFEST}", repr(error)) from error
 

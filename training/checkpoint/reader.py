@@ -12,26 +12,50 @@ from typing import Any
 import torch
 from torch import nn
 
-from koe.errors import ContractError, StorageError
+from koe.errors import ConfigError, ContractError, StorageError
 from training.checkpoint.manifest import RANDOM_STATES, STATE, random_state_file, read_manifest
-from training.checkpoint.tensor_files import MODEL, checkpoint_tensors, model_tensors, read_tensors
+from training.checkpoint.tensor_files import (
+    AVERAGE,
+    MODEL,
+    OPTIMIZER,
+    average_tensors,
+    checkpoint_tensors,
+    has_average,
+    model_tensors,
+    read_tensors,
+)
+from training.model.average import WeightAverage
 from training.model.distributed import Ranks
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
+    average: WeightAverage | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Load weights, moments and this rank's random state in place, at any world size.
 
-    Returns the caller's state, and whether random states were loaded, which they are only at the
-    world size that wrote them. Raises: ConfigError when the model has another shape; ContractError
-    when a file holds more than tensors; StorageError.
+    `average` begins anew with the weights if the checkpoint has none. Returns the caller's state,
+    and whether random states were loaded, which they are only at the world size that wrote them.
+    Raises: ConfigError when the model has another shape; ContractError when there are only weights,
+    or a file holds more than tensors; StorageError.
     """
-    files = read_manifest(path).files
-    random_states = [name for name in files if name.startswith(RANDOM_STATES)]
+    manifest = read_manifest(path)
+    if manifest.weights_only:
+        raise ContractError(
+            f"checkpoint {path} holds weights only, so no run can go on from it",
+            "train.keep_weights_only has deleted its moments and random states",
+            "Export it with `koe export --step`, and name the folder in train.base_model of "
+            "another run; or go on from a newer checkpoint.",
+        )
+    random_states = [name for name in manifest.files if name.startswith(RANDOM_STATES)]
     same_world = len(random_states) == ranks.world
     with _reading(path):
-        read_tensors(checkpoint_tensors(model, optimizer), path)
+        read_tensors(checkpoint_tensors(model, optimizer), path, (MODEL, OPTIMIZER))
+        if average:
+            _read_average(average, path)
         state = json.loads((path / STATE).read_bytes())
         if same_world:
             random_state = path / random_state_file(ranks.rank)
@@ -39,13 +63,30 @@ def load_checkpoint(
     return state, same_world
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load only the weights, in the model's dtype; no process group is needed.
+def load_weights(path: Path, model: nn.Module, average: bool = False) -> None:
+    """Load only the weights, or their `average`, in the model's dtype; it needs no process group.
 
-    Raises: as `load_checkpoint`.
+    Raises: as `load_checkpoint`; ConfigError when the checkpoint has no average.
     """
+    tensors, prefix = model_tensors(model), MODEL
     with _reading(path):
-        read_tensors(model_tensors(model), path, MODEL, cast=True)
+        if average:
+            if not has_average(path):
+                raise ConfigError(
+                    f"checkpoint {path} holds no average of the weights",
+                    "train.ema_decay was null when it was written",
+                    "Take the weights themselves: leave out --ema.",
+                )
+            prefix = AVERAGE
+            tensors = {AVERAGE + name.removeprefix(MODEL): t for name, t in tensors.items()}
+        read_tensors(tensors, path, prefix, cast=True)
+
+
+def _read_average(average: WeightAverage, path: Path) -> None:
+    if has_average(path):
+        read_tensors(average_tensors(average), path, AVERAGE)
+    else:
+        average.restart()
 
 
 @contextmanager

@@ -55,13 +55,14 @@ class RemoteCheckpoints:
         name = f"{step_name(steps)}/{MANIFEST}"
         return parse_manifest(self.place_of(steps), lambda: self._remote.read(name))
 
-    def looks_complete(self, steps: int) -> bool:
+    def complete(self, steps: int) -> Manifest | None:
         try:
-            files = self.manifest(steps).files
+            manifest = self.manifest(steps)
         except ContractError:
-            return False
-        found = self._listed().get(steps, {})
-        return all(found.get(name) == m.num_bytes for name, m in files.items())
+            return None
+        found = self._remote.sizes(step_name(steps))
+        whole = all(found.get(name) == m.num_bytes for name, m in manifest.files.items())
+        return manifest if whole else None
 
     def fetch(self, steps: int, hashed: bool = False) -> Path:
         manifest = self.manifest(steps)
@@ -119,6 +120,14 @@ class RemoteCheckpoints:
 
     def end(self, steps: int) -> None:
         shutil.rmtree(self.draft(steps), ignore_errors=True)
+
+    def reduce(self, steps: int, manifest: Manifest) -> None:
+        folder = step_name(steps)
+        if self.manifest(steps) != manifest:
+            self._remote.write(f"{folder}/{MANIFEST}", manifest.as_json())
+        for name in self._remote.sizes(folder):
+            if name != MANIFEST and name not in manifest.files:
+                self._remote.remove(f"{folder}/{name}")
 
     def discard(self, steps: int) -> None:
         folder = step_name(steps)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from koe.errors import ContractError, StorageError
+from koe.errors import ConfigError, ContractError, StorageError
 from training.checkpoint import folder as checkpoints
 from training.checkpoint.manifest import Progress
 from training.checkpoint.store import CheckpointStore
@@ -59,6 +59,8 @@ def resume_point(
     if rollback:
         _remove_abandoned(store, rollback)
     found = checkpoints.latest(store, warn)
+    if found is None:
+        _require_no_weights(store)
     if rollback and (found is None or found.progress.steps < rollback.steps):
         # Its checkpoint is gone: training goes on from an older one, and the next resume would take
         # what is trained from here for abandoned.
@@ -98,6 +100,19 @@ def _overridden(
         return found, None
     progress = replace(found.progress, data_steps=rollback.data_steps)
     return replace(found, progress=progress), rollback.guard
+
+
+def _require_no_weights(store: CheckpointStore) -> None:
+    """Refuse to begin anew beside checkpoints that a run has left of itself."""
+    manifests = [store.complete(steps) for steps in store.steps()]
+    if left := [manifest for manifest in manifests if manifest and manifest.weights_only]:
+        raise ConfigError(
+            f"{store.place_of(left[-1].progress.steps)} holds weights only, and no other checkpoint "
+            "is here to go on from",
+            "train.keep_weights_only has deleted its moments and random states",
+            "Export it with `koe export --step`, name that folder in train.base_model, and train "
+            "into another folder.",
+        )
 
 
 def _remove_abandoned(store: CheckpointStore, rollback: Rollback) -> None:

@@ -32,8 +32,8 @@ class CheckpointStore(Protocol):
         """Read a manifest. Raises: ContractError when it is not readable."""
         ...
 
-    def looks_complete(self, steps: int) -> bool:
-        """Check the manifest and the sizes of the files."""
+    def complete(self, steps: int) -> Manifest | None:
+        """Return the manifest if all files have the sizes that it names, None otherwise."""
         ...
 
     def fetch(self, steps: int, hashed: bool = False) -> Path:
@@ -69,6 +69,13 @@ class CheckpointStore(Protocol):
 
     def end(self, steps: int) -> None:
         """Tidy up this rank's draft, committed or not."""
+        ...
+
+    def reduce(self, steps: int, manifest: Manifest) -> None:
+        """Give a checkpoint a manifest of fewer files, then delete the others.
+
+        A kill leaves the one manifest or the other, and the next call deletes what is in neither.
+        """
         ...
 
     def discard(self, steps: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.nn.parallel import DistributedDataParallel
 
 from koe.errors import ConfigError, ContractError
+from training.checkpoint.manifest import MOMENT_FILES
+from training.model.average import WeightAverage
 
 INDEX = "tensors.json"
 MODEL, OPTIMIZER = "model.", "optimizer."
+AVERAGE = "ema."  # of the weights
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 State = dict[str, torch.Tensor]
@@ -82,7 +85,7 @@ class StagedTensors:
     def __init__(
         self, state: State, folder: Path, rank: int, all_gather: Callable[[SavePlan], Plans]
     ) -> None:
-        self._folder = folder
+        self._rank = rank
         self._planner = _StagingPlanner()
         # Nothing needs to be copied ahead: everything is on the CPU already.
         self._storage = FileSystemWriter(folder, per_thread_copy_ahead=0)
@@ -96,8 +99,23 @@ class StagedTensors:
         self._planner.stage()
 
     def write(self) -> list[WriteResult]:
-        """Write and sync this rank's part; the results are for `index`."""
-        return self._storage.write_data(self._plan, self._planner).wait()
+        """Write and sync this rank's part; the results are for `index`.
+
+        Moments get a file of their own, so that a checkpoint can be reduced to its weights.
+        """
+        prefix = self._plan.storage_data
+        moments = [item for item in self._plan.items if item.index.fqn.startswith(OPTIMIZER)]
+        weights = [item for item in self._plan.items if not item.index.fqn.startswith(OPTIMIZER)]
+        results = self._write(weights, prefix)
+        return results + self._write(
+            moments, replace(prefix, prefix=f"__{self._rank}{MOMENT_FILES}")
+        )
+
+    def _write(self, items: list[WriteItem], prefix: Any) -> list[WriteResult]:
+        if not items:
+            return []
+        plan = replace(self._plan, items=items, storage_data=prefix)
+        return self._storage.write_data(plan, self._planner).wait()
 
     def index(self, results: list[WriteResult]) -> bytes:
         """Return the index of all parts that the ranks have written, as JSON.
@@ -136,7 +154,14 @@ def model_tensors(model: nn.Module) -> State:
     return {MODEL + name: parameter for name, parameter in model.named_parameters()}
 
 
-def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+def average_tensors(average: WeightAverage) -> State:
+    """Return the average of the weights by the names of its tensors in a checkpoint, not copied."""
+    return {AVERAGE + name: tensor for name, tensor in average.tensors.items()}
+
+
+def checkpoint_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> State:
     """Return all tensors of a checkpoint by name, not copied; missing AdamW moments are made."""
     tensors = model_tensors(model)
     names = {parameter: name.removeprefix(MODEL) for name, parameter in tensors.items()}
@@ -150,14 +175,21 @@ def checkpoint_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> St
                 moments["exp_avg_sq"] = torch.zeros_like(parameter.detach())
             for moment in MOMENTS:
                 tensors[f"{OPTIMIZER}{names[parameter]}.{moment}"] = moments[moment]
-    return tensors
+    return tensors | (average_tensors(average) if average else {})
 
 
-def read_tensors(state: State, folder: Path, prefix: str = "", cast: bool = False) -> None:
+def has_average(folder: Path) -> bool:
+    """Return whether the files in `folder` hold an average of the weights. Raises: ContractError."""
+    return any(name.startswith(AVERAGE) for name in _read_index(folder).state_dict_metadata)
+
+
+def read_tensors(
+    state: State, folder: Path, prefix: str | tuple[str, ...], cast: bool = False
+) -> None:
     """Fill the tensors of `state` in place, plain or DTensors, from the files in `folder`.
 
-    `state` must name all tensors there that begin with `prefix`; with `cast` it may have them in
-    other dtypes. Raises: ConfigError when names, shapes or dtypes differ; ContractError for a
+    `state` must name all tensors there that begin with `prefix`, or one of several; with `cast` it
+    may have them in other dtypes. Raises: ConfigError when names, shapes or dtypes differ; ContractError for a
     corrupt index; OSError; pickle.UnpicklingError when a file holds more than tensors.
     """
     reader = _Reader(folder)
@@ -169,7 +201,9 @@ def read_tensors(state: State, folder: Path, prefix: str = "", cast: bool = Fals
     reader.read_data(planner.create_local_plan(), planner).wait()
 
 
-def _require_fit(state: State, metadata: Metadata, folder: Path, prefix: str, cast: bool) -> None:
+def _require_fit(
+    state: State, metadata: Metadata, folder: Path, prefix: str | tuple[str, ...], cast: bool
+) -> None:
     saved = {
         name: tensor
         for name, tensor in metadata.state_dict_metadata.items()

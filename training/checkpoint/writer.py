@@ -2,8 +2,9 @@
 
 A checkpoint is a folder with the tensors (see `tensor_files.py`), the random state of each rank,
 the caller's state, and a manifest with the hashes of all files (see `folder.py`).
-Tensors are keyed by `model.<parameter>` and `optimizer.<parameter>.<exp_avg|exp_avg_sq|step>`: a
-tied head is stored once, and neither FSDP nor DDP nor the number of ranks shows in the names.
+Tensors are keyed by `model.<parameter>`, `optimizer.<parameter>.<exp_avg|exp_avg_sq|step>`, and
+`ema.<parameter>` where the weights are averaged: a tied head is stored once, and neither FSDP nor DDP
+nor the number of ranks shows in the names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from koe.errors import KoeError, StorageError
-from training.checkpoint.folder import delete_old
+from training.checkpoint.keeping import Keeping, tidy
 from training.checkpoint.manifest import (
     STATE,
     Manifest,
@@ -33,6 +34,7 @@ from training.checkpoint.manifest import (
 )
 from training.checkpoint.store import CheckpointStore
 from training.checkpoint.tensor_files import INDEX, StagedTensors, checkpoint_tensors
+from training.model.average import WeightAverage
 from training.model.distributed import Ranks
 from training.places import Place
 
@@ -51,15 +53,15 @@ class _Staged:
     tensors: StagedTensors
     random_state: bytes
     state: bytes
+    validation_loss: float | None
 
 
 class CheckpointWriter:
     """Writes checkpoints into `store`, while the next steps run.
 
     All ranks must call every method except `close` in the same order. If one rank fails to write,
-    all raise StorageError at the next call. The newest `keep` checkpoints are kept, and always one
-    that is at least `keep_back_steps` steps older than the newest, to roll back to. Rank 0 calls
-    `before_commit` before a checkpoint counts, for what it relies on.
+    all raise StorageError at the next call. After each one, those that `keeping` does not name are
+    deleted. Rank 0 calls `before_commit` before a checkpoint counts, for what it relies on.
     """
 
     def __init__(
@@ -67,14 +69,12 @@ class CheckpointWriter:
         store: CheckpointStore,
         ranks: Ranks,
         *,
-        keep: int,
-        keep_back_steps: int,
+        keeping: Keeping,
         asynchronous: bool,
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._ranks, self._before_commit = store, ranks, before_commit
-        self._keep, self._keep_back_steps = keep, keep_back_steps
-        self._asynchronous = asynchronous
+        self._keeping, self._asynchronous = keeping, asynchronous
         # A group of its own: the thread's collectives must not mix with those of training.
         self._group: Any = dist.new_group(backend="gloo") if ranks.world > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -93,11 +93,16 @@ class CheckpointWriter:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         state: dict[str, Any],
+        *,
+        average: WeightAverage | None = None,
+        validation_loss: float | None = None,
     ) -> None:
         """Copy everything to the CPU and begin to write it; training may go on at once.
 
-        `state`: what else has to be resumed, as JSON types, the same on all ranks. A checkpoint of
-        the same step is replaced, and later ones, which a rollback has abandoned, are deleted.
+        `state`: what else has to be resumed, as JSON types, the same on all ranks. `average`: of the
+        weights, if there is one. `validation_loss`: of these weights, in nats per token, if it was
+        measured. A checkpoint of the same step is replaced, and later ones, which a rollback has
+        abandoned, are deleted.
         """
         state_json = json.dumps(state).encode()
         self._complete()
@@ -106,13 +111,13 @@ class CheckpointWriter:
         drafts: list[Path] = []
         self._exchange(lambda: drafts.append(self._store.draft(steps)))
         tensors = StagedTensors(
-            checkpoint_tensors(model, optimizer),
+            checkpoint_tensors(model, optimizer, average),
             drafts[0],
             self._ranks.rank,
             lambda plan: self._exchange(lambda: plan),
         )
         random_state = _random_state(self._ranks.device)
-        staged = _Staged(drafts[0], progress, tensors, random_state, state_json)
+        staged = _Staged(drafts[0], progress, tensors, random_state, state_json, validation_loss)
         self._pending = self._thread.submit(self._write, staged)
         if not self._asynchronous:
             self._complete()
@@ -201,8 +206,10 @@ class CheckpointWriter:
             files |= {name: mark(draft / name) for name in (INDEX, STATE)}
             self._store.put(steps, (INDEX, STATE))
             self._before_commit()
-            self._store.commit(steps, Manifest(staged.progress, files))
-            delete_old(self._store, steps, self._keep, self._keep_back_steps)
+            permanent = self._keeping.is_permanent(steps)
+            manifest = Manifest(staged.progress, files, staged.validation_loss, permanent)
+            self._store.commit(steps, manifest)
+            tidy(self._store, steps, self._keeping)
 
         try:
             written = self._exchange(write_own)

@@ -1,4 +1,4 @@
-"""AdamW, its learning rate, and that of the embedding rows which the base model lacks."""
+"""AdamW, and a learning rate of their own for the embedding rows which the base model lacks."""
 
 from __future__ import annotations
 
@@ -42,35 +42,6 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
     )
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of step `step`, counted from 0.
-
-    It rises linearly to `learning_rate` at step `warmup_steps` - 1, then follows a cosine down to
-    `min_learning_rate_share` of it at the last step.
-    """
-    return config.learning_rate * _warmup(step, config.warmup_steps) * _cosine(step, config)
-
-
-def new_rows_factor(step: int, config: TrainConfig) -> float:
-    """Return the rate of the new rows divided by that of the rest; both share the cosine."""
-    new = config.new_rows
-    if new.warmup_steps is None:
-        return new.learning_rate_factor
-    own, rest = _warmup(step, new.warmup_steps), _warmup(step, config.warmup_steps)
-    return new.learning_rate_factor * own / rest
-
-
-def _warmup(step: int, warmup_steps: int) -> float:
-    return 1.0 if step >= warmup_steps else (step + 1) / warmup_steps
-
-
-def _cosine(step: int, config: TrainConfig) -> float:
-    span = max(1, config.max_steps - 1 - config.warmup_steps)
-    progress = min(1.0, max(0.0, (step - config.warmup_steps) / span))
-    share = config.min_learning_rate_share
-    return share + (1 - share) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

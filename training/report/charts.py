@@ -130,7 +130,7 @@ def _learning_rate(run: Run) -> Chart:
         draw_line(figure, thin(factor, BUCKETS), "guard's factor", COLOURS[1], **style)
         add_right_axis(figure, "guard's factor", range=[0, 1.05], dtick=0.25)
         figure.update_layout(margin={"r": 60})
-    note = "As applied: warm-up and cosine decay, times the guard's factor."
+    note = "As applied: warm-up and decay, times the guard's factor."
     return _chart("Learning rate", note, figure)
 
 
@@ -149,6 +149,8 @@ def _data_wait(run: Run) -> Chart:
 
 def _evaluation(run: Run) -> Chart:
     names = [("all", "loss"), *_under(run.evaluations, "loss_by_source")]
+    if "ema_loss" in run.evaluations.columns:
+        names.append(("all, averaged weights", "ema_loss"))
     figure = _measured(run.evaluations, names, LOSS)
     return _chart("Evaluation loss", "On the validation shards.", figure)
 

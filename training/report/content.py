@@ -60,6 +60,7 @@ def tiles(run: Run) -> list[Tile]:
         Tile("Steps", numbers.count(last_step), f"and {undone:,} undone" if undone else "applied"),
         Tile("Tokens", numbers.short(tokens), numbers.count(tokens)),
         Tile("Last loss", numbers.decimal(last_loss, 4), "nats per token"),
+        _lowest_validation_loss(run),
         Tile("Largest gradient norm", numbers.decimal(largest, 3), where),
         Tile("Steps clipped", numbers.count(run.metrics.actions.count("clip")), "by the guard"),
         Tile("Steps skipped", numbers.count(len(run.skipped)), "gradient not used"),
@@ -68,6 +69,18 @@ def tiles(run: Run) -> list[Tile]:
         Tile("MFU", mfu, of_mfu),
         Tile("Waiting for data", share, "of the time"),
     ]
+
+
+def _lowest_validation_loss(run: Run) -> Tile:
+    losses, steps = (run.evaluations.column(name) for name in ("loss", "step"))
+    if not np.isfinite(losses).any():
+        return Tile("Lowest validation loss", numbers.UNKNOWN, "not measured")
+    place = np.nanargmin(losses)
+    where = f"at step {numbers.count(steps[place])}"
+    average = run.evaluations.column("ema_loss")
+    if np.isfinite(average).any():
+        where += f"; averaged weights {numbers.decimal(np.nanmin(average), 4)}"
+    return Tile("Lowest validation loss", numbers.decimal(losses[place], 4), where)
 
 
 def about(run: Run) -> str:

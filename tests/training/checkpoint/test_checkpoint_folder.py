@@ -115,7 +115,7 @@ def test_a_save_that_fails_at_any_sync_or_rename_leaves_a_whole_one(tmp_path, mo
 def test_only_the_newest_are_kept(tmp_path):
     model, optimizer = trained()
     for steps in (1, 2, 3, 4):
-        save(tmp_path, model, optimizer, steps, keep=2)
+        save(tmp_path, model, optimizer, steps, newest=2)
     assert steps_in(tmp_path) == [3, 4]
 
 
@@ -126,7 +126,7 @@ def test_one_to_roll_back_to_is_always_kept(tmp_path, every, keep, back, most):
     model, optimizer = trained()
     seen = []
     for steps in range(0, 14 * every, every):
-        save(tmp_path, model, optimizer, steps, keep=keep, keep_back_steps=back)
+        save(tmp_path, model, optimizer, steps, newest=keep, back_steps=back)
         seen.append(steps)
         kept = steps_in(tmp_path)
         assert kept[-keep:] == seen[-keep:]
@@ -143,7 +143,7 @@ def test_a_torn_checkpoint_does_not_push_out_a_whole_one(tmp_path):
         corrupt = save(tmp_path, model, optimizer, steps)
         if steps > 1:
             (corrupt / TENSORS).write_bytes(b"")
-    save(tmp_path, model, optimizer, 3, keep=2)
+    save(tmp_path, model, optimizer, 3, newest=2)
     assert steps_in(tmp_path) == [1, 3]
 
 

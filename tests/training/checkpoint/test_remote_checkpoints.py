@@ -8,16 +8,21 @@ import pytest
 from koe.errors import ContractError, StorageError
 from tests.training.helpers import assert_same_weights
 from tests.training.remote import memory_url
-from tests.training.saving import STATE, TENSORS, loaded, never, progress_of, tensors_of, trained
+from tests.training.saving import (
+    STATE,
+    TENSORS,
+    loaded,
+    never,
+    open_writer,
+    progress_of,
+    tensors_of,
+    trained,
+)
 from training.checkpoint import folder as checkpoints
 from training.checkpoint import rollback
 from training.checkpoint.manifest import MANIFEST, Manifest
 from training.checkpoint.remote import RemoteCheckpoints
-from training.checkpoint.writer import CheckpointWriter
-from training.model.distributed import single
 from training.places import RemoteFolder
-
-RANKS = single("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +40,10 @@ def url(request):
     return request.getfixturevalue("s3").make_bucket(bucket) + "/train/checkpoints"
 
 
-def save(url, model, optimizer, steps, **changes):
-    settings = {"keep": 3, "keep_back_steps": 0, "asynchronous": True, **changes}
+def save(url, model, optimizer, steps, loss=None, **changes):
     store = RemoteCheckpoints(url)
-    with closing(store), CheckpointWriter(store, RANKS, **settings) as writer:
-        writer.start(progress_of(steps), model, optimizer, STATE)
+    with closing(store), open_writer(store, **changes) as writer:
+        writer.start(progress_of(steps), model, optimizer, STATE, validation_loss=loss)
         return writer.finish()
 
 
@@ -111,7 +115,7 @@ def test_a_kill_at_any_request_leaves_a_complete_checkpoint_or_none(monkeypatch)
             for name in writes:
                 patch.setattr(RemoteFolder, name, dying(name))
             try:
-                save(url, model, optimizer, 2, keep=1)
+                save(url, model, optimizer, 2, newest=1)
                 survived = True
             except StorageError:
                 survived = False
@@ -120,7 +124,7 @@ def test_a_kill_at_any_request_leaves_a_complete_checkpoint_or_none(monkeypatch)
         assert found is not None
         assert_same_weights(loaded(found.path), tensors_of(model, optimizer))
         store.close()
-        save(url, model, optimizer, 3, keep=1)
+        save(url, model, optimizer, 3, newest=1)
         assert RemoteCheckpoints(url).steps() == [3]
         files = RemoteFolder(url).sizes()
         assert {name.partition("/")[0] for name in files} == {"step-00000003"}
@@ -134,7 +138,7 @@ def test_old_ones_are_deleted_and_one_to_roll_back_to_stays():
     url = memory_url()
     model, optimizer = trained()
     for steps in range(14):
-        save(url, model, optimizer, steps, keep=1, keep_back_steps=4)
+        save(url, model, optimizer, steps, newest=1, back_steps=4)
         kept = RemoteCheckpoints(url).steps()
         assert kept[-1] == steps
         assert len(kept) <= 4
@@ -167,8 +171,8 @@ def test_files_that_others_have_changed_are_not_committed():
     url = memory_url()
     store = RemoteCheckpoints(url)
     model, optimizer = trained()
-    with CheckpointWriter(
-        store, RANKS, keep=1, keep_back_steps=0, asynchronous=False,
+    with open_writer(
+        store, newest=1, asynchronous=False,
         before_commit=lambda: RemoteFolder(url).write("step-00000001/rng-00000.pt", b"x"),
     ) as writer, pytest.raises(StorageError, match=r"rng-00000.pt is not there as its rank"):  # fmt: skip
         writer.start(progress_of(1), model, optimizer, STATE)

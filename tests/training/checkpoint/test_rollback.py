@@ -16,7 +16,7 @@ from training.checkpoint.tensor_files import checkpoint_tensors
 from training.config import GuardConfig
 from training.metrics import RunLog, read_events, read_metrics
 from training.model.distributed import single
-from training.model.optim import learning_rate
+from training.model.schedule import learning_rate
 from training.run import open_run
 
 RANKS = single("cpu")

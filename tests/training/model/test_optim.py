@@ -1,4 +1,3 @@
-import math
 from pathlib import Path
 
 import pytest
@@ -9,16 +8,9 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from koe.errors import ContractError
 from tests.training.ranks import run_ranks
-from training.config import NewRowsConfig, TrainConfig
+from training.config import TrainConfig
 from training.model.distributed import Ranks
-from training.model.optim import (
-    NewRowsRate,
-    build_optimizer,
-    learning_rate,
-    local_new_rows,
-    new_rows_factor,
-    set_learning_rate,
-)
+from training.model.optim import NewRowsRate, build_optimizer, local_new_rows, set_learning_rate
 
 ROWS, WIDTH, FIRST_NEW = 41, 8, 25
 RATES = [1e-2, 3e-2, 1e-3, 2e-2, 1e-2]
@@ -89,51 +81,6 @@ def assert_within_last_bits(found: torch.Tensor, expected: torch.Tensor, rates, 
     moved = sum(rate * factor for rate, factor in zip(rates, factors, strict=True))
     bound = (len(rates) * expected.abs() + 8 * moved) * torch.finfo(torch.float32).eps
     assert ((found - expected).abs() <= bound).all()
-
-
-def test_warmup_is_linear_and_the_cosine_ends_at_its_share():
-    config = config_of(
-        learning_rate=6e-5, warmup_steps=10, max_steps=110, min_learning_rate_share=0.1
-    )
-    rates = [learning_rate(step, config) for step in range(110)]
-    for step in range(10):
-        assert rates[step] == pytest.approx(6e-5 * (step + 1) / 10)
-    assert max(rates) == pytest.approx(6e-5)
-    assert rates[-1] == pytest.approx(6e-6)
-    for step in range(10, 110):
-        cosine = 0.5 * (1 + math.cos(math.pi * (step - 10) / 99))
-        assert rates[step] == pytest.approx(6e-5 * (0.1 + 0.9 * cosine))
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert learning_rate(10_000, config) == pytest.approx(6e-6)
-
-
-@pytest.mark.parametrize("warmup", [0, 1, 6, 50])
-def test_every_warmup_gives_positive_rates(warmup):
-    config = config_of(warmup_steps=warmup)
-    assert all(0 < learning_rate(step, config) <= 1e-2 for step in range(6))
-
-
-def test_new_rows_without_settings_have_the_rate_of_the_rest():
-    config = config_of(warmup_steps=4, max_steps=20)
-    assert [new_rows_factor(step, config) for step in range(30)] == [1.0] * 30
-
-
-@pytest.mark.parametrize("own_warmup", [0, 2, 4, 12])
-def test_new_rows_have_their_own_peak_and_warmup_and_the_same_cosine(own_warmup):
-    new_rows = NewRowsConfig(learning_rate_factor=3.0, warmup_steps=own_warmup)
-    config = config_of(warmup_steps=4, max_steps=24, new_rows=new_rows, min_learning_rate_share=0.2)
-    for step in range(24):
-        rate = learning_rate(step, config) * new_rows_factor(step, config)
-        ramp = min(1.0, (step + 1) / own_warmup) if own_warmup else 1.0
-        cosine = 1.0 if step < 4 else 0.2 + 0.4 * (1 + math.cos(math.pi * (step - 4) / 19))
-        assert rate == pytest.approx(3e-2 * ramp * cosine)
-
-
-def test_a_rate_of_zero_at_the_end_leaves_the_factor_as_it_is():
-    new_rows = NewRowsConfig(learning_rate_factor=2.0, warmup_steps=1)
-    config = config_of(min_learning_rate_share=0.0, new_rows=new_rows)
-    assert learning_rate(5, config) == pytest.approx(0.0, abs=1e-12)
-    assert new_rows_factor(5, config) == 2.0
 
 
 def test_only_matrices_between_the_layers_decay():
