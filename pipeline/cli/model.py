@@ -110,10 +110,7 @@ def export(
     """Write a checkpoint as a Hugging Face folder with its tokenizer."""
     from pipeline.jobs.speech_samples import export_run
 
-    if best and step is not None:
-        raise ConfigError("--best and --step exclude each other", remedy="Give one of them.")
-    settings = load_config(config, overrides)
-    export_run(settings, folder, step, dtype, best=best, average=ema)
+    export_run(load_config(config, overrides), folder, step, dtype, best=best, average=ema)
     say(f"wrote {folder}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import string
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from stages.snac.codec import Codec, CodecSpec, resolve_codec
 from stages.snac.weights import UNTRAINED
 from stages.text.tokenizer import load_tokenizer, orpheus_tokenizer, text_tokenizer
 from training.checkpoint import folder as checkpoints
-from training.checkpoint.manifest import step_name
-from training.checkpoint.store import CheckpointStore
 from training.data.shard_index import read_index
 from training.export import DTYPES, export
 from training.generation import Prompt, SampleGenerator
@@ -148,7 +145,7 @@ def export_run(
     train = training_place(config)
     model = f"{MODEL_FOLDER}/config.json"
     with closing(checkpoints.open_store(beside(train, CHECKPOINT_FOLDER))) as store:
-        found = _best_of(store) if best else _checkpoint_of(store, steps)
+        found = checkpoints.chosen(store, say, steps, best)
         codec = read_index(beside(config.run_dir, SHARDS)).get("codec", {})
         with local_copy(train, [model]) as folder:
             export(
@@ -161,27 +158,3 @@ def export_run(
                 codec=codec.get("label", "none: the shards hold no speech"),
                 save_tokenizer=orpheus_tokenizer_saver(config),
             )
-
-
-def _checkpoint_of(store: CheckpointStore, steps: int | None) -> checkpoints.Checkpoint:
-    at_most = math.inf if steps is None else steps
-    found = checkpoints.latest(store, say, at_most, weights_only=steps is not None)
-    if found is None or steps not in (None, found.progress.steps):
-        names = [step_name(of) for of in store.steps()]
-        raise ConfigError(
-            f"{store.place} has no complete checkpoint{'' if steps is None else f' of step {steps}'}",
-            f"it has {', '.join(names)}" if names else "it is empty",
-            "Train first with `koe train`, or name another step with --step.",
-        )
-    return found
-
-
-def _best_of(store: CheckpointStore) -> checkpoints.Checkpoint:
-    found = checkpoints.best(store, say)
-    if found is None:
-        raise ConfigError(
-            f"{store.place} has no complete checkpoint whose validation loss was measured",
-            "train.evaluation.every_steps and train.checkpoint_every_steps meet at no step so far",
-            "Let both meet, or choose a checkpoint with --step.",
-        )
-    return found

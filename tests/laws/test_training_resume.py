@@ -20,6 +20,8 @@ from tests.training.helpers import (
     small_shards,
 )
 from training import loop
+from training.config import EarlyStoppingConfig, EvaluationConfig, GuardConfig
+from training.logs import EVALUATIONS_FILE
 from training.metrics import RunLog, read_metrics
 from training.model.distributed import single
 
@@ -29,8 +31,18 @@ RANKS = single("cpu")
 TIMES = {"seconds", "tokens_per_second", "data_wait_seconds"}
 
 
-def assert_same_run(left, right, steps):
-    config = small_config(max_steps=steps)
+# All that a checkpoint may hold: its moves must survive a resume as well.
+EVERYTHING = {
+    "schedule": "wsd", "warmup_steps": None, "warmup_share": 0.3, "ema_decay": 0.9,
+    "early_stopping": EarlyStoppingConfig(evaluations=3, min_improvement=0.01),
+    "evaluation": EvaluationConfig(every_steps=1, max_rows=2, prompts=0),
+    "keep_checkpoints": 1, "keep_every_steps": 3, "keep_weights_only": True,
+    "guard": GuardConfig(roll_back_steps=1),
+}  # fmt: skip
+
+
+def assert_same_run(left, right, steps, config=None):
+    config = config or small_config(max_steps=steps)
     assert_same_weights(*(saved_tensors(out, steps, config) for out in (left, right)))
     states = [
         {name: (out / f"checkpoints/step-{steps:08d}" / name).read_bytes() for name in files}
@@ -44,13 +56,21 @@ def assert_same_run(left, right, steps):
     )
     assert rows == rows_2
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    evaluations = [(out / EVALUATIONS_FILE).read_bytes() for out in (left, right)]
+    assert evaluations[0] == evaluations[1]
+    names = [sorted(path.name for path in out.glob("checkpoints/*/*")) for out in (left, right)]
+    assert names[0] == names[1]
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_training_resumes_exactly(tmp_path, precision):
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "fp32"}, {"precision": "bf16"}, EVERYTHING],
+    ids=["fp32", "bf16", "everything"],
+)
+def test_training_resumes_exactly(tmp_path, changes):
     shards = small_shards(tmp_path / "shards")
-    config = small_config(precision=precision, max_steps=6)
+    config = small_config(**changes, max_steps=6)
     loop.train(config, shards, tmp_path / "whole", RANKS)
 
     # Stop after step 5 of a run that saves at 2, 4 and its end, then lose what step 5 saved.
@@ -69,7 +89,7 @@ def test_training_resumes_exactly(tmp_path, precision):
     assert read_metrics(tmp_path / "parts")[-1]["step"] == 5
     torch.manual_seed(12345)  # a resumed process starts with another random state
     loop.train(config, shards, tmp_path / "parts", RANKS)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts", 6)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 6, config)
 
 
 @pytest.mark.law

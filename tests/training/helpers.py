@@ -17,6 +17,7 @@ from training.checkpoint.tensor_files import checkpoint_tensors
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
 from training.data.batches import Batch, collate
 from training.data.shard_rows import ShardRows
+from training.model.average import WeightAverage
 from training.model.distributed import single
 from training.model.llama import PackedLlama, build_model
 from training.model.optim import build_optimizer
@@ -76,14 +77,16 @@ def gradients(model: PackedLlama) -> dict[str, torch.Tensor]:
 
 
 def saved_tensors(out_dir: Place, steps: int, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """Read weights and moments of a run's checkpoint, by name."""
+    """Read weights and moments of a run's checkpoint, by name, and averages if there are any."""
     model = build_model(config)
     optimizer = build_optimizer(model, config)
+    average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
     before = torch.get_rng_state()
     with closing(open_store(beside(out_dir, "checkpoints"))) as store:
-        load_checkpoint(store.fetch(steps), model, optimizer, single("cpu"))
+        load_checkpoint(store.fetch(steps), model, optimizer, single("cpu"), average)
     torch.set_rng_state(before)
-    return {name: tensor.clone() for name, tensor in checkpoint_tensors(model, optimizer).items()}
+    tensors = checkpoint_tensors(model, optimizer, average)
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def assert_same_weights(left: dict, right: dict) -> None:

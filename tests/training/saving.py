@@ -16,7 +16,7 @@ from training.model.distributed import single
 
 RANKS = single("cpu")
 STATE = {"rate_factor": 0.5, "window": [1.25, 2.5], "reason": "尖"}
-TENSORS = "__0_0.distcp"
+TENSORS, MOMENTS = "__0_0.distcp", "__0_moments_0.distcp"
 
 
 def trained(seed=0, steps=1, **changes):

@@ -123,8 +123,11 @@ def test_micro_batches_of_any_size_give_the_same_step(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
 def test_a_bad_step_is_skipped_and_leaves_weights_and_moments_untouched(tmp_path, value):
     shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
-    with open_run(small_config(max_steps=9), shards, out, RANKS, None) as run:
+    with open_run(small_config(max_steps=9, ema_decay=0.9), shards, out, RANKS, None) as run:
         observer = Observer(run)
+
+        def tensors():
+            return checkpoint_tensors(run.model, run.optimizer, run.average)
 
         def take_step():
             step = loop.take_step(run)
@@ -132,11 +135,11 @@ def test_a_bad_step_is_skipped_and_leaves_weights_and_moments_untouched(tmp_path
             return step.verdict.action
 
         take_step()
-        before = {n: t.clone() for n, t in checkpoint_tensors(run.model, run.optimizer).items()}
+        before = {n: t.clone() for n, t in tensors().items()}
         hook = poison(run, value)
         assert take_step().name == "SKIP"
         hook.remove()
-        assert_same_weights(checkpoint_tensors(run.model, run.optimizer), before)
+        assert_same_weights(tensors(), before)
         assert (run.progress.steps, run.progress.data_steps) == (1, 2)
         assert take_step().applies
         assert (run.progress.steps, run.progress.data_steps) == (2, 3)

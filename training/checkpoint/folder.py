@@ -10,7 +10,7 @@ from pathlib import Path
 from koe.errors import ConfigError, ContractError
 from training.checkpoint.keeping import best_first
 from training.checkpoint.local import LocalCheckpoints
-from training.checkpoint.manifest import Manifest, Progress
+from training.checkpoint.manifest import Manifest, Progress, step_name
 from training.checkpoint.remote import RemoteCheckpoints
 from training.checkpoint.store import CheckpointStore
 from training.places import Place, local_folder
@@ -70,6 +70,37 @@ def best(store: CheckpointStore, warn: Callable[[str], None]) -> Checkpoint | No
         except ContractError as error:
             warn(f"skipping a corrupt checkpoint: {error}")
     return None
+
+
+def chosen(
+    store: CheckpointStore, warn: Callable[[str], None], steps: int | None, of_best: bool
+) -> Checkpoint:
+    """Find the checkpoint to export: that of step `steps`, the best, or the newest to go on from.
+
+    Raises: ConfigError when there is no such one.
+    """
+    if of_best and steps is not None:
+        raise ConfigError("--best and --step exclude each other", remedy="Give one of them.")
+    if of_best:
+        found = best(store, warn)
+        missing = "whose validation loss was measured"
+        remedy = (
+            "Let train.evaluation.every_steps and train.checkpoint_every_steps meet at a step, "
+        )
+        remedy += "or choose a checkpoint with --step."
+    else:
+        at_most = math.inf if steps is None else steps
+        found = latest(store, warn, at_most, weights_only=steps is not None)
+        missing = "to go on from" if steps is None else f"of step {steps}"
+        remedy = "Train first with `koe train`, or name another step with --step."
+    if found is None or steps not in (None, found.progress.steps):
+        names = [step_name(of) for of in store.steps()]
+        raise ConfigError(
+            f"{store.place} has no complete checkpoint {missing}",
+            f"it has {', '.join(names)}" if names else "it is empty",
+            remedy,
+        )
+    return found
 
 
 def fetched(store: CheckpointStore, steps: int, hashed: bool = False) -> Checkpoint:

@@ -39,7 +39,7 @@ def tidy(store: CheckpointStore, last: int, keeping: Keeping) -> None:
     whole = _to_go_on_from([s for s, m in complete.items() if not m.weights_only], last, keeping)
     lasting = {steps for steps, manifest in complete.items() if manifest.permanent}
     if keeping.best:
-        lasting |= _best(complete, last - keeping.back_steps)
+        lasting |= {steps for upto in whole for steps in _best(complete, upto)}
     for steps in found:
         if steps in whole:
             continue
@@ -72,7 +72,6 @@ def _to_go_on_from(complete: list[int], last: int, keeping: Keeping) -> set[int]
     return {*complete[-keeping.newest :], *old[-1:], *young[:1]}
 
 
-def _best(complete: dict[int, Manifest], old: int) -> set[int]:
-    """Choose the best of all, and the best of those up to `old`: a rollback may leave only these."""
-    until_old = {steps: manifest for steps, manifest in complete.items() if steps <= old}
-    return {*best_first(complete)[:1], *best_first(until_old)[:1]}
+def _best(complete: dict[int, Manifest], upto: int) -> list[int]:
+    """Choose the best of those up to `upto`: it will be the best of all if a rollback goes there."""
+    return best_first({s: manifest for s, manifest in complete.items() if s <= upto})[:1]

@@ -34,7 +34,7 @@ class WeightAverage:
         decay = min(self._decay, (1 + steps) / (10 + steps))
         weights = [local(weight).float() for weight in self._weights.values()]
         averages = [local(average) for average in self.tensors.values()]
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def restart(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 from koe.errors import ConfigError, ContractError, StorageError
 from tests.training.helpers import assert_same_weights
 from tests.training.saving import (
+    MOMENTS,
     STATE,
     TENSORS,
     loaded,
@@ -40,7 +41,7 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["truncate", "lengthen", "flip", "remove"])
-@pytest.mark.parametrize("name", [TENSORS, INDEX, "rng-00000.pt", "state.json"])
+@pytest.mark.parametrize("name", [TENSORS, MOMENTS, INDEX, "rng-00000.pt", "state.json"])
 def test_a_torn_checkpoint_is_passed_over_and_named(tmp_path, name, how):
     whole_one = save(tmp_path, *trained(), 1)
     corrupt = save(tmp_path, *trained(), 2)
@@ -100,7 +101,7 @@ def test_a_save_that_fails_at_any_sync_or_rename_leaves_a_whole_one(tmp_path, mo
     monkeypatch.setattr(Path, "rename", fragile(Path.rename))
     save(tmp_path, model, optimizer, 2)
     num_calls = len(calls)
-    assert num_calls >= 8  # 5 files, draft, 2 renames, folder
+    assert num_calls >= 9  # 6 files, draft, 2 renames, folder
     for place in range(1, num_calls + 1):
         calls.clear()
         failing[0] = place

@@ -9,6 +9,7 @@ from koe.errors import ContractError, StorageError
 from tests.training.helpers import assert_same_weights
 from tests.training.remote import memory_url
 from tests.training.saving import (
+    MOMENTS,
     STATE,
     TENSORS,
     loaded,
@@ -64,7 +65,7 @@ def test_what_is_saved_is_loaded_and_nothing_stays_on_the_disk(url, cache):
     assert not in_use(cache)
 
 
-@pytest.mark.parametrize("name", [TENSORS, "rng-00000.pt", "state.json", MANIFEST])
+@pytest.mark.parametrize("name", [TENSORS, MOMENTS, "rng-00000.pt", "state.json", MANIFEST])
 @pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_passed_over_and_named(name, how):
     url = memory_url()

@@ -50,11 +50,13 @@ def test_weights_after_a_rollback_are_those_of_the_checkpoint_trained_on_the_lat
     tmp_path, monkeypatch
 ):
     shards = small_shards(tmp_path / "shards", num_rows=40)
-    config = small_config(max_steps=7, checkpoint_every_steps=2, guard=LADDER, keep_checkpoints=2)
+    config = small_config(
+        max_steps=7, checkpoint_every_steps=2, guard=LADDER, keep_checkpoints=2, ema_decay=0.9
+    )
     with pytest.MonkeyPatch.context() as patch:
         spoil_batches(patch, bad={6, 7, 8, 9})
         loop.train(config, shards, tmp_path / "out", RANKS)
-    clean = small_config(max_steps=7, checkpoint_every_steps=2, guard=GuardConfig(enabled=False))
+    clean = config.model_copy(update={"guard": GuardConfig(enabled=False)})
     with open_run(clean, shards, tmp_path / "plain", RANKS, None) as run:
         for _ in range(2):
             loop.take_step(run)
@@ -63,7 +65,8 @@ def test_weights_after_a_rollback_are_those_of_the_checkpoint_trained_on_the_lat
             object.__setattr__(run.progress, "data_steps", data_step)
             run.guard._state.lowerings = 1
             loop.take_step(run)
-        expected = {n: t.clone() for n, t in checkpoint_tensors(run.model, run.optimizer).items()}
+        tensors = checkpoint_tensors(run.model, run.optimizer, run.average)
+        expected = {n: t.clone() for n, t in tensors.items()}
     assert_same_weights(saved_tensors(tmp_path / "out", 7, config), expected)
 
 

@@ -11,6 +11,7 @@ from koe.errors import ConfigError, ContractError
 from tests.training.helpers import assert_same_weights
 from tests.training.llamas import adamw, loss_of, tiny_llama, whole
 from tests.training.saving import (
+    MOMENTS,
     RANKS,
     TENSORS,
     loaded,
@@ -28,7 +29,14 @@ from training.checkpoint.tensor_files import INDEX, model_tensors
 def test_a_checkpoint_has_no_pickled_index_and_stores_a_tied_head_once(tmp_path):
     model, optimizer = trained()
     path = save(tmp_path, model, optimizer, 5)
-    assert names_in(path) == [TENSORS, "manifest.json", "rng-00000.pt", "state.json", INDEX]
+    assert names_in(path) == [
+        TENSORS,
+        MOMENTS,
+        "manifest.json",
+        "rng-00000.pt",
+        "state.json",
+        INDEX,
+    ]
     tensors = json.loads((path / INDEX).read_text())["tensors"]
     names = [name for name, _ in model.named_parameters()]
     assert "lm_head.weight" not in names

@@ -69,6 +69,17 @@ def test_an_evaluation_of_one_step_has_no_tick_twice(tmp_path: Path):
     assert "dtick" not in page.layout("Loss")["xaxis"]
 
 
+def test_the_lowest_validation_loss_and_that_of_the_average_are_shown(tmp_path: Path):
+    losses = {10: (3.0, 3.5), 20: (2.25, 2.5), 30: (2.75, 2.125)}
+    rows = [{"step": step, "loss": a, "ema_loss": b} for step, (a, b) in losses.items()]
+    write_lines(tmp_path / "evaluations.jsonl", rows)
+    page = report(tmp_path, [metrics_row(step) for step in range(1, 31)])
+    assert page.tiles["Lowest validation loss"] == "2.2500"
+    assert "at step 20; averaged weights 2.1250" in page.text
+    steps, values = page.trace("Evaluation loss", "all, averaged weights")
+    assert (steps.tolist(), values.tolist()) == ([10, 20, 30], [3.5, 2.5, 2.125])
+
+
 def test_headline_figures(tmp_path: Path):
     rows = [metrics_row(1), metrics_row(2, "clip", gradient_norm=70.5), metrics_row(2, "skip")]
     rows += [metrics_row(3, tokens_per_second=90.0, loss=2.5, data_wait_seconds=0.5)]
@@ -76,6 +87,7 @@ def test_headline_figures(tmp_path: Path):
         "Steps": "3",
         "Tokens": "300",
         "Last loss": "2.5000",
+        "Lowest validation loss": "–",
         "Largest gradient norm": "70.500",
         "Steps clipped": "1",
         "Steps skipped": "1",
