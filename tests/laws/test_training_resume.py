@@ -19,16 +19,21 @@ from tests.training.helpers import (
     small_config,
     small_shards,
 )
+from tests.training.ranks import run_ranks
 from training import loop
 from training.config import EarlyStoppingConfig, EvaluationConfig, GuardConfig
 from training.logs import EVALUATIONS_FILE
 from training.metrics import RunLog, read_metrics
-from training.model.distributed import single
+from training.model.distributed import Ranks, single
 
 __all__ = ["one_thread"]  # applies to every test here
 
 RANKS = single("cpu")
 TIMES = {"seconds", "tokens_per_second", "data_wait_seconds"}
+
+
+class Stop(Exception):
+    pass
 
 
 # All that a checkpoint may hold: its moves must survive a resume as well.
@@ -74,9 +79,6 @@ def test_training_resumes_exactly(tmp_path, changes):
     loop.train(config, shards, tmp_path / "whole", RANKS)
 
     # Stop after step 5 of a run that saves at 2, 4 and its end, then lose what step 5 saved.
-    class Stop(Exception):
-        pass
-
     def stop_at_5(self, row, step=RunLog.step):
         step(self, row)
         if row["step"] == 5:
@@ -149,3 +151,41 @@ def test_other_shards_are_refused(tmp_path):
     assert loop.train(asked, others, out, RANKS) == 4
     manifest = json.loads((out / "checkpoints/step-00000004/manifest.json").read_text())
     assert manifest["progress"]["steps"] == 4
+
+
+def whole_and_in_parts(ranks: Ranks, shards, folder) -> None:
+    """Train without a break, and with one of all ranks after step 5, behind the checkpoint of 4."""
+    adjust_rate = loop.adjust_rate
+
+    def stop_after_5(run):
+        adjust_rate(run)
+        if run.progress.steps == 5:
+            raise Stop
+
+    for parallel in ("fsdp", "ddp"):
+        config = of_two_ranks(parallel)
+        loop.train(config, shards, folder / f"{parallel}-whole", ranks)
+        loop.adjust_rate = stop_after_5
+        with pytest.raises(Stop):
+            loop.train(config, shards, folder / f"{parallel}-parts", ranks)
+        loop.adjust_rate = adjust_rate
+        ranks.wait()
+        torch.manual_seed(12345 + ranks.rank)
+        loop.train(config, shards, folder / f"{parallel}-parts", ranks)
+
+
+def of_two_ranks(parallel):
+    return small_config(
+        **EVERYTHING, max_steps=6, workers=2, micro_batch_rows=1, accumulation_steps=2,
+        parallel=parallel,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.law
+def test_two_ranks_resume_exactly_with_everything_on(tmp_path):
+    shards = small_shards(tmp_path / "shards")
+    run_ranks(whole_and_in_parts, 2, shards, tmp_path)
+    for parallel in ("fsdp", "ddp"):
+        folders = [tmp_path / f"{parallel}-{name}" for name in ("whole", "parts")]
+        assert_same_run(*folders, 6, of_two_ranks(parallel))
