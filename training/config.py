@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -46,6 +46,9 @@ REFUSALS: dict[str, tuple[str, str]] = {
     ),
 }
 
+# Matrices of a Llama's layers that an adapter can stand beside.
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
 # Former path of a key below `train.` -> its present name; see `koe/renamed.py`.
 RENAMED = {"guard.least_deviation": "min_deviation"}
 
@@ -78,6 +81,27 @@ class NewRowsConfig(Strict):
     """Learning rate of these rows divided by that of the rest."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Warm-up of these rows; null: the same as for the rest."""
+
+
+class AdapterConfig(Strict):
+    """LoRA (arXiv 2106.09685) through peft: the base model's weights stay as they are, and a product
+    of two narrow matrices beside each of them is trained. The defaults are those of Orpheus'
+    finetune/lora.py."""
+
+    rank: int = Field(default=32, ge=1)
+    """Columns of the one and rows of the other matrix."""
+    alpha: float = Field(default=64, gt=0)
+    """The product counts alpha / sqrt(rank) times, or alpha / rank times without
+    rank_stabilised."""
+    rank_stabilised: bool = True
+    """Divide alpha by the root of the rank (arXiv 2312.03732)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each adapter's inputs that is left out at random in training."""
+    targets: list[Target] = Field(default=list(get_args(Target)), min_length=1)
+    """Matrices of each layer that get an adapter."""
+    train_embeddings: bool | None = None
+    """Train the embedding and the head in full; null: only if the base model lacks Orpheus' ids,
+    whose rows cannot be learnt otherwise."""
 
 
 class GuardConfig(Strict):
@@ -180,6 +204,8 @@ class TrainConfig(Strict):
     """Name on the Hugging Face hub, or a folder; null: `tiny`, random weights."""
     tiny: TinyModelConfig = TinyModelConfig()
     new_rows: NewRowsConfig = NewRowsConfig()
+    adapter: AdapterConfig | None = None
+    """What is trained beside the base model's weights; null: these weights themselves, all of them."""
     precision: Literal["bf16", "fp32", "fp16"] = "bf16"
     """Precision of compute; fp16 is refused unless allowed."""
     master_weights: Literal["fp32", "bf16"] = "fp32"

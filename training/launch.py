@@ -18,6 +18,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from koe.errors import ConfigError, KoeError, StageError
 from koe.ray_session import ray_session
 from training import loop, preflight
+from training.adapter import require_peft
 from training.checkpoint import folder as checkpoints
 from training.config import TrainConfig
 from training.generation import SampleGenerator
@@ -57,6 +58,7 @@ def check(
     """
     preflight.require(preflight.refused_settings(config), config)
     require_wandb(config)
+    require_peft(config)
     if config.launcher == "inline" and config.workers != 1:
         raise ConfigError(
             f"train.launcher: inline cannot run {config.workers} workers",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from koe.errors import ContractError
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, NUM_BASE, SLOTS
@@ -58,7 +58,8 @@ def update_ratios(
 ) -> dict[str, float]:
     """Return ||last update|| / ||weights after it|| of each group of parameters.
 
-    The groups are embedding_old, embedding_new, attention, mlp and norm, as far as they exist.
+    The groups are embedding_old, embedding_new, attention, mlp and norm, as far as they exist and are
+    trained; an adapter's matrices count where they stand, and alone.
     The update is computed from AdamW's moments, so this is called after an applied step, with that
     step's `rate` and `new_rows_factor`; clipping is contained in the moments. Every rank must call
     it: their local sums are added up. Replicated parameters (DDP) then count once per rank, which
@@ -72,7 +73,9 @@ def update_ratios(
         for part in (("_old", "_new") if name == "embedding" else ("",))
     }
     for name, parameter in model.named_parameters():
-        group = groups[id(parameter)]
+        group = groups.get(id(parameter))
+        if group is None:  # an adapter leaves it as it is
+            continue
         state: dict[str, Any] = optimizer.state.get(parameter, {})
         weight = local(parameter)
         for group_name, part in _pieces(name, parameter, first_new_row):
@@ -136,12 +139,12 @@ def row_norms(
 
 
 def flops_per_token(
-    model_config: LlamaConfig, num_parameters: int, row_tokens: int
+    model_config: LlamaConfig, num_parameters: int, row_tokens: int, frozen: int = 0
 ) -> tuple[float, float]:
     """Return the FLOPs per token of forward and backward pass, with (full, causal) attention.
 
     6 for each of `num_parameters` (a tied matrix counts once) except those that are only looked
-    up, and 12 x layers x heads x head_dim x row_tokens for attention, as in PaLM's appendix B
+    up, 4 for each of the `frozen` ones (see `num_frozen`), and 12 x layers x heads x head_dim x row_tokens for attention, as in PaLM's appendix B
     (arXiv 2204.02311); a causal kernel needs half of that. Neither recomputed activations nor the
     boundaries of documents are taken into account.
     """
@@ -150,9 +153,19 @@ def flops_per_token(
     looked_up = 0  # a tied matrix multiplies too, as the head
     if not model_config.tie_word_embeddings:
         looked_up = model_config.vocab_size * model_config.hidden_size
-    matrices = 6.0 * (num_parameters - looked_up)
+    matrices = 6.0 * (num_parameters - looked_up) - 2.0 * frozen
     attention = 12.0 * model_config.num_hidden_layers * heads * head_dim * row_tokens
     return matrices + attention, matrices + attention / 2
+
+
+def num_frozen(model: LlamaForCausalLM) -> int:
+    """Count the parameters that are multiplied with, but have no gradient of their own to compute."""
+    head = model.lm_head.weight
+    return sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if not weight.requires_grad and ("embed_tokens" not in name or weight is head)
+    )
 
 
 def peak_flops(device_name: str, override_tflops: float | None) -> float | None:

@@ -16,6 +16,7 @@ from training.monitor import (
     DocumentLoss,
     describe_documents,
     flops_per_token,
+    num_frozen,
     peak_flops,
     row_norms,
     split_by_modality,
@@ -49,9 +50,12 @@ class Observer:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        num_parameters = sum(p.numel() for p in run.parameters)
+        model = run.plain_model
         self._flops = flops_per_token(
-            run.plain_model.config, num_parameters, run.rows.max_row_tokens
+            model.config,
+            sum(parameter.numel() for parameter in model.parameters()),
+            run.rows.max_row_tokens,
+            num_frozen(model),
         )
         device = run.ranks.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

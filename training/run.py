@@ -33,7 +33,7 @@ from training.mirror import Mirror
 from training.model.average import WeightAverage
 from training.model.distributed import Ranks, choose_compile, parallelise
 from training.model.llama import PackedLlama, build_model
-from training.model.optim import NewRowsRate, build_optimizer
+from training.model.optim import NewRowsRate, build_optimizer, trainable
 from training.places import Place, beside, local_folder
 from training.validation import ValidationLosses
 
@@ -68,7 +68,8 @@ class Run:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.plain_model.parameters())
+        """Those that are trained."""
+        return trainable(self.plain_model)
 
     def __enter__(self) -> Run:
         return self
@@ -242,6 +243,8 @@ def _build_models(
         compile=choose_compile(config.compile, config.device),
         activation_checkpointing=config.activation_checkpointing,
     )
+    if config.adapter:
+        torch.manual_seed(config.seed + ranks.rank)  # or all ranks would drop the same inputs
     return plain_model, model.train()
 
 

@@ -102,8 +102,11 @@ def _table(path: str, model: type[BaseModel]) -> str:
         key = f"{_prefix(path)}{name}"
         if inner := _model_in(field.annotation):
             is_list = get_origin(field.annotation) is list
+            is_optional = type(None) in get_args(field.annotation)
             kind = "list of sections, below" if is_list else "section, below"
+            kind += ", or `null`" if is_optional else ""
             default = "required" if field.is_required() else "`[]`" if is_list else ""
+            default = "`null`" if is_optional and field.default is None else default
             meaning = field.description or _about(inner).partition("\n")[0]
         else:
             kind, default = _kind(field), _default(field)

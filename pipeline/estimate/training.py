@@ -10,8 +10,10 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from koe.vocabulary import NUM_EMBEDDINGS
 from pipeline.config.models import PipelineConfig
 from pipeline.estimate.track import StageEstimate
+from training.adapter import inject, trains_embeddings
+from training.config import AdapterConfig
 from training.model.llama import VOCABULARY_MULTIPLE
-from training.monitor import flops_per_token
+from training.monitor import flops_per_token, num_frozen
 
 _PEAK_TFLOPS = 989.0  # of an H100 in dense BF16, NVIDIA's data sheet
 # Of it: one H200 with Orpheus-3B's shape reached 0.45 (docs/performance.md), without FSDP's
@@ -64,7 +66,7 @@ def _gpu_hours(config: PipelineConfig, tokens: float) -> tuple[float | None, str
             f"{unknown}the shape of {train.base_model} is not known; its config.json tells: "
             f"hf download {train.base_model} config.json"
         )
-    parameters, flops = _work(shape, config.interleave.max_row_tokens)
+    parameters, flops = _work(shape, config.interleave.max_row_tokens, train.adapter)
     flops *= _RECOMPUTED if train.activation_checkpointing else 1.0
     peak = train.peak_tflops or _PEAK_TFLOPS
     hours = tokens * flops / (_UTILISATION * peak * 1e12) / 3600
@@ -101,10 +103,14 @@ def _shape(name: str) -> LlamaConfig | None:
     )
 
 
-def _work(shape: LlamaConfig, row_tokens: int) -> tuple[int, float]:
+def _work(shape: LlamaConfig, row_tokens: int, adapter: AdapterConfig | None) -> tuple[int, float]:
     """Return parameters and FLOPs per token (causal attention) with Orpheus' vocabulary."""
+    had = shape.vocab_size
     if shape.vocab_size < NUM_EMBEDDINGS:
         shape.vocab_size = math.ceil(NUM_EMBEDDINGS / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in LlamaForCausalLM(shape).parameters())
-    return parameters, flops_per_token(shape, parameters, row_tokens)[1]
+        model = LlamaForCausalLM(shape)
+        if adapter:
+            inject(model, adapter, trains_embeddings(adapter, had))
+    parameters = sum(p.numel() for p in model.parameters())
+    return parameters, flops_per_token(shape, parameters, row_tokens, num_frozen(model))[1]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from koe.errors import ConfigError, ContractError, StorageError
+from training.adapter import require_same_adapter
 from training.checkpoint.manifest import RANDOM_STATES, STATE, random_state_file, read_manifest
 from training.checkpoint.tensor_files import (
     AVERAGE,
@@ -53,10 +54,10 @@ def load_checkpoint(
     random_states = [name for name in manifest.files if name.startswith(RANDOM_STATES)]
     same_world = len(random_states) == ranks.world
     with _reading(path):
+        state = _read_state(path, model)
         read_tensors(checkpoint_tensors(model, optimizer), path, (MODEL, OPTIMIZER))
         if average:
             _read_average(average, path)
-        state = json.loads((path / STATE).read_bytes())
         if same_world:
             random_state = path / random_state_file(ranks.rank)
             _set_random_state(torch.load(random_state, weights_only=True), ranks.device)
@@ -70,6 +71,7 @@ def load_weights(path: Path, model: nn.Module, average: bool = False) -> None:
     """
     tensors, prefix = model_tensors(model), MODEL
     with _reading(path):
+        _read_state(path, model)
         if average:
             if not has_average(path):
                 raise ConfigError(
@@ -87,6 +89,12 @@ def _read_average(average: WeightAverage, path: Path) -> None:
         read_tensors(average_tensors(average), path, AVERAGE)
     else:
         average.restart()
+
+
+def _read_state(path: Path, model: nn.Module) -> dict[str, Any]:
+    state = json.loads((path / STATE).read_bytes())
+    require_same_adapter(model, state, path)
+    return state
 
 
 @contextmanager

@@ -148,10 +148,15 @@ class StagedTensors:
 
 
 def model_tensors(model: nn.Module) -> State:
-    """Return the weights by their names in a checkpoint; a tied weight is stored once."""
+    """Return the weights by their names in a checkpoint; a tied weight is stored once.
+
+    Those that an adapter leaves as they are (see `training/adapter.py`) are not part of it.
+    """
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    return {MODEL + name: parameter for name, parameter in model.named_parameters()}
+    return {
+        MODEL + name: weight for name, weight in model.named_parameters() if weight.requires_grad
+    }
 
 
 def average_tensors(average: WeightAverage) -> State:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from koe.errors import KoeError, StorageError
+from training.adapter import adapter_state
 from training.checkpoint.keeping import Keeping, tidy
 from training.checkpoint.manifest import (
     STATE,
@@ -104,7 +105,7 @@ class CheckpointWriter:
         measured. A checkpoint of the same step is replaced, and later ones, which a rollback has
         abandoned, are deleted.
         """
-        state_json = json.dumps(state).encode()
+        state_json = json.dumps(state | adapter_state(model)).encode()
         self._complete()
         steps = progress.steps
         self._exchange(lambda: self._store.begin(steps) if self._ranks.is_main else None)

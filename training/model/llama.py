@@ -12,6 +12,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from koe.errors import ConfigError, ContractError
 from koe.vocabulary import END_OF_TEXT, NUM_EMBEDDINGS, START_OF_TEXT
+from training.adapter import add_adapter, require_peft
 from training.config import TinyModelConfig, TrainConfig
 from training.model.attention import IMPLEMENTATIONS, attention_inputs
 from training.model.embeddings import fill_new_rows
@@ -33,6 +34,7 @@ class PackedLlama(LlamaForCausalLM):
     loss_kernel: str = "chunked"
     loss_chunk_tokens: int = 1024
     z_loss: float = 0.0
+    adapter_identity: dict[str, Any] | None = None  # see training/adapter.py
 
     @property
     def num_embeddings(self) -> int:
@@ -102,8 +104,9 @@ def build_model(config: TrainConfig) -> PackedLlama:
     Weights are the same on every rank, in FP32 unless `master_weights` says otherwise.
     Raises: ConfigError when the base model cannot be loaded or is not a Llama.
     """
+    require_peft(config)
     torch.manual_seed(config.seed)  # random weights and added rows are equal on all ranks
-    model = _load(config) if config.base_model else _random(config.tiny)
+    model, had = _load(config) if config.base_model else (_random(config.tiny), 0)
     model.config.use_cache = False
     model.attention_kind = "varlen" if config.attention == "auto" else config.attention
     model.set_attn_implementation(IMPLEMENTATIONS[model.attention_kind])
@@ -111,8 +114,11 @@ def build_model(config: TrainConfig) -> PackedLlama:
     model.loss_chunk_tokens = config.loss_chunk_tokens
     model.z_loss = config.z_loss
     if config.master_weights == "bf16":
-        return model.bfloat16()
-    require_master_weights(model)
+        model = model.bfloat16()
+    else:
+        require_master_weights(model)
+    if config.adapter:
+        add_adapter(model, config, had)
     return model
 
 
@@ -133,7 +139,8 @@ def _random(shape: TinyModelConfig) -> PackedLlama:
     )
 
 
-def _load(config: TrainConfig) -> PackedLlama:
+def _load(config: TrainConfig) -> tuple[PackedLlama, int]:
+    """Load the base model, with a row for every id; also return how many rows it has itself."""
     name = config.base_model
     assert name is not None
     remedy = "Name another hub id or a folder in train.base_model, or null for a tiny random model."
@@ -155,7 +162,7 @@ def _load(config: TrainConfig) -> PackedLlama:
         matrices = {id(m): m for m in (model.model.embed_tokens.weight, model.lm_head.weight)}
         for matrix in matrices.values():  # a single one if they are tied, as in Llama 3.2
             fill_new_rows(matrix, had, config.new_rows.init, config.seed)
-    return model
+    return model, had
 
 
 def require_master_weights(model: nn.Module) -> None:

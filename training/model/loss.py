@@ -88,7 +88,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         facts = torch.empty(3, len(targets), dtype=torch.float32, device=hidden.device)
         gradients = None
         if with_gradients:
-            gradients = torch.empty_like(hidden), torch.zeros_like(head, dtype=torch.float32)
+            of_head = torch.zeros_like(head, dtype=torch.float32) if head.requires_grad else None
+            gradients = torch.empty_like(hidden), of_head
         with torch.autocast(hidden.device.type, enabled=False):  # the casts are explicit here
             head_cast = _operand(head, compute_dtype)
             # One buffer for all chunks: on a CPU the page faults of a fresh one cost more than the
@@ -107,7 +108,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 )
                 if gradients is not None:
                     _multiply(slopes, head_cast, gradients[0][part])
-                    _add_product_(gradients[1], slopes.T, hidden_cast)
+                    if gradients[1] is not None:  # a head that is not trained saves a third
+                        _add_product_(gradients[1], slopes.T, hidden_cast)
         losses, normalisers, largest = facts
         largest_logit = largest.amax()
         ctx.gradients, ctx.head_dtype = gradients, head.dtype
@@ -121,7 +123,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden, head = ctx.gradients
         ctx.gradients = None  # scaled in place, because the head's gradient is as large as the head
         scale = upstream[0]
-        return hidden.mul_(scale), head.mul_(scale).to(ctx.head_dtype), *[None] * 5
+        if head is not None:
+            head = head.mul_(scale).to(ctx.head_dtype)
+        return hidden.mul_(scale), head, *[None] * 5
 
 
 def _facts_and_slopes_(

@@ -23,7 +23,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     Norms and biases are scales, which decay would only shrink. An embedding row gets a gradient
     only when its token occurs, but would shrink at every step, and small embeddings make the
     gradients of the early layers large: OLMo 2 (arXiv 2501.00656) dropped their decay to end
-    spikes. A tied head is the same weight.
+    spikes. A tied head is the same weight. Weights that an adapter leaves as they are get no update.
     """
     embeddings = {
         id(weight)
@@ -32,7 +32,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         for weight in module.parameters()
     }
     decayed, plain = [], []
-    for parameter in model.parameters():
+    for parameter in trainable(model):
         matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
         (decayed if matrix else plain).append(parameter)
     groups = [
@@ -42,6 +42,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
     )
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that are trained: all of them, unless there is an adapter."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -61,27 +66,15 @@ class NewRowsRate:
     and a factor above 1 would scale the error as well.
 
     `weight`: the parameter that `optimizer` updates, that is, after sharding; plain or a DTensor.
+    One that is not trained has no rate, and `scaled` then does nothing.
     Raises: ContractError when the optimizer does not update it, or decays it.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, weight: torch.Tensor, first_new_row: int = NUM_BASE
     ) -> None:
-        for group in optimizer.param_groups:
-            if any(parameter is weight for parameter in group["params"]):
-                break
-        else:
-            raise ContractError(
-                "the embedding is not among the optimizer's parameters",
-                "sharding replaces parameters",
-                "Build the optimizer after sharding, and take the embedding from the sharded model.",
-            )
-        if group["weight_decay"]:
-            raise ContractError(
-                "the optimizer decays the embedding",
-                "a rate of its own is exact only without decay",
-            )
-        self._optimizer, self._weight, self._group = optimizer, weight, group
+        self._optimizer, self._weight = optimizer, weight
+        self._group = _undecayed_group(optimizer, weight) if weight.requires_grad else None
         self._start = local_new_rows(weight, first_new_row)
 
     @contextmanager
@@ -91,7 +84,7 @@ class NewRowsRate:
         A factor of 1 changes nothing.
         """
         rows = local(self._weight)[self._start :]
-        if factor == 1 or not len(rows):
+        if factor == 1 or not len(rows) or self._group is None:
             yield
             return
         before = rows.clone()
@@ -101,6 +94,23 @@ class NewRowsRate:
         state = self._optimizer.state[self._weight]
         direction = adam_direction(state, self._group, slice(self._start, None))
         rows.copy_(before.add_(direction, alpha=-factor * self._group["lr"]))
+
+
+def _undecayed_group(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> dict[str, Any]:
+    for group in optimizer.param_groups:
+        if any(parameter is weight for parameter in group["params"]):
+            break
+    else:
+        raise ContractError(
+            "the embedding is not among the optimizer's parameters",
+            "sharding replaces parameters",
+            "Build the optimizer after sharding, and take the embedding from the sharded model.",
+        )
+    if group["weight_decay"]:
+        raise ContractError(
+            "the optimizer decays the embedding", "a rate of its own is exact only without decay"
+        )
+    return group
 
 
 @torch.no_grad()
