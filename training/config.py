@@ -165,6 +165,11 @@ class EvaluationConfig(Strict):
     """Temperature of generation; 0: always the likeliest token."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Share of the probability that is sampled from."""
+    score_speech: bool = True
+    """Score what is spoken with DNSMOS; not where the codec is untrained, which gives noise."""
+    recogniser: PathOrName | None = None
+    """Speech recogniser for transformers, a name on the Hugging Face hub or a folder: what it hears
+    is compared with the prompt, as a character error rate; null: nothing is recognised."""
 
 
 class EarlyStoppingConfig(Strict):

@@ -1,28 +1,22 @@
-"""Speech from fixed prompts: generated, checked for the slot grammar, decoded and written."""
+"""Speech from fixed prompts: generated, and checked for the slot grammar."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import soundfile
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.tensorboard import SummaryWriter
 from transformers import GenerationConfig
 
-from koe.errors import ConfigError, StorageError
+from koe.errors import ConfigError
 from koe.schema import SPEECH
 from koe.vocabulary import (
     CODEBOOK_SIZE,
-    CODEC_HZ,
     END_OF_SPEECH,
     FIRST_AUDIO,
     NUM_EMBEDDINGS,
@@ -32,14 +26,13 @@ from koe.vocabulary import (
     START_OF_SPEECH,
     codes_of,
 )
-from training.config import EvaluationConfig, TrainConfig
+from training.config import EvaluationConfig
 from training.data.shard_rows import ShardRows
 from training.data.shard_summary import MODALITY_BIT
 from training.evaluation import eval_mode
-from training.logs import SAMPLES_FILE, SAMPLES_FOLDER
+from training.listening import Listener
 from training.model.distributed import Ranks
 from training.model.llama import PackedLlama
-from training.step import compute_precision
 
 # The lowest value that Orpheus calls stable (canopyai/Orpheus-TTS, README.md).
 REPETITION_PENALTY = 1.1
@@ -85,10 +78,12 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class SampleGenerator:
-    """Prompts besides those of the validation split, and how to decode the speech; picklable."""
+    """Prompts besides those of the validation split, how to decode the speech, and what listens to
+    it; picklable."""
 
     prompts: tuple[Prompt, ...] = ()
     decoder: Decoder | None = None
+    listener: Listener | None = None
 
 
 def validation_prompts(rows: ShardRows, count: int) -> list[Prompt]:
@@ -109,29 +104,6 @@ def validation_prompts(rows: ShardRows, count: int) -> list[Prompt]:
             if row.document_modalities[place] == SPEECH and has_prompt:
                 found.setdefault(name, Prompt(name, tuple(ids[: starts[0] + 1].tolist())))
     return list(found.values())[:count]
-
-
-def speak(
-    model: nn.Module,
-    rows: ShardRows,
-    ranks: Ranks,
-    config: TrainConfig,
-    generator: SampleGenerator | None,
-    out_dir: Path,
-    steps: int,
-    board: SummaryWriter | None,
-) -> dict[str, Any] | None:
-    """Generate, check and write speech after `steps` steps; every rank must call it.
-
-    Returns the summary on rank 0 (see `write_samples`); None elsewhere and without any prompt.
-    """
-    generator = generator or SampleGenerator()
-    prompts = [*validation_prompts(rows, config.evaluation.prompts), *generator.prompts]
-    precision = compute_precision(model, ranks.device.type, config.precision)
-    speeches = generate(model, prompts, config.evaluation, config.seed, ranks, precision)
-    if not speeches or not ranks.is_main:
-        return None
-    return write_samples(out_dir, steps, speeches, generator.decoder, board)
 
 
 def generate(
@@ -246,55 +218,3 @@ def _valid_frames(audio: np.ndarray) -> np.ndarray:
     frames = audio[: len(audio) // SLOTS * SLOTS].reshape(-1, SLOTS)
     slots = (frames - FIRST_AUDIO) // CODEBOOK_SIZE  # text and control ids give numbers below 0
     return (slots == np.arange(SLOTS)).all(axis=1)
-
-
-def write_samples(
-    out_dir: Path,
-    steps: int,
-    speeches: Sequence[Speech],
-    decoder: Decoder | None,
-    board: SummaryWriter | None,
-) -> dict[str, Any]:
-    """Write `samples/step-XXXXXXXX/`: samples.json, and a WAV of each that starts with a valid frame.
-
-    Returns a summary: step, codec (the decoder's label, None without one), prompts, frames,
-    valid_share (of all frames), ended_share, and the folder within `out_dir`.
-    Raises: StorageError.
-    """
-    grammars = [grammar(speech.ids) for speech in speeches]
-    frames = sum(found.frames for found in grammars)
-    summary: dict[str, Any] = {
-        "step": steps,
-        "codec": decoder.label if decoder else None,
-        "prompts": len(speeches),
-        "frames": frames,
-        "valid_share": sum(found.valid_frames for found in grammars) / frames if frames else 0.0,
-        "ended_share": sum(found.ended for found in grammars) / max(1, len(grammars)),
-        "folder": f"{SAMPLES_FOLDER}/step-{steps:08d}",
-    }
-    folder, samples = out_dir / summary["folder"], []
-    try:
-        shutil.rmtree(folder, ignore_errors=True)  # from the same step before a rollback
-        folder.mkdir(parents=True)
-        for number, (speech, found) in enumerate(zip(speeches, grammars, strict=True)):
-            sample = {**asdict(speech), "grammar": asdict(found), "wav": None}
-            codes = valid_codes(speech.ids)
-            if decoder and len(codes):
-                sample["wav"] = f"{number:02d}.wav"
-                audio = np.clip(decoder(codes), -1.0, 1.0)
-                soundfile.write(folder / sample["wav"], audio, CODEC_HZ)
-                if board:
-                    board.add_audio(f"samples/{number:02d}", audio, steps, CODEC_HZ)
-            samples.append(sample)
-        text = json.dumps({**summary, "samples": samples}, ensure_ascii=False)
-        (folder / SAMPLES_FILE).write_text(text, encoding="utf-8")
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise StorageError(
-            f"the samples in {folder} cannot be written",
-            str(error),
-            "Free or mount the disk and start again: the run resumes from its last checkpoint.",
-        ) from error
-    if board:
-        for name in ("valid_share", "ended_share"):
-            board.add_scalar(f"samples/{name}", summary[name], steps)
-    return summary

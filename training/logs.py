@@ -15,6 +15,7 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 LOGS = (METRICS_FILE, EVENTS_FILE, EVALUATIONS_FILE)
 SAMPLES_FOLDER = "samples"
 SAMPLES_FILE = "samples.json"  # in a folder of its own for each step
+SCORES = ("ovrl", "sig", "bak")  # DNSMOS' opinions of a sample, as they are listed
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

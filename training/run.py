@@ -25,7 +25,7 @@ from training.config import TrainConfig
 from training.data.loader import RowOrder, StepLoader
 from training.data.shard_rows import TRAIN, VALIDATION, ShardRows
 from training.evaluation import evaluate
-from training.generation import SampleGenerator, speak
+from training.generation import SampleGenerator
 from training.guard import Guard
 from training.logs import LOGS
 from training.metrics import RunLog, say
@@ -35,6 +35,7 @@ from training.model.distributed import Ranks, choose_compile, parallelise
 from training.model.llama import PackedLlama, build_model
 from training.model.optim import NewRowsRate, build_optimizer, trainable
 from training.places import Place, beside, local_folder
+from training.samples import speak
 from training.validation import ValidationLosses
 
 CHECKPOINT_FOLDER = "checkpoints"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,7 @@ from koe.dataflow import SHARDS
 from koe.errors import ConfigError
 from koe.vocabulary import PAD, speech_ids
 from pipeline.config.models import PipelineConfig
+from pipeline.jobs.listening import listener, template_pattern
 from pipeline.jobs.train import training_place
 from stages.snac.codec import Codec, CodecSpec, resolve_codec
 from stages.snac.weights import UNTRAINED
@@ -69,7 +69,8 @@ def sample_generator(config: PipelineConfig) -> SampleGenerator | None:
         return None
     snac = config.snac
     spec = resolve_codec(snac.weights, snac.sha256, snac.seed, "cpu")
-    return SampleGenerator(tuple(text_prompts(config)), SnacDecoder(spec))
+    prompts = tuple(text_prompts(config))
+    return SampleGenerator(prompts, SnacDecoder(spec), listener(config, spec.trained))
 
 
 def text_prompts(config: PipelineConfig) -> list[Prompt]:
@@ -97,11 +98,7 @@ def spoken_text(text: str, template: str) -> str:
     """
     if "{speaker}" not in template:
         return template.format(text=text)
-    pattern = "".join(
-        re.escape(literal) + ("" if name is None else "(.+)")
-        for literal, name, _, _ in string.Formatter().parse(template)
-    )
-    if not re.fullmatch(pattern, text, re.DOTALL):
+    if not re.fullmatch(template_pattern(template), text, re.DOTALL):
         example = template.format(speaker="SPEAKER", text=text)
         raise ConfigError(
             f"train.evaluation.texts contains {text!r}, which names no speaker",

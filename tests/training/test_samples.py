@@ -23,15 +23,9 @@ from koe.vocabulary import (
 from tests.training.shards import write_shards
 from tests.training.speaking import ALONE, PROMPT, config_for, settings, whole
 from training.data.shard_rows import ShardRows
-from training.generation import (
-    Prompt,
-    SampleGenerator,
-    Speech,
-    speak,
-    validation_prompts,
-    write_samples,
-)
+from training.generation import Prompt, SampleGenerator, Speech, validation_prompts
 from training.model.llama import build_model
+from training.samples import speak, write_samples
 
 
 def test_prompts_come_from_whole_speech_documents(tmp_path):
@@ -86,6 +80,9 @@ class Tone:
         return audio
 
 
+TONE = SampleGenerator(decoder=Tone())
+
+
 def test_samples_are_written_with_their_audio(tmp_path):
     speeches = [
         Speech(PROMPT, [*whole(2), END_OF_SPEECH]),
@@ -93,7 +90,7 @@ def test_samples_are_written_with_their_audio(tmp_path):
         Speech(Prompt("broken", (2,)), [*whole(1), 5]),
     ]
     with SummaryWriter(str(tmp_path / "board")) as board:
-        summary = write_samples(tmp_path, 500, speeches, Tone(), board)
+        summary = write_samples(tmp_path, 500, speeches, TONE, board)
     assert summary == {
         "step": 500,
         "codec": "tone",
@@ -132,8 +129,8 @@ def test_samples_are_written_with_their_audio(tmp_path):
 
 
 def test_a_step_taken_again_replaces_its_samples(tmp_path):
-    write_samples(tmp_path, 7, [Speech(PROMPT, whole(1))] * 2, Tone(), None)
-    summary = write_samples(tmp_path, 7, [Speech(PROMPT, [])], None, None)
+    write_samples(tmp_path, 7, [Speech(PROMPT, whole(1))] * 2, TONE, None)
+    summary = write_samples(tmp_path, 7, [Speech(PROMPT, [])], SampleGenerator(), None)
     assert (summary["codec"], summary["valid_share"]) == (None, 0.0)
     folder = tmp_path / "samples" / "step-00000007"
     assert [path.name for path in folder.iterdir()] == ["samples.json"]
@@ -142,7 +139,7 @@ def test_a_step_taken_again_replaces_its_samples(tmp_path):
 def test_samples_that_cannot_be_written_are_a_storage_error(tmp_path):
     (tmp_path / "samples").write_text("")
     with pytest.raises(StorageError, match=r"samples .*cannot be written"):
-        write_samples(tmp_path, 1, [Speech(PROMPT, whole(1))], Tone(), None)
+        write_samples(tmp_path, 1, [Speech(PROMPT, whole(1))], TONE, None)
 
 
 def test_speaking_joins_both_kinds_of_prompts(tmp_path):

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from koe.vocabulary import SLOT_CODEBOOKS
 from koe.webpage.charts import AMBER, RED, SLOT_COLOURS, Chart, add_right_axis
 from koe.webpage.page import cut
+from training.logs import SCORES
 from training.report.data import Curve, Run, Table, thin
 from training.report.drawing import (
     BUCKETS,
@@ -93,7 +94,7 @@ def draw_charts(run: Run) -> dict[str, list[Chart]]:
             ),
             _data_wait(run),
         ],
-        "evaluation": [_evaluation(run), _generated(run)],
+        "evaluation": [_evaluation(run), _generated(run), *_heard(run)],
     }
 
 
@@ -160,13 +161,41 @@ def _generated(run: Run) -> Chart:
     shares = {"valid frames": "valid_share", "samples that end": "ended_share"}
     percent = {label: 100 * table.column(f"samples/{name}") for label, name in shares.items()}
     columns = Table(table.num_rows, {"step": table.column("step"), **percent})
-    names = [(label, label) for label, values in percent.items() if np.isfinite(values).any()]
-    figure = _measured(columns, names, "share, %")
+    figure = _measured(columns, _known(columns, [(label, label) for label in percent]), "share, %")
     figure.update_yaxes(range=[-3, 103])
     note = (
         "Frames whose seven tokens lie in their slots, and samples that end within the token limit."
     )
     return _chart("Generated speech", note, figure)
+
+
+def _heard(run: Run) -> list[Chart]:
+    """Draw what listened to the samples, where anything did."""
+    table = run.evaluations
+    scores = _known(table, [(name, f"samples/{name}") for name in SCORES])
+    rate = _known(table, [("character error rate", "samples/character_error_rate")])
+    charts = []
+    if scores:
+        figure = _measured(table, scores, "mean opinion score, 1 to 5")
+        note = "DNSMOS of the generated samples: overall, the speech, and the background."
+        charts.append(_chart("How generated speech sounds", note, figure))
+    if rate:
+        percent = Table(
+            table.num_rows, {"step": table.column("step"), "rate": 100 * table.column(rate[0][1])}
+        )
+        figure = _measured(percent, [(rate[0][0], "rate")], "character error rate, %")
+        figure.update_yaxes(rangemode="tozero")
+        figure.update_layout(showlegend=False)
+        note = (
+            "Edits between the prompts and what the recogniser heard, by the prompts' characters. "
+            "Silence is 100 %; more than that is heard where there is too much."
+        )
+        charts.append(_chart("What is heard of the prompts", note, figure))
+    return charts
+
+
+def _known(table: Table, names: Names) -> Names:
+    return [pair for pair in names if np.isfinite(table.column(pair[1])).any()]
 
 
 def _lines(
@@ -240,8 +269,7 @@ def _main(run: Run, column: str) -> Curve:
 
 def _under(table: Table, prefix: str) -> list[tuple[str, str]]:
     """List (label, column) of the columns under a prefix that hold a number."""
-    names = [name for name in table.names(prefix) if np.isfinite(table.column(name)).any()]
-    return [(name.removeprefix(f"{prefix}/"), name) for name in names]
+    return list(_known(table, [(n.removeprefix(f"{prefix}/"), n) for n in table.names(prefix)]))
 
 
 def _last_of_each_step(curve: Curve) -> Curve:

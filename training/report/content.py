@@ -10,6 +10,7 @@ import numpy as np
 
 from koe import numbers
 from koe.webpage.page import Tile, cut
+from training.logs import SCORES
 from training.report.data import GeneratedSamples, Run, number
 
 MAX_DOCUMENTS = 3  # of an event, those of the highest loss
@@ -28,11 +29,18 @@ class Document:
 
 @dataclass(frozen=True)
 class Recording:
-    """Speech generated for a prompt; without `wav`, `note` says why there is nothing to hear."""
+    """Speech generated for a prompt; without `wav`, `note` says why there is nothing to hear.
+
+    `facts` are the values of what listened to it; `text` is what should be heard and `heard` what
+    was, each None where no recogniser listened.
+    """
 
     prompt: str
     wav: bytes = b""
     note: str = ""
+    facts: str = ""
+    text: str | None = None
+    heard: str | None = None
 
 
 def tiles(run: Run) -> list[Tile]:
@@ -115,17 +123,35 @@ def recordings(found: GeneratedSamples) -> list[Recording]:
     """Read the recordings of the samples, as many as the page may hold."""
     made, bytes_left = [], MAX_SOUND_BYTES
     for sample in found.samples:
+        wav, note = _sound(found, sample, bytes_left)
+        bytes_left -= len(wav)
         prompt = sample.get("prompt")
         name = cut(prompt.get("name") if isinstance(prompt, dict) else prompt)
-        path = found.folder / str(sample.get("wav"))
-        if not sample.get("wav") or path.parent != found.folder or not path.is_file():
-            made.append(Recording(name, note="There is no recording."))
-        elif path.stat().st_size > bytes_left:
-            made.append(Recording(name, note=f"Too large for this page: {path.name}"))
-        else:
-            made.append(Recording(name, path.read_bytes()))
-            bytes_left -= len(made[-1].wav)
+        text, heard = (
+            None if sample.get(key) is None else cut(sample[key]) for key in ("text", "heard")
+        )
+        made.append(Recording(name, wav, note, _facts(sample), text, heard))
     return made
+
+
+def _sound(found: GeneratedSamples, sample: dict[str, Any], bytes_left: int) -> tuple[bytes, str]:
+    """Read a recording, or say why there is none."""
+    path = found.folder / str(sample.get("wav"))
+    if not sample.get("wav") or path.parent != found.folder or not path.is_file():
+        return b"", "There is no recording."
+    if path.stat().st_size > bytes_left:
+        return b"", f"Too large for this page: {path.name}"
+    return path.read_bytes(), ""
+
+
+def _facts(sample: dict[str, Any]) -> str:
+    """Put the values of what listened to a sample into words; "" where nothing did."""
+    scores = [(name, number(sample[name])) for name in SCORES if sample.get(name) is not None]
+    parts = [f"{name} {numbers.decimal(value, 2)}" for name, value in scores]
+    if sample.get("character_error_rate") is not None:
+        rate = numbers.decimal(100 * number(sample["character_error_rate"]), 0, "%")
+        parts.append(f"character error rate {rate}")
+    return ", ".join(parts)
 
 
 def _median(values: np.ndarray) -> float:

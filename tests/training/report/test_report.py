@@ -154,3 +154,46 @@ def test_a_chart_without_data_says_so(tmp_path: Path, name: str):
     page = read_page(write_report(tmp_path))
     missing = sum("There is no data" in text for text in page.texts)
     assert missing == {"metrics.jsonl": 11, "events.jsonl": 12, "evaluations.jsonl": 11}[name]
+
+
+def test_what_listened_is_drawn_and_stands_beside_the_players(tmp_path: Path):
+    measured = [
+        {"ovrl": 1.5, "sig": 2.0, "bak": None, "character_error_rate": 1.25},
+        {"ovrl": 2.5, "sig": 3.0, "bak": None, "character_error_rate": 0.5},
+    ]
+    write_lines(
+        tmp_path / "evaluations.jsonl",
+        [{"step": 10 * n, "loss": 2.0, "samples": s} for n, s in enumerate(measured, 1)],
+    )
+    folder = tmp_path / "samples" / "step-00000020"
+    folder.mkdir(parents=True)
+    heard = {
+        "text": "やあ",
+        "heard": "<b>やま",
+        "character_error_rate": 0.5,
+        "ovrl": 2.5,
+        "sig": None,
+    }
+    silent = {"text": "ねえ", "heard": "", "character_error_rate": 1.0, "ovrl": None}
+    samples = [{"prompt": {"name": name}, "wav": None, **of} for name, of in (("a", heard), ("b", silent), ("c", {}))]  # fmt: skip
+    (folder / "samples.json").write_text(json.dumps({"codec": "snac", "samples": samples}))
+    page = report(tmp_path, [metrics_row(step) for step in range(1, 21)])
+    title = "How generated speech sounds"
+    assert page.trace(title, "ovrl")[1].tolist() == [1.5, 2.5]
+    assert {trace["name"] for trace in page.traces(title)} == {"ovrl", "sig"}
+    rate = page.trace("What is heard of the prompts", "character error rate")
+    assert (rate[0].tolist(), rate[1].tolist()) == ([10, 20], [125.0, 50.0])
+    assert "ovrl 2.50, character error rate 50%" in page.text
+    assert "heard: <b>やま" in page.text
+    assert "character error rate 100%" in page.text
+    assert "heard: nothing" in page.text
+    assert page.text.count("heard:") == 2
+
+
+def test_without_a_listener_nothing_is_said_of_it(tmp_path: Path):
+    write_lines(
+        tmp_path / "evaluations.jsonl", [{"step": 1, "loss": 2.0, "samples": {"prompts": 1}}]
+    )
+    page = report(tmp_path, [metrics_row(1)])
+    assert "How generated speech sounds" not in page.text
+    assert "What is heard of the prompts" not in page.text
