@@ -148,6 +148,25 @@ class GuardConfig(Strict):
     """Rollbacks that are allowed; one more stops the run."""
 
 
+class RateTestConfig(Strict):
+    """`koe train --find-rate`: the rate rises exponentially while the loss is watched."""
+
+    steps: int = Field(default=200, ge=20)
+    """Steps from the lowest to the highest rate."""
+    lowest_rate: float = Field(default=1e-7, gt=0)
+    """Rate of the first step."""
+    highest_rate: float = Field(default=1.0, gt=0)
+    """Rate of the last step, which is not reached where the loss rises before."""
+    max_rise: float = Field(default=1.1, gt=1)
+    """The test stops once the smoothed loss is above this multiple of its lowest value."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> RateTestConfig:
+        if self.lowest_rate >= self.highest_rate:
+            raise ValueError("lowest_rate must be below highest_rate")
+        return self
+
+
 class EvaluationConfig(Strict):
     """What is measured on the validation shards, and what is generated."""
 
@@ -269,6 +288,7 @@ class TrainConfig(Strict):
     async_checkpoints: bool = True
     """true: written while training goes on; false: training waits."""
     guard: GuardConfig = GuardConfig()
+    rate_test: RateTestConfig = RateTestConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log_every_steps: int = Field(default=1, ge=1)
     """Steps between lines on the console and in TensorBoard; metrics.jsonl has all."""

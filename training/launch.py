@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from training.checkpoint import folder as checkpoints
 from training.config import TrainConfig
 from training.generation import SampleGenerator
 from training.metrics import read_metrics, require_wandb
-from training.model.distributed import BACKENDS, from_process_group, single
+from training.model.distributed import BACKENDS, Ranks, from_process_group, single
 from training.places import Place, RemoteFolder, absolute, beside, local_folder
 from training.run import CHECKPOINT_FOLDER
 from training.work_folder import work_room
@@ -33,6 +33,10 @@ _NO_GPU_REMEDY = (
     "Set train.device: cpu with a small model, or stop before training with "
     "`koe run --to interleave`."
 )
+
+
+# What every rank does: `loop.train`, or `find_rate.find_rate`. It returns the steps done.
+Work = Callable[[TrainConfig, Place, Place, Ranks, SampleGenerator | None], int]
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def launch(
     num_cpus: int | None = None,
     last_rows: int = 20,
     sample_generator: SampleGenerator | None = None,
+    work: Work = loop.train,
 ) -> TrainResult:
     """Train on the folder `shards` and keep checkpoints and logs in `out_dir`.
 
@@ -113,10 +118,10 @@ def launch(
             remedy="Resume, train into another folder, or delete that one.",
         )
     if config.launcher == "inline":
-        steps = loop.train(config, shards, out_dir, single(config.device), sample_generator)
+        steps = work(config, shards, out_dir, single(config.device), sample_generator)
     else:
         with _ray(ray_address, num_cpus):
-            steps = _train_on_ray(config, shards, out_dir, sample_generator)
+            steps = _train_on_ray(config, shards, out_dir, sample_generator, work)
     return TrainResult(steps, read_metrics(out_dir, last_rows))
 
 
@@ -166,7 +171,11 @@ def _ray(address: str | None, num_cpus: int | None) -> AbstractContextManager[No
 
 
 def _train_on_ray(
-    config: TrainConfig, shards: Place, out_dir: Place, sample_generator: SampleGenerator | None
+    config: TrainConfig,
+    shards: Place,
+    out_dir: Place,
+    sample_generator: SampleGenerator | None,
+    work: Work,
 ) -> int:
     import ray
     from ray.exceptions import RayActorError
@@ -194,6 +203,7 @@ def _train_on_ray(
         "out_dir": str(out_dir),
         "threads": threads,
         "sample_generator": sample_generator,
+        "work": work,
     }
     scaling = ScalingConfig(
         num_workers=config.workers, use_gpu=config.device == "cuda", resources_per_worker=resources
@@ -258,7 +268,7 @@ def _ray_worker(settings: dict[str, Any]) -> int | KoeError:
     local_rank = get_device().index or 0 if config.device == "cuda" else 0
     ranks = from_process_group(config.device, local_rank)
     try:
-        return loop.train(
+        return settings["work"](
             config, settings["shards"], settings["out_dir"], ranks, settings["sample_generator"]
         )
     except KoeError as error:

@@ -15,6 +15,7 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 LOGS = (METRICS_FILE, EVENTS_FILE, EVALUATIONS_FILE)
 SAMPLES_FOLDER = "samples"
 SAMPLES_FILE = "samples.json"  # in a folder of its own for each step
+RATE_FILE = "find_rate.json"  # of the learning-rate range test
 SCORES = ("ovrl", "sig", "bak")  # DNSMOS' opinions of a sample, as they are listed
 
 

@@ -92,9 +92,7 @@ def take_step(run: Run) -> StepRecord:
     clip_to = min(config.max_gradient_norm, verdict.clip_to or config.max_gradient_norm)
     if verdict.action.applies:
         clip_grads_with_norm_(run.parameters, clip_to, total_norm)
-        set_learning_rate(run.optimizer, rate)
-        with run.new_rows_rate.scaled(new_rows_factor(run.progress.steps, config)):
-            run.optimizer.step()
+        update(run, rate, new_rows_factor(run.progress.steps, config))
         if run.average:
             run.average.update(run.progress.steps + 1)
     run.optimizer.zero_grad(set_to_none=True)
@@ -115,6 +113,13 @@ def take_step(run: Run) -> StepRecord:
         seconds=seconds,
         data_wait_seconds=data_wait_seconds,
     )
+
+
+def update(run: Run, rate: float, new_rows_factor: float) -> None:
+    """Let the optimizer take its step, the new rows at `new_rows_factor` times the rate."""
+    set_learning_rate(run.optimizer, rate)
+    with run.new_rows_rate.scaled(new_rows_factor):
+        run.optimizer.step()
 
 
 def adjust_rate(run: Run) -> None:

@@ -128,18 +128,22 @@ def open_run(
     place: Place,
     ranks: Ranks,
     sample_generator: SampleGenerator | None,
+    *,
+    writes: bool = True,
 ) -> Run:
     """Check settings and shards, build model and optimizer, and resume.
 
-    Raises: ConfigError, ContractError.
+    One that does not write leaves the folder of the run as it is. Raises: ConfigError, ContractError.
     """
     with ExitStack() as undo:  # of what has been opened, should the next not open
         rows, validation = _open_rows(config, shards, ranks, undo)
         store = checkpoints.open_store(beside(place, CHECKPOINT_FOLDER))
         undo.callback(store.close)
-        mirror = _open_mirror(config, place, undo) if ranks.is_main else None
+        mirror = _open_mirror(config, place, undo) if ranks.is_main and writes else None
         out_dir = mirror.folder if mirror else local_folder(place) or Path()
-        plain_model, model = _build_models(config, out_dir, ranks)
+        plain_model, model = _build_models(config, ranks)
+        if ranks.is_main and writes:
+            plain_model.config.save_pretrained(out_dir / MODEL_FOLDER)  # for the export
         if mirror:
             mirror.copy()  # if nothing can be written there, it is known before the first step
         optimizer = build_optimizer(plain_model, config)
@@ -166,7 +170,9 @@ def open_run(
             loader=_open_loader(config, rows, ranks, plain_model.num_embeddings),
             store=store,
             writer=_open_writer(config, store, ranks, mirror),
-            log=RunLog(out_dir, progress.data_steps, config, mirror) if ranks.is_main else None,
+            log=RunLog(out_dir, progress.data_steps, config, mirror)
+            if ranks.is_main and writes
+            else None,
             sample_generator=sample_generator,
         )
         undo.pop_all()
@@ -229,13 +235,9 @@ def _open_mirror(config: TrainConfig, place: Place, undo: ExitStack) -> Mirror |
     return mirror
 
 
-def _build_models(
-    config: TrainConfig, out_dir: Path, ranks: Ranks
-) -> tuple[PackedLlama, nn.Module]:
-    """Build the model, and wrap it for the ranks; its shape is saved for the export."""
+def _build_models(config: TrainConfig, ranks: Ranks) -> tuple[PackedLlama, nn.Module]:
+    """Build the model, and wrap it for the ranks."""
     plain_model = build_model(config).to(ranks.device)  # pyright: ignore[reportArgumentType]
-    if ranks.is_main:
-        plain_model.config.save_pretrained(out_dir / MODEL_FOLDER)
     model = parallelise(
         plain_model,
         ranks,

@@ -65,19 +65,34 @@ def train(
     report: Annotated[
         bool, typer.Option("--report", help="Write the report of the training run, and stop.")
     ] = False,
+    find_rate: Annotated[
+        bool, typer.Option("--find-rate", help="Test which learning rates are safe, and stop.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train on the shards, on GPUs, CPUs or a Ray cluster."""
     from pipeline.jobs import train as job
     from pipeline.terminal import results as views
 
     settings = load_config(config, overrides)
-    if report and replay:
-        raise ConfigError("--report and --replay exclude each other", remedy="Give one of them.")
+    if report + bool(replay) + find_rate > 1:
+        raise ConfigError(
+            "--report, --replay and --find-rate exclude each other", remedy="Give one of them."
+        )
+    if as_json and not find_rate:
+        raise ConfigError("--json is given without --find-rate", "only that prints JSON")
     if report:
         from training.report import write_report
 
         page = write_report(job.training_place(settings))
         out.print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
+    elif find_rate:
+        findings, page = job.find_rate(settings, err)
+        if as_json:
+            print_json(findings)
+        else:
+            out.print(views.rate_view(findings))
+            out.print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
     elif replay:
         out.print(views.replay_view(job.replay_event(settings, replay)))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -59,6 +59,35 @@ def train_shards(config: PipelineConfig, console: Console, resume: bool) -> Trai
         num_cpus=config.ray.num_cpus,
         sample_generator=sample_generator(config),
     )
+
+
+def find_rate(config: PipelineConfig, console: Console) -> tuple[dict[str, Any], str]:
+    """Run a learning-rate range test where training would go on; return its findings and its page.
+
+    Raises: ConfigError as `run_training`.
+    """
+    from training import find_rate
+    from training.launch import launch
+    from training.report.find_rate import write_rate_page
+
+    shards, place = _shards_folder(config), training_place(config)
+    with run_lock(Storage(config.run_dir)):
+        test = config.train.rate_test
+        console.print(
+            f"{TRAIN:<11} {test.steps} steps at rates from {test.lowest_rate:.2e} on, of which nothing "
+            "is kept",
+            markup=False,
+        )
+        launch(
+            config.train,
+            shards,
+            place,
+            ray_address=config.ray.address,
+            num_cpus=config.ray.num_cpus,
+            work=find_rate.find_rate,
+        )
+        findings = find_rate.read_findings(place)
+        return findings, str(write_rate_page(place, findings))
 
 
 def replay_event(config: PipelineConfig, event: str) -> Replay:

@@ -101,6 +101,29 @@ def replay_view(replay: Replay, most: int = 30) -> RenderableType:
     return Group(head, titled(table), *([Text(f"and {left} more")] if left > 0 else []))
 
 
+def rate_view(found: dict[str, Any], most: int = 24) -> RenderableType:
+    """Render what a learning-rate range test found: some of its steps, and the safe rate."""
+    table = grid("", "learning rate", "loss", "smoothed", "gradient norm")
+    points = found["points"]
+    for point in points[:: -(-len(points) // most) or 1]:
+        table.add_row(
+            f"{point['rate']:.2e}", f"{point['loss']:.4f}", f"{point['smoothed']:.4f}",
+            f"{point['gradient_norm']:.3g}",
+        )  # fmt: skip
+    ended = f"because {found['stopped']}" if found["stopped"] else "at its highest rate"
+    lines = [f"the test ended {ended}"]
+    if found["safe_rate"] is None:
+        lines.append(f"no safe rate: {found['reason']}")
+    else:
+        lines += [
+            f"the smoothed loss fell fastest at {found['steepest_rate']:.2e}, and began to rise at "
+            f"{found['rising_rate']:.2e}",
+            f"a safe train.learning_rate is {found['safe_rate']:.2e} (now "
+            f"{found['learning_rate']:.2e}): {found['reason']}",
+        ]
+    return Group(*([titled(table)] if points else []), Text("\n".join(lines)))
+
+
 def _logged(value: float | str | None, digits: int) -> str:
     """Write a number of a log, which holds NaN and infinities as words."""
     return value if isinstance(value, str) else decimal(value, digits)
