@@ -17,10 +17,12 @@ from transformers.utils import CONFIG_NAME
 from koe.atomic import sync
 from koe.errors import ConfigError, ContractError, StorageError
 from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
+from training.adapter import merged_weights
 from training.checkpoint.manifest import Progress, read_manifest
 from training.checkpoint.reader import load_weights
 from training.config import TrainConfig
 from training.generation import REPETITION_PENALTY
+from training.model.llama import PackedLlama, build_model
 from training.places import Place, RemoteFolder, absolute, local_folder
 from training.work_folder import WorkFolder
 
@@ -52,8 +54,8 @@ def export(
 ) -> None:
     """Write the weights of one checkpoint as a folder for `AutoModelForCausalLM.from_pretrained`.
 
-    `model_config` is the config.json that the run has saved (the base model's weights are not
-    needed), `codec` the label of the codec that made the shards, `average` whether the averaged weights
+    `model_config` is the config.json that the run has saved (the base model's weights are only needed
+    for an adapter), `codec` the label of the codec that made the shards, `average` whether the averaged weights
     are written in place of the last ones. `out` may be a URL. The folder is
     written completely or not at all; at a URL, config.json comes last. Raises: ConfigError when `out` is not empty or the model lacks Orpheus' ids;
     ContractError for weights that are missing or not finite; StorageError.
@@ -61,7 +63,7 @@ def export(
     out = absolute(out)
     _require_free(out)
     shape = _read_model_config(model_config)
-    model = _load(checkpoint_dir, shape, DTYPES[dtype], average)
+    model = _load(checkpoint_dir, config, shape, DTYPES[dtype], average)
     require_finite(model)
     model.generation_config = GenerationConfig(**GENERATION)
     card = _card(config, read_manifest(checkpoint_dir).progress, dtype, codec, Path(out).name)
@@ -143,10 +145,20 @@ def _read_model_config(path: Path) -> LlamaConfig:
     return found
 
 
+def load_adapted(checkpoint_dir: Path, config: TrainConfig, average: bool) -> PackedLlama:
+    """Build the base model with its adapter, and load the adapter. Raises: ConfigError."""
+    model = build_model(config)
+    load_weights(checkpoint_dir, model, average)
+    return model
+
+
 def _load(
-    checkpoint_dir: Path, model_config: LlamaConfig, dtype: torch.dtype, average: bool
+    checkpoint_dir: Path, config: TrainConfig, model_config: LlamaConfig, dtype: torch.dtype, average: bool
 ) -> LlamaForCausalLM:
-    """Build the model on the CPU and load it; what the checkpoint lacks stays NaN."""
+    """Build the model on the CPU and load it; what the checkpoint lacks stays NaN.
+
+    An adapter is added to the weights of `train.base_model`.
+    """
     with no_init_weights():  # random weights of 3 B parameters would take a minute
         model = LlamaForCausalLM(model_config)
     model.to(dtype)  # pyright: ignore[reportArgumentType]
@@ -154,7 +166,10 @@ def _load(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    load_weights(checkpoint_dir, model, average)
+    if config.adapter:
+        model.load_state_dict(merged_weights(load_adapted(checkpoint_dir, config, average)))
+    else:
+        load_weights(checkpoint_dir, model, average)
     return model
 
 
