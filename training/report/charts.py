@@ -188,7 +188,7 @@ def _heard(run: Run) -> list[Chart]:
         figure.update_layout(showlegend=False)
         note = (
             "Edits between the prompts and what the recogniser heard, by the prompts' characters. "
-            "Silence is 100 %; more than that is heard where there is too much."
+            "Silence is 100%; more than that is heard where there is too much."
         )
         charts.append(_chart("What is heard of the prompts", note, figure))
     return charts

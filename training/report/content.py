@@ -38,7 +38,7 @@ class Recording:
     prompt: str
     wav: bytes = b""
     note: str = ""
-    facts: str = ""
+    facts: tuple[str, ...] = ()
     text: str | None = None
     heard: str | None = None
 
@@ -144,14 +144,14 @@ def _sound(found: GeneratedSamples, sample: dict[str, Any], bytes_left: int) -> 
     return path.read_bytes(), ""
 
 
-def _facts(sample: dict[str, Any]) -> str:
-    """Put the values of what listened to a sample into words; "" where nothing did."""
-    scores = [(name, number(sample[name])) for name in SCORES if sample.get(name) is not None]
-    parts = [f"{name} {numbers.decimal(value, 2)}" for name, value in scores]
+def _facts(sample: dict[str, Any]) -> tuple[str, ...]:
+    """Put the values of what listened to a sample into words; none where nothing did."""
+    known = [(name, number(sample[name])) for name in SCORES if sample.get(name) is not None]
+    facts = [", ".join(f"{name} {numbers.decimal(value, 2)}" for name, value in known)]
     if sample.get("character_error_rate") is not None:
         rate = numbers.decimal(100 * number(sample["character_error_rate"]), 0, "%")
-        parts.append(f"character error rate {rate}")
-    return ", ".join(parts)
+        facts.append(f"character error rate {rate}")
+    return tuple(filter(None, facts))
 
 
 def _median(values: np.ndarray) -> float:

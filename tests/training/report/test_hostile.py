@@ -37,7 +37,22 @@ def page_of(folder, text):
     documents = [{"row": 0, "id": text, "source": text, "loss": 4.0}]
     path = folder / "samples/step-00000002/samples.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"codec": text, "samples": [{"prompt": {"name": text}}]}))
+    path.write_text(
+        json.dumps(
+            {
+                "codec": text,
+                "samples": [
+                    {
+                        "prompt": {"name": text},
+                        "text": text,
+                        "heard": text,
+                        "ovrl": text,
+                        "character_error_rate": text,
+                    }
+                ],
+            }
+        )
+    )
     rows = [metrics_row(step, loss_by_source={text: 3.0}) for step in (1, 2)]
     events = [event(1, "skip", 2, reason=text, documents=documents)]
     return report(folder, rows, events)
