@@ -153,7 +153,11 @@ def load_adapted(checkpoint_dir: Path, config: TrainConfig, average: bool) -> Pa
 
 
 def _load(
-    checkpoint_dir: Path, config: TrainConfig, model_config: LlamaConfig, dtype: torch.dtype, average: bool
+    checkpoint_dir: Path,
+    config: TrainConfig,
+    model_config: LlamaConfig,
+    dtype: torch.dtype,
+    average: bool,
 ) -> LlamaForCausalLM:
     """Build the model on the CPU and load it; what the checkpoint lacks stays NaN.
 

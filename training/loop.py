@@ -115,10 +115,10 @@ def take_step(run: Run) -> StepRecord:
     )
 
 
-def update(run: Run, rate: float, new_rows_factor: float) -> None:
-    """Let the optimizer take its step, the new rows at `new_rows_factor` times the rate."""
+def update(run: Run, rate: float, factor: float) -> None:
+    """Let the optimizer take its step, the new rows at `factor` times the rate."""
     set_learning_rate(run.optimizer, rate)
-    with run.new_rows_rate.scaled(new_rows_factor):
+    with run.new_rows_rate.scaled(factor):
         run.optimizer.step()
 
 

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from koe.errors import ConfigError
 from tests.training.adapters import adapter_config, logits_of, stir, write_base
+from training.checkpoint.keeping import Keeping
 from training.checkpoint.local import LocalCheckpoints
 from training.checkpoint.manifest import Progress
 from training.checkpoint.writer import CheckpointWriter
@@ -24,7 +25,7 @@ def checkpoint_of(folder, config):
     model.config.save_pretrained(folder / "model")
     store = LocalCheckpoints(folder / "checkpoints")
     with CheckpointWriter(
-        store, single("cpu"), keep=1, keep_back_steps=0, asynchronous=False
+        store, single("cpu"), keeping=Keeping(1, 0), asynchronous=False
     ) as writer:
         writer.start(PROGRESS, model, build_optimizer(model, config), {})
         writer.finish()
