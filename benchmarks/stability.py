@@ -20,6 +20,7 @@ import shutil
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,16 @@ from benchmarks.results import RESULTS, run_command
 from benchmarks.stability_arms import (
     ARMS,
     SCALES,
+    BaseModel,
     RunSpec,
     Scale,
     plan,
+    plan_of_dirt,
+    plan_of_size,
     rows_per_step,
-    shards_name,
     train_config,
 )
-from benchmarks.stability_spikes import read_figures
+from benchmarks.stability_spikes import damage_figures, read_figures
 from koe.errors import ConfigError
 from training.checkpoint.manifest import step_name
 from training.checkpoint.reader import load_weights
@@ -46,7 +49,9 @@ from training.loop import Exploded, train
 from training.model.distributed import single
 from training.model.llama import build_model
 
-_BASE_STEPS, _BASE_ROWS = 600, 16
+_BASE_ROWS = 16
+DAMAGED_SHARE = 0.01  # of the documents of a dirty corpus
+_PLANS = {"size": plan_of_size, "dirty": plan_of_dirt}  # of scales, by how their names begin
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,7 +103,7 @@ def run_plan(options: argparse.Namespace) -> int:
         for seed in options.seeds
         for multiple in options.multiples
         for arm in options.arms or []
-    ] or plan(scale)
+    ] or _PLANS.get(options.scale.partition("-")[0], plan)(scale)
     todo = [spec for spec in specs if not _figures_path(work, spec).exists()]
     corpus = make_corpus(scale, options.data, base)
     for spec in todo:  # before the processes, which would write the same folders
@@ -135,7 +140,7 @@ def one_run(
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     config = train_config(spec, scale, base, device)
-    shards = work / "shards" / shards_name(spec.arm, spec.seed)
+    shards = work / "shards" / spec.shards
     stopped = None
     with (
         open(out / "console.log", "w", encoding="utf-8") as console,
@@ -148,7 +153,8 @@ def one_run(
             stopped = str(error)
             traceback.print_exc()
     about = {"arm": spec.arm.name, "multiple": spec.multiple, "seed": spec.seed}
-    row = about | {"guarded": spec.guard, "stopped": stopped} | read_figures(out)
+    about |= {"guarded": spec.guard, "dirty": spec.dirty, "stopped": stopped}
+    row = about | read_figures(out) | damage_figures(out, shards, rows_per_step(spec.arm))
     for folder in ("checkpoints", "tensorboard", "model"):
         shutil.rmtree(out / folder, ignore_errors=True)
     _figures_path(work, spec).write_text(json.dumps(row), encoding="utf-8")
@@ -172,8 +178,8 @@ def shards_of(spec: RunSpec, scale: Scale, work: Path, corpus: data.Corpus) -> P
     arm = spec.arm
     steps = scale.costly_steps if arm.many_sequences and not arm.short_rows else scale.steps
     return data.write_shards(
-        work / "shards" / shards_name(arm, spec.seed),
-        corpus,
+        work / "shards" / spec.shards,
+        replace(corpus, damaged_share=DAMAGED_SHARE if spec.dirty else 0.0),
         rows=min(scale.stored_rows, max(rows_per_step(arm) * steps, 1024)),
         row_tokens=scale.short if arm.short_rows else scale.long,
         block=0 if arm.mixed_steps else rows_per_step(arm),
@@ -194,7 +200,7 @@ def make_corpus(scale: Scale, records_path: Path, base: Path | None) -> data.Cor
 
         encode = functools.partial(_plain_ids, tokenizer)
     vocabulary = data.Vocabulary(scale.num_text, scale.num_codes)
-    source = data.CodeSource(scale.num_codes)
+    source = data.CodeSource(scale.num_codes, scale.voices)
     half = len(records) // 2  # the small base model learns from the other half
     return data.Corpus(vocabulary, records[half:], encode, source, scale.mean_frames)
 
@@ -206,15 +212,15 @@ def _plain_ids(tokenizer: Any, text: str) -> list[int]:
 def prepare_base(scale: Scale, records_path: Path, work: Path, base: Path | None) -> Path:
     """Return the folder of the trained model that all runs start from.
 
-    The small scale trains one of its own on plain text of the first half of the records, with
-    koe's trainer, 600 steps of 4,096 tokens in FP32.
+    A scale with a base model of its own trains it on plain text of the first half of the records,
+    with koe's trainer, in steps of 4,096 tokens in FP32.
     """
     if base is not None:
         return base.resolve()
-    if not scale.num_text:
+    if scale.base is None:
         raise ConfigError(
             "this scale has no base model",
-            "only the small scale trains its own",
+            "it is too large to be trained here",
             "Name one with --base; `python -m benchmarks.stability base --help` says how to make it.",
         )
     out = work / "base"
@@ -226,7 +232,7 @@ def prepare_base(scale: Scale, records_path: Path, work: Path, base: Path | None
         corpus.vocabulary, records[: len(records) // 2], corpus.encode, corpus.source, 0
     )
     shards = data.write_text_shards(work / "shards" / "base", text, rows=4096, row_tokens=256)
-    config = base_config(scale)
+    config = base_config(scale, scale.base)
     train(config, shards, work / "base-run", single("cpu"))
     model = build_model(config)
     folder = work / "base-run" / "checkpoints" / step_name(config.max_steps)
@@ -235,19 +241,19 @@ def prepare_base(scale: Scale, records_path: Path, work: Path, base: Path | None
     return out
 
 
-def base_config(scale: Scale) -> TrainConfig:
-    """Return the config that trains the small base model: four layers of width 128."""
+def base_config(scale: Scale, base: BaseModel) -> TrainConfig:
+    """Return the config that trains the base model of a scale."""
     return TrainConfig(
         launcher="inline",
         device="cpu",
         workers=1,
         base_model=None,
         tiny=TinyModelConfig(
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            hidden_size=base.hidden,
+            intermediate_size=base.intermediate,
+            num_hidden_layers=base.layers,
+            num_attention_heads=base.heads,
+            num_key_value_heads=base.kv_heads,
             vocab_size=scale.num_text,
         ),
         attention="mask",
@@ -255,10 +261,10 @@ def base_config(scale: Scale) -> TrainConfig:
         allow=["few_sequences"],
         micro_batch_rows=_BASE_ROWS,
         accumulation_steps=1,
-        max_steps=_BASE_STEPS,
-        warmup_steps=60,
-        learning_rate=4e-3,
-        checkpoint_every_steps=_BASE_STEPS,
+        max_steps=base.steps,
+        warmup_steps=base.steps // 10,
+        learning_rate=base.learning_rate,
+        checkpoint_every_steps=base.steps,
         guard=GuardConfig(enabled=False),
         evaluation=EvaluationConfig(every_steps=0),
         log_every_steps=50,

@@ -50,8 +50,25 @@ ARMS = {
 
 
 @dataclass(frozen=True)
+class BaseModel:
+    """The Llama that a scale trains for itself on plain text, and for how many steps of 4,096 tokens."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    steps: int = 600
+    learning_rate: float = 4e-3
+
+
+@dataclass(frozen=True)
 class Scale:
-    """How large the experiment is. `num_text` 0: the base model's own vocabulary."""
+    """How large the experiment is. `num_text` 0: the base model's own vocabulary.
+
+    `base` is None where the base model is given. With `voices` above 1, the codes of a clip depend on
+    a voice that its text begins with.
+    """
 
     num_text: int
     num_codes: int
@@ -65,10 +82,29 @@ class Scale:
     guard_steps: int  # the guard's window, and how far it rolls back and skips
     costly_steps: int  # of the arm with 64 long rows
     multiples: tuple[float, ...]
+    base: BaseModel | None = None
+    voices: int = 1
 
 
+_SMALL = Scale(
+    1536, 64, 256, 64, 16, 300, 100, 16, 20_000, 32, 30, (1, 16, 64, 256, 1024),
+    base=BaseModel(128, 384, 4, 4, 2),
+)  # fmt: skip
+# The same experiment at several sizes of the model, so short that ten million parameters fit a CPU.
+_SIZES = {
+    "size-0.3M": BaseModel(64, 192, 4, 4, 2),
+    "size-1M": BaseModel(128, 384, 4, 4, 2),
+    "size-10M": BaseModel(384, 1024, 6, 6, 2, steps=300, learning_rate=2e-3),
+}
 SCALES = {
-    "small": Scale(1536, 64, 256, 64, 16, 300, 100, 16, 20_000, 32, 30, (1, 16, 64, 256, 1024)),
+    "small": _SMALL,
+    "dirty": replace(_SMALL, voices=4),
+    **{
+        name: replace(
+            _SMALL, steps=100, warmup_steps=33, costly_steps=20, multiples=(16, 64, 256), base=base
+        )
+        for name, base in _SIZES.items()
+    },
     "sanity": Scale(0, CODEBOOK_SIZE, 128, 32, 10, 40, 12, 16, 256, 16, 10, (1, 16, 64)),
     "full": Scale(0, CODEBOOK_SIZE, 4096, 2048, 120, 1000, 300, 4, 8192, 128, 1000, (1, 4, 16, 64)),
 }
@@ -83,12 +119,19 @@ class RunSpec:
     seed: int
     guard: bool = False
     steps: int | None = None  # None: the scale's
+    dirty: bool = False  # 1 % of the documents are damaged
 
     @property
     def name(self) -> str:
         guard = "guard" if self.guard else "plain"
         arm = self.arm.name.replace(",", "").replace(" ", "_")
-        return f"{arm}-x{self.multiple:g}-seed{self.seed}-{guard}"
+        dirty = "-dirty" if self.dirty else ""
+        return f"{arm}-x{self.multiple:g}-seed{self.seed}-{guard}{dirty}"
+
+    @property
+    def shards(self) -> str:
+        """The folder of the shards that it reads."""
+        return shards_name(self.arm, self.seed) + ("-dirty" if self.dirty else "")
 
 
 def plan(scale: Scale) -> list[RunSpec]:
@@ -114,6 +157,37 @@ def plan(scale: Scale) -> list[RunSpec]:
     lower = scale.multiples[:-3]
     specs += [RunSpec(arm, m, seed) for seed in (1, 2) for m in lower for arm in two]
     return specs
+
+
+def plan_of_size(scale: Scale) -> list[RunSpec]:
+    """List the runs that find the largest rate which each arm survives, one seed after the other."""
+    singles = [ARMS[name] for name in ("exploding", "only warm-up", "only short rows",
+               "only mixed steps", "only FP32 masters", "cure", "only 64 sequences")]  # fmt: skip
+    shared = {shards_name(arm, 0): arm for arm in reversed(singles)}
+    specs = [
+        RunSpec(arm, NO_TRAINING, 0, steps=scale.costly_steps if arm.many_sequences else None)
+        for arm in shared.values()
+    ]
+    for seed in range(3):
+        for multiple in scale.multiples:
+            for arm in singles:
+                is_costly = arm.many_sequences and not arm.short_rows
+                steps = scale.costly_steps if is_costly else None
+                specs.append(RunSpec(arm, multiple, seed, steps=steps))
+    return specs
+
+
+def plan_of_dirt(scale: Scale) -> list[RunSpec]:
+    """List the runs on clean and damaged documents, with the guard and without, by seed."""
+    arms = ((ARMS["cure with 2 sequences"], 16.0), (CURE, 64.0))
+    control = [RunSpec(arm, NO_TRAINING, 0, steps=20) for arm, _ in arms]
+    return control + [
+        RunSpec(arm, multiple, seed, guard, None, dirty)
+        for seed in range(3)
+        for arm, multiple in arms
+        for dirty in (True, False)
+        for guard in (False, True)
+    ]
 
 
 def rows_per_step(arm: Arm) -> int:

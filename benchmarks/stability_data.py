@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,17 @@ from pyarrow import ipc
 from tokenizers import ByteLevelBPETokenizer
 
 import training.model.llama
+from benchmarks.stability_damage import (
+    DAMAGED,
+    OTHER_CLIP,
+    SHUFFLED_SLOTS,
+    SPEECH_DAMAGE,
+    TEXT_DAMAGE,
+    Document,
+    damaged_codes,
+    damaged_text,
+    with_shuffled_slots,
+)
 from koe.errors import ConfigError
 from koe.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
 from koe.vocabulary import (
@@ -43,6 +54,7 @@ _FOLDED_CONTROLS = 16  # rows between text and audio when ids are folded; 11 are
 _VALIDATION_ROWS = 64
 _SUCCESSORS = 16  # codes that may follow a code
 _CODE_SEED = 1
+_VOICES = "abcdefgh"
 PACKAGED = Path(str(resources.files("pipeline.demo"))) / "data" / "text" / "dolly_ja.jsonl"
 
 
@@ -87,15 +99,16 @@ class Vocabulary:
 
 
 class CodeSource:
-    """A Markov source of SNAC codes: each code depends on the one before it and on its slot.
+    """A Markov source of SNAC codes: each code depends on the one before it, its slot and the voice.
 
     The j-th of 16 successors has a probability in proportion to 1 / (j + 1).
     """
 
-    def __init__(self, num_codes: int) -> None:
+    def __init__(self, num_codes: int, voices: int = 1) -> None:
         rng = np.random.default_rng(_CODE_SEED)
-        self._num_codes = num_codes
-        self._next = rng.integers(0, num_codes, (SLOTS, num_codes, _SUCCESSORS), dtype=np.uint16)
+        self._num_codes, self.voices = num_codes, voices
+        shape = (voices, SLOTS, num_codes, _SUCCESSORS)
+        self._next = rng.integers(0, num_codes, shape, dtype=np.uint16)
         weights = 1 / np.arange(1, _SUCCESSORS + 1)
         self._probabilities = weights / weights.sum()
 
@@ -104,13 +117,13 @@ class CodeSource:
         """Nats per code; no model can have a lower mean loss on codes (equal successors aside)."""
         return float(-(self._probabilities * np.log(self._probabilities)).sum())
 
-    def codes(self, rng: np.random.Generator, num_frames: int) -> np.ndarray:
+    def codes(self, rng: np.random.Generator, num_frames: int, voice: int = 0) -> np.ndarray:
         """Draw uint16 [7 num_frames] in Orpheus' order."""
         which = rng.choice(_SUCCESSORS, num_frames * SLOTS, p=self._probabilities)
         codes = np.empty(num_frames * SLOTS, np.uint16)
         code = int(rng.integers(self._num_codes))
         for place, successor in enumerate(which):
-            code = int(self._next[place % SLOTS, code, successor])
+            code = int(self._next[voice, place % SLOTS, code, successor])
             codes[place] = code
         return codes
 
@@ -147,33 +160,62 @@ def train_encoder(records: list[Record], num_text: int) -> Encode:
     return lambda text: bpe.encode(text).ids
 
 
+class Piece(NamedTuple):
+    """A document of a row, or a part of one."""
+
+    ids: np.ndarray
+    id: str
+    part: int
+    modality: str
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """Endless documents of both modalities, determined by the seed."""
+    """Endless documents of both modalities, determined by the seed.
+
+    `damaged_share` of them are damaged, and keep their place: all others are the same as without.
+    """
 
     vocabulary: Vocabulary
     records: list[Record]
     encode: Encode
     source: CodeSource
     mean_frames: int
+    damaged_share: float = 0.0
 
-    def plain_text(self, seed: int) -> Iterator[np.ndarray]:
+    def plain_text(self, seed: int) -> Iterator[Document]:
         """Yield texts without any layout, as a base model's corpus has them."""
         for record in self._shuffled(seed):
             for text in (record.user, record.answer):
-                yield np.array(self.encode(text), np.int32)
+                yield Document(np.array(self.encode(text), np.int32))
 
-    def text(self, seed: int) -> Iterator[np.ndarray]:
+    def text(self, seed: int) -> Iterator[Document]:
+        damage = self._damage(seed, TEXT_DAMAGE)
         for record in self._shuffled(seed):
-            turn = (self.encode(record.user), self.encode(record.answer))
-            yield self.vocabulary.fold(conversation_ids([turn]))
+            found = next(damage)
+            texts = (record.user, damaged_text(record.answer) if found else record.answer)
+            user, answer = map(self.encode, texts)
+            yield Document(self.vocabulary.fold(conversation_ids([(user, answer)])), found)
 
-    def speech(self, seed: int) -> Iterator[np.ndarray]:
-        rng = np.random.default_rng([seed, 1])
+    def speech(self, seed: int) -> Iterator[Document]:
+        rng, damage = np.random.default_rng([seed, 1]), self._damage(seed + 1, SPEECH_DAMAGE)
         for record in self._shuffled(seed + 1):
+            found = next(damage)
             frames = max(2, int(rng.lognormal(math.log(self.mean_frames), 0.5)))
-            spoken = self.encode(record.answer[:24])
-            yield self.vocabulary.fold(speech_ids(spoken, self.source.codes(rng, frames)))
+            voice = int(rng.integers(self.source.voices)) if self.source.voices > 1 else 0
+            name = f"{_VOICES[voice]}: " if self.source.voices > 1 else ""
+            heard = (voice + 1) % self.source.voices if found == OTHER_CLIP else voice
+            codes = damaged_codes(self.source.codes(rng, frames, heard), found)
+            ids = speech_ids(self.encode(name + record.answer[:24]), codes)
+            if found == SHUFFLED_SLOTS:
+                ids = with_shuffled_slots(ids)
+            yield Document(self.vocabulary.fold(ids), found)
+
+    def _damage(self, seed: int, kinds: Sequence[str]) -> Iterator[str]:
+        rng = np.random.default_rng([seed, 2])
+        while True:
+            is_damaged, kind = rng.random() < self.damaged_share, int(rng.integers(len(kinds)))
+            yield kinds[kind] if is_damaged else ""
 
     def _shuffled(self, seed: int) -> Iterator[Record]:
         rng = np.random.default_rng([seed, 0])
@@ -187,18 +229,21 @@ class Corpus:
 class _Cutter:
     """Cuts a stream of documents into pieces; what is left of a document is its next part."""
 
-    def __init__(self, documents: Iterator[np.ndarray], modality: str) -> None:
+    def __init__(self, documents: Iterator[Document], modality: str) -> None:
         self._documents, self.modality = documents, modality
-        self._left, self._part, self._number = np.zeros(0, np.int32), 0, -1
+        self._left, self._part, self._number, self._id = np.zeros(0, np.int32), 0, -1, ""
 
-    def take(self, num_tokens: int) -> list[tuple[np.ndarray, int, int, str]]:
-        """Return (ids, number of the document, part, modality) of pieces with `num_tokens` in total."""
+    def take(self, num_tokens: int) -> list[Piece]:
+        """Return pieces of documents with `num_tokens` in total."""
         pieces = []
         while num_tokens:
             if not len(self._left):
-                self._left, self._part, self._number = next(self._documents), 0, self._number + 1
+                document = next(self._documents)
+                self._left, self._part, self._number = document.ids, 0, self._number + 1
+                self._id = f"{self.modality}/{self._number}"
+                self._id += f"{DAMAGED}{document.damage}" if document.damage else ""
             piece, self._left = self._left[:num_tokens], self._left[num_tokens:]
-            pieces.append((piece, self._number, self._part, self.modality))
+            pieces.append(Piece(piece, self._id, self._part, self.modality))
             self._part += 1
             num_tokens -= len(piece)
         return pieces
@@ -224,6 +269,7 @@ def write_shards(
             train.append((text, speech)[row // block % 2].take(row_tokens))
         else:
             train.append([*text.take(row_tokens // 2), *speech.take(row_tokens // 2)])
+    corpus = replace(corpus, damaged_share=0.0)
     held_out = 999_983  # one validation split for all folders
     text, speech = _Cutter(corpus.text(held_out), TEXT), _Cutter(corpus.speech(held_out), SPEECH)
     validation = [
@@ -262,14 +308,14 @@ def _write(folder: Path, splits: dict[str, list[Any]], row_tokens: int) -> Path:
     return folder
 
 
-def _row(pieces: list[tuple[np.ndarray, int, int, str]]) -> dict[str, Any]:
-    modalities = [modality for *_, modality in pieces]
+def _row(pieces: list[Piece]) -> dict[str, Any]:
+    modalities = [piece.modality for piece in pieces]
     return {
-        "input_ids": np.concatenate([ids for ids, *_ in pieces]),
-        "document_lengths": [len(ids) for ids, *_ in pieces],
+        "input_ids": np.concatenate([piece.ids for piece in pieces]),
+        "document_lengths": [len(piece.ids) for piece in pieces],
         "document_sources": modalities,
-        "document_ids": [f"{modality}/{number}" for _, number, _, modality in pieces],
+        "document_ids": [piece.id for piece in pieces],
         "document_modalities": modalities,
         "document_units": modalities,
-        "document_parts": [part for _, _, part, _ in pieces],
+        "document_parts": [piece.part for piece in pieces],
     }

@@ -20,6 +20,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pyarrow as pa
+from pyarrow import ipc
+
+from benchmarks.stability_damage import damaged_rows
 from training.metrics import EVALUATIONS_FILE, read_events, read_metrics
 
 WINDOW, MIN_VALUES, SIGMAS, MIN_DEVIATION = 32, 8, 6.0, 0.02
@@ -101,6 +105,29 @@ def figures(
         "seconds": sum(row["seconds"] for row in rows),
         "tokens": rows[-1]["total_tokens"] if rows else 0,
     }
+
+
+def damage_figures(folder: Path, shards: Path, rows_per_step: int) -> dict[str, Any]:
+    """Count batches with damaged documents: all, those whose update was applied, those with a spike."""
+    damaged = damaged_rows(_train_rows(shards))
+    if not damaged.any():
+        return {}
+    rows = read_metrics(folder)
+    first = [rows_per_step * (row["data_step"] - 1) for row in rows]
+    counts = [int(damaged[begin : begin + rows_per_step].sum()) for begin in first]
+    applied = [row["action"] in ("accept", "clip") for row in rows]
+    spikes = set(spike_steps(rows))
+    return {
+        "damaged_rows": int(damaged.sum()),
+        "damaged_rows_seen": sum(counts),
+        "damaged_rows_applied": sum(count for count, a in zip(counts, applied, strict=True) if a),
+        "damaged_batches": sum(count > 0 for count in counts),
+        "damaged_batches_with_spike": sum(counts[at] > 0 for at in spikes),
+    }
+
+
+def _train_rows(shards: Path) -> pa.Table:
+    return ipc.open_file(str(shards / "train-00000.arrow")).read_all()
 
 
 def _largest(rows: list[dict[str, Any]], modality: str) -> float | None:

@@ -35,7 +35,10 @@ from pipeline.execution.runner import DONE, Work, always
 from pipeline.execution.selection import select_stages
 from pipeline.execution.stage_work import StageWork
 from pipeline.jobs.assembly import Assembly
-from pipeline.jobs.run import _build_chains, _plan_work, plan_run
+from pipeline.jobs.chains import build_chains, chains_of_work
+from pipeline.jobs.run import plan_run
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.storage import Storage
 
 LONG_SECONDS = (10, 20, 30, 40, 50, 60)
 HZ = 48_000
@@ -83,9 +86,8 @@ def works(config: PipelineConfig) -> list[tuple[StageWork, list[str]]]:
     assembly = Assembly(config)
     selection = select_stages(None, "tokenize", None, [])
     plan = plan_run(config, Console(file=sys.stderr))
-    planned = [
-        _plan_work(chain, plan, assembly, selection) for chain in _build_chains(assembly, selection)
-    ]
+    built, ledger = build_chains(assembly, selection), Ledger(Storage(config.run_dir))
+    planned = chains_of_work(built, plan, assembly, selection, ledger)
     return [(work, units) for chain, units in planned for work in chain]
 
 
