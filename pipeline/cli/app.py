@@ -16,11 +16,19 @@ from typer.core import TyperGroup
 from koe.errors import ConfigError, KoeError
 from koe.printable import escape_control_characters
 from koe.secrets import scrub
-from pipeline.cli import init, look, model, run
+from pipeline.cli import export, init, look, model, run
 from pipeline.cli.common import say
 
 
 class _Commands(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options, with a text of one line where typer's own takes two."""
+        found: list[Any] = super().get_params(ctx)
+        for option in found:
+            if option.name == "show_completion":
+                option.help = "Show completion for the current shell."
+        return found
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; typer ends an interrupted one without a message."""
         try:
@@ -50,9 +58,10 @@ for _command in (  # in the order of `koe --help`
     model.score,
     model.encode,
     model.train,
-    model.export,
+    export.export,
+    export.export_data,
 ):
-    app.command()(_command)
+    app.command(_command.__name__.replace("_", "-"))(_command)
 
 
 def _print_version(wanted: bool) -> None:

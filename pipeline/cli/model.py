@@ -1,9 +1,9 @@
-"""Commands of the models: `koe score, encode, train, export`."""
+"""Commands of the models: `koe score, encode, train`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,6 @@ from pipeline.cli.common import (
     err,
     out,
     print_json,
-    say,
 )
 from pipeline.config.load import load_config
 from stages.settings import EncodeConfig, ScoreConfig, Windows
@@ -98,35 +97,6 @@ def train(
     else:
         result = job.run_training(settings, err, resume=resume)
         out.print(views.training_view(result.last_rows[-5:]))
-
-
-def export(
-    folder: Annotated[
-        str, typer.Argument(help="The new folder for model and tokenizer, or its URL.")
-    ],
-    config: ConfigOption = DEFAULT_CONFIG,
-    step: Annotated[
-        int | None,
-        typer.Option(
-            "--step", "--checkpoint", help="The step of the checkpoint; the newest by default."
-        ),
-    ] = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="The checkpoint of the lowest validation loss.")
-    ] = False,
-    ema: Annotated[
-        bool, typer.Option("--ema", help="The averaged weights; see train.ema_decay.")
-    ] = False,
-    dtype: Annotated[
-        Literal["bf16", "fp32"], typer.Option(help="The data type of the weights.")
-    ] = "bf16",
-    overrides: SetOption = None,
-) -> None:
-    """Write a checkpoint as a Hugging Face folder with its tokenizer."""
-    from pipeline.jobs.speech_samples import export_run
-
-    export_run(load_config(config, overrides), folder, step, dtype, best=best, average=ema)
-    say(f"wrote {folder}")
 
 
 def _print_files(rows: list[dict[str, Any]], as_json: bool) -> None:

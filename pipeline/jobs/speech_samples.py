@@ -1,32 +1,20 @@
-"""What the trainer needs to generate speech and to export: codec, prompts, tokenizer."""
+"""What the trainer needs to generate speech: codec, prompts, tokenizer."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from koe.dataflow import SHARDS
 from koe.errors import ConfigError
-from koe.vocabulary import PAD, speech_ids
+from koe.vocabulary import speech_ids
 from pipeline.config.models import PipelineConfig
 from pipeline.jobs.listening import listener, template_pattern
-from pipeline.jobs.train import training_place
 from stages.snac.codec import Codec, CodecSpec, resolve_codec
 from stages.snac.weights import UNTRAINED
-from stages.text.tokenizer import load_tokenizer, orpheus_tokenizer, text_tokenizer
-from training.checkpoint import folder as checkpoints
-from training.data.shard_index import read_index
-from training.export import DTYPES, export
+from stages.text.tokenizer import load_tokenizer, text_tokenizer
 from training.generation import Prompt, SampleGenerator
-from training.metrics import say
-from training.mirror import local_copy
-from training.places import Place, beside
-from training.run import CHECKPOINT_FOLDER, MODEL_FOLDER
 
 
 class SnacDecoder:
@@ -106,52 +94,3 @@ def spoken_text(text: str, template: str) -> str:
             f"Write the complete prompt, for example {example!r}.",
         )
     return text
-
-
-def orpheus_tokenizer_saver(config: PipelineConfig) -> Callable[[Path], None]:
-    """Return a function that saves the tokenizer of Orpheus' inference into a folder.
-
-    Raises: ConfigError when the base tokenizer cannot be loaded.
-    """
-    base = load_tokenizer(config.tokenize.tokenizer)
-    tokenizer = orpheus_tokenizer(base)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(PAD)
-
-    def save(folder: Path) -> None:
-        tokenizer.save_pretrained(folder)
-
-    return save
-
-
-def export_run(
-    config: PipelineConfig,
-    out: Place,
-    steps: int | None,
-    dtype: str,
-    *,
-    best: bool = False,
-    average: bool = False,
-) -> None:
-    """Export the run's checkpoint after `steps` steps, its `best` one, or its newest complete one.
-
-    `average`: the averaged weights in place of the last ones. Raises: ConfigError when there is no
-    such checkpoint, and the errors of `training.export.export`.
-    """
-    if dtype not in DTYPES:
-        raise ConfigError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
-    train = training_place(config)
-    model = f"{MODEL_FOLDER}/config.json"
-    with closing(checkpoints.open_store(beside(train, CHECKPOINT_FOLDER))) as store:
-        found = checkpoints.chosen(store, say, steps, best)
-        codec = read_index(beside(config.run_dir, SHARDS)).get("codec", {})
-        with local_copy(train, [model]) as folder:
-            export(
-                found.path,
-                config.train,
-                out,
-                model_config=folder / model,
-                dtype=dtype,
-                average=average,
-                codec=codec.get("label", "none: the shards hold no speech"),
-                save_tokenizer=orpheus_tokenizer_saver(config),
-            )

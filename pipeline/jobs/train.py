@@ -38,7 +38,7 @@ def run_training(config: PipelineConfig, console: Console, resume: bool = True) 
     Raises: ConfigError when there are no shards, when the hardware that the configuration asks for
     is missing, or when another process is using the run directory.
     """
-    _shards_folder(config)  # first, because the lock would create a missing run directory
+    shards_folder(config)  # first, because the lock would create a missing run directory
     with run_lock(Storage(config.run_dir)):
         return train_shards(config, console, resume)
 
@@ -48,7 +48,7 @@ def train_shards(config: PipelineConfig, console: Console, resume: bool) -> Trai
     from pipeline.jobs.speech_samples import sample_generator
     from training.launch import launch
 
-    shards = _shards_folder(config)
+    shards = shards_folder(config)
     console.print(f"{TRAIN:<11} up to step {config.train.max_steps}", markup=False)
     return launch(
         config.train,
@@ -97,7 +97,7 @@ def replay_event(config: PipelineConfig, event: str) -> Replay:
     """
     from training.replay import replay
 
-    return replay(config.train, _shards_folder(config), training_place(config), event)
+    return replay(config.train, shards_folder(config), training_place(config), event)
 
 
 def training_place(config: PipelineConfig) -> str:
@@ -105,7 +105,8 @@ def training_place(config: PipelineConfig) -> str:
     return f"{config.run_dir}/{TRAIN}"
 
 
-def _shards_folder(config: PipelineConfig) -> str:
+def shards_folder(config: PipelineConfig) -> str:
+    """Return the folder or URL of the run's shards. Raises: ConfigError when there are none."""
     storage = Storage(config.run_dir)
     if storage.size(INDEX) is None:
         raise ConfigError(

@@ -23,7 +23,10 @@ from tests.corpus import write_corpus
 from tests.docs.blocks import ROOT, commands
 
 # Commands that are parsed by the program they call and not run, and why; and programs, likewise.
-PARSED = {"koe train --set train.workers=4 --set train.accumulation_steps=8": "needs four GPUs"}
+PARSED = {
+    "koe train --set train.workers=4 --set train.accumulation_steps=8": "needs four GPUs",
+    "koe export model/ --push OWNER/NAME": "needs the hub; tests/clients/test_push.py has one of its own",
+}
 PARSED_PROGRAMS = {
     "make": "minutes; and `make test` would run this test",
     "ray": "needs a cluster, or would leave one behind",
@@ -41,6 +44,7 @@ INSTEAD = {
     "koe plan": "koe plan --clips 2",
     "koe stats --source jchat": "koe stats --source clips",
     "koe inspect jchat/a/0012.flac": "koe inspect clips/3.flac",
+    "koe export model/ --gguf": "koe export model-for-llama-cpp/ --gguf",  # model/ is there by then
 }
 SPIKE = [
     f"train.guard.{key}" for key in ("max_loss=0.01", "roll_back_after_skips=3", "max_rollbacks=0")

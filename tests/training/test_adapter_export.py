@@ -10,7 +10,7 @@ from training.checkpoint.keeping import Keeping
 from training.checkpoint.local import LocalCheckpoints
 from training.checkpoint.manifest import Progress
 from training.checkpoint.writer import CheckpointWriter
-from training.export import export
+from training.export.folder import export
 from training.model.distributed import single
 from training.model.llama import build_model
 from training.model.optim import build_optimizer

@@ -4,16 +4,26 @@ import shutil
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from koe.errors import ConfigError, ContractError, StorageError
-from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
+from koe.vocabulary import END_OF_SPEECH, END_OF_TEXT, NUM_EMBEDDINGS, PAD, START_OF_TEXT
 from tests.training.saving import open_writer
 from training.checkpoint.local import LocalCheckpoints
 from training.checkpoint.manifest import Progress
 from training.config import TinyModelConfig, TrainConfig
-from training.export import export, require_finite
+from training.export.configs import former_keys
+from training.export.folder import export
+from training.export.weights import require_finite
 from training.model.llama import build_model
 from training.model.optim import build_optimizer
 
@@ -95,14 +105,52 @@ def test_bf16_holds_the_rounded_weights(trained, tmp_path):
         assert torch.equal(weight, expected[name].bfloat16()), name
 
 
-def test_generation_ends_with_the_speech(trained, tmp_path):
+def test_generation_ends_where_the_answer_ends(trained, tmp_path):
     export_from(trained[0], tmp_path / "out")
     found = GenerationConfig.from_pretrained(tmp_path / "out")
-    assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (
-        START_OF_TEXT, END_OF_SPEECH, PAD,
-    )  # fmt: skip
+    assert (found.bos_token_id, found.pad_token_id) == (START_OF_TEXT, PAD)
+    assert found.eos_token_id == [END_OF_SPEECH, END_OF_TEXT]  # of an answer in speech, or in text
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.bos_token_id, config.eos_token_id) == (START_OF_TEXT, found.eos_token_id)
     assert (found.do_sample, found.temperature, found.top_p) == (True, 0.6, 0.95)
     assert found.repetition_penalty == 1.1
+
+
+FACTORS = st.floats(1.0, 64.0)
+SCALINGS = st.one_of(
+    st.just({"rope_type": "default"}),
+    st.fixed_dictionaries({"rope_type": st.sampled_from(["linear", "dynamic"]), "factor": FACTORS}),
+    st.fixed_dictionaries(
+        {
+            "rope_type": st.just("yarn"),
+            "factor": FACTORS,
+            "original_max_position_embeddings": st.integers(64, 2048),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "rope_type": st.just("llama3"),
+            "factor": FACTORS,
+            "low_freq_factor": st.floats(0.5, 1.0),
+            "high_freq_factor": st.floats(2.0, 8.0),
+            "original_max_position_embeddings": st.integers(64, 2048),
+        }
+    ),
+)
+
+
+@given(SCALINGS, st.floats(1e3, 1e6), st.sampled_from(["bfloat16", "float32"]))
+def test_the_former_keys_mean_the_same_as_the_present_ones(scaling, theta, dtype):
+    """transformers 5 still reads both, so each alone and both together must give one model."""
+    config = LlamaConfig(rope_parameters={**scaling, "rope_theta": theta}, dtype=dtype)
+    present = config.to_dict()
+    former = former_keys(present)
+    assert set(former) == {"rope_theta", "rope_scaling", "torch_dtype"}
+    bare = {key: value for key, value in present.items() if key not in ("rope_parameters", "dtype")}
+    for keys in (bare | former, present | former):
+        found = LlamaConfig(**json.loads(json.dumps(keys)))
+        assert found.rope_parameters == config.rope_parameters
+        assert found.dtype == config.dtype
 
 
 @pytest.mark.parametrize(
@@ -110,6 +158,11 @@ def test_generation_ends_with_the_speech(trained, tmp_path):
     [
         ({}, ["1,234", "5,678,901", "abab", "snac_24khz sha256:4b8164cc", "trial"], "Llama 3.2"),
         ({"codec": "UNTRAINED (seed 0)"}, ["UNTRAINED (seed 0)", "these speech tokens are noise"], ""),
+        (
+            {"speech_prompt": "{speaker}: {text}", "repository": "someone/my-model"},
+            ["as `{speaker}: {text}`", "# my-model", '"someone/my-model"', "model_name: someone/my-model"],
+            '"out"',
+        ),
         (
             {"config": CONFIG.model_copy(update={"base_model": "meta-llama/Llama-3.2-3B"})},
             ["base_model: meta-llama/Llama-3.2-3B", "Built with Llama", "fp32"],

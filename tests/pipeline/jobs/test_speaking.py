@@ -3,6 +3,7 @@ import pickle
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,22 +24,20 @@ from koe.vocabulary import (
     START_OF_TEXT,
 )
 from pipeline.config.models import PipelineConfig
-from pipeline.jobs.speech_samples import (
-    SnacDecoder,
-    export_run,
-    sample_generator,
-    spoken_text,
-    text_prompts,
-)
+from pipeline.jobs.exports import export_data, export_run
+from pipeline.jobs.speech_samples import SnacDecoder, sample_generator, spoken_text, text_prompts
 from stages.settings import TokenizeConfig
 from stages.snac.codec import Codec, resolve_codec
 from stages.text.tokenizer import load_tokenizer, text_tokenizer
 from stages.tokenize import TokenizeSpeech
+from tests.clients.hub import server
 from tests.stages.speech import write_snac_weights
 from tests.training.shards import write_shards
 from tests.training.test_export import PROGRESS, write_checkpoint
 from training.config import EvaluationConfig, TinyModelConfig, TrainConfig
 from training.model.llama import build_model
+
+__all__ = ["server"]
 
 pytestmark = pytest.mark.slow
 
@@ -228,6 +227,47 @@ def test_a_checkpoint_that_is_not_there_is_named(run, tmp_path):
     with pytest.raises(ConfigError, match="--dtype fp8 is not one of bf16, fp32"):
         export_run(config, tmp_path / "out", None, "fp8")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
+def test_a_run_is_uploaded_with_its_card(run, tmp_path, server):
+    config, _ = run
+    url = export_run(config, tmp_path / "model", None, "bf16", gguf=True, repository="me/voice")
+    assert url == f"{server.url}/me/voice"
+    own = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert server.files["me/voice"] == own
+    assert "model-bf16.gguf" in own
+    card = own["README.md"].decode()
+    assert 'Llama.from_pretrained("me/voice", "model-bf16.gguf"' in card
+    assert str(tmp_path) not in card
+
+
+def test_what_cannot_be_uploaded_is_refused_before_any_work(run, tmp_path, server):
+    config, _ = run
+    server.refuse = 403
+    with pytest.raises(ConfigError, match=r"me/voice cannot be written.*hf auth login"):
+        export_run(config, tmp_path / "model", None, "bf16", repository="me/voice")
+    with pytest.raises(ConfigError, match=r"cannot be uploaded .* it is no local folder"):
+        export_run(config, "memory://x/model", None, "bf16", repository="me/voice")
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_documents_of_a_run_are_labelled_as_it_is_trained(run, tmp_path):
+    config, _ = run
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"loss_on": "response"})}
+    )
+    assert export_data(config, tmp_path / "as trained", None)["train"] > 0
+    assert export_data(config, tmp_path / "all", "all")["train"] > 0
+    asked, every = (
+        pq.read_table(tmp_path / name / "train-0.parquet")["labels"].to_pylist()
+        for name in ("as trained", "all")
+    )
+    ignored = [sum(label == -100 for label in labels) for labels in asked]
+    assert all(count > 1 for count in ignored)
+    assert {sum(label == -100 for label in labels) for labels in every} == {1}
+    with pytest.raises(ConfigError, match="has no shards"):
+        export_data(config_for(tmp_path), tmp_path / "none", None)
 
 
 def test_a_corrupt_checkpoint_is_never_exported(run, tmp_path):

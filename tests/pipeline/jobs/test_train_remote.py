@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from koe.errors import ConfigError
 from pipeline.config.models import PipelineConfig
-from pipeline.jobs.speech_samples import export_run
+from pipeline.jobs.exports import export_run
 from pipeline.jobs.train import check_training, replay_event, run_training, training_place
 from tests.training.helpers import one_thread
 from tests.training.remote import upload
