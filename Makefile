@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-fast soak lint audit site bench fuzz docs format clean
+.PHONY: demo test test-fast soak clients lint audit site bench fuzz docs format clean
 demo: $(STAMP)
 	$(BIN)/koe demo build/demo
 	$(BIN)/koe run -c build/demo/pipeline.yaml
@@ -22,6 +22,10 @@ test-fast: $(STAMP)  # the inner loop: what takes under two seconds a test
 
 soak: $(STAMP)  # kills, failed requests, lost nodes, full disks, torn files; about 25 minutes
 	$(BIN)/python -m tests.soak --json build/soak.json
+
+clients: $(STAMP)  # exports in all programs that read them; builds llama.cpp, about 15 minutes the first time
+	$(BIN)/python -m tests.clients.releases --with-llama-cpp
+	$(PYTEST) tests/clients
 
 lint: $(STAMP) site
 	$(BIN)/ruff check .

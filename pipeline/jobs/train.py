@@ -70,7 +70,7 @@ def find_rate(config: PipelineConfig, console: Console) -> tuple[dict[str, Any],
     from training.launch import launch
     from training.report.find_rate import write_rate_page
 
-    shards, place = _shards_folder(config), training_place(config)
+    shards, place = shards_folder(config), training_place(config)
     with run_lock(Storage(config.run_dir)):
         test = config.train.rate_test
         console.print(
