@@ -36,9 +36,10 @@ def export_run(
 ) -> str | None:
     """Export the run's checkpoint after `steps` steps, its `best` one, or its newest complete one.
 
-    `average`: the averaged weights in place of the last ones. With a `repository` of the Hugging Face hub, the folder is then uploaded there; returns its URL.
-    Raises: ConfigError when there is no such checkpoint or the repository cannot be written, and the
-    errors of `training.export.folder.export` and `training.export.push.push`.
+    `average`: the averaged weights in place of the last ones. With a `repository` of the Hugging Face
+    hub, the folder is then uploaded there; returns its URL. Raises: ConfigError when there is no such
+    checkpoint or the repository cannot be written, and the errors of `training.export.folder.export`
+    and `training.export.push.push`.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")

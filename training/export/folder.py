@@ -37,9 +37,10 @@ def export(
 
     `model_config` is the config.json that the run has saved (the base model's weights are only needed
     for an adapter), `codec` the label of the codec that made the shards, `speech_prompt` how the text
-    of a sample is written. `average` takes the averaged weights in place of the last ones. `gguf` writes the same weights for llama.cpp too. `repository` is where on the
-    hub the folder will lie, which the card names. `out` may be a URL. The folder is written completely
-    or not at all; at a URL, config.json comes last, without which no library takes it for a model.
+    of a sample is written. `average` takes the averaged weights in place of the last ones. `gguf`
+    writes the same weights for llama.cpp too. `repository` is where on the hub the folder will lie,
+    which the card names. `out` may be a URL. The folder is written completely or not at all; at a URL,
+    config.json comes last, without which no library takes it for a model.
     Raises: ConfigError when `out` is not empty, the model lacks Orpheus' ids or GGUF has no form for
     it; ContractError for weights that are missing or not finite; StorageError.
     """
@@ -55,7 +56,7 @@ def export(
         config,
         read_manifest(checkpoint_dir).progress,
         Use(Path(out).name, repository, gguf_file.name_of(dtype), has_gguf=gguf),
-        dtype=dtype,
+        dtype=f"{dtype}, averaged over the last steps" if average else dtype,
         codec=codec,
         speech_prompt=speech_prompt,
     )
