@@ -32,9 +32,8 @@ class WeightAverage:
     def update(self, steps: int) -> None:
         """Take in the weights after `steps` applied steps."""
         decay = min(self._decay, (1 + steps) / (10 + steps))
-        weights = [local(weight).float() for weight in self._weights.values()]
-        averages = [local(average) for average in self.tensors.values()]
-        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for name, weight in self._weights.items():  # a single copy, should weights have fewer bits
+            local(self.tensors[name]).lerp_(local(weight).float(), 1 - decay)
 
     @torch.no_grad()
     def restart(self) -> None:
