@@ -172,6 +172,9 @@ def whole_and_in_parts(ranks: Ranks, shards, folder) -> None:
         ranks.wait()
         torch.manual_seed(12345 + ranks.rank)
         loop.train(config, shards, folder / f"{parallel}-parts", ranks)
+        impatient = EarlyStoppingConfig(evaluations=1, min_improvement=100)
+        config = config.model_copy(update={"early_stopping": impatient})
+        assert loop.train(config, shards, folder / f"{parallel}-stopped", ranks) == 2
 
 
 def of_two_ranks(parallel):
