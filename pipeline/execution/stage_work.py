@@ -15,6 +15,7 @@ from koe.stage import Exclusions, Outcome, ReadsUnits, Recorded, Stage, Transfor
 from pipeline.execution.runner import UnitOutput, UnitTask, Work
 from pipeline.run_dir.killers import REASON, Killer, UnitKillers
 from pipeline.run_dir.ledger import Ledger, Receipt
+from stages.sources.files.moves import Move
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class StageWork(Work[Stage]):
 
     `upstream` is the stage whose output is read; None passes the unit itself to the stage.
     `reading` maps names of sources to the fingerprint of how their records are read. `killers` names,
-    by unit, the records that are quarantined unopened, since they would end the worker.
+    by unit, the records that are quarantined unopened, since they would end the worker. `moves`: as
+    `Plan`, whose units these are.
     """
 
     stage: Stage
@@ -33,6 +35,7 @@ class StageWork(Work[Stage]):
     reading: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
     killers: Mapping[str, UnitKillers] = field(default_factory=dict)
+    moves: Mapping[str, Move] = field(default_factory=dict)
 
     def size(self, unit: str) -> tuple[str, int]:
         planned = self.units[unit]
@@ -166,4 +169,6 @@ def unit_input(ledger: Ledger, work: StageWork, unit: str) -> tuple[str, Receipt
 def planned_sha256(work: StageWork, unit: str) -> str:
     """Return the fingerprint of the input of a first stage: the unit as it was planned."""
     planned = work.units[unit]
+    if move := work.moves.get(planned.source):
+        planned = replace(planned, path=move.to_planned(planned.path))
     return sha256_json([planned.to_row(), work.reading.get(planned.source)])

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from koe.stage import Stage
 from pipeline.config.models import PipelineConfig
+from pipeline.run_dir.ledger import Receipt
 from stages.dnsmos.engines import ovrl_error, require_precision, resolve_engine
 from stages.dnsmos.onnx_session import require_provider
 from stages.dnsmos.scorer import P808_FILE, DnsmosModel, find_model
@@ -135,7 +136,15 @@ class Assembly:
     def tokenize_text(self, source: str) -> Stage:
         return TokenizeText(self.tokenizer, self.config.tokenize, source=self.text_sources[source])
 
-    def order(self) -> OrderStage:
+    def order(self, before: Receipt | None = None) -> OrderStage:
+        """Build the stage of the order; `before` is the receipt of the order that is there.
+
+        A tokenizer is known by its SHA-256: in another folder it keeps the name that it has there.
+        """
+        tokenizer = {"name": self.config.tokenize.tokenizer, "sha256": self.tokenizer.sha256}
+        known = before.content.get("tokenizer", {}) if before else {}
+        if tokenizer["name"].startswith("/") and known.get("sha256") == tokenizer["sha256"]:
+            tokenizer = known
         section = dict(self.config.interleave)
         return OrderStage(
             # Unvalidated, since receipts tell a default (256) from the same value given (256.0).
@@ -144,10 +153,7 @@ class Assembly:
             ),
             identity={
                 "codec": self.codec.describe() if self.config.sources.speech else {},
-                "tokenizer": {
-                    "name": self.config.tokenize.tokenizer,
-                    "sha256": self.tokenizer.sha256,
-                },
+                "tokenizer": tokenizer,
             },
         )
 

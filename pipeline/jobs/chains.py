@@ -62,7 +62,12 @@ def _plan_work(
 ) -> tuple[list[StageWork], list[str]]:
     """Return the work of each stage of a chain, and the names of the units that it is done on."""
     units = {unit.unit: unit for unit in plan.units_of(chain.modality, chain.source)}
-    reading = {name: sha256_json(value) for name, value in assembly.reading.items()}
+    reading = {
+        name: sha256_json(
+            plan.moves[name].settings_as_planned(value) if name in plan.moves else value
+        )
+        for name, value in assembly.reading.items()
+    }
     names = stage_chain(chain.modality)
     upstream = dict(zip(names[1:], names, strict=False))
     works = [
@@ -76,6 +81,7 @@ def _plan_work(
             killers={
                 name: found for name, found in killers.get(stage.name, {}).items() if name in units
             },
+            moves=plan.moves,
         )
         for stage in chain.stages
     ]

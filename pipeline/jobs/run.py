@@ -42,6 +42,7 @@ from pipeline.stats.dataset_card import write_card
 from stages.interleave import OrderStage
 from stages.sources.base import SourceFiles
 from stages.sources.checks.first_records import check_first_records
+from stages.sources.files.moves import save_moves
 
 if TYPE_CHECKING:  # training imports torch, which most commands do not need
     from training.launch import TrainResult
@@ -71,6 +72,7 @@ def plan_run(config: PipelineConfig, console: Console, storage: Storage | None =
             f"planning {source}: {path}", markup=False, style="dim", soft_wrap=True
         ),
     )
+    save_moves(assembly.index_folder, plan.moves)
     for source in sources:
         _say_what_is_not_read(source, plan, console)
     saved = json.dumps(config.model_dump(mode="json"), ensure_ascii=False, indent=1)
@@ -124,7 +126,9 @@ def _run_job(
     if trains:
         check_training(config)
     built = build_chains(assembly, selection)
-    order = assembly.order() if INTERLEAVE in selection.stages else None
+    order = None
+    if INTERLEAVE in selection.stages:
+        order = assembly.order(Ledger(storage).receipt(INTERLEAVE, ORDER_UNIT))
     plan = plan_run(config, console, storage)
     if order is not None:
         order = replace(order, samples=sum(unit.records for unit in plan.units))

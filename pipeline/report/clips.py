@@ -21,6 +21,7 @@ from pipeline.trace.outcomes import ClipOutcome, ClipOutcomes
 from stages.clips import load_clips
 from stages.settings import SnacConfig
 from stages.snac.codec import Codec, clip_seed, resolve_codec
+from stages.sources.files.source_index import index_folder
 
 MAX_SECONDS = 20  # of a clip that are embedded
 MAX_SOUND_BYTES = 6_500_000  # base64 adds a third; with plotly.js the page stays below 15 MB
@@ -139,7 +140,8 @@ def shown_clips(
     outcomes = ClipOutcomes(ledger, {(unit, row["id"]) for _, unit, row in scored})
     shown, bytes_left = [], MAX_SOUND_BYTES
     for kind, unit, row in scored:
-        clip = _show(kind, row, outcomes.of(unit, row["id"]), reconstruct)
+        audio = _audio(row, index_folder(ledger.storage.root))
+        clip = _show(kind, row, audio, outcomes.of(unit, row["id"]), reconstruct)
         for name in ("original", "reconstruction"):
             sound: Sound = getattr(clip, name)
             size = len(sound.mp3) + len(sound.png)
@@ -159,12 +161,16 @@ def _read(ledger: Ledger, place: ClipPlace) -> dict[str, Any]:
 
 
 def _show(
-    kind: str, scored: dict[str, Any], outcome: ClipOutcome, reconstruct: Reconstruction
+    kind: str,
+    scored: dict[str, Any],
+    loaded: tuple[np.ndarray | None, str],
+    outcome: ClipOutcome,
+    reconstruct: Reconstruction,
 ) -> ShownClip:
     # a clip near the threshold was scored again in FP32 by the encode stage
     row = scored | (outcome.encoded or {})
     codes = row.pop("codes")  # None unless it was encoded, or had to be encoded to be scored
-    audio, missing = _audio(row)
+    audio, missing = loaded
     decoded = reconstruct.of(
         row["id"], audio, None if codes is None else np.array(codes, np.uint16)
     )
@@ -179,12 +185,13 @@ def _show(
     )
 
 
-def _audio(clip: dict[str, Any]) -> tuple[np.ndarray | None, str]:
+def _audio(clip: dict[str, Any], index_folder: str) -> tuple[np.ndarray | None, str]:
     """Load a clip, float32 [samples] at 24 kHz, its first MAX_SECONDS; or say why not."""
     seconds = min(clip["seconds"], MAX_SECONDS)
     row = {name: clip.get(name) for name in CLIP.names} | {"seconds": seconds}
     try:
-        (audio,) = load_clips(pa.Table.from_pylist([row], schema=CLIP), CODEC_HZ)
+        table = pa.Table.from_pylist([row], schema=CLIP)
+        (audio,) = load_clips(table, CODEC_HZ, index_folder=index_folder)
     except StorageError as error:
         return None, f"the source cannot be read: {error}"
     if isinstance(audio, BadRecord):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from koe.dataflow import PLAN
@@ -17,6 +18,8 @@ from koe.errors import ContractError
 from koe.fingerprint import sha256_json
 from koe.schema import SCHEMA_VERSION, Unit
 from pipeline.run_dir.storage import Storage
+from stages.sources.files.moves import Move, between
+from stages.sources.planning import unit_prefix
 
 # Returns the units of a file (path, stamp) that was planned before; None for a new one.
 Known = Callable[[str, str], Sequence[Unit] | None]
@@ -30,6 +33,7 @@ class PlannedSource(Protocol):
     @property
     def modality(self) -> str: ...
     def units(self, known: Known = ...) -> Iterable[Unit]: ...
+    def relative(self, unit: Unit) -> str: ...
     def remarks(self, units: Sequence[Unit]) -> Mapping[str, int]: ...
 
 
@@ -88,12 +92,15 @@ def _file_bytes(unit: Unit) -> int:
 class Plan:
     """All units of a run in their fixed order, and the modality of every source.
 
-    `remarks` are what a user should know of a source as a whole, each with a number.
+    `remarks` are what a user should know of a source as a whole, each with a number. `moves`: of the
+    sources whose files lie elsewhere than when they were planned. A plan that was just made names
+    files where they are, and a stored one where they were.
     """
 
     units: tuple[Unit, ...]
     modalities: dict[str, str]
     remarks: dict[str, dict[str, int]] = field(default_factory=dict)
+    moves: Mapping[str, Move] = field(default_factory=dict)
 
     def units_of(self, modality: str, source: str | None = None) -> list[Unit]:
         """List the units of a modality, of one source only where it is named."""
@@ -112,7 +119,8 @@ def make_plan(
     """Plan the units of all sources and remember them in the run directory.
 
     `sources`: each source with all that decides its slices beside the files. A file whose stamp
-    and settings are those of the stored plan is not scanned again; `on_file` is told of the others.
+    and settings are those of the stored plan is not scanned again, also where it was copied elsewhere
+    with the folders around it; `on_file` is told of the others.
     Raises: ConfigError when a path of a source matches nothing.
     """
     stored = _stored_files(storage)
@@ -120,30 +128,85 @@ def make_plan(
     units: list[Unit] = []
     modalities: dict[str, str] = {}
     remarks: dict[str, dict[str, int]] = {}
+    moves: dict[str, Move] = {}
     for source, settings in sources:
         modalities[source.name] = source.modality
-
-        def key(path: str, stamp: str, name: str = source.name, settings: Any = settings) -> str:
-            return sha256_json([name, settings, path, stamp])
-
-        def known(path: str, stamp: str, name: str = source.name, key=key):
-            rows = stored.get(key(path, stamp))
-            if rows is None:
-                on_file(name, path)
-                return None
-            return [Unit.from_row(row) for row in rows]
-
-        own = list(source.units(known))
+        files_before = _FilesBefore(source, settings, stored)
+        own = list(source.units(partial(files_before.known, on_file)))
         for unit in own:
-            files.setdefault(key(unit.path, unit.stamp), []).append(unit.to_row())
+            planned = files_before.as_planned(unit)
+            key = files_before.key(unit.path, unit.stamp)
+            files.setdefault(key, []).append(planned.to_row())
         units += own
+        if files_before.move:
+            moves[source.name] = files_before.move
         if found := source.remarks(own):
             remarks[source.name] = dict(found)
     _require_distinct(units)
     body = {"schema_version": SCHEMA_VERSION, "modalities": modalities, "files": files}
     body["remarks"] = remarks
     storage.write_bytes(PLAN, json.dumps(body, ensure_ascii=False, indent=1).encode())
-    return Plan(tuple(units), modalities, remarks)
+    return Plan(tuple(units), modalities, remarks, moves)
+
+
+class _FilesBefore:
+    """What a stored plan knows of the files of a source, and where they have moved since."""
+
+    def __init__(
+        self, source: PlannedSource, settings: Any, stored: Mapping[str, list[dict[str, Any]]]
+    ) -> None:
+        self._source, self._settings, self._stored = source, settings, stored
+        self._stays = False  # a file was found where it was
+        self.move: Move | None = None
+
+    def known(
+        self, on_file: Callable[[str, str], None], path: str, stamp: str
+    ) -> list[Unit] | None:
+        """Return the units of a file that was planned before, wherever it was then."""
+        rows = self._stored.get(self.key(path, stamp))
+        self._stays = self._stays or (rows is not None and self.move is None)
+        if rows is None and self.move is None and not self._stays:
+            self.move = self._found_elsewhere(path, stamp)
+            rows = self._stored[self.key(path, stamp)] if self.move else None
+        if rows is None:
+            on_file(self._source.name, path)
+            return None
+        return [replace(Unit.from_row(row), path=path) for row in rows]
+
+    def key(self, path: str, stamp: str) -> str:
+        return _key(self._source.name, self._settings, path, stamp, self.move)
+
+    def as_planned(self, unit: Unit) -> Unit:
+        """Return a unit as it is stored: with the path that its file had when it was planned."""
+        return replace(unit, path=self.move.to_planned(unit.path)) if self.move else unit
+
+    def _found_elsewhere(self, path: str, stamp: str) -> Move | None:
+        """Find a file of this stamp and name, which the source calls the same, in another folder."""
+        name = self._source.name
+        for before, unit in self._by_name.get((stamp, path.rpartition("/")[2]), ()):
+            move = between(before, path)
+            is_same = _key(name, self._settings, path, stamp, move) in self._stored
+            relative = self._source.relative(replace(unit, path=path))
+            if is_same and unit.unit.startswith(unit_prefix(name, relative)):
+                return move
+        return None
+
+    @cached_property
+    def _by_name(self) -> dict[tuple[str, str], list[tuple[str, Unit]]]:
+        """List the stored files of the source, with a unit of each, by stamp and last part."""
+        found: dict[tuple[str, str], list[tuple[str, Unit]]] = {}
+        for unit in (Unit.from_row(row) for rows in self._stored.values() for row in rows[:1]):
+            if unit.source == self._source.name:
+                key = (unit.stamp, unit.path.rpartition("/")[2])
+                found.setdefault(key, []).append((unit.path, unit))
+        return found
+
+
+def _key(name: str, settings: Any, path: str, stamp: str, move: Move | None) -> str:
+    """Fingerprint all that decides the units of a file, named as it was when it was planned."""
+    if move:
+        settings, path = move.settings_as_planned(settings), move.to_planned(path)
+    return sha256_json([name, settings, path, stamp])
 
 
 def _require_distinct(units: Iterable[Unit]) -> None:

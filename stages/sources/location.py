@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
@@ -19,6 +20,7 @@ from stages.boundary import attempt_read
 from stages.sources.base import AudioLocation
 from stages.sources.files.compressed import opened
 from stages.sources.files.lines import num_bytes
+from stages.sources.files.moves import load_moves, present_path
 from stages.sources.files.opening import (
     is_absent,
     is_remote,
@@ -221,13 +223,32 @@ def recordings(clips: pa.Table, index_folder: str = "") -> Iterator[Recording | 
 
     Raises: StorageError when the storage fails, which is not the clip's fault.
     """
-    columns = ["audio_kind", "audio_path", "audio_member", "audio_offset", "audio_bytes"]
-    places = [AudioLocation(*row.values()) for row in clips.select(columns).to_pylist()]
+    places = _places(clips, index_folder)
     uses = Counter(places)
     with ClipReader(index_folder) as reader:
         for place in places:
             uses[place] -= 1
             yield attempt_read(UNREADABLE, reader.recording, place, keep=uses[place] > 0)
+
+
+def _places(clips: pa.Table, index_folder: str) -> list[AudioLocation]:
+    """Return where the audio of every row lies now, wherever it was when its clips were listed."""
+    columns = ["audio_kind", "audio_path", "audio_member", "audio_offset", "audio_bytes"]
+    places = [AudioLocation(*row.values()) for row in clips.select(columns).to_pylist()]
+    moves = load_moves(index_folder)
+    if not moves:
+        return places
+    sources = clips["source"].to_pylist()
+    named = {(source, place.path) for source, place in zip(sources, places, strict=True)}
+    present = {
+        (source, path): present_path(path, moves[source])
+        for source, path in named
+        if source in moves
+    }
+    return [
+        replace(place, path=present.get((source, place.path), place.path))
+        for source, place in zip(sources, places, strict=True)
+    ]
 
 
 def read_clips(clips: pa.Table, index_folder: str = "") -> Iterator[bytes | BadRecord]:

@@ -126,11 +126,10 @@ def plan_units(
     """
 
     def named(file: SourceFile, mark: str, parts: Iterable[Slice]) -> Iterator[Unit]:
-        digest = hashlib.sha256(file.relative.encode()).hexdigest()[:12]
+        prefix = unit_prefix(source, file.relative)
         with reading(file.path):
             for index, part in enumerate(parts):
-                name = f"{source}-{digest}-{index:05d}"
-                yield Unit(name, source, modality, file.path, mark, **vars(part))
+                yield Unit(f"{prefix}{index:05d}", source, modality, file.path, mark, **vars(part))
 
     with _Scanner(slices) as scanner:
         waiting: deque[Iterable[Unit]] = deque()
@@ -145,6 +144,11 @@ def plan_units(
                 yield from waiting.popleft()
         while waiting:
             yield from waiting.popleft()
+
+
+def unit_prefix(source: str, relative: str) -> str:
+    """Return what the names of a file's units begin with; `relative`: the file's name in its source."""
+    return f"{source}-{hashlib.sha256(relative.encode()).hexdigest()[:12]}-"
 
 
 class _Scanner:

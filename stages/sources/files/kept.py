@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
@@ -13,11 +12,6 @@ import numpy.typing as npt
 from koe.atomic import atomically
 from koe.remote import fresh_file_system
 from koe.store_errors import absent_as_none, storage_errors
-
-
-def name_of(path: str, stamp: str, suffix: str) -> str:
-    """Return the name under which something is kept that depends on a file with this stamp."""
-    return f"{hashlib.sha256(f'{path}|{stamp}'.encode()).hexdigest()[:32]}{suffix}"
 
 
 def keep(folder: str, name: str, data: bytes) -> None:

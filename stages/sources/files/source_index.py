@@ -10,7 +10,8 @@ from typing import BinaryIO
 
 import indexed_gzip
 
-from stages.sources.files.kept import keep, kept, name_of
+from stages.sources.files.kept import keep, kept
+from stages.sources.files.moves import name_of
 from stages.sources.files.streams import Damage, is_zstd, pieces
 
 FOLDER = "source_index"  # in the run directory
@@ -75,12 +76,12 @@ def _gzip_checkpoints(file: BinaryIO) -> bytes:
 def save_index(folder: str, path: str, stamp: str, index: StreamIndex) -> None:
     """Keep the index of the file at `path` in `folder`. Raises: StorageError."""
     head = json.dumps({**asdict(index), "gzip": len(index.gzip)}).encode()
-    keep(folder, name_of(path, stamp, _SUFFIX), head + b"\n" + index.gzip)
+    keep(folder, name_of(folder, path, stamp, _SUFFIX), head + b"\n" + index.gzip)
 
 
 def load_index(folder: str, path: str, stamp: str) -> StreamIndex | None:
     """Return what `save_index` kept; None where there is nothing or it is incomplete."""
-    data = kept(folder, name_of(path, stamp, _SUFFIX))
+    data = kept(folder, name_of(folder, path, stamp, _SUFFIX))
     if data is None:
         return None
     head, _, gzip = data.partition(b"\n")

@@ -13,7 +13,8 @@ import zstandard
 from koe.errors import BadRecord
 from stages.sources.base import AudioLocation
 from stages.sources.files.compressed import opened
-from stages.sources.files.kept import keep, kept, name_of
+from stages.sources.files.kept import keep, kept
+from stages.sources.files.moves import name_of
 from stages.sources.files.opening import exists, reading, stamp
 from stages.sources.planning import Gap
 from stages.sources.tars.header import Member
@@ -93,13 +94,13 @@ def _read_members(path: str, mark: str, index_folder: str) -> tuple[list[Member]
                 members.append(member)
     if index_folder:
         data = json.dumps([why, *members]).encode()
-        keep(index_folder, name_of(path, mark, _SUFFIX), zstandard.compress(data, 1))
+        keep(index_folder, name_of(index_folder, path, mark, _SUFFIX), zstandard.compress(data, 1))
     return members, why
 
 
 def _kept_members(path: str, mark: str, index_folder: str) -> tuple[list[Member], str] | None:
     """Return what `_read_members` kept; None where there is nothing or it is incomplete."""
-    data = kept(index_folder, name_of(path, mark, _SUFFIX)) if index_folder else None
+    data = kept(index_folder, name_of(index_folder, path, mark, _SUFFIX)) if index_folder else None
     if data is None:
         return None
     try:

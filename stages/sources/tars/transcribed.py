@@ -17,8 +17,9 @@ import numpy as np
 from koe.errors import BadRecord, ConfigError, StorageError, attempt
 from koe.schema import Unit
 from stages.sources.files.compressed import opened
-from stages.sources.files.kept import keep, kept, kept_numbers, name_of
+from stages.sources.files.kept import keep, kept, kept_numbers
 from stages.sources.files.listing import SourceFile, stamp_with_beside
+from stages.sources.files.moves import name_of
 from stages.sources.files.opening import exists, is_empty, reading, stamp, what_else
 from stages.sources.planning import Known, scan_all
 from stages.sources.tables.forms import AudioTable, find_table
@@ -109,7 +110,9 @@ class TranscribedTars(WebDatasetSource):
         return {}
 
     def _key(self, path: str, mark: str) -> str:
-        return name_of(path, f"{mark}|{self._table}|{self.settings.fields.audio}", _FOUND)
+        return name_of(
+            self.index_folder, path, f"{mark}|{self._table}|{self.settings.fields.audio}", _FOUND
+        )
 
     def _found(self, path: str, mark: str) -> tuple[Numbers, Numbers]:
         """Return where the audio members of a tar begin, and for each what the index gives."""
@@ -177,7 +180,7 @@ class TranscribedTars(WebDatasetSource):
         """
         tars = list(dict.fromkeys((unit.path, unit.stamp) for unit in units))
         digest = hashlib.sha256(repr((tars, stamp(self._path))).encode()).hexdigest()
-        name = name_of(self._path, digest, _REMARKS)
+        name = name_of(self.index_folder, self._path, digest, _REMARKS)
         if self.index_folder and (stored := kept(self.index_folder, name)):
             return json.loads(stored)
         with reading(self._path):

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from koe.errors import BadRecord
 from stages.sources.files.compressed import opened
-from stages.sources.files.kept import keep, kept_numbers, name_of
+from stages.sources.files.kept import keep, kept_numbers
+from stages.sources.files.moves import name_of
 from stages.sources.tables.forms import AudioTable
 from stages.sources.tables.rows import Row, Table, read_rows
 
@@ -75,7 +76,7 @@ def transcript_index(
 def _transcript_index(
     path: str, stamp: str, table: AudioTable, index_folder: str
 ) -> TranscriptIndex:
-    name = name_of(path, f"{stamp}|{table}", _SUFFIX)
+    name = name_of(index_folder, path, f"{stamp}|{table}", _SUFFIX)
     if index_folder and (stored := kept_numbers(index_folder, name)) is not None:
         return _unpacked(stored)
     index = _build(path, stamp, table, index_folder)
