@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from koe.settings import PathOrName, Strict
 
@@ -19,6 +22,17 @@ REFUSALS: dict[str, tuple[str, str]] = {
         "Adam's moments of the new audio rows are still noise when the full rate is used from the "
         "first step: the published run diverged after some hundred steps",
         "Set train.warmup_steps (10,000 in the cure), or train.warmup_share.",
+    ),
+    "warmup_longer_than_run": (
+        "the run would end before its learning rate is reached, and none of it would be trained at "
+        "the rate that was asked for",
+        "Lower train.warmup_steps, or raise train.max_steps.",
+    ),
+    "many_epochs": (
+        "every row would be read more than train.max_epochs times. A model learns little from a row "
+        "after the fourth time, and in the end learns the rows by heart",
+        "Lower train.max_steps (and train.warmup_steps with it), or add data and run `koe run --to "
+        "interleave`; train.max_epochs is the bound.",
     ),
     "few_sequences": (
         f"a step of fewer than {MIN_SEQUENCES} sequences has a gradient too noisy for this rate: "
@@ -51,6 +65,15 @@ Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 # Former path of a key below `train.` -> its present name; see `koe/renamed.py`.
 RENAMED = {"guard.least_deviation": "min_deviation"}
+
+
+def leaf_settings(model: type[Strict], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the settings of a section and of those below it, by their dotted path."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Strict):
+            yield from leaf_settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
 
 
 class TinyModelConfig(Strict):
@@ -246,6 +269,10 @@ class TrainConfig(Strict):
     """Micro-batches per step."""
     max_steps: int = Field(default=100_000, ge=1)
     """Steps of the run; the schedule ends at the last one."""
+    # Rows that are read four times teach about as much as new ones, and after forty times nothing
+    # more (Muennighoff et al., Scaling Data-Constrained Language Models, 2023).
+    max_epochs: float = Field(default=10.0, gt=0)
+    """How often max_steps may read every row; a longer run is refused unless allowed."""
     # The public report (canopyai/Orpheus-TTS issue 78) says the rate was "lowered from 5e-5 to
     # 6e-5", which contradicts itself: 6e-5 is higher. The default stays at the stated start.
     learning_rate: float = Field(default=5e-5, gt=0)
@@ -303,6 +330,9 @@ class TrainConfig(Strict):
     """Log to this Weights & Biases project too; wandb must be installed."""
     resume_on_other_shards: bool = False
     """Continue a checkpoint even if the shards have changed since."""
+    resume_with_changes: list[str] = Field(default=[])
+    """Settings below `train.` that may differ from the checkpoint's even where the order of the rows
+    breaks or the learning rate leaps, such as max_steps."""
     shard_cache_gigabytes: float = Field(default=64.0, gt=0)
     """Room in $KOE_CACHE, on each machine, for shards of a run directory on an object store. A run
     that reads its shards more than once needs room for all of them."""
@@ -320,6 +350,17 @@ class TrainConfig(Strict):
         if attention == "flex":
             raise ValueError("flex is no longer offered, as varlen does its work; set it to auto")
         return attention
+
+    @field_validator("resume_with_changes")
+    @classmethod
+    def _known_settings(cls, names: list[str]) -> list[str]:
+        known = dict(leaf_settings(cls))
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{name} is no setting of train{hint}")
+        return names
 
     @model_validator(mode="before")
     @classmethod

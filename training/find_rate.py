@@ -137,7 +137,7 @@ def find_rate(
     """
     del sample_generator
     with open_run(config, shards, out_dir, ranks, None, writes=False) as run:
-        sweep = Sweep(config.rate_test, Guard(config.guard).limits())
+        sweep = Sweep(config.rate_test, Guard(config.guard, config.learning_rate).limits())
         stopped = _rise(run, sweep)
         if ranks.is_main:
             _write(out_dir, _findings(run, sweep, stopped))

@@ -75,19 +75,29 @@ class _State:
     accepted_in_a_row: int = 0
     rollbacks: int = 0
     lowest_median: float | None = None
+    learning_rate: float | None = None  # the setting that the lowerings are counted from
 
 
 class Guard:
-    """The ladder and its memory; the same on all ranks, because all see the same numbers."""
+    """The ladder and its memory; the same on all ranks, because all see the same numbers.
 
-    def __init__(self, config: GuardConfig) -> None:
-        self.config = config
-        self._state = _State([], [], [], [])
+    `learning_rate`: the setting, of which a lowering takes a share. Whoever lowers the setting itself
+    after a stop does the guard's work, so that a resume does not lower the rate a second time.
+    """
+
+    def __init__(self, config: GuardConfig, learning_rate: float) -> None:
+        self.config, self._learning_rate = config, learning_rate
+        self._state = _State([], [], [], [], learning_rate=learning_rate)
 
     @property
     def rate_factor(self) -> float:
         """The factor by which the learning rate is multiplied at present."""
-        return self.config.rate_factor**self._state.lowerings
+        return min(1.0, self._ceiling() / self._learning_rate)
+
+    def _ceiling(self) -> float:
+        """Return the highest rate that the lowerings allow."""
+        base = self._state.learning_rate or self._learning_rate
+        return base * self.config.rate_factor**self._state.lowerings
 
     def judge(self, data_step: int, loss: float, gradient_norm: float) -> Verdict:
         """Judge the step that consumed batch `data_step`, and remember the verdict.
@@ -156,14 +166,17 @@ class Guard:
             return False
         s.lowerings -= 1
         s.accepted_in_a_row = 0
+        self._count_from_present_rate()
         return True
 
     def roll_back_to(self, saved: dict[str, Any]) -> None:
         """Restore the window that belongs to the checkpoint's weights, and count the rollback."""
-        rollbacks, lowerings = self._state.rollbacks + 1, self._state.lowerings
+        before, ceiling = self._state, self._ceiling()
         self.load_state_dict(saved)
         s = self._state
-        s.rollbacks, s.lowerings = max(rollbacks, s.rollbacks), max(lowerings, s.lowerings)
+        s.rollbacks = max(before.rollbacks + 1, s.rollbacks)
+        if ceiling < self._ceiling():
+            s.lowerings, s.learning_rate = before.lowerings, before.learning_rate
         s.skips, s.skips_since_lowering, s.accepted_in_a_row = [], [], 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,6 +187,20 @@ class Guard:
         keep = self.config.window_steps
         self._state.losses = self._state.losses[-keep:]
         self._state.gradient_norms = self._state.gradient_norms[-keep:]
+        self._count_from_present_rate()
+
+    def _count_from_present_rate(self) -> None:
+        """Count lowerings from the present setting, unless they hold the rate below it.
+
+        Those of a higher setting count no more where this one is as low as they made the rate.
+        """
+        s, now = self._state, self._learning_rate
+        was_higher = s.learning_rate is not None and s.learning_rate > now
+        if was_higher and self._ceiling() < now:
+            return
+        if was_higher:
+            s.lowerings = 0
+        s.learning_rate = now
 
     def _accept(self, loss: float, gradient_norm: float) -> None:
         s = self._state

@@ -111,6 +111,7 @@ def launch(
     shards, out_dir = absolute(shards), absolute(out_dir)
     ray_address = ray_address or _running_ray(config)
     check(config, ray_address=ray_address, num_cpus=num_cpus, place=out_dir)
+    preflight.require_length(shards, config)
     store = checkpoints.open_store(beside(out_dir, CHECKPOINT_FOLDER))
     if not resume and store.steps():
         raise ConfigError(

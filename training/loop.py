@@ -174,7 +174,8 @@ def roll_back(run: Run, verdict: Verdict) -> None:
     run.guard.roll_back_to(saved["guard"])
     run.losses.load_state_dict(saved.get("validation", {}))
     data_steps = before.data_steps + run.config.guard.skip_data_steps
-    run.progress = replace(found.progress, data_steps=data_steps)
+    done = found.progress  # its shards and rows per step may be those before a resume
+    run.progress = replace(before, steps=done.steps, data_steps=data_steps, tokens=done.tokens)
     if run.ranks.is_main:
         point = rollback.Rollback(steps, data_steps, run.guard.state_dict())
         rollback.record(run.store, point)

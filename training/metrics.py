@@ -24,6 +24,7 @@ from koe.printable import escape_control_characters, shorten
 from training.checkpoint.manifest import Progress
 from training.config import TrainConfig
 from training.logs import (
+    COUNTS,
     EVALUATIONS_FILE,
     EVENTS_FILE,
     LOGS,
@@ -38,13 +39,14 @@ from training.places import Place
 TENSORBOARD_FOLDER = "tensorboard"
 _MAX_TAG = 200  # characters
 _LASTING = ("started",)  # events of the process, not of a batch: a resume does not remove them
+_EVENT = "E"  # begins an event's id
 
 
 class RunLog:
     """Appends to the logs of a run in `out_dir`; used by rank 0 only.
 
     Opening it after `data_steps` batches removes what was written about later batches, so that the
-    files of a resumed run are those of a run that was never interrupted. `mirror` copies them to a
+    files of a resumed run are those of a run that was never interrupted, and lines that are damaged. `mirror` copies them to a
     URL, where it is given: after events, evaluations, and every so often.
     Raises: ConfigError when W&B is asked for and is not installed.
     """
@@ -60,7 +62,7 @@ class RunLog:
         for name in LOGS:
             _keep(out_dir / name, data_steps)
             self._files[name] = open(out_dir / name, "a", encoding="utf-8")  # noqa: SIM115 - close()
-        self._num_events = len(read_events(out_dir))
+        self._last_event = max(map(_number_of, read_events(out_dir)), default=0)
         self.board = SummaryWriter(
             str(out_dir / TENSORBOARD_FOLDER), purge_step=data_steps + 1 if data_steps else None
         )
@@ -88,8 +90,8 @@ class RunLog:
 
     def event(self, kind: str, progress: Progress, **details: Any) -> str:
         """Write an event and force it to disk; return its id."""
-        self._num_events += 1
-        id = f"E{self._num_events:04d}"
+        self._last_event += 1
+        id = f"{_EVENT}{self._last_event:04d}"
         head = {
             "id": id,
             "event": kind,
@@ -145,16 +147,16 @@ def say(message: str) -> None:
 
 
 def read_metrics(out_dir: Place, last: int | None = None) -> list[dict[str, Any]]:
-    """Read the rows of metrics.jsonl, or only the `last` ones; an incomplete last line is left out."""
+    """Read the rows of metrics.jsonl, or only the `last` ones; `read_lines` says what is left out."""
     with local_copy(out_dir, [METRICS_FILE]) as folder:
-        rows = list(read_lines(folder / METRICS_FILE))
+        rows = list(read_lines(folder / METRICS_FILE, say))
     return rows if last is None else rows[max(0, len(rows) - last) :]
 
 
 def read_events(out_dir: Place) -> list[dict[str, Any]]:
-    """Read events.jsonl; an incomplete last line is left out."""
+    """Read events.jsonl; `read_lines` says what is left out."""
     with local_copy(out_dir, [EVENTS_FILE]) as folder:
-        return list(read_lines(folder / EVENTS_FILE))
+        return list(read_lines(folder / EVENTS_FILE, say))
 
 
 def require_wandb(config: TrainConfig) -> None:
@@ -183,15 +185,21 @@ def _open_wandb(out_dir: Path, place: str, config: TrainConfig) -> Any:
 
 
 def _keep(path: Path, data_steps: int) -> None:
-    """Remove what a log says of batches after `data_steps`."""
+    """Remove what a log says of batches after `data_steps`, and lines that are damaged."""
     kept = [
         row
-        for row in read_lines(path)
+        for row in read_lines(path, say, COUNTS)
         if row["data_step"] <= data_steps or row.get("event") in _LASTING
     ]
     if path.exists():
         with atomically(path) as file:
             file.writelines(_as_line(row).encode() for row in kept)
+
+
+def _number_of(event: dict[str, Any]) -> int:
+    """Return the number in an event's id; 0 for one that has none."""
+    number = str(event.get("id")).removeprefix(_EVENT)
+    return int(number) if number.isascii() and number.isdigit() else 0
 
 
 def _tag(name: str) -> str:

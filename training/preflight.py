@@ -6,6 +6,9 @@ import numpy as np
 
 from koe.errors import ConfigError
 from training.config import MAX_ROW_TOKENS, MIN_SEQUENCES, REFUSALS, TrainConfig
+from training.data.shard_index import entries_of, read_index
+from training.data.shard_rows import TRAIN
+from training.places import Place
 
 # Where one source runs out before the other, the last steps see one modality whatever the mix.
 MAX_SINGLE_MODALITY_SHARE = 0.05
@@ -15,6 +18,7 @@ def refused_settings(config: TrainConfig) -> list[str]:
     """Name the refused settings that the config alone reveals."""
     found = {
         "no_warmup": config.num_warmup_steps == 0,
+        "warmup_longer_than_run": config.num_warmup_steps > config.max_steps,
         "few_sequences": config.rows_per_step < MIN_SEQUENCES,
         "fp16": config.precision == "fp16",
         "bf16_master_weights": config.master_weights == "bf16",
@@ -22,18 +26,37 @@ def refused_settings(config: TrainConfig) -> list[str]:
     return [name for name, is_so in found.items() if is_so]
 
 
-def refused_shards(
-    max_row_tokens: int, row_modality: np.ndarray, rows_per_step: int, max_steps: int
-) -> list[str]:
+def refused_shards(max_row_tokens: int, row_modality: np.ndarray, config: TrainConfig) -> list[str]:
     """Name the refused settings that only the shards reveal.
 
     `row_modality`: bit 1 for text, bit 2 for speech, of each row in stored order. Steps of one
     modality are counted where the shards hold both; a corpus of one cannot be mixed.
     """
     names = ["long_rows"] if max_row_tokens > MAX_ROW_TOKENS else []
-    if single_modality_share(row_modality, rows_per_step, max_steps) > MAX_SINGLE_MODALITY_SHARE:
+    share = single_modality_share(row_modality, config.rows_per_step, config.max_steps)
+    if share > MAX_SINGLE_MODALITY_SHARE:
         names.append("single_modality_steps")
-    return names
+    return names + refused_length(len(row_modality), config)
+
+
+def refused_length(num_rows: float, config: TrainConfig) -> list[str]:
+    """Name what is refused of a run that reads `num_rows` rows over and over."""
+    is_long = num_rows and epochs(num_rows, config) > config.max_epochs
+    return ["many_epochs"] if is_long else []
+
+
+def epochs(num_rows: float, config: TrainConfig) -> float:
+    """Return how often a run reads each of `num_rows` rows."""
+    return config.max_steps * config.rows_per_step / num_rows
+
+
+def require_length(shards: Place, config: TrainConfig) -> None:
+    """Refuse a run that reads the rows of these shards too often; their index alone is read.
+
+    Raises: ConfigError; ContractError when the index cannot be read.
+    """
+    entries = entries_of(read_index(shards), shards, TRAIN)
+    require(refused_length(sum(entry.rows for entry in entries), config), config)
 
 
 def single_modality_share(row_modality: np.ndarray, rows_per_step: int, max_steps: int) -> float:
@@ -56,7 +79,7 @@ def require(names: list[str], config: TrainConfig) -> None:
     what = "; ".join(f"{name}: {REFUSALS[name][0]}" for name in refused)
     remedies = " ".join(REFUSALS[name][1] for name in refused)
     raise ConfigError(
-        f"train has settings that explode ({', '.join(refused)})",
+        f"train has settings that explode or waste the run ({', '.join(refused)})",
         what,
         f"{remedies} To train with them all the same: "
         f"--set 'train.allow=[{', '.join(dict.fromkeys([*config.allow, *refused]))}]'.",

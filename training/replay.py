@@ -48,7 +48,7 @@ def replay(config: TrainConfig, shards: Place, out_dir: Place, event_id: str) ->
     with closing(ShardRows(shards, TRAIN, config.shard_cache_gigabytes)) as rows:
         with closing(checkpoints.open_store(beside(out_dir, CHECKPOINT_FOLDER))) as store:
             checkpoint = _checkpoint_before(store, event)
-            checkpoints.require_same_data(checkpoint, rows.fingerprint, config.rows_per_step, False)
+            checkpoints.require_same_shards(checkpoint, rows.fingerprint, False)
             model = build_model(config)
             load_weights(checkpoint.path, model)
         return _run_again(config, event, rows, model, checkpoint.progress.steps)
@@ -105,9 +105,9 @@ def _run_row(
 
 def _find_event(out_dir: Place, event_id: str) -> dict[str, Any]:
     events = read_events(out_dir)
-    found = [event for event in events if event["id"] == event_id]
+    found = [event for event in events if event.get("id") == event_id]
     if not found:
-        known = [event["id"] for event in events if event.get("rows")]
+        known = [str(event.get("id")) for event in events if event.get("rows")]
         raise ConfigError(
             f"{beside(out_dir, EVENTS_FILE)} has no event {event_id}",
             f"events with rows: {', '.join(known[-20:]) or 'none'}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,11 @@ import torch
 from torch import nn
 
 from koe.errors import ConfigError
-from training import preflight
+from training import changes, preflight
 from training.checkpoint import folder as checkpoints
-from training.checkpoint import rollback
 from training.checkpoint.keeping import Keeping
 from training.checkpoint.manifest import Progress
-from training.checkpoint.reader import load_checkpoint
 from training.checkpoint.store import CheckpointStore
-from training.checkpoint.tensor_files import has_average
 from training.checkpoint.writer import CheckpointWriter
 from training.config import TrainConfig
 from training.data.loader import RowOrder, StepLoader
@@ -35,6 +32,7 @@ from training.model.distributed import Ranks, choose_compile, parallelise
 from training.model.llama import PackedLlama, build_model
 from training.model.optim import NewRowsRate, build_optimizer, trainable
 from training.places import Place, beside, local_folder
+from training.resume import resume
 from training.samples import speak
 from training.validation import ValidationLosses
 
@@ -93,7 +91,11 @@ class Run:
         """Start writing a checkpoint of the present state."""
         if self.log:
             self.log.sync()
-        state = {"guard": self.guard.state_dict(), "validation": self.losses.state_dict()}
+        state = {
+            "guard": self.guard.state_dict(),
+            "validation": self.losses.state_dict(),
+            "settings": changes.as_stored(self.config),
+        }
         self.writer.start(
             self.progress,
             self.plain_model,
@@ -148,8 +150,9 @@ def open_run(
             mirror.copy()  # if nothing can be written there, it is known before the first step
         optimizer = build_optimizer(plain_model, config)
         average = WeightAverage(plain_model, config.ema_decay) if config.ema_decay else None
-        guard, losses = Guard(config.guard), ValidationLosses(config.early_stopping)
-        progress = _resume(
+        guard = Guard(config.guard, config.learning_rate)
+        losses = ValidationLosses(config.early_stopping)
+        progress, changed = resume(
             config, rows, store, plain_model, optimizer, average, guard, losses, ranks
         )
         run = Run(
@@ -176,7 +179,7 @@ def open_run(
             sample_generator=sample_generator,
         )
         undo.pop_all()
-    run.event("started", workers=ranks.world, process=os.getpid())
+    run.event("started", workers=ranks.world, process=os.getpid(), reason="; ".join(changed))
     return run
 
 
@@ -201,16 +204,13 @@ def _open_writer(
 def _open_rows(
     config: TrainConfig, shards: Place, ranks: Ranks, undo: ExitStack
 ) -> tuple[ShardRows, ShardRows | None]:
-    """Open the splits of training and evaluation, and refuse settings and shards that would explode."""
+    """Open the splits of training and evaluation, and refuse what `preflight` does."""
     preflight.require(preflight.refused_settings(config), config)
     require_world(config, ranks)
     rows = ShardRows(shards, TRAIN, config.shard_cache_gigabytes)
     undo.callback(rows.close)
     rows.require_room(config.rows_per_step, config.max_steps)
-    refused = preflight.refused_shards(
-        rows.max_row_tokens, rows.modality, config.rows_per_step, config.max_steps
-    )
-    preflight.require(refused, config)
+    preflight.require(preflight.refused_shards(rows.max_row_tokens, rows.modality, config), config)
     if config.early_stopping and VALIDATION not in rows.splits:
         raise ConfigError(
             "train.early_stopping is set, but the shards have no validation split",
@@ -277,39 +277,3 @@ def require_world(config: TrainConfig, ranks: Ranks) -> None:
             "workers x micro_batch_rows x accumulation_steps is the batch, which would change",
             f"Start {config.workers} processes, or set train.workers: {ranks.world}.",
         )
-
-
-def _resume(
-    config: TrainConfig,
-    rows: ShardRows,
-    store: CheckpointStore,
-    model: PackedLlama,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-    guard: Guard,
-    losses: ValidationLosses,
-    ranks: Ranks,
-) -> Progress:
-    """Load the newest complete checkpoint, the one that rank 0 finds, on every rank."""
-    if ranks.is_main:
-        store.sweep()
-    found = rollback.resume_point(store, say) if ranks.is_main else None
-    steps = ranks.from_main(found[0].progress.steps if found else -1)
-    if steps < 0:
-        return Progress(0, 0, 0, rows.fingerprint, config.rows_per_step)
-    checkpoint, guard_state = found or rollback.at_steps(store, steps)
-    checkpoints.require_same_data(
-        checkpoint, rows.fingerprint, config.rows_per_step, config.resume_on_other_shards
-    )
-    state, found_random_state = load_checkpoint(checkpoint.path, model, optimizer, ranks, average)
-    guard.load_state_dict(guard_state or state["guard"])
-    losses.load_state_dict(state.get("validation", {}))  # an earlier version of koe wrote none
-    if ranks.is_main:
-        if average and not has_average(checkpoint.path):
-            say("the checkpoint has no average of the weights: it begins with them now")
-        if not found_random_state:
-            say("the world size has changed: random states start from the seed")
-        say(f"resuming after step {steps} from {checkpoint.place}")
-    ranks.wait()  # those of a machine share what was downloaded
-    store.release()
-    return replace(checkpoint.progress, shards=rows.fingerprint)

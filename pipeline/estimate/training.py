@@ -11,9 +11,10 @@ from koe.vocabulary import NUM_EMBEDDINGS
 from pipeline.config.models import PipelineConfig
 from pipeline.estimate.track import StageEstimate
 from training.adapter import inject, trains_embeddings
-from training.config import AdapterConfig
+from training.config import AdapterConfig, TrainConfig
 from training.model.llama import VOCABULARY_MULTIPLE
 from training.monitor import flops_per_token, num_frozen
+from training.preflight import epochs, refused_length
 
 _PEAK_TFLOPS = 989.0  # of an H100 in dense BF16, NVIDIA's data sheet
 # Of it: one H200 with Orpheus-3B's shape reached 0.45 (docs/performance.md), without FSDP's
@@ -34,7 +35,10 @@ def estimate_training(config: PipelineConfig, shards: StageEstimate) -> StageEst
     """Estimate training on `shards`; without hours where FLOPs do not tell the time."""
     train = config.train
     rows = float(train.max_steps * train.rows_per_step)
-    epochs = rows / max(shards.totals["rows"] * (1 - config.interleave.validation_share), 1.0)
+    kept = max(shards.totals["rows"] * (1 - config.interleave.validation_share), 1.0)
+    length = (
+        f"{train.max_steps:,} steps are {epochs(kept, train):.2f} epochs{_refused(kept, train)}"
+    )
     hours, note = _gpu_hours(config, rows * config.interleave.max_row_tokens)
     return StageEstimate(
         stage="train",
@@ -47,8 +51,15 @@ def estimate_training(config: PipelineConfig, shards: StageEstimate) -> StageEst
         cpu_hours=None if hours is None else 0.0,
         gpu_hours=hours,
         disk_bytes=0.0,
-        note=f"{train.max_steps:,} steps are {epochs:.2f} epochs; {note}",
+        note=f"{length}; {note}",
     )
+
+
+def _refused(num_rows: float, train: TrainConfig) -> str:
+    """Say whether training will be refused for its length."""
+    if not [name for name in refused_length(num_rows, train) if name not in train.allow]:
+        return ""
+    return f", which is refused, being more than train.max_epochs {train.max_epochs:g}"
 
 
 def _gpu_hours(config: PipelineConfig, tokens: float) -> tuple[float | None, str]:

@@ -31,10 +31,8 @@ _RECORDS = 64  # are read of a source
 _SECONDS = 5.0  # after which no further source is read: it is taken to be like those before it
 _MARKS = 7  # tokens of a speech sample beside its text and its codes
 
-# Reported above these. Rows that are read four times teach about as much as new ones, and after
-# forty times nothing more (Muennighoff et al., Scaling Data-Constrained Language Models, 2023).
-_LEFT_OUT = 0.2
-_EPOCHS, _GOOD_EPOCHS = 40, 4
+_LEFT_OUT = 0.2  # reported above this
+_GOOD_EPOCHS = 4  # as at train.max_epochs
 
 
 @dataclass(frozen=True)
@@ -106,15 +104,21 @@ def warnings(config: PipelineConfig, found: Forecast, stages: tuple[str, ...]) -
     if TRAIN not in stages or not kept:
         return
     epochs = train.max_steps * train.rows_per_step / kept
-    if epochs > _EPOCHS:
+    if epochs > train.max_epochs:
         good = max(round(_GOOD_EPOCHS * kept / train.rows_per_step), 1)
         steps = "1 step" if good == 1 else f"{count(good)} steps"
         yield (
             f"train.max_steps {count(train.max_steps)} will read the roughly {count(kept)} rows "
             f"{count(float(f'{epochs:.2g}'))} times. A model learns little after the first few "
             f"times: {_GOOD_EPOCHS} times are about {steps}. Lower train.max_steps "
-            "(and train.warmup_steps with it), or add data."
+            "(and train.warmup_steps with it), or add data: "
+            + _what_follows(train.max_epochs, "many_epochs" in train.allow)
         )
+
+
+def _what_follows(max_epochs: float, is_allowed: bool) -> str:
+    bound = f"more than train.max_epochs {max_epochs:g}"
+    return f"it is {bound}." if is_allowed else f"{bound} is refused once the shards are there."
 
 
 def _tokens_per_record(assembly: Assembly, unit: Unit) -> float:

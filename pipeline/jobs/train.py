@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from koe.dataflow import INDEX, INTERLEAVE, SHARDS, TRAIN
-from koe.errors import ConfigError
+from koe.errors import ConfigError, ContractError
 from pipeline.config.models import PipelineConfig
 from pipeline.run_dir.lock import run_lock
 from pipeline.run_dir.storage import Storage
@@ -23,6 +24,7 @@ def check_training(config: PipelineConfig) -> None:
     Raises: ConfigError.
     """
     from training.launch import check
+    from training.preflight import require_length
 
     check(
         config.train,
@@ -30,6 +32,9 @@ def check_training(config: PipelineConfig) -> None:
         num_cpus=config.ray.num_cpus,
         place=training_place(config),
     )
+    if Storage(config.run_dir).size(INDEX) is not None:
+        with suppress(ContractError):  # an index of another version: the run writes it again
+            require_length(f"{config.run_dir}/{SHARDS}", config.train)
 
 
 def run_training(config: PipelineConfig, console: Console, resume: bool = True) -> TrainResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from koe.numbers import decimal
+from koe.numbers import UNKNOWN
 from koe.printable import escape_control_characters, shorten
 from pipeline.terminal.tables import grid, titled
 
@@ -59,15 +60,17 @@ def training_view(metrics: Sequence[dict[str, Any]]) -> RenderableType:
     columns = ("step", "loss", "text", "speech", "gradient norm", "rate", "tokens/s", "guard")
     table = grid("Training, last steps", *columns)
     for row in metrics:
-        by_modality = row["loss_by_modality"]
+        by_modality = row.get("loss_by_modality")
+        losses = by_modality if isinstance(by_modality, dict) else {}
+        action = str(row.get("action"))
         table.add_row(
-            str(row["step"]),
-            _logged(row["loss"], 4),
-            *(_logged(by_modality.get(name), 4) for name in ("text", "speech")),
-            _logged(row["gradient_norm"], 3),
-            f"{row['learning_rate']:.2e}",
-            f"{row['tokens_per_second']:,.0f}",
-            "" if row["action"] == "accept" else row["action"],
+            str(row.get("step")),
+            _logged(row.get("loss")),
+            *(_logged(losses.get(name)) for name in ("text", "speech")),
+            _logged(row.get("gradient_norm"), "{:,.3f}"),
+            _logged(row.get("learning_rate"), "{:.2e}"),
+            _logged(row.get("tokens_per_second"), "{:,.0f}"),
+            "" if action == "accept" else action,
         )
     return titled(table)
 
@@ -77,9 +80,9 @@ def replay_view(replay: Replay, most: int = 30) -> RenderableType:
     event = replay.event
     steps = event["step"] - replay.weights_step
     head = Text(
-        f"{event['id']} {event['event']} at step {event['step']}: {event['reason']}\n"
-        f"logged  loss {_logged(event['loss'], 4)}  gradient norm "
-        f"{_logged(event['gradient_norm'], 4)}\n"
+        f"{event['id']} {event['event']} at step {event['step']}: {event.get('reason')}\n"
+        f"logged  loss {_logged(event.get('loss'))}  gradient norm "
+        f"{_logged(event.get('gradient_norm'))}\n"
         f"again   loss {replay.loss:.4f}  gradient norm {replay.gradient_norm:.4f}, with the "
         f"weights of step {replay.weights_step}" + (f" ({steps} before)" if steps else "")
     )
@@ -95,7 +98,7 @@ def replay_view(replay: Replay, most: int = 30) -> RenderableType:
             str(document.row),
             f"{replay.row_gradient_norms[document.row]:.4f}",
             f"{document.tokens:,}",
-            _logged(document.loss, 4),
+            _logged(document.loss),
         )
     left = len(replay.documents) - most
     return Group(head, titled(table), *([Text(f"and {left} more")] if left > 0 else []))
@@ -124,6 +127,9 @@ def rate_view(found: dict[str, Any], most: int = 24) -> RenderableType:
     return Group(*([titled(table)] if points else []), Text("\n".join(lines)))
 
 
-def _logged(value: float | str | None, digits: int) -> str:
-    """Write a number of a log, which holds NaN and infinities as words."""
-    return value if isinstance(value, str) else decimal(value, digits)
+def _logged(value: Any, form: str = "{:,.4f}") -> str:
+    """Write a number of a log, which holds NaN and infinities as words and may lack any of them."""
+    if isinstance(value, str):
+        return value
+    is_finite = isinstance(value, int | float) and math.isfinite(value)
+    return form.format(value) if is_finite else UNKNOWN

@@ -53,7 +53,7 @@ def small_config(**changes: Any) -> TrainConfig:
         "loss_chunk_tokens": 48,
         "checkpoint_every_steps": 2,
         "evaluation": EvaluationConfig(every_steps=0),
-        "allow": ["few_sequences"],
+        "allow": ["few_sequences", "warmup_longer_than_run", "many_epochs"],
         **changes,
     }
     return TrainConfig(**settings)

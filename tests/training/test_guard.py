@@ -9,7 +9,11 @@ from training.guard import Action, Guard
 
 
 def guard(**changes) -> Guard:
-    return Guard(GuardConfig(**{"window_steps": 16, "within_steps": 32, **changes}))
+    return guard_at(1.0, **changes)
+
+
+def guard_at(learning_rate: float, **changes) -> Guard:
+    return Guard(GuardConfig(**{"window_steps": 16, "within_steps": 32, **changes}), learning_rate)
 
 
 def calm(guard: Guard, steps: int, start: int = 0, seed: int = 0, norm: float = 1.0) -> int:
@@ -172,7 +176,7 @@ def test_a_guard_that_is_off_stops_only_at_what_is_not_finite():
 
 def test_an_ordinary_run_is_left_alone():
     """2,000 steps of a falling noisy loss and a gradient norm that follows it."""
-    one = Guard(GuardConfig())
+    one = Guard(GuardConfig(), 1.0)
     rng = np.random.default_rng(0)
     actions = []
     for step in range(2000):
@@ -183,3 +187,60 @@ def test_an_ordinary_run_is_left_alone():
     assert actions.count(Action.SKIP) == 0
     assert max(actions) <= Action.CLIP
     assert actions.count(Action.CLIP) < 20
+
+
+def lowered(lowerings: int) -> dict:
+    """The state of a guard that has lowered a rate of 1 so often."""
+    one = guard(lower_rate_after_skips=1, roll_back_after_skips=99)
+    step = calm(one, 20)
+    for more in range(lowerings):
+        assert one.judge(step + more, math.nan, 1.0).action is Action.LOWER_RATE
+    return json.loads(json.dumps(one.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("lowerings", "setting", "rate"),
+    [
+        (1, 1.0, 0.5),  # as it was
+        (1, 0.5, 0.5),  # the user has lowered it as much: not a second time
+        (1, 0.3, 0.3),
+        (1, 0.8, 0.5),  # the guard's is the lower one
+        (2, 0.5, 0.25),
+        (2, 0.2, 0.2),
+        (1, 1.2, 0.6),  # raised on purpose, and still lowered
+        (0, 0.5, 0.5),
+    ],
+)
+def test_a_rate_that_the_user_has_lowered_is_not_lowered_again_for_the_same_spike(
+    lowerings, setting, rate
+):
+    one = guard_at(setting, lower_rate_after_skips=1, restore_rate_after_steps=5)
+    one.load_state_dict(lowered(lowerings))
+    assert one.rate_factor * setting == pytest.approx(rate)
+    assert one.judge(1000, math.nan, 1.0).action is Action.LOWER_RATE
+    assert one.rate_factor * setting == pytest.approx(rate / 2), "a new spike lowers it further"
+    step = 1001
+    for _ in range(4):  # what was lowered is restored up to the setting, and no further
+        step = calm(one, 5, step)
+        one.restore_rate_if_stable()
+        assert one.rate_factor <= 1
+    assert one.rate_factor == 1
+    assert not one.restore_rate_if_stable(), "nothing is left to restore"
+
+
+def test_a_state_without_a_setting_is_one_of_the_present_setting():
+    state = lowered(1)
+    del state["learning_rate"]
+    one = guard_at(0.4)
+    one.load_state_dict(state)
+    assert one.rate_factor == 0.5
+
+
+def test_a_rollback_keeps_the_lower_of_two_rates():
+    before, one = lowered(0), guard_at(0.5, lower_rate_after_skips=1)
+    one.load_state_dict(before)
+    assert one.judge(100, math.nan, 1.0).action is Action.LOWER_RATE
+    one.roll_back_to(before)
+    assert one.rate_factor == 0.5, "of the setting of this process"
+    one.roll_back_to(lowered(3))
+    assert one.rate_factor == 0.25

@@ -23,7 +23,8 @@ def exploded(tmp_path_factory):
     shards = small_shards(folder / "shards")
     config = small_config(max_steps=1, checkpoint_every_steps=1)
     loop.train(config, shards, folder / "out", RANKS)
-    strict = small_config(max_steps=2, guard=GuardConfig(max_gradient_norm=1e-3, max_rollbacks=0))
+    guard = GuardConfig(max_gradient_norm=1e-3, max_rollbacks=0)
+    strict = small_config(max_steps=2, guard=guard, resume_with_changes=["max_steps"])
     with pytest.raises(loop.Exploded):
         loop.train(strict, shards, folder / "out", RANKS)
     return config, shards, folder / "out"

@@ -112,10 +112,10 @@ def fetched(store: CheckpointStore, steps: int, hashed: bool = False) -> Checkpo
     return Checkpoint(store.place_of(steps), path, store.manifest(steps).progress)
 
 
-def require_same_data(checkpoint: Checkpoint, shards: str, rows_per_step: int, other: bool) -> None:
-    """Refuse to continue with other rows than those that the checkpoint would have seen next.
+def require_same_shards(checkpoint: Checkpoint, shards: str, other: bool) -> None:
+    """Refuse to continue on other shards than those of the checkpoint, unless `other` allows it.
 
-    `other` allows changed shards. Raises: ConfigError.
+    Raises: ConfigError.
     """
     found = checkpoint.progress
     if found.shards != shards and not other:
@@ -124,11 +124,4 @@ def require_same_data(checkpoint: Checkpoint, shards: str, rows_per_step: int, o
             f"their fingerprint was {found.shards[:12]}, that of these shards is {shards[:12]}",
             "Set train.resume_on_other_shards: true to go on with them, or train into another "
             "folder.",
-        )
-    if found.rows_per_step != rows_per_step:
-        raise ConfigError(
-            f"checkpoint {checkpoint.place} was trained with {found.rows_per_step} rows per step",
-            f"workers x micro_batch_rows x accumulation_steps is now {rows_per_step}, and the "
-            "position in the data is counted in steps",
-            f"Choose the three so that their product is {found.rows_per_step}.",
         )

@@ -64,6 +64,12 @@ def load_checkpoint(
     return state, same_world
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """Read the caller's state alone. Raises: StorageError."""
+    with _reading(path):
+        return json.loads((path / STATE).read_bytes())
+
+
 def load_weights(path: Path, model: nn.Module, average: bool = False) -> None:
     """Load only the weights, or their `average`, in the model's dtype; it needs no process group.
 
@@ -92,7 +98,7 @@ def _read_average(average: WeightAverage, path: Path) -> None:
 
 
 def _read_state(path: Path, model: nn.Module) -> dict[str, Any]:
-    state = json.loads((path / STATE).read_bytes())
+    state = read_state(path)
     require_same_adapter(model, state, path)
     return state
 

@@ -32,8 +32,8 @@ def write_report(place: Place) -> Place:
 
     The page contains everything it needs, plotly.js included, and loads nothing. It may be
     written while the run goes on. Returns the path of the page.
-    Raises: ConfigError when the folder holds no logs, ContractError when one cannot be read,
-    StorageError when the page cannot be written.
+    What cannot be read of the logs is left out, and said in the page.
+    Raises: ConfigError when the folder holds no logs, StorageError when the page cannot be written.
     """
     place = absolute(place)
     name = run_name(Path(str(place).partition("://")[2] or place))
@@ -71,4 +71,5 @@ def page(name: str, run: Run) -> str:
         events_left_out=len(run.events) - len(shown),
         samples=run.samples,
         recordings=recordings(run.samples),
+        damage=run.damage,
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from koe.errors import ConfigError, ContractError
+from koe.errors import ConfigError
 from training.logs import (
     EVALUATIONS_FILE,
     EVENTS_FILE,
@@ -93,13 +94,14 @@ class Run:
     evaluations: Table
     events: list[dict[str, Any]]
     samples: GeneratedSamples
+    damage: list[str]  # what of the logs is left out, being damaged
 
 
 def read_run(out_dir: Path, place: Place | None = None) -> Run:
     """Read the logs of a training folder; any of them may be missing. `place` is what
     messages call the folder, where it is a copy.
 
-    Raises: ConfigError when there is none of them, ContractError when one cannot be read.
+    Raises: ConfigError when there is none of them.
     """
     logs = [out_dir / name for name in (METRICS_FILE, EVENTS_FILE, EVALUATIONS_FILE)]
     if not any(path.is_file() and path.stat().st_size for path in logs):
@@ -108,22 +110,22 @@ def read_run(out_dir: Path, place: Place | None = None) -> Run:
             f"it has none of {METRICS_FILE}, {EVENTS_FILE}, {EVALUATIONS_FILE}",
             "Name the folder that `koe train` writes its checkpoints and logs to, or train first.",
         )
-    metrics, events = read_table(logs[0]), list(read_lines(logs[1]))
+    damage: list[str] = []
+    metrics = read_table(logs[0], damage.append)
+    events = list(read_lines(logs[1], damage.append))
     main, abandoned, skipped = follow(metrics, events)
-    return Run(metrics, main, abandoned, skipped, read_table(logs[2]), events, _newest(out_dir))
+    evaluations, samples = read_table(logs[2], damage.append), _newest(out_dir, damage.append)
+    return Run(metrics, main, abandoned, skipped, evaluations, events, samples, damage)
 
 
-def read_table(path: Path) -> Table:
-    """Read the numbers of a JSON-lines file without keeping its objects.
-
-    Raises: ContractError naming a line that is not a JSON object.
-    """
+def read_table(path: Path, tell: Callable[[str], None]) -> Table:
+    """Read the numbers of a JSON-lines file without keeping its objects; `tell`: as `read_lines`."""
     if not path.is_file():
         return Table(0)
     with open(path, "rb") as file:
         table = Table(sum(line.endswith(b"\n") for line in file))
     # the file may have grown in between
-    for place, row in zip(range(table.num_rows), read_lines(path), strict=False):
+    for row, place in zip(read_lines(path, tell, ("step",)), range(table.num_rows), strict=False):
         table.actions.append(str(row.get("action", APPLIED[0])))
         for name, value in flatten(row, ""):
             if not is_number(value) and value not in ("nan", "inf", "-inf"):
@@ -135,6 +137,8 @@ def read_table(path: Path) -> Table:
                 table.columns[name][place] = found
             else:
                 table.not_finite.append((name, place, str(value)))
+    table.num_rows = len(table.actions)  # without the lines that are left out
+    table.columns = {name: values[: table.num_rows] for name, values in table.columns.items()}
     return table
 
 
@@ -210,19 +214,18 @@ def number(value: Any) -> float:
     """Read a number of the logs, where NaN and infinities are strings; NaN for anything else."""
     try:
         return float(value) if is_number(value) or isinstance(value, str) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         return math.nan
 
 
-def _newest(out_dir: Path) -> GeneratedSamples:
-    """Read the newest folder of generated speech that has a list of its samples."""
+def _newest(out_dir: Path, tell: Callable[[str], None]) -> GeneratedSamples:
+    """Read the newest folder of generated speech that has a list of its samples; `tell` of others."""
     for path in sorted((out_dir / SAMPLES_FOLDER).glob(f"step-*/{SAMPLES_FILE}"), reverse=True):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             samples = [dict(sample) for sample in found["samples"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ContractError(
-                f"{path} cannot be read", repr(error), "Delete its folder and report again."
-            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            tell(f"{path.parent.name}/{path.name} left out, which cannot be read: {error!r}")
+            continue
         return GeneratedSamples(path.parent, str(found.get("codec") or ""), samples)
     return GeneratedSamples(out_dir, "", [])
