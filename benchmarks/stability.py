@@ -258,7 +258,7 @@ def base_config(scale: Scale, base: BaseModel) -> TrainConfig:
         ),
         attention="mask",
         precision="fp32",
-        allow=["few_sequences"],
+        allow=["few_sequences", "many_epochs"],
         micro_batch_rows=_BASE_ROWS,
         accumulation_steps=1,
         max_steps=base.steps,

@@ -132,7 +132,7 @@ def koe_config(options: argparse.Namespace) -> TrainConfig:
         checkpoint_every_steps=100_000,
         guard=GuardConfig(enabled=False),  # still judges; only the first checkpoint is not written
         evaluation=EvaluationConfig(every_steps=0),
-        allow=["few_sequences", "single_modality_steps"],  # short rows hold one document
+        allow=["few_sequences", "many_epochs", "single_modality_steps"],  # rows of one document
     )
 
 

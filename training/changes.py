@@ -84,7 +84,7 @@ EFFECTS: dict[str, Effect] = {
     "beta2": _OPTIMIZER,
     "max_gradient_norm": Effect(Kind.SAID, "gradients are clipped to it from here on"),
     "guard": _GUARD,
-    "ema_decay": Effect(Kind.SAID, "the average of the weights follows them at it from here on"),
+    "ema_decay": Effect(Kind.SAID, "the average of the weights begins, ends or moves by it here"),
     "early_stopping": Effect(Kind.SAID, "the run ends by it from here on; losses so far count"),
     "device": _ROUNDING,
     "parallel": _ROUNDING,

@@ -71,7 +71,8 @@ def test_what_was_counted_survives_a_resume(tmp_path, monkeypatch):
     patient = EarlyStoppingConfig(evaluations=3, min_improvement=100)
     settings = {"checkpoint_every_steps": 1, "evaluation": EVERY_STEP, "early_stopping": patient}
     assert loop.train(small_config(**settings, max_steps=3), shards, out, RANKS) == 3
-    assert loop.train(small_config(**settings, max_steps=9), shards, out, RANKS) == 4
+    longer = {"max_steps": 9, "resume_with_changes": ["max_steps"]}
+    assert loop.train(small_config(**settings, **longer), shards, out, RANKS) == 4
 
 
 def test_early_stopping_needs_something_to_follow(tmp_path):
@@ -178,11 +179,12 @@ def test_the_average_is_evaluated_too_and_leaves_the_run_as_it_is(tmp_path, caps
 def test_an_average_may_begin_and_end_at_a_resume(tmp_path, capsys):
     shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
     loop.train(small_config(max_steps=2), shards, out, RANKS)
-    with_one = small_config(max_steps=4, ema_decay=0.9)
+    longer = {"resume_with_changes": ["max_steps"]}
+    with_one = small_config(max_steps=4, ema_decay=0.9, **longer)
     loop.train(with_one, shards, out, RANKS)
     assert "no average of the weights: it begins with them now" in capsys.readouterr().err
     assert any(name.startswith("ema.") for name in saved_tensors(out, 4, with_one))
-    loop.train(small_config(max_steps=6), shards, out, RANKS)
+    loop.train(small_config(max_steps=6, **longer), shards, out, RANKS)
     with closing(LocalCheckpoints(out / "checkpoints")) as store:
         index = json.loads((store.fetch(6) / "tensors.json").read_text())
     assert not any(name.startswith("ema.") for name in index["tensors"])
