@@ -15,6 +15,7 @@ from tests.training.helpers import (
     VOCABULARY,
     assert_same_weights,
     batch_of,
+    gradients,
     one_thread,
     saved_tensors,
     small_shards,
@@ -26,7 +27,7 @@ from training.config import NewRowsConfig
 from training.data.batches import IGNORED
 from training.metrics import RunLog, read_metrics
 from training.model import llama
-from training.model.distributed import single
+from training.model.distributed import parallelise, single
 from training.model.llama import build_model
 from training.model.optim import NewRowsRate, build_optimizer, trainable
 from training.step import accumulate_gradients
@@ -179,6 +180,20 @@ def test_the_frozen_head_changes_no_other_gradient(complete, shards):
         stir_only_lora(model)
         accumulate_gradients(model, [batch_of(shards, [0, 1])], RANKS, "fp32", 2)
         grads.append({n: p.grad for n, p in model.named_parameters() if "lora_" in n})
+    assert_same_weights(*grads)
+
+
+def test_layers_that_are_computed_again_give_the_same_gradients(few_ids, shards):
+    grads = []
+    for recomputed in (False, True):
+        model = build_model(adapter_config(few_ids, {"dropout": 0.2}))
+        stir(model)
+        parallelise(
+            model, RANKS, "fsdp", "fp32", compile=False, activation_checkpointing=recomputed
+        )
+        torch.manual_seed(3)  # of what is dropped, in both passes
+        accumulate_gradients(model.train(), [batch_of(shards, [0, 1])], RANKS, "fp32", 2)
+        grads.append(gradients(model))
     assert_same_weights(*grads)
 
 
