@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from koe.errors import ConfigError, ContractError
 from tests.training.helpers import one_thread, poison, small_config, small_shards
 from tests.training.logs import read_page
+from tests.training.ranks import run_ranks
 from tests.webpage import check_accessible, check_loads_nothing
 from training import find_rate as module
 from training import loop
@@ -18,6 +19,7 @@ from training.find_rate import Point, Sweep, advise, find_rate, rates, read_find
 from training.guard import Limits
 from training.metrics import read_metrics
 from training.model.distributed import single
+from training.places import RemoteFolder
 from training.report.find_rate import rate_page, write_rate_page
 
 __all__ = ["one_thread"]
@@ -145,6 +147,31 @@ def test_the_newest_checkpoint_is_tested_and_the_run_goes_on_as_if_nothing_were(
     found = read_findings(tmp_path / "run")
     assert (found["step"], found["data_step"]) == (4, 4)
     assert found["points"][0]["loss"] < read_metrics(tmp_path / "run")[0]["loss"]
+
+
+def test_a_run_at_a_url_is_tested_too(shards, tmp_path):
+    place = f"memory://{tmp_path.name}/train"
+    config = small_config(rate_test=RateTestConfig(steps=20, highest_rate=1e-3))
+    find_rate(config, shards, place, RANKS)
+    write_rate_page(place, read_findings(place))
+    assert sorted(RemoteFolder(place).sizes()) == ["find_rate.html", "find_rate.json"]
+
+
+def in_ranks(ranks, shards, folder):
+    settings = RateTestConfig(steps=40, lowest_rate=1e-4, highest_rate=1.0)
+    config = small_config(workers=2, accumulation_steps=1, rate_test=settings)
+    find_rate(config, shards, folder, ranks)
+
+
+@pytest.mark.slow
+def test_two_ranks_find_what_one_finds(shards, tmp_path):
+    run_ranks(in_ranks, 2, shards, tmp_path / "two")
+    settings = RateTestConfig(steps=40, lowest_rate=1e-4, highest_rate=1.0)
+    find_rate(small_config(rate_test=settings), shards, tmp_path / "one", RANKS)
+    two, one = (read_findings(tmp_path / of)["points"] for of in ("two", "one"))
+    assert [point["loss"] for point in two[:25]] == pytest.approx(
+        [point["loss"] for point in one[:25]], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e9])
