@@ -30,6 +30,9 @@ def export(
     dtype: Annotated[
         Literal["bf16", "fp32"], typer.Option(help="The data type of the weights.")
     ] = "bf16",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapter alone, for peft; see train.adapter.")
+    ] = False,
     gguf: Annotated[bool, typer.Option("--gguf", help="Also write a file for llama.cpp.")] = False,
     push: Annotated[
         str | None,
@@ -45,7 +48,15 @@ def export(
 
     settings = load_config(config, overrides)
     url = export_run(
-        settings, folder, step, dtype, best=best, average=ema, gguf=gguf, repository=push
+        settings,
+        folder,
+        step,
+        dtype,
+        best=best,
+        average=ema,
+        adapter=adapter,
+        gguf=gguf,
+        repository=push,
     )
     say(f"wrote {folder}")
     if url is not None:

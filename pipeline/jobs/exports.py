@@ -13,6 +13,7 @@ from stages.text.saved_tokenizer import save_orpheus_tokenizer
 from stages.text.tokenizer import load_tokenizer
 from training.checkpoint import folder as checkpoints
 from training.data.shard_index import read_index
+from training.export.adapter import export_adapter
 from training.export.documents import export_documents
 from training.export.folder import export
 from training.export.push import prepare_repository, push
@@ -31,18 +32,26 @@ def export_run(
     *,
     best: bool = False,
     average: bool = False,
+    adapter: bool = False,
     gguf: bool = False,
     repository: str | None = None,
 ) -> str | None:
     """Export the run's checkpoint after `steps` steps, its `best` one, or its newest complete one.
 
-    `average`: the averaged weights in place of the last ones. With a `repository` of the Hugging Face
-    hub, the folder is then uploaded there; returns its URL. Raises: ConfigError when there is no such
-    checkpoint or the repository cannot be written, and the errors of `training.export.folder.export`
-    and `training.export.push.push`.
+    `average`: the averaged weights in place of the last ones. `adapter`: the adapter alone. With a
+    `repository` of the Hugging Face hub, the folder is then uploaded there; returns its URL. Raises:
+    ConfigError when there is no such checkpoint or the repository cannot be written, and the errors of
+    `training.export.folder.export`, `training.export.adapter.export_adapter` and
+    `training.export.push.push`.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
+    if adapter and gguf:
+        raise ConfigError(
+            "--adapter and --gguf exclude each other",
+            "a GGUF file holds a whole model",
+            "Leave out --adapter: the adapter is then added to the weights.",
+        )
     folder = local_folder(out)
     if repository is not None and folder is None:
         raise ConfigError(
@@ -57,17 +66,17 @@ def export_run(
         if repository is not None:
             prepare_repository(repository)  # before the work, which would be in vain
         with local_copy(train, [model]) as run_model:
-            export(
+            whole = partial(export, model_config=run_model / model, gguf=gguf)
+            write = export_adapter if adapter else whole
+            write(
                 found.path,
                 config.train,
                 out,
-                model_config=run_model / model,
                 dtype=dtype,
                 codec=codec.get("label", "none: the shards hold no speech"),
                 save_tokenizer=partial(save_orpheus_tokenizer, base),
                 speech_prompt=config.tokenize.speech_prompt,
                 average=average,
-                gguf=gguf,
                 repository=repository,
             )
     if repository is None or folder is None:

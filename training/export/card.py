@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -12,7 +13,7 @@ from koe import vocabulary
 from training.checkpoint.manifest import Progress
 from training.config import TrainConfig
 
-TEMPLATE = "card.md.j2"
+TEMPLATE, ADAPTER_TEMPLATE = "card.md.j2", "adapter_card.md.j2"
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,54 @@ def card_of(
 
     Its Python blocks run as they stand beside the folder, or anywhere with the repository.
     """
-    base = config.base_model
-    return _template().render(
-        base=base,
-        base_on_hub=base is not None and not Path(base).exists(),
-        progress=progress,
-        use=use,
-        dtype=dtype,
-        master_weights=config.master_weights,
-        codec=codec,
-        is_untrained=codec.startswith("UNTRAINED"),
-        speech_prompt=speech_prompt,
-        koe_version=version("koe-pretrain"),
-        ids=vocabulary,
+    return _template(TEMPLATE).render(
+        use=use, **_facts(config, progress, dtype, codec, speech_prompt)
     )
 
 
-def _template():
+def adapter_card_of(
+    config: TrainConfig,
+    progress: Progress,
+    name: str,
+    *,
+    embeddings: int | None,
+    dtype: str,
+    codec: str,
+    speech_prompt: str,
+) -> str:
+    """Write the card of an adapter, whose folder or repository is called `name`, as Markdown.
+
+    `embeddings`: the rows that the base model must have, where the adapter brings all of them. Its
+    Python block runs as it stands beside the folder, or anywhere with the repository.
+    """
+    return _template(ADAPTER_TEMPLATE).render(
+        name=name,
+        adapter=config.adapter,
+        embeddings=embeddings,
+        torch_dtype={"bf16": "bfloat16", "fp32": "float32"}[dtype],
+        **_facts(config, progress, dtype, codec, speech_prompt),
+    )
+
+
+def _facts(
+    config: TrainConfig, progress: Progress, dtype: str, codec: str, speech_prompt: str
+) -> dict[str, Any]:
+    base = config.base_model
+    return {
+        "base": base,
+        "base_on_hub": base is not None and not Path(base).exists(),
+        "progress": progress,
+        "dtype": dtype,
+        "master_weights": config.master_weights,
+        "codec": codec,
+        "is_untrained": codec.startswith("UNTRAINED"),
+        "speech_prompt": speech_prompt,
+        "koe_version": version("koe-pretrain"),
+        "ids": vocabulary,
+    }
+
+
+def _template(name: str):
     environment = Environment(
         loader=PackageLoader("training.export", ""),
         undefined=StrictUndefined,
@@ -65,4 +97,4 @@ def _template():
         keep_trailing_newline=True,
         autoescape=select_autoescape(),  # of HTML only, which a card is not
     )
-    return environment.get_template(TEMPLATE)
+    return environment.get_template(name)

@@ -32,6 +32,9 @@ def test_stages_are_completed():
         (("plan", "--clips", "-1"), "--clips"),
         (("plan", "--seconds", "0"), "--seconds"),
         (("train", "--report", "--replay", "E0001"), "exclude each other"),
+        (("train", "--find-rate", "--replay", "E0001"), "exclude each other"),
+        (("train", "--json"), "without --find-rate"),
+        (("export", "out", "--adapter", "--gguf"), "exclude each other"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, words, tmp_path, monkeypatch):
