@@ -23,7 +23,7 @@ test-fast: $(STAMP)  # the inner loop: what takes under two seconds a test
 soak: $(STAMP)  # kills, failed requests, lost nodes, full disks, torn files; about 25 minutes
 	$(BIN)/python -m tests.soak --json build/soak.json
 
-clients: $(STAMP)  # exports in all programs that read them; builds llama.cpp, about 15 minutes the first time
+clients: $(STAMP)  # exports in all programs that read them; builds llama.cpp the first time, in about 3 minutes on two cores
 	$(BIN)/python -m tests.clients.releases --with-llama-cpp
 	$(PYTEST) tests/clients
 

@@ -111,7 +111,7 @@ def exported(folder: Path, model: PackedLlama, **changes: Any) -> Path:
 
 
 def write_exports(root: Path) -> None:
-    """Write three exports below `root`, and each without the keys of former releases (`bare`).
+    """Write three exports below `root`, two of them also without the keys of former releases (`bare`).
 
     `llama3` is the speaking model with its tokenizer and GGUF file; `default` and `bf16` have no
     tokenizer, which takes the most time.
@@ -120,7 +120,7 @@ def write_exports(root: Path) -> None:
     exported(root / "llama3", speaking_model(), save_tokenizer=saver, gguf=True)
     exported(root / "default", model_with(ROPES["default"]))
     exported(root / "bf16", model_with(ROPES["default"]), dtype="bf16")
-    for name in ("llama3", "default", "bf16"):
+    for name in ("llama3", "default"):
         folder = root / name / "model"
         config = json.loads((folder / "config.json").read_text())
         for key in FORMER_KEYS:
