@@ -22,7 +22,7 @@ def main(request_path: str, result_path: str) -> None:
     messages = [{"role": "user", "content": request["asked"]}]
     answer = model.create_chat_completion(messages, temperature=0.0, max_tokens=100)["choices"][0]
     result = {
-        "special": [model.token_bos(), model.token_eos(), model.token_pad()],
+        "special": [model.token_bos(), model.token_eos()],
         "ids": [
             model.tokenize(text.encode(), add_bos=True, special=True) for text in request["texts"]
         ],

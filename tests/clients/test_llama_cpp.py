@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, PAD, START_OF_TEXT
+from koe.vocabulary import END_OF_SPEECH, NUM_EMBEDDINGS, START_OF_TEXT
 from tests.clients.exports import ANSWERED, ASKED
 from tests.clients.releases import LLAMA_CPP
 from training.export import gguf_file
@@ -64,7 +64,7 @@ def test_the_ids_are_those_of_the_tokenizer(asked, exports):
     tokenizer = AutoTokenizer.from_pretrained(exports / "llama3" / "model")
     # llama.cpp is told to put no BOS in front, even where it is asked for one
     assert asked["ids"] == [tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS]
-    assert asked["special"] == [START_OF_TEXT, END_OF_SPEECH, PAD]
+    assert asked["special"] == [START_OF_TEXT, END_OF_SPEECH]
 
 
 def test_an_answer_in_text_ends_by_itself(asked):
