@@ -111,7 +111,8 @@ def written(folder, model):
     tokens = {f"t{id}": id for id in range(VOCABULARY)}
     state = {"model": {"vocab": tokens, "merges": ["t 1"]}, "added_tokens": []}
     (folder / "tokenizer.json").write_text(json.dumps(state))
-    (folder / "tokenizer_config.json").write_text('{"chat_template": ""}')
+    settings = {"chat_template": "", "eos_token": "t1", "pad_token": "t2"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     gguf_file.write(folder / "model.gguf", model, folder, "name")
     return Computed(folder / "model.gguf")
 
@@ -130,6 +131,8 @@ def test_an_export_holds_the_model_for_llama_cpp(whole):
     assert found.of["general.architecture"] == "llama"
     assert found.of["general.name"] == "model"
     assert set(found.types.values()) == {"F32"}
+    sampling = [found.of[f"general.sampling.{key}"] for key in ("temp", "top_p", "penalty_repeat")]
+    assert sampling == pytest.approx([0.6, 0.95, 1.1])
     factors = found.tensors.pop("rope_freqs.weight")
     with pytest.raises(AssertionError):  # they are not for show
         assert_computes(found, model)
@@ -178,6 +181,9 @@ def test_the_tokenizer_is_that_of_the_folder(whole):
     assert len(set(tokens)) == len(tokens)
     types = (TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED)
     bounds = [0, START_OF_TEXT, NUM_BASE, NUM_EMBEDDINGS, 156_992]
+    for id in (END_OF_SPEECH, PAD):  # never spelled in an answer
+        assert kinds[id] == TokenType.CONTROL
+        kinds[id] = TokenType.USER_DEFINED
     for (start, stop), kind in zip(pairwise(bounds), types, strict=True):
         assert set(kinds[start:stop]) == {kind}
     assert len(of["tokenizer.ggml.merges"]) > 100_000

@@ -58,6 +58,7 @@ def write(path: Path, model: LlamaForCausalLM, tokenizer_folder: Path, name: str
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     try:
         writer.add_name(name)
+        _add_sampling(writer, model.generation_config)
         _add_shape(writer, model.config)
         _add_tokenizer(writer, tokenizer_folder, model.config.vocab_size)
         is_bf16 = model.dtype == torch.bfloat16
@@ -89,6 +90,14 @@ def _rope(config: LlamaConfig) -> dict[str, Any]:
     return parameters
 
 
+def _add_sampling(writer: Any, generation: Any) -> None:
+    """Write how answers are sampled, which llama.cpp's programs take where nobody says otherwise."""
+    if generation.do_sample:
+        writer.add_sampling_temp(generation.temperature)
+        writer.add_sampling_top_p(generation.top_p)
+        writer.add_sampling_penalty_repeat(generation.repetition_penalty)
+
+
 def _add_shape(writer: Any, config: LlamaConfig) -> None:
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
@@ -107,11 +116,13 @@ def _add_shape(writer: Any, config: LlamaConfig) -> None:
 def _add_tokenizer(writer: Any, folder: Path, num_embeddings: int) -> None:
     types = _library().TokenType
     state = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     found = {id: (token, types.NORMAL) for token, id in state["model"]["vocab"].items()}
     for token in state["added_tokens"]:
         # What is no control token is spelled in the text of an answer: Orpheus' codes are read there.
-        kind = types.CONTROL if token["special"] else types.USER_DEFINED
-        found[token["id"]] = token["content"], kind
+        name = token["content"]
+        is_control = token["special"] or name in (settings["eos_token"], settings["pad_token"])
+        found[token["id"]] = name, types.CONTROL if is_control else types.USER_DEFINED
     if max(found) >= num_embeddings:
         raise ContractError(
             f"the tokenizer has the id {max(found)}",
@@ -131,7 +142,6 @@ def _add_tokenizer(writer: Any, folder: Path, num_embeddings: int) -> None:
     writer.add_add_bos_token(
         False
     )  # it is the second token of a sample, and no other stands before it
-    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     writer.add_chat_template(settings["chat_template"])
 
 
