@@ -1,14 +1,17 @@
-"""Tokens/s and MFU of koe's trainer compared with the Hugging Face Trainer, same shards, same run.
+"""Tokens/s and MFU of koe's trainer compared with the best of its peers, same shards, same run.
 
     python -m benchmarks.trainer_gpu            Orpheus-3B's shape on one GPU
     python -m benchmarks.trainer_gpu --tiny     the same code on a CPU: proves the script, no figure
+    python -m pip install --no-deps --target build/torchtitan torchtitan==0.2.2 tyro docstring_parser einops torchdata
+    PYTHONPATH=build/torchtitan python -m benchmarks.trainer_gpu     with torchtitan among the peers
 
-Both train a Llama with random weights on full rows of 2048 tokens in BF16 with FP32 master weights,
-2 rows x 4 accumulations per step, fused AdamW, gradient norm clipped to 1, from one checkpoint; koe
-compiles its layers, as it does by default. The Hugging Face side sees each row as one sequence: it
-has no attention per document without flash-attn, so its attention does more work (about 1 % of the
-work of a step at this size). Each side runs in its own process, in turn; a run's figure is that of
-its steps after the first two (compilation), from end to end.
+The peers are the Hugging Face Trainer, the same with `torch_compile`, and torchtitan's step with its
+layers compiled (`trainer_peers`); `--peers` chooses. All train a Llama with random weights on full rows of
+2048 tokens in BF16 with FP32 master weights, 8 rows per step, fused AdamW, gradient norm clipped to 1. koe compiles its
+layers, as it does by default. A peer sees each row as one sequence, so its attention does more work
+(about 1 % of the work of a step at this size). Each side runs in its own process, in turn; a run's
+figure is that of its steps after the first two (compilation), from end to end. `ratio` is koe's speed over that of the peer
+that was the fastest.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,16 +33,14 @@ from pyarrow import ipc
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.results import write_result
+from benchmarks.trainer_peers import PEERS, ROWS_PER_STEP, WARM_UP_STEPS, installed_peers
 from koe.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
 from koe.vocabulary import CODEBOOK_SIZE, SLOTS, conversation_ids, speech_ids
 from training.config import EvaluationConfig, GuardConfig, TinyModelConfig, TrainConfig
-from training.data.shard_rows import ShardRows
 from training.metrics import read_metrics
 from training.monitor import flops_per_token
 
 ROW_TOKENS, ROWS = 2048, 256
-MICRO_BATCH_ROWS, ACCUMULATION = 2, 4
-WARM_UP_STEPS = 2
 _POLL_SECONDS, _MAX_SECONDS = 0.01, 1800
 
 ORPHEUS_3B = TinyModelConfig(
@@ -60,13 +60,13 @@ def main() -> int:
     parser.add_argument(
         "--steps", type=int, default=12, help="of each run; the first two are left out"
     )
-    parser.add_argument("--compile", action="store_true", help="the peer compiled too")
+    parser.add_argument(
+        "--peers", nargs="+", choices=list(PEERS), help="default: all that are installed"
+    )
+    parser.add_argument("--micro-batch-rows", type=int, default=2, choices=[1, 2, 4, 8])
     parser.add_argument("--folder", type=Path, help="where to put the checkpoint of 13 GB")
-    parser.add_argument("--huggingface", type=Path, help=argparse.SUPPRESS)  # the peer's process
     options = parser.parse_args()
-    if options.huggingface:
-        huggingface(options.huggingface, options.steps, options.tiny, options.compile)
-        return 0
+    options.peers = options.peers or installed_peers()
     if not options.tiny and not torch.cuda.is_available():
         print("not measured: no GPU")
         return 0
@@ -89,14 +89,19 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         torch.cuda.empty_cache()
     config = config.model_copy(update={"base_model": str(base)})
     (folder / "train.json").write_text(config.model_dump_json(), encoding="utf-8")
-    ours, theirs, waits = [], [], []
+    ours, waits = [], []
+    peers: dict[str, list[float]] = {name: [] for name in options.peers}
     for number in range(options.repeats):
         speed, wait = run_koe(folder, number, options.steps)
         ours.append(speed)
         waits.append(wait)
-        theirs.append(run_huggingface(folder, options))
-        print(f"koe {ours[-1]:,.0f}  Hugging Face {theirs[-1]:,.0f} tokens/s", flush=True)
-    print(f"ratio {median(a / b for a, b in zip(ours, theirs, strict=True)):.2f}")
+        for name, speeds in peers.items():
+            speeds.append(run_peer(name, folder, options))
+        said = "  ".join(f"{name} {speeds[-1]:,.0f}" for name, speeds in peers.items())
+        print(f"koe {ours[-1]:,.0f}  {said} tokens/s", flush=True)
+    best = max(peers, key=lambda name: median(peers[name]))
+    theirs = peers[best]
+    print(f"ratio {median(a / b for a, b in zip(ours, theirs, strict=True)):.2f} to {best}")
     if options.tiny:
         return
     peak = matmul_flops()
@@ -110,9 +115,10 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         "mfu_full_of_measured_peak": median(ours) * full / peak,
         "peer_mfu_causal": median(theirs) * causal / peak,
         "data_wait_share": median(waits),
-        "peer_compiled": options.compile,
+        "micro_batch_rows": options.micro_batch_rows,
+        "tokens_per_second_of_peers": peers,
     }
-    path = write_result("trainer_gpu", "transformers.Trainer", "tokens/s", ours, theirs, **more)
+    path = write_result("trainer_gpu", best, "tokens/s", ours, theirs, **more)
     print(json.dumps(more, indent=1))
     print(f"wrote {path}")
 
@@ -125,8 +131,8 @@ def koe_config(options: argparse.Namespace) -> TrainConfig:
         base_model=None,
         tiny=TINY if options.tiny else ORPHEUS_3B,
         precision="bf16",
-        micro_batch_rows=MICRO_BATCH_ROWS,
-        accumulation_steps=ACCUMULATION,
+        micro_batch_rows=options.micro_batch_rows,
+        accumulation_steps=ROWS_PER_STEP // options.micro_batch_rows,
         max_steps=100_000,  # stopped from outside, so that no last checkpoint of 40 GB is written
         warmup_steps=1000,
         checkpoint_every_steps=100_000,
@@ -164,59 +170,13 @@ def run_koe(folder: Path, number: int, steps: int) -> tuple[float, float]:
     return sum(row["tokens"] for row in rows) / elapsed, wait
 
 
-def run_huggingface(folder: Path, options: argparse.Namespace) -> float:
-    command = [sys.executable, "-m", "benchmarks.trainer_gpu", "--huggingface", str(folder)]
-    command += ["--steps", str(options.steps)]
-    command += ["--tiny"] * options.tiny + ["--compile"] * options.compile
+def run_peer(name: str, folder: Path, options: argparse.Namespace) -> float:
+    """Train with a peer in a process of its own; return tokens/s."""
+    command = [sys.executable, "-m", "benchmarks.trainer_peers", name, str(folder)]
+    command += ["--steps", str(options.steps), "--rows", str(options.micro_batch_rows)]
+    command += ["--tiny"] * options.tiny
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return float((folder / "huggingface.txt").read_text(encoding="utf-8"))
-
-
-def huggingface(folder: Path, steps: int, tiny: bool, compile: bool) -> None:
-    """Train with the peer as its documentation says, and write tokens/s to a file."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    rows = ShardRows(folder / "shards", "train")
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            ends.append(time.perf_counter())
-
-    class Rows(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return len(rows)
-
-        def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-            ids = torch.from_numpy(rows[number].input_ids.astype(np.int64))
-            return {"input_ids": ids, "labels": ids}
-
-    arguments = TrainingArguments(
-        output_dir=str(folder / "huggingface"),
-        max_steps=steps,
-        per_device_train_batch_size=MICRO_BATCH_ROWS,
-        gradient_accumulation_steps=ACCUMULATION,
-        bf16=True,
-        use_cpu=tiny,
-        optim="adamw_torch_fused",
-        max_grad_norm=1.0,
-        learning_rate=5e-5,
-        torch_compile=compile,
-        dataloader_num_workers=0 if tiny else 2,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
-    Trainer(model=model, args=arguments, train_dataset=Rows(), callbacks=[Clock()]).train()
-    tokens = MICRO_BATCH_ROWS * ACCUMULATION * len(rows[0].input_ids)
-    last = len(ends) - 1
-    speed = tokens * (last + 1 - WARM_UP_STEPS) / (ends[last] - ends[WARM_UP_STEPS - 1])
-    (folder / "huggingface.txt").write_text(str(speed), encoding="utf-8")
+    return float((folder / f"{name}.txt").read_text(encoding="utf-8"))
 
 
 def llama_config(shape: TinyModelConfig) -> LlamaConfig:
