@@ -38,7 +38,7 @@ _TOKEN = re.compile(
 _VARIABLE = re.compile(
     r"SECRET|TOKEN$|PASSWORD|(?:API|ACCESS|ACCOUNT|STORAGE)_KEY$|CONNECTION_STRING|SAS"
 )
-_LEAST = 12  # characters of a value of the environment that is looked for: "test" is a word
+_MIN_LENGTH = 12  # characters of a value of the environment that is looked for: "test" is a word
 _WHERE = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in AWS_PROFILE",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -83,6 +83,6 @@ def _environment() -> list[str]:
     found = {
         value
         for name, value in os.environ.items()
-        if _VARIABLE.search(name) and len(value) >= _LEAST and not value.startswith(("/", "~"))
+        if _VARIABLE.search(name) and len(value) >= _MIN_LENGTH and not value.startswith(("/", "~"))
     }
     return sorted(found, key=len, reverse=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 TIMES = 20.0  # the median
-LEAST_SECONDS = 600.0  # of a deadline that is measured: models are loaded, machines are shared
+MIN_SECONDS = 600.0  # of a deadline that is measured: models are loaded, machines are shared
 _ENOUGH = 3  # finished units that a median is taken of, at least
 _RECENT = 101
 
@@ -21,7 +21,7 @@ class Deadlines:
     """
 
     max_seconds: float | None = None
-    least_seconds: float = LEAST_SECONDS
+    min_seconds: float = MIN_SECONDS
     _paces: defaultdict[tuple[str, str], deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=_RECENT))
     )
@@ -38,5 +38,5 @@ class Deadlines:
         paces = self._paces.get((stage, source), ())
         if len(paces) < _ENOUGH:
             return self.max_seconds
-        measured = max(self.least_seconds, TIMES * median(paces) * max(records, 1)) * 2.0**deaths
+        measured = max(self.min_seconds, TIMES * median(paces) * max(records, 1)) * 2.0**deaths
         return measured if self.max_seconds is None else min(measured, self.max_seconds)

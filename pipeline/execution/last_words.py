@@ -33,7 +33,7 @@ from koe.numbers import duration
 _UNIT_BYTES, _MEMORY_BYTES = 4096, 64
 _FILE_BYTES = _UNIT_BYTES + last_record.RECORD_BYTES + _MEMORY_BYTES
 _MEMORY_SECONDS = 1.0  # between two looks at the memory used
-_MOST_TEXT = 20_000  # characters of a traceback that are kept
+_MAX_TEXT = 20_000  # characters of a traceback that are kept
 
 # The words of faulthandler for the signals that it catches.
 _SIGNALS = {
@@ -189,7 +189,7 @@ def read_left(path: Path) -> Left:
         how=_how(text, found),
         last_record=record,
         peak_mb=round(int(memory) / 1024, 1) if memory.isdecimal() else None,
-        traceback=text[:_MOST_TEXT],
+        traceback=text[:_MAX_TEXT],
     )
 
 

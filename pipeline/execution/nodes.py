@@ -28,7 +28,7 @@ _POLL_SECONDS = 2.0
 def local_options(num_cpus: int | None, chains: Sequence[Chain]) -> dict[str, Any]:
     """Return what a local Ray offers: all of the machine, and room for one worker of every stage.
 
-    On a small machine stages then take turns instead of waiting for ever.
+    On a small machine stages then take turns instead of waiting forever.
     """
     from ray._private.utils import estimate_available_memory  # within the limits of a container
 

@@ -22,7 +22,7 @@ from koe.ray_session import ray_session
 from koe.stage import Resources
 from pipeline.execution.attempt_log import AttemptLog, log_of
 from pipeline.execution.nodes import Chain, live_nodes, local_options, may_grow, require_room
-from pipeline.execution.placement import Amounts, most_workers
+from pipeline.execution.placement import Amounts, max_workers
 from pipeline.execution.runner import SET_ASIDE, STOPPED, Stop, UnitResult, Work
 from pipeline.execution.starts import STALL_SECONDS, StallGuard, cannot_start
 from pipeline.execution.workers import Drained, Worker, end_overdue, start_progress, words_of
@@ -220,7 +220,7 @@ def _pools(chain: Sequence[Work], num_units: int) -> list[ActorPoolStrategy]:
         if needs.workers:
             pools.append(ActorPoolStrategy(size=min(needs.workers, num_units)))
             continue
-        fit = max(1, min(most_workers(needs.amounts(), nodes), num_units))
+        fit = max(1, min(max_workers(needs.amounts(), nodes), num_units))
         most = num_units if unbounded else fit
         initial = min(max(1, int(first)), fit)
         pools.append(ActorPoolStrategy(min_size=1, max_size=most, initial_size=initial))

@@ -66,7 +66,7 @@ def num_fitting(need: Amounts, node: Amounts) -> int:
     return int(min(limits, default=math.inf)) if limits else 0
 
 
-def most_workers(need: Amounts, nodes: Iterable[Amounts]) -> int:
+def max_workers(need: Amounts, nodes: Iterable[Amounts]) -> int:
     """Return how many workers of one stage the nodes hold together."""
     return sum(num_fitting(need, node) for node in nodes)
 
@@ -95,7 +95,7 @@ def _fit(free: Sequence[Free], needs: Sequence[Amounts]) -> bool:
 def missing(stages: Mapping[str, Amounts], nodes: Sequence[Amounts]) -> str:
     """Say which stage no node can hold a worker of, or that they do not fit together; empty if all do."""
     for stage, need in stages.items():
-        if not most_workers(need, nodes):
+        if not max_workers(need, nodes):
             return f"no node can hold a worker of {stage}, which asks for {describe(need)}"
     if fit_together(list(stages.values()), nodes):
         return ""

@@ -1,4 +1,4 @@
-"""Whether the workers of a run start at all: without this Ray tries for ever, and nobody hears of it."""
+"""Whether the workers of a run start at all: without this Ray tries forever, and nobody hears of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from koe.numbers import counted
 from koe.stage import Resources
 from pipeline.execution.placement import Amounts, describe, describe_nodes
 
-MOST_STARTS = 5  # of one worker that does not get as far as its first unit
+MAX_STARTS = 5  # of one worker that does not get as far as its first unit
 STALL_SECONDS = (
     30 * 60.0
 )  # without a sign of any worker: nodes are added and models fetched in less
@@ -32,7 +32,7 @@ class Starts:
 
     def begin(self, stage: str, worker: str) -> None:
         self.signs += 1
-        if self._begun[worker] >= MOST_STARTS:
+        if self._begun[worker] >= MAX_STARTS:
             self.broken = stage
         self._begun[worker] += 1
 
@@ -46,7 +46,7 @@ def cannot_start(stage: str) -> StageError:
     """Return the error for a stage whose worker dies before its first unit, each time."""
     return StageError(
         f"a worker of stage {stage} cannot start",
-        f"its process died {MOST_STARTS} times in a row while it opened the stage",
+        f"its process died {MAX_STARTS} times in a row while it opened the stage",
         "Run with `--set engine=inline` to see how it dies. Finished work is kept.",
         stage=stage,
     )

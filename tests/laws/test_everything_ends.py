@@ -14,7 +14,7 @@ from pipeline.execution.attempts import Limits
 from pipeline.execution.on_ray import engine_session, run_ray
 from pipeline.execution.runner import DONE, FAILED, SET_ASIDE, SKIPPED
 from pipeline.execution.stage_work import StageWork
-from pipeline.execution.starts import MOST_STARTS
+from pipeline.execution.starts import MAX_STARTS
 from pipeline.run_dir.set_aside import read_attempts, read_set_aside
 from pipeline.run_dir.storage import Storage
 from tests.pipeline.execution.fatal import FATES as FATE
@@ -90,7 +90,7 @@ def test_workers_that_die_before_their_first_unit_end_the_run(session, tmp_path:
     with pytest.raises(StageError, match="a worker of stage numbers cannot start"):
         run_ray([work], list(planned()), [].append)
     starts = len((tmp_path / "starts").read_text().split())
-    assert MOST_STARTS <= starts <= MOST_STARTS + 2, "a try may begin while the run ends"
+    assert MAX_STARTS <= starts <= MAX_STARTS + 2, "a try may begin while the run ends"
 
 
 @abandons_its_stream

@@ -1,4 +1,4 @@
-"""The count of attempts: no unit is begun for ever, and only the current attempt may commit."""
+"""The count of attempts: no unit is begun forever, and only the current attempt may commit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.execution.attempts import Attempts, Begun, Limits, Place, Refusal
-from pipeline.execution.deadlines import LEAST_SECONDS, Deadlines
+from pipeline.execution.deadlines import MIN_SECONDS, Deadlines
 from pipeline.execution.runner import DONE, SET_ASIDE, SUPERSEDED, Superseded, UnitResult
 from pipeline.run_dir.ledger import Ledger
 from pipeline.run_dir.storage import Storage
@@ -66,7 +66,7 @@ def test_deadlines_follow_what_units_of_the_source_took():
     assert deadlines.seconds("s", "a", 100) == 20 * 200.0
     assert deadlines.seconds("s", "a", 100, deaths=1) == 40 * 200.0
     assert deadlines.seconds("s", "a", 100_000) == 10_000.0
-    assert deadlines.seconds("s", "a", 1) == LEAST_SECONDS
+    assert deadlines.seconds("s", "a", 1) == MIN_SECONDS
     assert deadlines.seconds("s", "b", 100) == 10_000.0
     assert Deadlines(None).seconds("s", "a", 1) is None
 

@@ -11,7 +11,7 @@ from pipeline.execution.placement import (
     describe_nodes,
     fit_together,
     missing,
-    most_workers,
+    max_workers,
     num_fitting,
 )
 
@@ -72,7 +72,7 @@ def test_a_node_holds_as_many_workers_as_fit_on_it(need, nodes):
         assert fit_together([need] * min(held, 4), [node])
         if held < 4:
             assert not fit_together([need] * (held + 1), [node])
-    assert most_workers(need, nodes) == sum(num_fitting(need, node) for node in nodes)
+    assert max_workers(need, nodes) == sum(num_fitting(need, node) for node in nodes)
 
 
 def test_cpus_of_two_nodes_are_not_put_together():

@@ -8,18 +8,18 @@ import pytest
 
 from koe.errors import StageError
 from koe.stage import Resources
-from pipeline.execution.starts import MOST_STARTS, StallGuard, Starts
+from pipeline.execution.starts import MAX_STARTS, StallGuard, Starts
 
 
 def test_a_worker_may_die_now_and_then_but_not_again_and_again():
     starts = Starts()
-    for _ in range(10 * MOST_STARTS):  # it gets through each time, and dies of its units
+    for _ in range(10 * MAX_STARTS):  # it gets through each time, and dies of its units
         starts.begin("score", "a")
         starts.end("score", "a")
-    for worker in range(10 * MOST_STARTS):  # many begin at the same time
+    for worker in range(10 * MAX_STARTS):  # many begin at the same time
         starts.begin("score", f"w{worker}")
     assert not starts.broken
-    for _ in range(MOST_STARTS):
+    for _ in range(MAX_STARTS):
         assert not starts.broken
         starts.begin("encode", "b")
     starts.begin("encode", "b")

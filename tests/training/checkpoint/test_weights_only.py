@@ -43,7 +43,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def course():
-    """The weights after each step: checkpoint 2 must be that of step 2 for ever."""
+    """The weights after each step: checkpoint 2 must be that of step 2 forever."""
     return {steps: trained(steps=steps) for steps in LOSSES}
 
 
