@@ -10,8 +10,8 @@ from pipeline.execution.placement import (
     describe,
     describe_nodes,
     fit_together,
-    missing,
     max_workers,
+    missing,
     num_fitting,
 )
 
