@@ -1,7 +1,5 @@
 """Saves and loads of a tiny Llama, for the tests of checkpoints."""
 
-import resource
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.training.llamas import adamw, loss_of, tiny_llama, whole
@@ -85,14 +83,3 @@ def newest(folder, warn=never):
     found = checkpoints.latest(LocalCheckpoints(folder), warn)
     assert found is not None
     return found
-
-
-@contextmanager
-def full_disk(num_bytes=4096):
-    """Refuse to this process to write a file beyond so many bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

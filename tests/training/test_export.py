@@ -1,5 +1,4 @@
 import json
-import resource
 import shutil
 
 import pytest
@@ -17,6 +16,7 @@ from transformers import (
 
 from koe.errors import ConfigError, ContractError, StorageError
 from koe.vocabulary import END_OF_SPEECH, END_OF_TEXT, NUM_EMBEDDINGS, PAD, START_OF_TEXT
+from tests.full_disk import full_disk
 from tests.training.saving import open_writer
 from training.checkpoint.local import LocalCheckpoints
 from training.checkpoint.manifest import Progress
@@ -194,12 +194,12 @@ def test_what_is_there_is_never_written_over(trained, tmp_path):
 
 
 def test_a_failure_leaves_no_folder(trained, tmp_path):
-    def full_disk(folder):
+    def no_room(folder):
         assert (folder / "model.safetensors").exists()
         raise OSError("No space left on device")
 
     with pytest.raises(StorageError, match=r"out cannot be written because No space left"):
-        export_from(trained[0], tmp_path / "out", save_tokenizer=full_disk)
+        export_from(trained[0], tmp_path / "out", save_tokenizer=no_room)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".out.tmp").mkdir()
     export_from(trained[0], tmp_path / "out")  # over the draft of one that was killed
@@ -207,13 +207,9 @@ def test_a_failure_leaves_no_folder(trained, tmp_path):
 
 
 def test_a_disk_too_small_for_the_weights_leaves_nothing(trained, tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(StorageError, match=r"out cannot be written.*Free or mount the disk"):
-            export_from(trained[0], tmp_path / "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    refused = pytest.raises(StorageError, match=r"out cannot be written.*Free or mount the disk")
+    with full_disk(100_000), refused:
+        export_from(trained[0], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,17 +1,16 @@
 """A run directory belongs to one process at a time, and to none that has died."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 
 from koe.errors import ConfigError, StorageError
 from pipeline.run_dir.lock import LOCK, run_lock
 from pipeline.run_dir.storage import Storage
+from tests.full_disk import full_disk
 
 
 @pytest.mark.parametrize("name", ["a_file", "a_file/run", "a_file/run/x"])
@@ -26,19 +25,9 @@ def test_a_file_cannot_be_the_run_directory(tmp_path, name):
         pass
 
 
-@contextmanager
-def file_size_limit(num_bytes):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_a_disk_without_room_for_the_lock_is_named(tmp_path):
     with (
-        file_size_limit(0),
+        full_disk(0),
         pytest.raises(StorageError, match=r"cannot be used as the run directory .*too large"),
         run_lock(Storage(str(tmp_path / "run"))),
     ):
@@ -47,7 +36,7 @@ def test_a_disk_without_room_for_the_lock_is_named(tmp_path):
 
 def test_a_lock_whose_holder_could_not_be_written_in_full_holds(tmp_path):
     storage = Storage(str(tmp_path / "run"))
-    with file_size_limit(50), run_lock(storage):
+    with full_disk(50), run_lock(storage):
         refused = pytest.raises(ConfigError, match="is in use because")
         with refused, run_lock(storage):
             pass

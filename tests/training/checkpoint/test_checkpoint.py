@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from koe.errors import StorageError
+from tests.full_disk import full_disk
 from tests.training.helpers import assert_same_weights
 from tests.training.llamas import loss_of
 from tests.training.saving import (
     RANKS,
     STATE,
-    full_disk,
     loaded,
     names_in,
     newest,

@@ -5,19 +5,11 @@ import pytest
 import torch
 
 from koe.errors import StorageError
+from tests.full_disk import full_disk
 from tests.training.helpers import assert_same_weights
 from tests.training.llamas import adamw, loss_of, tiny_llama
 from tests.training.ranks import run_ranks
-from tests.training.saving import (
-    RANKS,
-    STATE,
-    full_disk,
-    newest,
-    progress_of,
-    steps_in,
-    tensors_of,
-    writer_in,
-)
+from tests.training.saving import RANKS, STATE, newest, progress_of, steps_in, tensors_of, writer_in
 from training.checkpoint.manifest import step_name
 from training.checkpoint.reader import load_checkpoint, load_weights
 from training.checkpoint.tensor_files import model_tensors
