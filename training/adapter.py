@@ -61,7 +61,8 @@ def add_adapter(model: PackedLlama, config: TrainConfig, had_embeddings: int) ->
     torch.manual_seed(config.seed)
     inject(model, settings, with_embeddings)
     model.adapter_identity = {
-        "settings": settings.model_dump() | {"train_embeddings": with_embeddings},
+        "settings": settings.model_dump(exclude={"dropout"})
+        | {"train_embeddings": with_embeddings},
         "frozen_sha256": _frozen_sha256(model),
     }
 

@@ -72,7 +72,8 @@ EFFECTS: dict[str, Effect] = {
     "new_rows.init": Effect(Kind.SAID, "it has no effect: the rows are those of the checkpoint"),
     "base_model": Effect(Kind.SAID, "it has no effect: the weights are those of the checkpoint; an "
                          "adapter does not fit another model"),
-    "adapter": Effect(Kind.SAID, "other settings of an adapter do not fit the checkpoint"),
+    "adapter": Effect(Kind.SAID, "other settings of an adapter do not fit the checkpoint, but another "
+                      "dropout does"),
     "tiny": Effect(Kind.SAID, "a model of another shape does not fit the checkpoint"),
     "master_weights": Effect(Kind.SAID, "weights of another type do not fit the checkpoint"),
     "precision": Effect(Kind.SAID, "gradients are computed in it from here on"),

@@ -254,6 +254,10 @@ def test_another_base_or_another_strength_is_refused(few_ids, shards, tmp_path):
             loop.train(
                 adapter_config(few_ids, changes, max_steps=4), shards, tmp_path / "run", RANKS
             )
+    dropping = adapter_config(
+        few_ids, {"dropout": 0.5}, max_steps=3, resume_with_changes=["max_steps"]
+    )
+    assert loop.train(dropping, shards, tmp_path / "run", RANKS) == 3
     other = write_base(tmp_path / "other", seed=1, vocab_size=VOCABULARY - 64)
     with pytest.raises(ConfigError, match="another base model"):
         loop.train(adapter_config(other, max_steps=4), shards, tmp_path / "run", RANKS)
