@@ -35,7 +35,7 @@ def require_peft(config: TrainConfig) -> None:
     """Refuse an adapter that cannot be made. Raises: ConfigError."""
     if config.adapter is None:
         return
-    if importlib.util.find_spec("peft") is None:
+    if not has_peft():
         raise ConfigError(
             "train.adapter is set",
             "the package peft is not installed",
@@ -47,6 +47,11 @@ def require_peft(config: TrainConfig) -> None:
             "an adapter is worth something only beside weights that others have too",
             "Name a base model, or set train.adapter: null.",
         )
+
+
+def has_peft() -> bool:
+    """Tell whether peft is installed, an optional extra."""
+    return importlib.util.find_spec("peft") is not None
 
 
 def add_adapter(model: PackedLlama, config: TrainConfig, had_embeddings: int) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from koe.vocabulary import NUM_EMBEDDINGS
 from pipeline.config.models import PipelineConfig
 from pipeline.estimate.track import StageEstimate
-from training.adapter import inject, trains_embeddings
+from training.adapter import has_peft, inject, trains_embeddings
 from training.config import AdapterConfig, TrainConfig
 from training.model.llama import VOCABULARY_MULTIPLE
 from training.monitor import flops_per_token, num_frozen
@@ -77,6 +77,8 @@ def _gpu_hours(config: PipelineConfig, tokens: float) -> tuple[float | None, str
             f"{unknown}the shape of {train.base_model} is not known; its config.json tells: "
             f"hf download {train.base_model} config.json"
         )
+    if train.adapter and not has_peft():
+        return None, f"{unknown}the package peft, which train.adapter needs, is not installed"
     parameters, flops = _work(shape, config.interleave.max_row_tokens, train.adapter)
     flops *= _RECOMPUTED if train.activation_checkpointing else 1.0
     peak = train.peak_tflops or _PEAK_TFLOPS

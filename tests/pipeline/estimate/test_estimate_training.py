@@ -11,6 +11,7 @@ from pipeline.config.models import PipelineConfig
 from pipeline.estimate.track import StageEstimate
 from pipeline.estimate.training import estimate_training
 from tests.corpus import write_corpus
+from training import adapter
 
 SHARDS = StageEstimate("interleave", 9, 1.0, {}, 9, {"rows": 1000.0, "tokens": 9e5}, 1, 1, 0, 1)
 
@@ -59,6 +60,17 @@ def test_the_models_mostly_trained_on_are_known_before_they_are_downloaded(corpu
     hours = [item.gpu_hours for item in found.values()]
     assert hours == sorted(hours)
     assert "h on 8 GPUs, not measured" in found["Llama-3.1-8B"].note
+
+
+def test_an_adapter_costs_less_than_all_weights(corpus, monkeypatch):
+    """4 a parameter that is not trained: 2.82 B between the layers; 48.6 M more in the adapter."""
+    adapted = configured(corpus, base_model="meta-llama/Llama-3.2-3B", adapter="{}")
+    assert "15.5 GFLOP per token for 3.35 B parameters" in estimate_training(adapted, SHARDS).note
+    monkeypatch.setattr(adapter.importlib.util, "find_spec", lambda name: None)
+    assert (
+        "peft, which train.adapter needs, is not installed"
+        in estimate_training(adapted, SHARDS).note
+    )
 
 
 @pytest.mark.parametrize(
