@@ -59,6 +59,17 @@ class StorageError(KoeError):
     """
 
 
+class Stopped(KoeError):
+    """Training was asked to end before its last step, and has written a checkpoint to go on from.
+
+    `exit_code` is what the process ends with.
+    """
+
+    def __init__(self, what: str, why: str = "", remedy: str = "", *, exit_code: int = 1) -> None:
+        super().__init__(what, why, remedy)
+        self.exit_code = exit_code
+
+
 class BadRecord(Exception):
     """One clip or sample is unusable; the stage turns it into a quarantine row.
 

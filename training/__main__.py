@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch.distributed as dist
 from pydantic import ValidationError
 
-from koe.errors import ConfigError, KoeError
+from koe.errors import ConfigError, KoeError, Stopped
 from koe.renamed import with_present_names
 from training import loop
 from training.config import RENAMED, TrainConfig
-from training.model.distributed import from_torchrun
+from training.lock import training_lock
+from training.metrics import say
+from training.model.distributed import Ranks, from_torchrun
+from training.places import Place, absolute
+from training.stopping import listening
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,14 +40,58 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config = _read_config(options.config)
-        loop.train(config, options.shards, options.out, from_torchrun(config.device))
+        return _train(config, options.shards, absolute(options.out), from_torchrun(config.device))
     except KoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    return 0
+
+
+def _train(config: TrainConfig, shards: Place, out: Place, ranks: Ranks) -> int:
+    """Train as one of the ranks until the end, or until it is asked to stop; return the exit code."""
+    tell = say if ranks.is_main else lambda text: None
+    with listening(config.max_hours, say=tell) as asked:
+        try:
+            with _locked(out, ranks):
+                loop.train(config, shards, out, ranks, asked=asked)
+            return 0
+        except Stopped as stopped:
+            ended = stopped
+            ranks.wait()  # torchrun tells the others to end as soon as one has left
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    tell(f"{ended} Go on with: {_command()}")
+    return ended.exit_code
+
+
+@contextmanager
+def _locked(out: Place, ranks: Ranks) -> Iterator[None]:
+    """Lock the folder on the first rank, on which the others wait.
+
+    Raises: ConfigError on all ranks where another process trains there.
+    """
+    with ExitStack() as held:
+        refused: KoeError | None = None
+        if ranks.is_main:
+            try:
+                held.enter_context(training_lock(out, say))
+            except KoeError as error:
+                refused = error
+        if ranks.maximum(refused is not None):
+            raise refused or ConfigError("the first rank cannot lock the folder of the training")
+        yield
+
+
+def _command() -> str:
+    """Return the command that this process, or the torchrun that it is a rank of, was started with."""
+    words = sys.orig_argv
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with suppress(OSError):
+            started = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8")
+            words = started.rstrip("\0").split("\0")
+    return shlex.join(words)
 
 
 def _read_config(path: Path) -> TrainConfig:

@@ -235,6 +235,9 @@ class TrainConfig(Strict):
     """Device to train on."""
     workers: int = Field(default=8, ge=1)
     """Number of processes, one per GPU."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Fewest processes to go on with after nodes were lost (Ray only), each with more micro-batches,
+    so that a step keeps its rows; numbers that do not divide them are not used. null: workers."""
     cpus_per_worker: int | None = Field(default=None, ge=1)
     """null: 1 with a GPU; on CPUs, an equal share of the machine."""
     max_worker_failures: int = Field(default=3, ge=0)
@@ -273,6 +276,9 @@ class TrainConfig(Strict):
     # more (Muennighoff et al., Scaling Data-Constrained Language Models, 2023).
     max_epochs: float = Field(default=10.0, gt=0)
     """How often max_steps may read every row; a longer run is refused unless allowed."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Hours after which training stops with a checkpoint and the exit code 75, to be gone on with
+    by the same command; null: no limit. Leave room for a step, an evaluation and a checkpoint."""
     # The public report (canopyai/Orpheus-TTS issue 78) says the rate was "lowered from 5e-5 to
     # 6e-5", which contradicts itself: 6e-5 is higher. The default stays at the stated start.
     learning_rate: float = Field(default=5e-5, gt=0)
@@ -390,6 +396,19 @@ class TrainConfig(Strict):
         if self.warmup_steps is not None:
             return self.warmup_steps
         return math.ceil((self.warmup_share or 0.0) * self.max_steps)
+
+    @model_validator(mode="after")
+    def _min_of_workers(self) -> TrainConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        return self
+
+    @property
+    def worlds(self) -> tuple[int, ...]:
+        """The numbers of processes that may train, ascending: each takes equally many micro-batches."""
+        micro_batches = self.workers * self.accumulation_steps
+        least = self.min_workers or self.workers
+        return tuple(n for n in range(least, self.workers + 1) if micro_batches % n == 0)
 
     @property
     def rows_per_step(self) -> int:

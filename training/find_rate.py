@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from torch.nn.utils import clip_grads_with_norm_
 
 from koe.atomic import atomically
-from koe.errors import ConfigError, ContractError, StorageError
+from koe.errors import ConfigError, ContractError, Stopped, StorageError
 from training.config import RateTestConfig, TrainConfig
 from training.generation import SampleGenerator
 from training.guard import Guard, Limits
@@ -28,6 +29,7 @@ from training.model.distributed import Ranks, total_gradient_norm
 from training.places import Place, RemoteFolder, beside, local_folder
 from training.run import Run, open_run
 from training.step import accumulate_gradients
+from training.stopping import Why, never
 
 SMOOTHING = 0.8  # what a mean loss keeps of the steps before; 200 steps have 28 to a decade
 RISE_MARGIN = 10  # the rate at which the loss begins to rise, divided by this, is still safe
@@ -129,14 +131,15 @@ def find_rate(
     out_dir: Place,
     ranks: Ranks,
     sample_generator: SampleGenerator | None = None,
+    asked: Callable[[], Why] = never,
 ) -> int:
     """Run the test, and write `find_rate.json` into `out_dir`; return the number of its steps.
 
     Every rank must call it. `sample_generator` is not used; the arguments are those of
-    `training.loop.train`. Raises: ConfigError, ContractError, StorageError.
+    `training.loop.train`. Raises: ConfigError, ContractError, StorageError, Stopped.
     """
     del sample_generator
-    with open_run(config, shards, out_dir, ranks, None, writes=False) as run:
+    with open_run(config, shards, out_dir, ranks, None, asked, writes=False) as run:
         sweep = Sweep(config.rate_test, Guard(config.guard, config.learning_rate).limits())
         stopped = _rise(run, sweep)
         if ranks.is_main:
@@ -148,6 +151,13 @@ def _rise(run: Run, sweep: Sweep) -> str:
     """Take steps at ever higher rates; return why they ended, "" at the last."""
     planned = rates(run.config.rate_test)
     for number, rate in enumerate(planned):
+        if why := Why(int(run.ranks.maximum(run.asked()))):
+            raise Stopped(
+                f"the test was stopped after {number} steps",
+                why.reason,
+                "It has written nothing.",
+                exit_code=why.exit_code,
+            )
         batches = run.loader.batches(run.progress.data_steps + number)
         result = accumulate_gradients(
             run.model, batches, run.ranks, run.config.precision, len(run.rows.sources)

@@ -7,11 +7,12 @@ gradients of one, `guard.py` judges them, and `observe.py` writes down what happ
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch.nn.utils import clip_grads_with_norm_
 
-from koe.errors import StageError
+from koe.errors import StageError, Stopped
 from training.checkpoint import folder as checkpoints
 from training.checkpoint import rollback
 from training.checkpoint.reader import load_checkpoint
@@ -27,6 +28,7 @@ from training.observe import Observer, StepRecord
 from training.places import Place, beside
 from training.run import Run, open_run
 from training.step import accumulate_gradients
+from training.stopping import Why, never
 
 
 class Exploded(StageError):
@@ -39,20 +41,24 @@ def train(
     out_dir: Place,
     ranks: Ranks,
     sample_generator: SampleGenerator | None = None,
+    asked: Callable[[], Why] = never,
 ) -> int:
     """Train to `max_steps`, or until the validation loss has stopped falling, going on from the newest checkpoint in `out_dir` if there is one.
 
-    `sample_generator`: sentences to speak at evaluations, and how to decode them. Returns the steps done.
+    `sample_generator`: sentences to speak at evaluations, and how to decode them. `asked` says what
+    this rank was asked to do; all stop when one was. Returns the steps done.
     Raises: ConfigError, ContractError, StorageError before or between steps; Exploded when the
-    guard stops the run, with weights and moments as they were before the step.
+    guard stops the run, with weights and moments as they were before the step; Stopped, with a
+    checkpoint, after the step in which it was asked for.
     """
-    with open_run(config, shards, out_dir, ranks, sample_generator) as run:
+    with open_run(config, shards, out_dir, ranks, sample_generator, asked) as run:
         observer = Observer(run)
         if is_done(run) and ranks.is_main:
             say(_nothing_to_train(run))
         elif run.progress.steps == 0 and config.guard.enabled:
             run.save()  # a spike may come before the first checkpoint, and needs one to go back to
-        while not is_done(run):
+        wanted = Why(int(ranks.maximum(asked())))  # asked while the model was loaded
+        while not is_done(run) and not wanted:
             step = take_step(run)
             observer.record_step(step)
             if step.verdict.action is Action.STOP:
@@ -62,7 +68,13 @@ def train(
             if step.verdict.action.applies:
                 adjust_rate(run)
                 save_and_evaluate(run)
+            wanted = step.asked
+        unfinished = bool(wanted) and not is_done(run)
+        if unfinished:
+            save_for_later(run, wanted)
         run.writer.finish()
+    if unfinished:
+        raise _stopped(run, wanted)
     return run.progress.steps
 
 
@@ -86,9 +98,11 @@ def take_step(run: Run) -> StepRecord:
     gradient_norm = float(total_norm)
 
     # The verdict comes before the update: nothing of this step has touched weights or moments yet.
-    # All ranks see the same loss and norm; should one still judge harder, all follow it.
+    # All ranks see the same loss and norm; should one still judge harder, all follow it. The same
+    # collective tells all of them of a signal that one has heard.
     verdict = guard.judge(run.progress.data_steps, result.loss, gradient_norm)
-    verdict = replace(verdict, action=Action(run.ranks.maximum(verdict.action)))
+    hardest, wanted = run.ranks.maxima([verdict.action, run.asked()])
+    verdict = replace(verdict, action=Action(int(hardest)))
     clip_to = min(config.max_gradient_norm, verdict.clip_to or config.max_gradient_norm)
     if verdict.action.applies:
         clip_grads_with_norm_(run.parameters, clip_to, total_norm)
@@ -112,6 +126,7 @@ def take_step(run: Run) -> StepRecord:
         learning_rate=rate,
         seconds=seconds,
         data_wait_seconds=data_wait_seconds,
+        asked=Why(int(wanted)),
     )
 
 
@@ -150,6 +165,17 @@ def save_and_evaluate(run: Run) -> None:
     run.writer.poll()
 
 
+def save_for_later(run: Run, why: Why) -> None:
+    """Write a checkpoint of the last step, unless there is one, and an event that says why.
+
+    Batches that were skipped since the last step are judged again, to the same end.
+    """
+    if run.saved is None or run.saved.steps != run.progress.steps:
+        run.save()
+    run.writer.finish()
+    run.event("stopped", reason=why.reason)
+
+
 def roll_back(run: Run, verdict: Verdict) -> None:
     """Load a checkpoint at least `roll_back_steps` back, and leave out the data of the spike.
 
@@ -180,6 +206,7 @@ def roll_back(run: Run, verdict: Verdict) -> None:
         point = rollback.Rollback(steps, data_steps, run.guard.state_dict())
         rollback.record(run.store, point)
     run.ranks.wait()
+    run.saved = run.progress
     run.event(
         "rolled_back",
         reason=f"from step {before.steps} to {steps}; batches {before.data_steps} to "
@@ -200,6 +227,15 @@ def _nothing_to_train(run: Run) -> str:
         f": {reason}; raise train.early_stopping.evaluations, or set train.early_stopping: null"
     )
     return f"nothing to train: {done} of {wanted} steps are done" + (remedy if reason else "")
+
+
+def _stopped(run: Run, why: Why) -> Stopped:
+    return Stopped(
+        f"training was stopped after step {run.progress.steps} of {run.config.max_steps}",
+        why.reason,
+        f"Its checkpoint lies in {run.store.place_of(run.progress.steps)}.",
+        exit_code=why.exit_code,
+    )
 
 
 def _exploded(run: Run, verdict: Verdict) -> Exploded:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,7 +39,8 @@ from training.places import Place
 
 TENSORBOARD_FOLDER = "tensorboard"
 _MAX_TAG = 200  # characters
-_LASTING = ("started",)  # events of the process, not of a batch: a resume does not remove them
+# events of the process, not of a batch: a resume does not remove them
+_LASTING = ("started", "stopped")
 _EVENT = "E"  # begins an event's id
 
 
@@ -142,8 +144,10 @@ class RunLog:
 
 def say(message: str) -> None:
     """Write a line to the console; Ray Train patches print() so that a line appears twice."""
-    sys.stderr.write(message + "\n")
-    sys.stderr.flush()
+    # a terminal that was closed must not end the training before its checkpoint
+    with suppress(OSError):
+        sys.stderr.write(message + "\n")
+        sys.stderr.flush()
 
 
 def read_metrics(out_dir: Place, last: int | None = None) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from training.monitor import (
 )
 from training.run import Run
 from training.step import StepResult
+from training.stopping import Why
 
 _WORST_DOCUMENTS = 32  # of an event
 
@@ -43,6 +44,7 @@ class StepRecord:
     learning_rate: float
     seconds: float
     data_wait_seconds: float  # part of `seconds`: waiting for the batches
+    asked: Why  # what a rank was asked to do meanwhile
 
 
 class Observer:

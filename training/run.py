@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from training.model.optim import NewRowsRate, build_optimizer, trainable
 from training.places import Place, beside, local_folder
 from training.resume import resume
 from training.samples import speak
+from training.stopping import Why, never
 from training.validation import ValidationLosses
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -63,6 +65,8 @@ class Run:
     writer: CheckpointWriter
     log: RunLog | None  # of rank 0
     sample_generator: SampleGenerator | None
+    asked: Callable[[], Why] = never  # what this rank was asked to do
+    saved: Progress | None = None  # that of the newest checkpoint, which may still be written
     step_ended_at: float | None = None  # on time.perf_counter(); None: the next starts afresh
 
     @property
@@ -104,6 +108,7 @@ class Run:
             average=self.average,
             validation_loss=self.losses.at(self.progress.steps),
         )
+        self.saved = self.progress
 
     def evaluate(self) -> None:
         """Measure the loss on the validation split and speak the prompts; training state stays."""
@@ -130,6 +135,7 @@ def open_run(
     place: Place,
     ranks: Ranks,
     sample_generator: SampleGenerator | None,
+    asked: Callable[[], Why] = never,
     *,
     writes: bool = True,
 ) -> Run:
@@ -177,6 +183,8 @@ def open_run(
             if ranks.is_main and writes
             else None,
             sample_generator=sample_generator,
+            asked=asked,
+            saved=progress if progress.steps else None,
         )
         undo.pop_all()
     run.event("started", workers=ranks.world, process=os.getpid(), reason="; ".join(changed))
@@ -267,13 +275,14 @@ def _open_loader(
 
 
 def require_world(config: TrainConfig, ranks: Ranks) -> None:
-    """Refuse to run with another number of processes than configured.
+    """Refuse to run with a number of processes that the configuration does not allow.
 
     Raises: ConfigError.
     """
-    if ranks.world != config.workers:
+    if ranks.world not in config.worlds:
+        allowed = " or ".join(map(str, config.worlds))
         raise ConfigError(
             f"{ranks.world} processes run, but train.workers is {config.workers}",
             "workers x micro_batch_rows x accumulation_steps is the batch, which would change",
-            f"Start {config.workers} processes, or set train.workers: {ranks.world}.",
+            f"Start {allowed} processes, or set train.workers: {ranks.world}.",
         )

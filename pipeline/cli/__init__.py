@@ -1,4 +1,5 @@
-"""The command line. Exit codes: 0 done, 1 failed but resumable, 2 wrong use or config, 130 stopped.
+"""The command line. Exit codes: 0 done, 1 failed but resumable, 2 wrong use or config, 130 stopped,
+75, 129 or 143 a training that was told to stop.
 
 This module imports next to nothing, so that Ctrl-C is heard while the commands are being imported.
 """

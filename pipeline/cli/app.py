@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from koe.errors import ConfigError, KoeError
+from koe.errors import ConfigError, KoeError, Stopped
 from koe.printable import escape_control_characters
 from koe.secrets import scrub
 from pipeline.cli import export, init, look, model, run
@@ -106,7 +106,7 @@ def run_app() -> None:
         sys.exit(2)
     except KoeError as error:
         _print_error(str(error))
-        sys.exit(1)
+        sys.exit(error.exit_code if isinstance(error, Stopped) else 1)
     except OSError as error:
         if error.errno not in _OUTPUT_FAULTS or not _is_of_output(error):
             raise

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from koe.errors import ConfigError
+from koe.errors import ConfigError, Stopped
 from koe.secrets import scrub
 from pipeline.config.models import PipelineConfig
 from pipeline.run_dir.ledger import Ledger
@@ -43,6 +46,19 @@ def open_run(settings: PipelineConfig) -> tuple[Plan, Ledger]:
             f"{settings.run_dir} holds no run", remedy="Start one with `koe run -c CONFIG`."
         )
     return planned, Ledger(storage)
+
+
+@contextmanager
+def ending_early(config: Path, overrides: list[str] | None) -> Iterator[None]:
+    """Say how a training that was stopped goes on, and end with the exit code of what stopped it."""
+    try:
+        yield
+    except Stopped as stopped:
+        chosen = [] if config == DEFAULT_CONFIG else ["-c", str(config)]
+        settings = [word for setting in overrides or [] for word in ("--set", setting)]
+        command = shlex.join(["koe", "train", *chosen, *settings])
+        say(f"koe: {stopped} Go on with: {command}", "yellow")
+        raise typer.Exit(stopped.exit_code) from None
 
 
 def say(what: str, style: str = "") -> None:

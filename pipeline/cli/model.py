@@ -13,6 +13,7 @@ from pipeline.cli.common import (
     ConfigOption,
     JsonOption,
     SetOption,
+    ending_early,
     err,
     out,
     print_json,
@@ -95,7 +96,8 @@ def train(
     elif replay:
         out.print(views.replay_view(job.replay_event(settings, replay)))
     else:
-        result = job.run_training(settings, err, resume=resume)
+        with ending_early(config, overrides):
+            result = job.run_training(settings, err, resume=resume)
         out.print(views.training_view(result.last_rows[-5:]))
 
 

@@ -21,6 +21,7 @@ from pipeline.cli.common import (
     ConfigOption,
     JsonOption,
     SetOption,
+    ending_early,
     err,
     open_run,
     out,
@@ -117,7 +118,8 @@ def run(
     selection = select_stages(from_stage, to_stage, only, force or [])
     selection = replace(selection, find_poison=find_poison, unit=unit)
     try:
-        report = run_job(settings, selection, err, retry_set_aside)
+        with ending_early(config, overrides):
+            report = run_job(settings, selection, err, retry_set_aside)
     except KeyboardInterrupt:
         command = shlex.join(["koe", *sys.argv[1:]])
         say(f"koe: interrupted. Finished work is kept; resume with: {command}", "yellow")

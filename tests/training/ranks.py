@@ -15,7 +15,8 @@ from fsspec.config import conf, set_conf_env
 
 from training.model.distributed import from_process_group
 
-_LATER = ["pandas"]  # what every rank would import by itself: pyarrow does so as it reads rows
+# Imported once by the server that forks: also pandas, which pyarrow imports as it reads rows.
+FORKED_WITH = ["training.loop", "pandas"]
 
 
 def run_ranks(function: Callable[..., None], world: int, *args: Any) -> None:
@@ -23,10 +24,10 @@ def run_ranks(function: Callable[..., None], world: int, *args: Any) -> None:
 
     Forked from a server that has imported the trainer once: eight imports cost more than the test.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["training.loop", *_LATER])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(FORKED_WITH)
     mp.start_processes(
         _enter,
-        (world, _free_port(), dict(os.environ), function, args),
+        (world, free_port(), dict(os.environ), function, args),
         nprocs=world,
         start_method="forkserver",
     )
@@ -50,7 +51,8 @@ def _enter(
     dist.destroy_process_group()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on at present."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]

@@ -18,8 +18,9 @@ from tests.training.helpers import (
 from tests.training.remote import remote_shards
 from training.__main__ import main
 from training.config import GuardConfig, TrainConfig
-from training.launch import _ray, check, launch
+from training.launch import check, launch
 from training.metrics import EVENTS_FILE, read_metrics
+from training.on_ray import session
 
 
 def events(out_dir):
@@ -91,7 +92,7 @@ def test_the_module_trains_and_returns_exit_codes(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def local_ray(s3):  # whose endpoint the workers must know
-    with _ray(None, 2):  # as koe starts it, once for all tests here
+    with session(None, 2):  # as koe starts it, once for all tests here
         yield
 
 

@@ -56,11 +56,15 @@ class Ranks:
 
     def maximum(self, value: float) -> float:
         """Return the largest value of any rank."""
+        return self.maxima([value])[0]
+
+    def maxima(self, values: Sequence[float]) -> list[float]:
+        """Return the largest of each value over all ranks, by one collective."""
         if self.world == 1:
-            return value
-        largest = torch.tensor(value, dtype=torch.float64, device=self.device)
+            return [float(value) for value in values]
+        largest = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return float(largest)
+        return largest.tolist()
 
     def from_main(self, value: int) -> int:
         """Return rank 0's `value` on every rank."""

@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from koe.cells import Cell, conditional_cell
 from koe.remote import abort_uploads, forget_listings, fresh_file_system
-from pipeline.run_dir.storage.cells import Cell, conditional_cell
 
 # Files below it are held in memory and written in one request. The outputs of a unit of 1,000 clips
 # are 1 to 3 MB; and with files of 64 MiB a worker still needs little memory beside its model.

@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict
 
 from koe.arrow_files import ArrowFile
 from koe.atomic import Hashed
+from koe.cells import Cell
 from koe.dataflow import stored_schema
 from koe.errors import ContractError, StorageError
 from koe.fingerprint import sha256_bytes
 from koe.store_errors import absent_as_none, storage_errors
-from pipeline.run_dir.storage.cells import Cell
 from pipeline.run_dir.storage.local import LocalFiles
 from pipeline.run_dir.storage.remote import RemoteFiles
 from pipeline.run_dir.storage.tables import write_batches

@@ -17,8 +17,9 @@ from pipeline.jobs.train import check_training, replay_event, run_training, trai
 from tests.training.helpers import one_thread
 from tests.training.remote import upload
 from tests.training.shards import write_shards
-from training.launch import _ray, launch
+from training.launch import launch
 from training.metrics import read_events, read_metrics
+from training.on_ray import session
 from training.places import RemoteFolder
 from training.report import write_report
 
@@ -98,7 +99,7 @@ def test_train_replay_report_and_export_at_a_url(run_dir, tmp_path):
 @pytest.mark.slow
 def test_workers_of_ray_train_at_a_url(run_dir):
     config = config_for(run_dir, launcher="ray", guard={}, cpus_per_worker=1).train
-    with _ray(None, 2):
+    with session(None, 2):
         assert launch(config, f"{run_dir}/shards", f"{run_dir}/on-ray").steps == 2
     assert [row["step"] for row in read_metrics(f"{run_dir}/on-ray")] == [1, 2]
     assert any(name.startswith("ray/") for name in RemoteFolder(f"{run_dir}/on-ray").sizes())

@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 from fsspec.config import conf
 
+from koe import cells
 from koe.errors import ConfigError, StorageError
+from koe.shared_lock import Held, Pace, take
 from pipeline.execution.plain import run_plain
 from pipeline.execution.runner import STOPPED
 from pipeline.execution.stage_work import StageWork
 from pipeline.run_dir import lock as lock_module
 from pipeline.run_dir.lock import LOCK, run_lock, worker_storage
-from pipeline.run_dir.shared_lock import Held, Pace, take
-from pipeline.run_dir.storage import Storage, cells
+from pipeline.run_dir.storage import Storage
 from tests.pipeline.run_dir.test_ledger import NAMES, Numbers, planned_units
 from tests.s3_server import S3Server
 
@@ -34,7 +35,7 @@ ME: dict[str, Any] = {"process": 1, "machine": "far", "command": "koe run", "sin
 HOLD = """
 import sys, time
 from pipeline.run_dir import lock
-from pipeline.run_dir.shared_lock import Pace
+from koe.shared_lock import Pace
 from pipeline.run_dir.storage import Storage
 lock.PACE = Pace(0.2, 60.0, 80.0)
 sys.argv = ["koe", "run", "-c", "mine.yaml"]

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from koe.cells import Cell, Seen
 from koe.errors import ConfigError, StorageError
 from koe.store_errors import storage_errors
-from pipeline.run_dir.storage.cells import Cell, Seen
 
 _TRIES = 5  # to take a lock that others take and leave at the same time
 
