@@ -143,3 +143,14 @@ def test_training_goes_on_in_the_copy(project: Path):
     assert code == 0, said
     assert "resuming after step 2" in said
     assert os.path.isdir(project / "run/train/checkpoints/step-00000003")
+
+
+def test_the_page_of_a_copy_plays_its_clips(project: Path, tmp_path: Path):
+    run_again(project)
+    options = ("--html", str(tmp_path / "page"), "--html-clips", "2")
+    code, _, said = koe("stats", "-c", str(project / "pipeline.yaml"), *options)
+    assert code == 0, said
+    (page,) = (tmp_path / "page").glob("*.html")
+    text = page.read_text(encoding="utf-8")
+    assert "data:audio/mpeg" in text
+    assert "the source cannot be read" not in text

@@ -94,4 +94,20 @@ def test_epochs_are_those_of_the_rows_to_train_on(corpus):
     config = config.model_copy(
         update={"interleave": config.interleave.model_copy(update={"validation_share": 0.2})}
     )
-    assert "100 steps are 0.50 epochs" in estimate_training(config, SHARDS).note
+    assert "100 steps are 0.50 epochs; " in estimate_training(config, SHARDS).note
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_refused"),
+    [
+        ({}, False),
+        ({"max_epochs": 0.4}, True),
+        ({"max_epochs": 0.4, "allow": "[many_epochs]"}, False),
+    ],
+)
+def test_a_run_that_is_too_long_is_said_to_be_refused(corpus, changes, is_refused):
+    config = configured(
+        corpus, base_model="null", workers=1, micro_batch_rows=4, max_steps=100, **changes
+    )
+    note = estimate_training(config, SHARDS).note
+    assert ("which is refused, being more than train.max_epochs 0.4" in note) is is_refused
