@@ -18,10 +18,11 @@ from training.changes import (
 )
 from training.checkpoint.manifest import Progress
 from training.config import TrainConfig, leaf_settings
-from training.loop import train
+from training.loop import take_step, train
 from training.metrics import read_events, read_metrics
 from training.model.distributed import single
 from training.model.schedule import learning_rate
+from training.run import open_run
 
 LEAVES = [name for name, _ in leaf_settings(TrainConfig)]
 SECTIONS = {name.partition(".")[0] for name in LEAVES if "." in name}
@@ -195,3 +196,21 @@ def test_an_old_checkpoint_is_resumed_and_nothing_is_known_of_its_settings(
     monkeypatch.undo()
     assert train(small_config(max_steps=4), shards, out, single("cpu")) == 4
     assert "are not known, and not compared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 0.5), (0.5, 0.5), (0.25, 0.25)])
+def test_after_the_guard_the_lower_of_two_rates_is_trained_with(tmp_path, share, expected):
+    """The guard has halved the rate, and the user lowers the setting, as the guard's stop advises."""
+    shards, out = small_shards(tmp_path / "shards"), tmp_path / "out"
+    before = small_config(schedule="constant", warmup_steps=1, max_steps=4)
+    with open_run(before, shards, out, single("cpu"), None) as run:
+        for _ in range(2):
+            take_step(run)
+        run.guard._state.lowerings = 1
+        run.save()
+        run.writer.finish()
+    rate = before.learning_rate
+    after = before.model_copy(update={"learning_rate": share * rate})
+    train(after, shards, out, single("cpu"))
+    rates = [row["learning_rate"] for row in read_metrics(out)]
+    assert rates == pytest.approx([expected * rate] * 2)
