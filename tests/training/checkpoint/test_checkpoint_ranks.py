@@ -108,8 +108,9 @@ def test_what_two_ranks_save_is_loaded_by_any_number(two_ranks, written):
 @pytest.mark.parametrize("written", ["fsdp", "ddp"])
 def test_ranks_share_the_writing(two_ranks, written):
     path = two_ranks[0] / written / "step-00000002"
-    sizes = [(path / f"__{rank}_0.distcp").stat().st_size for rank in range(2)]
-    assert max(sizes) < 1.5 * min(sizes)
+    for kind in ("", "moments_"):
+        sizes = [(path / f"__{rank}_{kind}0.distcp").stat().st_size for rank in range(2)]
+        assert max(sizes) < 1.5 * min(sizes), kind
     assert (path / "rng-00001.pt").exists()
 
 
