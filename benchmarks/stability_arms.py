@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from koe.vocabulary import CODEBOOK_SIZE
-from training.config import REFUSALS, EvaluationConfig, GuardConfig, NewRowsConfig, TrainConfig
+from training.config import EvaluationConfig, GuardConfig, NewRowsConfig, TrainConfig
+from training.refusals import REFUSALS
 
 BASE_RATE = 5e-5  # of canopyai/Orpheus-TTS issue 78; learning rates are multiples of it
 PUBLISHED = (0.12, 1.0, 1.2)  # 6e-6, 5e-5 and 6e-5, which the report contradicts itself about

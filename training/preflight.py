@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from koe.errors import ConfigError
-from training.config import MAX_ROW_TOKENS, MIN_SEQUENCES, REFUSALS, TrainConfig
+from training.config import TrainConfig
 from training.data.shard_index import entries_of, read_index
 from training.data.shard_rows import TRAIN
 from training.places import Place
+from training.refusals import MAX_ROW_TOKENS, MIN_SEQUENCES, REFUSALS
 
 # Where one source runs out before the other, the last steps see one modality whatever the mix.
 MAX_SINGLE_MODALITY_SHARE = 0.05

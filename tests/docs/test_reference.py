@@ -25,7 +25,8 @@ from pipeline.config.reference import (
 )
 from tests.corpus import write_corpus
 from tests.docs.blocks import ROOT, blocks
-from training.config import REFUSALS, GuardConfig
+from training.config import GuardConfig
+from training.refusals import REFUSALS
 
 STALE = f"is not what the models say; write it again: .venv/bin/{COMMAND}"
 EXAMPLE = {

@@ -4,11 +4,12 @@ import pytest
 from koe.errors import ConfigError
 from tests.training.helpers import small_config, small_shards
 from training import preflight
-from training.config import REFUSALS, TrainConfig
+from training.config import TrainConfig
 from training.launch import launch
 from training.loop import train
 from training.model.distributed import single
 from training.preflight import refused_settings, refused_shards, single_modality_share
+from training.refusals import REFUSALS
 
 
 def test_the_defaults_pass_and_are_the_cure():
