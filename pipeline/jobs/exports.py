@@ -15,12 +15,13 @@ from training.checkpoint import folder as checkpoints
 from training.data.shard_index import read_index
 from training.export.adapter import export_adapter
 from training.export.documents import export_documents
+from training.export.draft import require_free
 from training.export.folder import export
 from training.export.push import prepare_repository, push
 from training.export.weights import DTYPES
 from training.metrics import say
 from training.mirror import local_copy
-from training.places import Place, beside, local_folder
+from training.places import Place, absolute, beside, local_folder
 from training.run import CHECKPOINT_FOLDER, MODEL_FOLDER
 
 
@@ -64,6 +65,7 @@ def export_run(
         codec = read_index(beside(config.run_dir, SHARDS)).get("codec", {})
         base = load_tokenizer(config.tokenize.tokenizer)
         if repository is not None:
+            require_free(absolute(out))
             prepare_repository(repository)  # before the work, which would be in vain
         with local_copy(train, [model]) as run_model:
             whole = partial(export, model_config=run_model / model, gguf=gguf)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.clients.exports import write_exports
+from tests.shared import one_tokenizer
 from tests.training.helpers import one_thread
 
-__all__ = ["one_thread"]
+__all__ = ["one_thread", "one_tokenizer"]
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from koe.vocabulary import (
     END_OF_SPEECH,
@@ -146,8 +148,19 @@ def test_the_chat_template_lays_out_what_the_tokenize_stage_does(installed):
 
 
 def test_messages_out_of_turn_are_refused(exports):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(exports / "llama3" / "model")
+    settings = json.loads((exports / "llama3" / "model" / "tokenizer_config.json").read_text())
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(BPE()), chat_template=settings["chat_template"]
+    )
     for roles in (("assistant",), ("user", "user"), ("user", "tool")):
         chat = [{"role": role, "content": "a"} for role in roles]
         with pytest.raises(Exception, match="must take turns"):
             tokenizer.apply_chat_template(chat, tokenize=False)
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_vllm_reads_the_same_rope(exports, rope):
+    loader = pytest.importorskip("vllm.transformers_utils.config", reason="vLLM is not installed")
+    found = loader.get_config(str(exports / rope / "model"), trust_remote_code=False)
+    assert found.rope_parameters == ROPES[rope]
+    assert found.eos_token_id == [END_OF_SPEECH, END_OF_TEXT]

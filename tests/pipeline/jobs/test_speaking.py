@@ -250,6 +250,12 @@ def test_what_cannot_be_uploaded_is_refused_before_any_work(run, tmp_path, serve
     with pytest.raises(ConfigError, match=r"cannot be uploaded .* it is no local folder"):
         export_run(config, "memory://x/model", None, "bf16", repository="me/voice")
     assert not (tmp_path / "model").exists()
+    server.refuse = None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine").write_text("kept")
+    with pytest.raises(ConfigError, match="model already exists"):
+        export_run(config, tmp_path / "model", None, "bf16", repository="me/voice")
+    assert not server.files
 
 
 def test_the_documents_of_a_run_are_labelled_as_it_is_trained(run, tmp_path):
