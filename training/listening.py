@@ -6,6 +6,7 @@ value is missing.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,24 +39,36 @@ class Listener:
 class Recogniser:
     """A speech recogniser of the Hugging Face hub or of a folder, on the CPU.
 
-    Picklable: the model is loaded at the first call.
+    Picklable: the model is loaded at the first call. One that cannot be loaded is not tried again, since
+    a hub that is out of reach takes a minute to say so, and all ranks wait.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._pipeline: Any = None
+        self._failure: Exception | None = None
 
     def __reduce__(self):
         return Recogniser, (self.name,)
 
     def __call__(self, audio: np.ndarray) -> str:
-        """Write down what is said. Raises: whatever transformers does."""
-        from transformers import pipeline
-
+        """Write down what is said, with all CPUs. Raises: whatever transformers does."""
+        if self._failure:
+            raise self._failure
+        torch.set_num_threads(os.cpu_count() or 1)  # nothing else is computed meanwhile
         if self._pipeline is None:
-            self._pipeline = pipeline("automatic-speech-recognition", self.name, device="cpu")
+            self._pipeline = self._load()
         found = self._pipeline({"raw": audio, "sampling_rate": CODEC_HZ})
         return str(found["text"])
+
+    def _load(self) -> Any:
+        from transformers import pipeline
+
+        try:
+            return pipeline("automatic-speech-recognition", self.name, device="cpu")
+        except Exception as error:
+            self._failure = error
+            raise
 
 
 class Listening:

@@ -149,10 +149,15 @@ def test_a_recogniser_of_transformers_listens(recogniser):
     assert pickle.loads(pickle.dumps(heard))(audio) == first
 
 
-def test_a_recogniser_that_is_not_there_is_said(tmp_path, capsys):
-    listening = Listening(Listener(None, Recogniser(str(tmp_path / "none")), lambda ids: "abc"))
-    assert listening((1,), AUDIO)["character_error_rate"] is None
-    assert "the recogniser failed" in capsys.readouterr().err
+def test_a_recogniser_that_is_not_there_is_said_and_not_tried_again(tmp_path, capsys, monkeypatch):
+    listener = Listener(None, Recogniser(str(tmp_path / "none")), lambda ids: "abc")
+    assert Listening(listener)((1,), AUDIO)["character_error_rate"] is None
+    said = capsys.readouterr().err
+    assert "the recogniser failed" in said
+    monkeypatch.setattr("transformers.pipeline", None)  # whoever calls it would say another reason
+    assert Listening(listener)((1,), AUDIO)["heard"] is None
+    assert capsys.readouterr().err == said
+    assert torch.get_num_threads() == 1
 
 
 class Tone:
