@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.training.ranks import FORKED_WITH, free_port
@@ -21,7 +22,17 @@ from training.__main__ import main
 from training.config import TrainConfig
 from training.logs import METRICS_FILE
 
+SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 SECONDS = 120  # until a test gives up
+
+
+@pytest.fixture
+def no_signal_ignored():
+    """Undo what a shell (SIGINT of a job behind it) or nohup (SIGHUP) has the tests ignore."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def steps_in(out: Path) -> int:
@@ -97,7 +108,8 @@ def start_ranks(config: TrainConfig, shards: Path, out: Path, folder: Path) -> R
 
 def _enter(environment: dict[str, str], said: Path, options: list[str]) -> None:
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     torch.set_num_threads(1)
     sys.argv[:] = sys.orig_argv[:] = ["python", "-m", "training", *options]
     with open(said, "w", buffering=1, encoding="utf-8") as sys.stderr:

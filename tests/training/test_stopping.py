@@ -3,11 +3,14 @@ import signal
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.training.started import until
+from tests.training.started import no_signal_ignored, until
 from training.stopping import UNFINISHED, Why, listening
+
+__all__ = ["no_signal_ignored"]
+pytestmark = pytest.mark.usefixtures("no_signal_ignored")
 
 WHY = {
     signal.SIGUSR1: Why.NOTICE,
@@ -17,7 +20,11 @@ WHY = {
 }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # it holds for all examples
+)
 @given(st.lists(st.sampled_from(list(WHY)), min_size=1, max_size=6))
 def test_the_hardest_of_the_signals_that_come_together_counts(numbers):
     heard, said = [], []
