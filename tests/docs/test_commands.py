@@ -194,7 +194,7 @@ def test_torchrun_takes_the_configuration_of_a_run(trained, monkeypatch):
     from training import __main__ as trainer
 
     calls = []
-    monkeypatch.setattr(trainer.loop, "train", lambda *call: calls.append(call))
+    monkeypatch.setattr(trainer.loop, "train", lambda *call, asked: calls.append(call))
     arguments = ["--config", "run/config.json", "--shards", "run/shards", "--out", "run/train"]
     assert trainer.main(arguments) == 0
     assert calls[0][0].max_steps == 2
