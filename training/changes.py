@@ -100,6 +100,8 @@ EFFECTS: dict[str, Effect] = {
     "launcher": _SILENT,
     "cpus_per_worker": _SILENT,
     "max_worker_failures": _SILENT,
+    "min_workers": _SILENT,
+    "max_hours": _SILENT,
     "allow": _SILENT,
     "max_epochs": _SILENT,
     "checkpoint_every_steps": _SILENT,
