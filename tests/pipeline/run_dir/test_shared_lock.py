@@ -85,7 +85,7 @@ def test_a_second_run_is_refused_and_the_lock_is_released(storage: Storage) -> N
     said: list[str] = []
     with run_lock(storage, said.append) as mine:
         assert held_by(storage)["process"] == os.getpid()
-        words = rf"in use because `koe.*process {os.getpid()} on"
+        words = rf"in use because `.*process {os.getpid()} on"
         with pytest.raises(ConfigError, match=words), run_lock(storage):
             pass
         mine.write_bytes("plan.json", b"{}")
