@@ -87,7 +87,8 @@ def trained(tmp_path_factory):
 
 def spiked_event(folder: Path) -> str:
     """Train into a spike, which stops the run; return the id of an event about a step."""
-    sets = [part for key in (*SPIKE, "train.max_steps=20") for part in ("--set", key)]
+    longer = ("train.max_steps=20", "train.resume_with_changes=[max_steps]")
+    sets = [part for key in (*SPIKE, *longer) for part in ("--set", key)]
     code, _, err = koe("train", *sets)
     assert code == 1, err
     assert "training was stopped" in err
