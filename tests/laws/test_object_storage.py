@@ -129,8 +129,10 @@ def test_the_same_command_again_does_nothing(way: Way, s3: S3Server) -> None:
 
 def test_a_step_is_repeated_from_there(way: Way) -> None:
     """Last, because it trains on."""
-    sets = [part for key in SPIKE for part in ("--set", f"train.guard.{key}")]
-    code, _, errors = koe("train", *sets, "--set", "train.max_steps=20", "-c", str(way.there))
+    longer = ("train.max_steps=20", "train.resume_with_changes=[max_steps]")
+    settings = (*(f"train.guard.{key}" for key in SPIKE), *longer)
+    sets = [part for setting in settings for part in ("--set", setting)]
+    code, _, errors = koe("train", *sets, "-c", str(way.there))
     assert code == 1, errors
     assert "training was stopped" in errors
     events = way.files("train")["events.jsonl"].decode().splitlines()
