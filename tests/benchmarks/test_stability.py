@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc
 
@@ -59,6 +59,7 @@ def test_damage_leaves_all_other_documents_as_they_are():
             assert same == (not other.damage)
 
 
+@settings(deadline=None)  # the first call imports
 @given(st.integers(1, 20), st.integers(0, 2**31))
 def test_damaged_codes(frames: int, seed: int):
     codes = np.random.default_rng(seed).integers(0, CODEBOOK_SIZE, frames * SLOTS).astype(np.uint16)

@@ -22,7 +22,7 @@ from tests.pipeline.execution.fatal import begun, fatal_work, planned
 from tests.pipeline.run_dir.test_ledger import Numbers
 
 FATES = {"u00": "segv", "u01": "kill", "u02": "hang", "u03": "raise"}
-HOW = {"u00": "signal SIGSEGV", "u01": "without a word", "u02": "deadline of 0.1 minutes"}
+HOW = {"u00": "signal SIGSEGV", "u01": "without a word", "u02": "deadline of 6.0 s"}
 
 
 @pytest.fixture(scope="module")
