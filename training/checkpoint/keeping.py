@@ -39,7 +39,8 @@ def tidy(store: CheckpointStore, last: int, keeping: Keeping) -> None:
     whole = _to_go_on_from([s for s, m in complete.items() if not m.weights_only], last, keeping)
     lasting = {steps for steps, manifest in complete.items() if manifest.permanent}
     if keeping.best:
-        lasting |= {steps for upto in whole for steps in _best(complete, upto)}
+        stay_whole = {s for s in lasting if not (keeping.weights_only or complete[s].weights_only)}
+        lasting |= {steps for upto in whole | stay_whole for steps in _best(complete, upto)}
     for steps in found:
         if steps in whole:
             continue
