@@ -7,6 +7,7 @@ directory keeps none (`fresh_file_system`): workers on other machines write ther
 
 from __future__ import annotations
 
+import errno
 import tarfile
 import zipfile
 from typing import Any
@@ -16,7 +17,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.cached import CachingFileSystem
 
 from koe.errors import ConfigError
-from koe.store_errors import absent_as_none
+from koe.store_errors import is_absent
 
 # What file systems raise for a URL that lacks a part, as zip:// without an archive does, or whose
 # archive is none; failing storage raises OSError, or an error of its own.
@@ -29,6 +30,8 @@ NO_PLACE = (
     tarfile.TarError,
 )
 _PACKAGES = {"smbclient": "smbprotocol"}  # where a module's package has another name
+# Errors of a disk about a path that leads nowhere, as through a file or in a circle of links.
+_NAMES_NOTHING = frozenset((errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP))
 _S3 = ("s3", "s3a")
 # A request to S3 that is not answered ends, and so do its repetitions: 5 by botocore (with growing
 # pauses, of at most 20 s), and all of them twice by s3fs, which repeats broken answers too. A store
@@ -107,10 +110,13 @@ def is_there(system: Any, place: str) -> bool:
     Raises: what the file system raises where it cannot tell. Its own `exists` would say that there is
     none: that of a web server does when no server answers.
     """
-    with absent_as_none():
+    try:
         system.info(place)
-        return True
-    return False
+    except OSError as error:
+        if is_absent(error) or error.errno in _NAMES_NOTHING:
+            return False
+        raise
+    return True
 
 
 def abort_uploads(system: Any, place: str) -> int:

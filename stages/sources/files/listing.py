@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from koe.errors import ConfigError
 from koe.remote import file_system, forget_listings, is_there
-from koe.store_errors import absent_as_none
 from stages.sources.files.opening import BESIDE, exists, is_remote, plain, reading, stamp, what_else
 from stages.sources.files.path_ranges import expand_ranges, has_range
 from stages.sources.files.streams import is_compressed, plain_name
@@ -125,9 +124,7 @@ def _listed(fs: Any, place: str, is_glob: bool) -> dict[str, str]:
     """Map each path that matches to its type."""
     if is_glob:
         return {hit: info["type"] for hit, info in fs.glob(place, detail=True).items()}
-    with absent_as_none():
-        return {place: fs.info(place)["type"]}
-    return {}
+    return {place: fs.info(place)["type"]} if is_there(fs, place) else {}
 
 
 def relative_name(path: str, patterns: Iterable[str]) -> str:
