@@ -96,7 +96,7 @@ def test_workers_that_die_before_their_first_unit_end_the_run(session, tmp_path:
 @abandons_its_stream
 @pytest.mark.slow
 @pytest.mark.law
-def test_a_stage_that_no_node_can_hold_does_not_wait_for_ever(session, tmp_path: Path):
+def test_a_stage_that_no_node_can_hold_does_not_wait_without_end(session, tmp_path: Path):
     stage = Numbers(resources=Resources(cpus=1.0, others={"organ": 2.0}, workers=1))
     work = StageWork(stage, None, str(tmp_path), planned())
     with pytest.raises(StageError, match=r"numbers has no worker.*numbers asks for .*organ"):

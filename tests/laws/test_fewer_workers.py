@@ -57,7 +57,7 @@ def test_each_world_that_is_allowed_takes_the_rows_of_a_step_in_equal_shares(
                 require_world(config, ranks)
 
 
-def test_more_at_least_than_at_most_are_refused():
+def test_a_minimum_of_workers_above_their_number_is_refused():
     with pytest.raises(ValidationError, match="min_workers 3 is more than workers 2"):
         small_config(launcher="ray", workers=2, min_workers=3)
 

@@ -140,7 +140,7 @@ def test_a_signal_stops_all_ranks_at_one_step_and_the_run_goes_on_to_the_same_bi
 def test_a_second_signal_ends_at_once_even_where_the_other_ranks_never_answer(started):
     ranks = started(2, max_steps=10_000)
     ranks.reached(2)
-    ranks.send(signal.SIGSTOP, 1)  # the first rank now waits for ever
+    ranks.send(signal.SIGSTOP, 1)  # the first rank now waits without end
     ranks.send(signal.SIGTERM, 0)
     until(lambda: "stopping after the step" in ranks.said()[0], ranks.all_alive)
     ranks.send(signal.SIGTERM, 0)  # that of a launcher that passes it on: no second one
