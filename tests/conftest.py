@@ -1,7 +1,9 @@
-"""The order of the files of tests, and the browser that they share."""
+"""The order of the files of tests, what they share, and what each of them has to leave as it was."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,22 @@ LONGEST = [
     "laws/test_world_size.py",
     "laws/test_engine.py",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _the_process_as_it_was() -> Iterator[None]:
+    """Fail a test that changes what all tests of its process share: they would fail in its place."""
+    before = _shared_state()
+    yield
+    assert _shared_state() == before
+
+
+def _shared_state() -> dict[str, object]:
+    return {
+        "level of the root logger": logging.root.level,
+        "level up to which all loggers are silent": logging.root.manager.disable,
+        "working directory": os.getcwd(),
+    }
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ray.cluster_utils import Cluster
 
 from koe.errors import ConfigError
+from koe.ray_session import ray_session
 from tests.laws.test_training_stops import config_for
 from tests.training.helpers import one_thread, small_config, small_shards
 from tests.training.started import steps_in
@@ -70,10 +71,12 @@ def two_nodes():
     )
     second = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    ray.init(address=cluster.address, logging_config=ray.LoggingConfig(log_level="ERROR"))
-    yield lambda: cluster.remove_node(second, allow_graceful=False)
-    ray.shutdown()
-    cluster.shutdown()
+    try:
+        quiet = ray.LoggingConfig(log_level="ERROR")
+        with ray_session(cluster.address, None, {}, logging_config=quiet):
+            yield lambda: cluster.remove_node(second, allow_graceful=False)
+    finally:
+        cluster.shutdown()
 
 
 @pytest.mark.slow
