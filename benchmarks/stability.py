@@ -41,6 +41,7 @@ from benchmarks.stability_arms import (
     train_config,
 )
 from benchmarks.stability_spikes import damage_figures, read_figures
+from benchmarks.stability_text import PACKAGED, read_records, train_encoder
 from koe.errors import ConfigError
 from training.checkpoint.manifest import step_name
 from training.checkpoint.reader import load_weights
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument(
         "--data",
         type=Path,
-        default=data.PACKAGED,
+        default=PACKAGED,
         help="JSON lines of instruction, input and output; default: the demo's, which are few",
     )
     run.add_argument("--base", type=Path, help="folder of the base model; small trains its own")
@@ -190,9 +191,9 @@ def shards_of(spec: RunSpec, scale: Scale, work: Path, corpus: data.Corpus) -> P
 
 def make_corpus(scale: Scale, records_path: Path, base: Path | None) -> data.Corpus:
     """Read the records and build a tokenizer: the base model's own, or a small BPE."""
-    records = data.read_records(records_path)
+    records = read_records(records_path)
     if scale.num_text:
-        encode = data.train_encoder(records, scale.num_text)
+        encode = train_encoder(records, scale.num_text)
     else:
         from transformers import AutoTokenizer
 
@@ -227,7 +228,7 @@ def prepare_base(scale: Scale, records_path: Path, work: Path, base: Path | None
     if (out / "config.json").exists():
         return out
     corpus = make_corpus(scale, records_path, None)
-    records = data.read_records(records_path)
+    records = read_records(records_path)
     text = data.Corpus(
         corpus.vocabulary, records[: len(records) // 2], corpus.encode, corpus.source, 0
     )

@@ -11,17 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
-from tokenizers import ByteLevelBPETokenizer
 
 import training.model.llama
 from benchmarks.stability_damage import (
@@ -35,7 +33,7 @@ from benchmarks.stability_damage import (
     damaged_text,
     with_shuffled_slots,
 )
-from koe.errors import ConfigError
+from benchmarks.stability_text import Encode, Record
 from koe.schema import ROW, SCHEMA_VERSION, SPEECH, TEXT
 from koe.vocabulary import (
     CODEBOOK_SIZE,
@@ -49,13 +47,11 @@ from koe.vocabulary import (
     speech_ids,
 )
 
-Encode = Callable[[str], list[int]]
 _FOLDED_CONTROLS = 16  # rows between text and audio when ids are folded; 11 are used
 _VALIDATION_ROWS = 64
 _SUCCESSORS = 16  # codes that may follow a code
 _CODE_SEED = 1
 _VOICES = "abcdefgh"
-PACKAGED = Path(str(resources.files("pipeline.demo"))) / "data" / "text" / "dolly_ja.jsonl"
 
 
 @dataclass(frozen=True)
@@ -126,38 +122,6 @@ class CodeSource:
             code = int(self._next[voice, place % SLOTS, code, successor])
             codes[place] = code
         return codes
-
-
-@dataclass(frozen=True)
-class Record:
-    """An instruction sample as plain text."""
-
-    user: str
-    answer: str
-
-
-def read_records(path: Path) -> list[Record]:
-    """Read JSON lines with `instruction`, `input` and `output`, as izumi-lab's dataset has.
-
-    Raises: ConfigError when there is no such file.
-    """
-    if not path.is_file():
-        raise ConfigError(
-            f"there are no records in {path}", "there is no such file", "Name one with --data."
-        )
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [
-        Record("\n".join(filter(None, (r["instruction"], r["input"]))), r["output"]) for r in rows
-    ]
-
-
-def train_encoder(records: list[Record], num_text: int) -> Encode:
-    """Train a byte-level BPE of `num_text` tokens on the records; it knows every byte."""
-    bpe = ByteLevelBPETokenizer()
-    texts = (text for record in records for text in (record.user, record.answer))
-    bpe.train_from_iterator(texts, vocab_size=num_text, show_progress=False)
-    return lambda text: bpe.encode(text).ids
 
 
 class Piece(NamedTuple):

@@ -9,6 +9,10 @@ import numpy as np
 import soundfile
 import yaml
 
+from pipeline.run_dir.ledger import Ledger
+from pipeline.run_dir.plan import Plan, load_plan
+from pipeline.run_dir.storage import Storage
+from pipeline.trace.document import Shard
 from tests.stages.speech import synthetic_speech
 
 # 0.57 to 0.62 s repeat to one DNSMOS window; other lengths below 4.5 s cost up to twelve.
@@ -83,3 +87,15 @@ def run_bytes(run_dir: Path) -> dict[str, bytes]:
     files = [*run_dir.rglob("*.arrow"), *run_dir.glob("shards/index.json")]
     assert files, f"{run_dir} holds no output"
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in sorted(files)}
+
+
+def opened(path: Path) -> tuple[Plan, Ledger]:
+    """Open the plan and the ledger of the run beside a pipeline.yaml."""
+    storage = Storage(str(path.parent / "run"))
+    plan = load_plan(storage)
+    assert plan is not None
+    return plan, Ledger(storage)
+
+
+def opened_shard(ledger: Ledger, name: str) -> Shard:
+    return Shard(name, ledger.storage.read_table(f"shards/{name}"), ledger)

@@ -23,9 +23,10 @@ from benchmarks.stability_damage import (
     damaged_text,
     with_shuffled_slots,
 )
-from benchmarks.stability_data import CodeSource, Corpus, Record, Vocabulary, write_shards
+from benchmarks.stability_data import CodeSource, Corpus, Vocabulary, write_shards
 from benchmarks.stability_sizes import dirty_table, largest_survived, power_law, read_runs
 from benchmarks.stability_spikes import damage_figures
+from benchmarks.stability_text import Record
 from koe.errors import ConfigError
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, SLOTS, speech_ids
 

@@ -7,7 +7,6 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,33 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from stages.sources.base import SourceFiles
-from stages.sources.readers import speech_source, text_source
-from stages.sources.settings import SpeechSourceConfig, TextSourceConfig
-
 Generator = np.random.Generator
 Content = tuple[dict[str, Any], bytes]  # the fields of a record, and its audio
 Writer = Callable[[Path, Sequence[Content], set[int], Generator], None]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of source: `write` breaks the records whose numbers are given.
-
-    `names`: the fields that a record has there.
-    """
-
-    write: Writer
-    source: dict[str, Any]
-    file: str
-    names: tuple[str, ...] = ("text", "messages", "x")
-    has_audio: bool = True
-
-    def open(self, folder: Path, unit_records: int) -> SourceFiles[Any]:
-        values = {"name": "s", "paths": [str(folder / self.file)], **self.source}
-        if self.has_audio:
-            return speech_source(SpeechSourceConfig(**values), unit_records)
-        return text_source(TextSourceConfig(**values), unit_records)
 
 
 def contents(rng: Generator, number: int) -> list[Content]:
@@ -163,41 +138,6 @@ def write_array(separator: str, indent: int | None = None) -> Writer:
     return write
 
 
-# --- lines of JSON that name members of tars --------------------------------------------------------
-
-
-def nemo_line(number: int, fields: dict[str, Any]) -> dict[str, Any]:
-    return {"audio_filepath": f"{number}.wav", "shard_id": number % 3, **fields}
-
-
-def cut_line(number: int, fields: dict[str, Any]) -> dict[str, Any]:
-    part = {"id": f"{number}-0", "start": 0, "duration": 1, "channel": 0, **fields}
-    source = {"type": "shar", "channels": [0], "source": ""}
-    cut = {"id": str(number), "start": 0, "duration": 1, "channel": 0, "supervisions": [part]}
-    return {**cut, "recording": {"id": "r", "sources": [source], "channel_ids": [0]}}
-
-
-def write_beside(
-    line: Callable[[int, dict[str, Any]], dict[str, Any]], file: str, tar: str, in_tar: bool
-) -> Writer:
-    """Write records beside tars, the broken ones with a spoilt line, or with a spoilt member."""
-
-    def write(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
-        lines, tars = [], {tar.format(shard): b"" for shard in range(3)}
-        for number, (fields, audio) in enumerate(records):
-            part = member(f"{number}.wav", audio, tarfile.USTAR_FORMAT)
-            spoilt = in_tar and number in broken
-            tars[tar.format(number % 3)] += spoil_member(part, rng) if spoilt else part
-            text = json.dumps(line(number, fields), ensure_ascii=False)
-            is_sound = in_tar or number not in broken
-            lines.append(text.encode() if is_sound else spoil_json(text, rng))
-        (folder / file).write_bytes(b"\n".join(lines))
-        for name, data in tars.items():
-            (folder / name).write_bytes(data + bytes(1024))
-
-    return write
-
-
 # --- Parquet ------------------------------------------------------------------------------------
 
 
@@ -255,82 +195,3 @@ def compressed(write: Writer, name: str, suffix: str) -> Writer:
         (folder / f"{name}{suffix}").write_bytes(b"".join(map(compress, parts)))
 
     return write_compressed
-
-
-def write_shar(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
-    """Write cuts beside the tar with their audio; broken is a cut's line, or its member."""
-    lines, tar = [], io.BytesIO()
-    for number, (fields, audio) in enumerate(records):
-        place: dict[str, Any] = {"start": 0, "duration": 1.0, "channel": 0}
-        recording = {
-            "id": str(number),
-            "sources": [{"type": "shar", "channels": [0], "source": ""}],
-        }
-        cut = {"id": f"c{number}", **place, "type": "MonoCut", "recording": recording}
-        cut["supervisions"] = [{"id": f"s{number}", **place, **fields}]
-        line = json.dumps(cut, ensure_ascii=False)
-        part = member(f"c{number}.wav", audio, tarfile.GNU_FORMAT)
-        is_line = bool(rng.integers(0, 2))
-        if number in broken and not is_line:
-            part = spoil_member(part, rng)
-        lines.append(spoil_json(line, rng) if number in broken and is_line else line.encode())
-        tar.write(part)
-    (folder / "cuts.000000.jsonl").write_bytes(b"\n".join(lines))
-    (folder / "recording.000000.tar").write_bytes(tar.getvalue() + bytes(1024))
-
-
-def write_nemo(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
-    """Write a manifest beside the tar whose members it names; broken is a line or a member."""
-    lines, tar = [], io.BytesIO()
-    for number, (fields, audio) in enumerate(records):
-        line = json.dumps({"audio_filepath": f"{number}.wav", "shard_id": 0, **fields})
-        part = member(f"{number}.wav", audio, tarfile.PAX_FORMAT)
-        is_line = bool(rng.integers(0, 2))
-        if number in broken and not is_line:
-            part = spoil_member(part, rng)
-        lines.append(spoil_json(line, rng) if number in broken and is_line else line.encode())
-        tar.write(part)
-    (folder / "manifest_0.json").write_bytes(b"\n".join(lines))
-    (folder / "audio_0.tar").write_bytes(tar.getvalue() + bytes(1024))
-
-
-TAR = {"kind": "webdataset"}
-JSON = {"kind": "json"}
-NEMO = {"kind": "nemo_tarred"}
-SHAR, CUTS = {"kind": "shar"}, "cuts.0.jsonl"
-KINDS = {
-    "ustar": Kind(write_tar(tarfile.USTAR_FORMAT), TAR, "a.tar"),
-    "gnu": Kind(write_tar(tarfile.GNU_FORMAT), TAR, "a.tar"),
-    "pax": Kind(write_tar(tarfile.PAX_FORMAT), TAR, "a.tar"),
-    "joined": Kind(write_tar(tarfile.USTAR_FORMAT, joined=True), TAR, "a.tar"),
-    "manifest": Kind(write_lines, {"kind": "manifest"}, "a.jsonl"),
-    "nemo_lines": Kind(write_beside(nemo_line, "m.json", "audio_{}.tar", False), NEMO, "m.json"),
-    "nemo_tars": Kind(write_beside(nemo_line, "m.json", "audio_{}.tar", True), NEMO, "m.json"),
-    "shar_lines": Kind(write_beside(cut_line, CUTS, "recording.0.tar", False), SHAR, CUTS),
-    "shar_tars": Kind(write_beside(cut_line, CUTS, "recording.0.tar", True), SHAR, CUTS),
-    "parquet": Kind(write_parquet, {"kind": "parquet"}, "a.parquet", ("text",)),
-    "lines": Kind(write_lines, {"kind": "jsonl"}, "a.jsonl", has_audio=False),
-    "array": Kind(write_array(", "), JSON, "a.json", has_audio=False),
-    "array_lines": Kind(write_array(",\n"), JSON, "a.json", has_audio=False),
-    "array_pretty": Kind(write_array(",\n  ", indent=2), JSON, "a.json", has_audio=False),
-    "pages": Kind(write_pages, {"kind": "parquet"}, "a.parquet", ("text",)),
-    "tar.gz": Kind(compressed(write_tar(tarfile.USTAR_FORMAT), "a.tar", ".gz"), TAR, "a.tar.gz"),
-    "tar.zst": Kind(compressed(write_tar(tarfile.GNU_FORMAT), "a.tar", ".zst"), TAR, "a.tar.zst"),
-    "manifest.gz": Kind(
-        compressed(write_lines, "a.jsonl", ".gz"), {"kind": "manifest"}, "a.jsonl.gz"
-    ),
-    "lines.zst": Kind(
-        compressed(write_lines, "a.jsonl", ".zst"),
-        {"kind": "jsonl"},
-        "a.jsonl.zst",
-        has_audio=False,
-    ),
-    "array.gz": Kind(
-        compressed(write_array(",\n"), "a.json", ".gz"), JSON, "a.json.gz", has_audio=False
-    ),
-    "nemo": Kind(write_nemo, {"kind": "nemo_tarred"}, "manifest_0.json"),
-    "shar": Kind(write_shar, {"kind": "shar"}, "cuts.000000.jsonl"),
-    "shar.gz": Kind(
-        compressed(write_shar, "cuts.000000.jsonl", ".gz"), {"kind": "shar"}, "cuts.000000.jsonl.gz"
-    ),
-}

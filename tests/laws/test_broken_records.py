@@ -13,7 +13,8 @@ import pytest
 from koe.errors import BadRecord, attempt
 from stages.sources.base import Record
 from stages.sources.location import ClipReader
-from tests.laws.broken_sources import KINDS, Content, contents
+from tests.laws.broken_kinds import KINDS
+from tests.laws.broken_sources import Content, contents
 
 
 def content(record: Record, reader: ClipReader, names: Sequence[str]) -> Content | None:

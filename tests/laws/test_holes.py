@@ -7,7 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tests.laws.broken_sources import KINDS, contents
+from tests.laws.broken_kinds import KINDS
+from tests.laws.broken_sources import contents
 
 
 @pytest.mark.law

@@ -24,6 +24,7 @@ from stages.sources.files.opening import exists, is_empty, reading, stamp, what_
 from stages.sources.planning import Known, scan_all
 from stages.sources.tables.forms import AudioTable, find_table
 from stages.sources.tables.rows import Row
+from stages.sources.tars.samples import Placed, Sample
 from stages.sources.tars.transcript_index import (
     ABSENT,
     Numbers,
@@ -32,7 +33,7 @@ from stages.sources.tars.transcript_index import (
     rows_at,
     transcript_index,
 )
-from stages.sources.tars.webdataset import FieldsOf, Placed, Sample, WebDatasetSource
+from stages.sources.tars.webdataset import FieldsOf, WebDatasetSource
 
 _FOUND, _REMARKS = ".found", ".remarks"
 _EXAMPLES = 3
