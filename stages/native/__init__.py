@@ -1,1 +1,1 @@
-"""Compiling C at run time, and running models deterministically."""
+"""Compiling C at run time, running models deterministically, and batches that fit into memory."""
