@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -125,6 +125,7 @@ class ScoreStage:
             settings.precision,
             self.p808,
             settings.engine,
+            gpu_share=min(1.0, self.resources.gpus or 1.0),
         )
         score = partial(
             _model_scores,
@@ -163,19 +164,31 @@ def _model_scores(
     codec: Codec | None,
     index_folder: str,
 ) -> Iterator[_Scored | BadRecord]:
-    """Score each clip, or with `codec` what it makes of the clip."""
-    audios = load_clips(clips, CODEC_HZ if codec else SCORER_HZ, num_threads, index_folder)
-    for clip_id, audio in zip(clips["id"].to_pylist(), audios, strict=True):
-        if isinstance(audio, BadRecord):
-            yield audio
-            continue
-        codes = None
-        if codec:
-            (codes,) = codec.encode([audio], clip_id)
-            decoded = codec.decode(codes, clip_seed(clip_id, codec.spec.seed), clip_id)
-            audio = resample(decoded[: len(audio)], CODEC_HZ, SCORER_HZ)
-        scores = scorer.score(audio, windows, clip_id)
-        yield _Scored(scores.ovrl, scores.windows, scores.sig, scores.bak, scores.p808, codes)
+    """Yield in order the score of each clip, or with `codec` of what it makes of the clip."""
+    results: dict[int, _Scored | BadRecord] = {}
+    codes: dict[int, np.ndarray] = {}
+
+    def sound() -> Iterator[tuple[int, str, np.ndarray]]:
+        audios = load_clips(clips, CODEC_HZ if codec else SCORER_HZ, num_threads, index_folder)
+        for row, (clip_id, audio) in enumerate(zip(clips["id"].to_pylist(), audios, strict=True)):
+            if isinstance(audio, BadRecord):
+                results[row] = audio
+                continue
+            if codec:
+                codes[row], audio = _reconstruction(audio, codec, clip_id)
+            yield row, clip_id, audio
+
+    for row, scores in scorer.score_each(sound(), windows):
+        results[row] = _Scored(**asdict(scores), codes=codes.get(row))
+    for row in range(clips.num_rows):
+        yield results[row]
+
+
+def _reconstruction(audio: np.ndarray, codec: Codec, clip_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a clip's codes, and what they sound like at the rate of the scorer."""
+    (codes,) = codec.encode([audio], clip_id)
+    decoded = codec.decode(codes, clip_seed(clip_id, codec.spec.seed), clip_id)
+    return codes, resample(decoded[: len(audio)], CODEC_HZ, SCORER_HZ)
 
 
 def _outcome(clips: pa.Table, *, stage: ScoreStage, score) -> Outcome:

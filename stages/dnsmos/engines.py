@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from koe.errors import ConfigError
+from stages.dnsmos.batches import BatchedNetwork
 from stages.dnsmos.kernels import SOURCE, NativeShared
 from stages.dnsmos.network import (
     EDGE_FRAMES,
@@ -33,7 +34,7 @@ from stages.dnsmos.network import (
     UnknownNetwork,
     cut,
 )
-from stages.dnsmos.on_torch import bf16_shared, torch_parts
+from stages.dnsmos.on_torch import shared_layers, torch_parts
 from stages.dnsmos.onnx_session import Run, open_session, require_provider, runner, shapes
 from stages.native.compiler import Unavailable, instruction_set, load_library
 from stages.native.repeatable import require_gpu
@@ -133,8 +134,11 @@ def open_network(
     precision: Precision,
     engine: str,
     map_segments: Callable[..., Any],
-) -> Network:
-    """Load the model file and bind its parts; `map_segments` as `Network` takes it.
+    gpu_share: float = 1.0,
+) -> Network | BatchedNetwork:
+    """Load the model file and bind its parts: on a GPU for many clips at once.
+
+    `map_segments` as `Network` takes it, `gpu_share` as `BatchedNetwork` does.
 
     Raises: ConfigError for another kind of model, or what this machine lacks.
     """
@@ -150,11 +154,11 @@ def open_network(
         parts = cut(model)
     except UnknownNetwork as error:
         raise _not_dnsmos(path, str(error)) from error
+    if engine == "torch" and provider == "cuda":
+        require_gpu("score.provider")
+        return BatchedNetwork(torch_parts(parts, "cuda", precision), gpu_share=gpu_share)
     if engine == "torch":
-        if provider == "cuda":
-            require_gpu("score.provider")
-            map_segments = map  # the GPU computes a segment's values at once as it is
-        return Network(*torch_parts(parts, provider, precision), map_segments, provider)
+        return Network(*torch_parts(parts, "cpu", precision), map_segments)
     spectrogram, shared, head = (
         runner(open_session(part, provider, path))
         for part in (parts.spectrogram, parts.shared, parts.head)
@@ -163,7 +167,9 @@ def open_network(
         shared = _checked(parts, shared)
     return Network(
         _on_tensors(spectrogram),
-        _on_tensors(shared) if precision == "fp32" else bf16_shared(parts.weights, "cpu"),
+        _on_tensors(shared)
+        if precision == "fp32"
+        else shared_layers(parts.weights, "cpu", precision),
         _on_tensors(head),
         map_segments,
     )

@@ -9,9 +9,11 @@ windows 900 + 148 (n - 1) frames are computed instead of 900 n, and what remains
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +22,9 @@ import torch
 from onnx import numpy_helper
 from onnx.utils import Extractor
 from torch import Tensor
+
+from koe.errors import KoeError, StageError
+from stages.native.repeatable import deterministic_inference
 
 Part = Callable[[Tensor], Tensor]  # of the network; FP32 in and out, on one device
 
@@ -107,6 +112,43 @@ def _extract(model: onnx.ModelProto, first: str, last: str) -> bytes:
     return part.SerializeToString()
 
 
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A clip to score, `name` for errors, `key` whatever it is known by.
+
+    `audio` float32 [samples] at 16 kHz; `starts` those of its windows, in samples of the clip
+    repeated without end, ascending multiples of the hop.
+    """
+
+    key: Any
+    name: str
+    audio: np.ndarray
+    starts: Sequence[int]
+
+    def repeated(self) -> np.ndarray:
+        """Return the clip as often as its windows need."""
+        return np.tile(self.audio, -(-(self.starts[-1] + WINDOW_SAMPLES) // len(self.audio)))
+
+
+@contextmanager
+def computing(clips: Sequence[Clip]) -> Iterator[None]:
+    """Compute scores of clips repeatably; whatever fails in it becomes a StageError that names them."""
+    names = ", ".join(clip.name for clip in clips)
+    try:
+        with deterministic_inference():
+            yield
+    except KoeError:
+        raise
+    except Exception as error:  # those of onnxruntime and torch share no narrower base class
+        raise StageError(
+            f"DNSMOS failed on {'clip' if len(clips) == 1 else 'clips'} {names!r}",
+            str(error).strip(),
+            "Check memory and the execution provider; the unit can be resumed.",
+            stage="score",
+            clip_id=names,
+        ) from error
+
+
 @dataclass(frozen=True)
 class Network:
     """The three parts bound to what runs them; `map_segments` may run segments in parallel."""
@@ -115,7 +157,13 @@ class Network:
     shared: Part
     head: Part
     map_segments: Callable[[Part, Sequence[Tensor]], Iterator[Tensor]]
-    device: str = "cpu"
+
+    def raw_scores_of(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, np.ndarray]]:
+        """Yield every clip with its `raw_scores`, one by one. Raises: StageError."""
+        for clip in clips:
+            with computing([clip]):
+                raw = self.raw_scores(clip.repeated(), clip.starts)
+            yield clip, raw
 
     def raw_scores(self, audio: np.ndarray, starts: Sequence[int]) -> np.ndarray:
         """Return the raw outputs of windows of a clip.
@@ -124,12 +172,12 @@ class Network:
         the hop.
         Returns float32 [windows, 3] (sig, bak, ovrl before the quadratics).
         """
-        samples = torch.from_numpy(audio).to(self.device)
+        samples = torch.from_numpy(audio)
         rows = [
             self._run_of(samples[first : first + WINDOW_SAMPLES + HOP_SAMPLES * (num - 1)], num)
             for first, num in consecutive(starts)
         ]
-        return torch.cat(rows).cpu().numpy()
+        return torch.cat(rows).numpy()
 
     def _run_of(self, samples: Tensor, num_windows: int) -> Tensor:
         frames = samples.unfold(0, FRAME_SAMPLES, FRAME_HOP)

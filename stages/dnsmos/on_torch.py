@@ -1,12 +1,16 @@
 """The DNSMOS network on torch, which runs it on a GPU without any other package.
 
-`stages.native.repeatable.deterministic_inference` keeps its FP32 from becoming TF32.
+`stages.native.repeatable.deterministic_inference` keeps its FP32 from becoming TF32; where TF32 is
+asked for, it is allowed around these convolutions alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from math import log
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,35 +18,53 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.dnsmos.network import Part, Parts
-from stages.settings import Precision
+
+# How the shared convolutions compute. tf32 rounds their operands to 11 significant bits; tf32x3 is
+# as exact as FP32, by three such products for each (tensor cores do both; a CPU has only FP32).
+Arithmetic = Literal["fp32", "tf32", "tf32x3", "bf16"]
 
 _MIN_POWER = 1e-12  # the model's, like the rest of the log power
 _POOLED = (3, 4)  # convolutions of `Parts.shared` that a pooling follows
+_TF32_LOST_BITS = 13  # of the 23 bits after FP32's point
+_CHANNEL_BYTES = 16  # a GPU's fast kernels read the channels of a pixel in pieces of so many
+
+_Weights = Sequence[tuple[np.ndarray, np.ndarray]]
+_Convolve = Callable[[Tensor, Tensor, Tensor], Tensor]
+_Split = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+_LOG = logging.getLogger(__name__)
 
 
-def torch_parts(parts: Parts, device: str, precision: Precision) -> tuple[Part, Part, Part]:
-    """Return spectrogram, shared and head; `precision` is that of shared, the others are FP32."""
-    shared = bf16_shared if precision == "bf16" else _fp32_shared
+class _Layer(NamedTuple):
+    """A convolution with ReLU; `halves`, where given, turns its input into what `kernel` takes."""
+
+    kernel: Tensor
+    bias: Tensor
+    halves: Callable[[Tensor], Tensor] | None = None
+
+
+def torch_parts(parts: Parts, device: str, arithmetic: Arithmetic) -> tuple[Part, Part, Part]:
+    """Return spectrogram, shared and head; `arithmetic` is that of shared, the others are FP32."""
     return (
         _spectrogram(parts.filters, device),
-        shared(parts.weights, device),
+        shared_layers(parts.weights, device, arithmetic),
         _head(parts.head_weights, device),
     )
 
 
 def _spectrogram(filters: np.ndarray, device: str) -> Part:
-    """Return `Parts.spectrogram` of its Fourier `filters`."""
+    """Return `Parts.spectrogram` of its Fourier `filters`, for any number of clips at once."""
     basis = torch.from_numpy(filters.reshape(-1, filters.shape[2]).T.copy()).to(device)
 
     def run(frames: Tensor) -> Tensor:
-        real, imaginary = (frames[0] @ basis).chunk(2, dim=1)
+        real, imaginary = (frames @ basis).chunk(2, dim=2)
         power = (real.square() + imaginary.square()).clamp(min=_MIN_POWER)
-        return (power.log() / log(10)).unsqueeze(0).unsqueeze(0)
+        return (power.log() / log(10)).unsqueeze(1)
 
     return run
 
 
-def _head(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Part:
+def _head(weights: _Weights, device: str) -> Part:
     """Return `Parts.head` of its `head_weights`."""
     layers = [_moved(layer, device) for layer in weights]
     kernel, kernel_bias = layers[0]
@@ -57,48 +79,108 @@ def _head(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Part
     return run
 
 
-def _fp32_shared(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Part:
-    """Return `Parts.shared` in FP32."""
-    layers = [_moved(layer, device) for layer in weights]
+def shared_layers(weights: _Weights, device: str, arithmetic: Arithmetic) -> Part:
+    """Return `Parts.shared` of its `weights`.
 
-    return lambda power: _convolve(power, layers)
-
-
-def bf16_shared(weights: Sequence[tuple[np.ndarray, np.ndarray]], device: str) -> Part:
-    """Return `Parts.shared` in BF16 (on a CPU by AVX-512 BF16 or AMX).
-
-    Power and kernel of the first convolution, 1 % of the work, go in as sums of two BF16 values:
-    their rounding alone would double the error of a score.
+    The input of the first convolution, 1 % of the work, is never rounded: its rounding alone would
+    double the error of a score.
     """
-    layers = [_moved(layer, device) for layer in weights]
-    high, low = _split(layers[0][0])
-    kernels = [
-        torch.cat((high, high, low), dim=1),
-        *(_split(kernel)[0] for kernel, _ in layers[1:]),
+    if arithmetic == "fp32":
+        layers = [_Layer(*_moved(layer, device)) for layer in weights]
+        return lambda power: _run(power, layers, _convolve)
+    split = _split_bf16 if arithmetic == "bf16" else _split_tf32
+    num_split = len(weights) if arithmetic == "tf32x3" else 1
+    layers = [
+        _rounded(*_moved(layer, device), split, in_halves=place < num_split)
+        for place, layer in enumerate(weights)
     ]
-    rounded = [
-        (kernel.contiguous(memory_format=torch.channels_last), bias.to(torch.bfloat16))
-        for kernel, (_, bias) in zip(kernels, layers, strict=True)
-    ]
+    uses_tf32 = arithmetic != "bf16"
+    with _cudnn(uses_tf32):
+        convolve = fused_where_it_runs(layers) if device == "cuda" else _convolve
 
     def run(power: Tensor) -> Tensor:
-        high, low = _split(power)
-        return _convolve(torch.cat((high, low, high), dim=1), rounded).float()
+        with _cudnn(uses_tf32):
+            return _run(power, layers, convolve).float()
 
     return run
 
 
-def _convolve(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    for place, (kernel, bias) in enumerate(layers):
-        x = functional.conv2d(x, kernel, bias, padding=1).relu_()
+def _cudnn(tf32: bool) -> AbstractContextManager[None]:
+    """Let cuDNN compute FP32 in TF32, or not, in here; its kernels are chosen by a rule."""
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
+    )
+
+
+def _run(x: Tensor, layers: Sequence[_Layer], convolve: _Convolve) -> Tensor:
+    for place, (kernel, bias, halves) in enumerate(layers):
+        x = convolve(halves(x) if halves else x, kernel, bias)
         if place in _POOLED:
             x = functional.max_pool2d(x, 2)
     return x
 
 
-def _split(exact: Tensor) -> tuple[Tensor, Tensor]:
+def _convolve(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    return functional.conv2d(x, kernel, bias, padding=1).relu_()
+
+
+def _fused(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """As `_convolve`, by a kernel of cuDNN that writes what it computes once instead of thrice."""
+    return torch.cudnn_convolution_relu(x, kernel, bias, (1, 1), (1, 1), (1, 1), 1)
+
+
+def fused_where_it_runs(layers: Sequence[_Layer]) -> _Convolve:
+    """Return the fastest convolution with ReLU that cuDNN has for all of the layers."""
+    try:
+        for kernel, bias, _ in layers:
+            few = kernel.new_zeros(1, kernel.shape[1], 8, 8)
+            _fused(few.contiguous(memory_format=torch.channels_last), kernel, bias)
+    except RuntimeError as error:
+        _LOG.warning("DNSMOS scores slower, as cuDNN cannot fuse its convolutions: %s", error)
+        return _convolve
+    return _fused
+
+
+def _rounded(kernel: Tensor, bias: Tensor, split: _Split, in_halves: bool) -> _Layer:
+    """Round a layer; `in_halves` makes it one of an input that goes in as high, low and high.
+
+    With the kernel (high, high, low) that is every product but the one of both lows.
+    """
+    high, low = split(kernel)
+    if not in_halves:
+        high = high.contiguous(memory_format=torch.channels_last)
+        return _Layer(high, bias.to(high.dtype))
+
+    def halves(x: Tensor) -> Tensor:
+        high, low = split(x)
+        return _joined(high, low, high)
+
+    return _Layer(_joined(high, high, low), bias.to(high.dtype), halves)
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    """Join parts along the channels, filled up with zeros to what a GPU reads at once."""
+    step = _CHANNEL_BYTES // parts[0].element_size()
+    num_zeros = -sum(part.shape[1] for part in parts) % step
+    zeros = parts[0].new_zeros(parts[0].shape[0], num_zeros, *parts[0].shape[2:])
+    return torch.cat((*parts, zeros), dim=1).contiguous(memory_format=torch.channels_last)
+
+
+def _split_bf16(exact: Tensor) -> tuple[Tensor, Tensor]:
     rounded = exact.to(torch.bfloat16)
     return rounded, (exact - rounded).to(torch.bfloat16)
+
+
+def _split_tf32(exact: Tensor) -> tuple[Tensor, Tensor]:
+    high = round_to_tf32(exact)
+    return high, round_to_tf32(exact - high)
+
+
+def round_to_tf32(exact: Tensor) -> Tensor:
+    """Round finite FP32 to the nearest value that TF32 holds, ties away from zero."""
+    lost = 1 << _TF32_LOST_BITS
+    bits = exact.view(torch.int32)
+    return ((bits + lost // 2) & -lost).view(torch.float32)
 
 
 def _moved(layer: tuple[np.ndarray, np.ndarray], device: str) -> tuple[Tensor, Tensor]:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from koe.errors import BadRecord, ConfigError, StageError
 from koe.memory import keep_memory
 from stages.dnsmos.engines import open_network
-from stages.dnsmos.network import HOP_SAMPLES, WINDOW_SAMPLES
+from stages.dnsmos.network import HOP_SAMPLES, WINDOW_SAMPLES, Clip, computing
 from stages.dnsmos.onnx_session import open_session, runner
 from stages.dnsmos.p808 import P808
-from stages.native.repeatable import deterministic_inference
 from stages.settings import Precision, Provider, Windows
+
+K = TypeVar("K")
 
 SCORER_HZ = 16_000
 P835_FILE, P808_FILE = "sig_bak_ovr.onnx", "model_v8.onnx"
@@ -127,11 +130,12 @@ class DnsmosScorer:
         precision: Precision = "fp32",
         p808: DnsmosModel | None = None,
         engine: str = "auto",
+        gpu_share: float = 1.0,
     ) -> None:
-        """Load the models; `num_threads` segments of a clip are computed in parallel.
+        """Load the models; on a CPU `num_threads` segments of a clip are computed in parallel.
 
         `precision` and `engine` are those of the convolutions (see `engines.py`). `p808`
-        adds the P.808 score.
+        adds the P.808 score. On a GPU, `gpu_share` of its memory bounds the batches.
         Raises: ConfigError for a missing file, one of another sha256 or kind, or a missing
         provider or instruction set.
         """
@@ -139,7 +143,7 @@ class DnsmosScorer:
         model = _expect(find_model(model_path), expected_sha256)
         pool = ThreadPoolExecutor(num_threads, "dnsmos") if num_threads > 1 else None
         self._network = open_network(
-            model.path, provider, precision, engine, pool.map if pool else map
+            model.path, provider, precision, engine, pool.map if pool else map, gpu_share
         )
         self._p808 = _open_p808(p808, provider) if p808 else None
 
@@ -149,25 +153,34 @@ class DnsmosScorer:
         Raises: BadRecord empty_audio; StageError naming `clip_id` when the model fails or gives
         a score that is not finite.
         """
-        starts = window_starts(len(audio_16k), windows)
-        num_copies = repeated_samples(len(audio_16k)) // len(audio_16k)
-        audio = np.tile(audio_16k.astype(np.float32, copy=False), num_copies)
-        try:
-            with deterministic_inference():
-                raw = self._network.raw_scores(audio, starts)
-            p808 = self._p808.score(audio, starts) if self._p808 else None
-        except Exception as error:  # those of onnxruntime and torch share no narrower base class
-            raise StageError(
-                f"DNSMOS failed on clip {clip_id!r}",
-                str(error).strip(),
-                "Check memory and the execution provider; the unit can be resumed.",
-                stage="score",
-                clip_id=clip_id,
-            ) from error
-        return _finite(_mean_scores(raw, p808), clip_id)
+        ((_, scores),) = self.score_each([(None, clip_id, audio_16k)], windows)
+        return scores
+
+    def score_each(
+        self, clips: Iterable[tuple[K, str, np.ndarray]], windows: Windows
+    ) -> Iterator[tuple[K, Scores]]:
+        """Score clips, each a key, an id for errors, and float32 [samples], mono, 16 kHz.
+
+        Yields key and scores of each as it is done: on a GPU, which computes many clips at once,
+        later than others and in another order.
+        Raises: as `score`.
+        """
+        found = self._network.raw_scores_of(
+            Clip(key, clip_id, audio.astype(np.float32, copy=False), starts)
+            for key, clip_id, audio in clips
+            for starts in [window_starts(len(audio), windows)]
+        )
+        for clip, raw in found:
+            yield clip.key, _finite(mean_scores(raw, self._p808_of(clip)), clip.name)
+
+    def _p808_of(self, clip: Clip) -> float | None:
+        if self._p808 is None:
+            return None
+        with computing([clip]):
+            return self._p808.score(clip.repeated(), clip.starts)
 
 
-def _mean_scores(raw: np.ndarray, p808: float | None) -> Scores:
+def mean_scores(raw: np.ndarray, p808: float | None) -> Scores:
     """Turn raw outputs [windows, 3] into the means of their MOS."""
     # The reference's quadratics and means are FP64 too, whatever the model's output is.
     columns = zip((_SIG, _BAK, _OVRL), raw.astype(np.float64).T, strict=True)

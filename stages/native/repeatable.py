@@ -12,15 +12,20 @@ from koe.errors import ConfigError
 
 @contextmanager
 def deterministic_inference() -> Iterator[None]:
-    """Keep cuDNN to FP32 and to kernels that are chosen by a rule.
+    """Keep torch to FP32, and cuDNN to kernels that are chosen by a rule.
 
     TF32, and kernels chosen by timing, would make scores and codes differ from run to run.
     """
     kernels = torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
-    with torch.inference_mode(), kernels:
-        yield
+    products = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.inference_mode(), kernels:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
 
 
 def require_gpu(setting: str) -> None:

@@ -15,7 +15,10 @@ from koe.errors import ConfigError, StageError
 from koe.schema import CLIP
 from koe.stage import Stage, check_outcome
 from stages.audio.decode import decode, resample
+from stages.dnsmos.batches import BatchedNetwork
 from stages.dnsmos.engines import BF16_OVRL_ERROR, resolve_engine
+from stages.dnsmos.network import cut
+from stages.dnsmos.on_torch import torch_parts
 from stages.dnsmos.scorer import P808_FILE, DnsmosModel, DnsmosScorer, find_model
 from stages.score import ScoreStage, score_files
 from stages.settings import ScoreConfig
@@ -23,6 +26,10 @@ from stages.snac.codec import Codec, clip_seed, resolve_codec
 from tests.stages.speech import clip_row, clip_table, synthetic_speech, write_snac_weights
 
 MODEL = find_model()
+_SEVERAL_WINDOWS = {
+    f"long{i}": synthetic_speech(round(24_000 * seconds), 24_000, i)
+    for i, seconds in enumerate((9.1, 11.2))
+}
 
 
 def _stage(p808=None, codec=None, **settings) -> ScoreStage:
@@ -95,6 +102,31 @@ def test_every_clip_is_scored_or_quarantined_in_order(tmp_path, scorer):
     assert list(reasons) == ["truncated", "zeros", "nan", "integers", "absent"]
     places = outcome.quarantined["location"].to_pylist()
     assert places[0] == f"{tmp_path / 'truncated.wav'}"
+
+
+@pytest.mark.slow
+def test_clips_scored_together_keep_their_rows(tmp_path, monkeypatch):
+    """As on a GPU, where a batch ends after others that began later, with unusable clips between."""
+    unit = pa.concat_tables([_mixed_unit(tmp_path), clip_table(tmp_path, _SEVERAL_WINDOWS)])
+    turned = unit.take(pa.array(range(unit.num_rows - 1, -1, -1)))
+    parts = torch_parts(cut(Path(MODEL.path).read_bytes()), "cpu", "fp32")
+    opened = []
+
+    def on_gpu(path, provider, precision, engine, map_segments, gpu_share):
+        opened.append(gpu_share)
+        return BatchedNetwork(parts, "cpu", 4_000)
+
+    expected = _run(_stage(), turned)
+    monkeypatch.setattr("stages.dnsmos.scorer.open_network", on_gpu)
+    outcome = _run(_stage(gpus_per_worker=0.25), turned)
+    assert opened == [0.25]
+    assert outcome.quarantined.equals(expected.quarantined)
+    scores = ["sig", "bak", "ovrl"]
+    assert outcome.kept.drop_columns(scores).equals(expected.kept.drop_columns(scores))
+    assert set(outcome.kept["windows"].to_pylist()) == {1, 2}
+    for name in scores:
+        found, alone = outcome.kept[name].to_numpy(), expected.kept[name].to_numpy()
+        np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
 def test_an_empty_unit_is_scored(tmp_path):
