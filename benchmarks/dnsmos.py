@@ -33,6 +33,7 @@ from benchmarks.clips import add_data_option, real_clips
 from benchmarks.results import run_command, write_result
 from koe.errors import ConfigError
 from stages.dnsmos.engines import BF16_OVRL_ERROR, require_precision, resolve_engine
+from stages.dnsmos.onnx_session import open_session
 from stages.dnsmos.scorer import DnsmosScorer, find_model, window_starts
 
 THRESHOLD = 2.5
@@ -135,7 +136,7 @@ def _score_side(options: argparse.Namespace) -> None:
 
 def _side(side: str, provider: Any) -> Callable[[np.ndarray], tuple[list[float], bool]]:
     if side in (PEER, FULL_PEER):
-        return _peer(with_p808=side == FULL_PEER)
+        return speechmos(with_p808=side == FULL_PEER)
     engine = "onnxruntime" if side == PLAIN else "auto"
     exact = DnsmosScorer(find_model().path, provider, engine=engine)
     rough = DnsmosScorer(find_model().path, provider, precision="bf16") if side == BF16 else exact
@@ -150,12 +151,18 @@ def _side(side: str, provider: Any) -> Callable[[np.ndarray], tuple[list[float],
     return score
 
 
-def _peer(with_p808: bool) -> Callable[[np.ndarray], tuple[list[float], bool]]:
+def speechmos(
+    with_p808: bool, on_gpu: bool = False
+) -> Callable[[np.ndarray], tuple[list[float], bool]]:
+    """Load the peer. Raises: ConfigError when `on_gpu` cannot be."""
     from speechmos import dnsmos
 
     dnsmos.run(np.zeros(1600, np.float32) + 1e-3, 16_000)  # loads the models
+    assert dnsmos.dnsmos is not None
+    if on_gpu:
+        model = Path(find_model().path).read_bytes()
+        dnsmos.dnsmos.onnx_sess = open_session(model, "cuda", "sig_bak_ovr.onnx")
     if not with_p808:
-        assert dnsmos.dnsmos is not None
         dnsmos.dnsmos.audio_melspec = lambda audio: np.zeros((1, 1), np.float32)
         dnsmos.dnsmos.p808_onnx_sess = _NoP808()
 
