@@ -64,6 +64,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.object_store_requests
 	$(BIN)/python -m benchmarks.trainer_gpu
 	$(BIN)/python -m benchmarks.trainer_memory
+	$(BIN)/python -m benchmarks.trainer_start
 
 fuzz: $(STAMP)  # 10,000 damaged inputs for each reader; an hour or two on two cores
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'

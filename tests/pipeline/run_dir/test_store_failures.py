@@ -47,7 +47,7 @@ def uses(storage: Storage) -> list:
 @pytest.mark.slow
 def test_a_stalled_store_is_given_up(impatient: S3Server) -> None:
     storage = Storage(impatient.make_bucket("stalled") + "/run")
-    impatient.fail(kind="stall", share=1, seconds=3)
+    impatient.fail(kind="stall", share=1, seconds=15)
     for use in uses(storage):
         with pytest.raises(StorageError, match=r"did not answer in time.*Check the network"):
             use()
