@@ -45,7 +45,7 @@ def curves(work: Path, runs: list[Run], path: Path, key: str, label: str) -> Non
         of_arm = sorted((r for r in chosen if r["arm"] == arms[place]), key=lambda r: r["multiple"])
         for run in of_arm:
             name = f"x{run['multiple']:g}"
-            _line(panel, work, run, key, color=colours[run["multiple"]], label=name)
+            draw_line(panel, work, run, key, color=colours[run["multiple"]], label=name)
         panel.set_title(arms[place], fontsize=10)
         panel.grid(alpha=0.25)
         if key == "gradient_norm":
@@ -66,11 +66,18 @@ def curves(work: Path, runs: list[Run], path: Path, key: str, label: str) -> Non
         fontsize=9,
     )
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.75 / (2.6 * num_rows)))
-    _save(figure, path)
+    save(figure, path)
 
 
-def _line(panel: Axes, work: Path, run: Run, key: str, **style: Any) -> None:
-    spec = RunSpec(ARMS[run["arm"]], run["multiple"], run["seed"], run["guarded"])
+def draw_line(panel: Axes, work: Path, run: Run, key: str, **style: Any) -> None:
+    """Draw the loss on text, or the gradient norm, of each batch of a run."""
+    spec = RunSpec(
+        ARMS[run["arm"]],
+        run["multiple"],
+        run["seed"],
+        run["guarded"],
+        dirty=run.get("dirty", False),
+    )
     rows = read_metrics(work / "runs" / spec.name)
     if key == "text":
         rows = [row | row["loss_by_modality"] for row in rows]
@@ -106,7 +113,7 @@ def heat_map(runs: list[Run], path: Path) -> None:
     axes.set_xlabel("learning rate, multiples of 5e-5")
     figure.colorbar(image, label="largest text loss / control's", extend="max")
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def guard_curves(work: Path, runs: list[Run], path: Path) -> None:
@@ -127,8 +134,8 @@ def guard_curves(work: Path, runs: list[Run], path: Path) -> None:
             (False, "#c0392b", "guard off"),
             (True, "#1f4e8c", "guard on"),
         ):
-            _line(above, work, pair[guard], "text", color=colour, label=label)
-            _line(below, work, pair[guard], "gradient_norm", color=colour, label=label)
+            draw_line(above, work, pair[guard], "text", color=colour, label=label)
+            draw_line(below, work, pair[guard], "gradient_norm", color=colour, label=label)
         below.set_yscale("log")
         above.set_title(f"{name[0]}, x{name[1]:g}", fontsize=10)
         below.set_xlabel("batch", fontsize=9)
@@ -140,11 +147,11 @@ def guard_curves(work: Path, runs: list[Run], path: Path) -> None:
         panel.set_ylabel(label, fontsize=9)
     axes[0, 0].legend(frameon=False, fontsize=9)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Write a PNG of 64 colours, a third of the size."""
+def save(figure: Figure, path: Path) -> None:
+    """Close a figure and write a PNG of 64 colours, a third of the size."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=85)
     plt.close(figure)

@@ -15,7 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import geometric_mean, mean
 from typing import Any
 
 from safetensors import safe_open
@@ -66,17 +66,29 @@ def num_parameters(base: Path) -> int:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
-def largest_survived(runs: Sequence[Run]) -> float | None:
-    """Return the largest multiple up to which no run of any seed jumped or stopped; None if none."""
-    by_multiple = defaultdict(list)
+def crossings(runs: Sequence[Run]) -> list[float]:
+    """Return for each seed of an arm the multiple of the base rate at which the loss begins to jump.
+
+    It is interpolated, in logarithms, between the multiples that were tried. 0: the smallest jumps already;
+    infinity: none does.
+    """
+    jumps: dict[int, dict[float, float]] = defaultdict(dict)
     for run in runs:
-        by_multiple[run["multiple"]].append(run["jump"] <= JUMP and not run["stopped"])
-    edge = None
-    for multiple in sorted(by_multiple):
-        if not all(by_multiple[multiple]):
-            break
-        edge = multiple
-    return edge
+        jumps[run["seed"]][run["multiple"]] = math.inf if run["stopped"] else run["jump"]
+    return [_crossing(sorted(found.items())) for _, found in sorted(jumps.items())]
+
+
+def _crossing(points: list[tuple[float, float]]) -> float:
+    for place, (multiple, jump) in enumerate(points):
+        if jump > JUMP:
+            return _between(points[place - 1], (multiple, jump)) if place else 0.0
+    return math.inf
+
+
+def _between(below: tuple[float, float], above: tuple[float, float]) -> float:
+    (low, quiet), (high, jump) = below, above
+    share = 0.5 if math.isinf(jump) else math.log(JUMP / quiet) / math.log(jump / quiet)
+    return low * (high / low) ** share
 
 
 def power_law(sizes: Sequence[float], rates: Sequence[float]) -> tuple[float, float]:
@@ -88,7 +100,7 @@ def power_law(sizes: Sequence[float], rates: Sequence[float]) -> tuple[float, fl
 
 
 def sizes_table(found: dict[str, tuple[int, list[Run]]]) -> Iterator[str]:
-    """Yield the lines of a table: by arm, the largest rate survived at each size, and the line through them."""
+    """Yield the lines of a table: by arm, where the loss begins to jump at each size, and the line through it."""
     names = sorted(found, key=lambda name: found[name][0])
     heads = [f"{found[name][0] / 1e6:.2g} M" for name in names]
     yield f"| arm | {' | '.join(heads)} | line | at 3.3 B |"
@@ -97,37 +109,35 @@ def sizes_table(found: dict[str, tuple[int, list[Run]]]) -> Iterator[str]:
         of_arm = {n: [run for run in found[n][1] if run["arm"] == arm] for n in names}
         if not any(of_arm.values()):
             continue
-        edges = {name: largest_survived(runs) for name, runs in of_arm.items() if runs}
-        cells = [_edge_cell(of_arm[name], edges.get(name)) for name in names]
-        yield f"| {arm} | {' | '.join(cells)} | {_line_cells(found, of_arm, edges)} |"
+        cells = [_edge_cell(of_arm[name]) for name in names]
+        sizes = {name: found[name][0] for name in names}
+        yield f"| {arm} | {' | '.join(cells)} | {_line_cells(sizes, of_arm)} |"
 
 
-def _edge_cell(runs: list[Run], edge: float | None) -> str:
+def _edge_cell(runs: list[Run]) -> str:
     if not runs:
         return "not run"
-    multiples = sorted({run["multiple"] for run in runs})
-    seeds = len({run["seed"] for run in runs})
-    of_seeds = f" ({seeds} seed{'s' * (seeds != 1)})"
-    if edge is None:
-        return f"below x{multiples[0]:g}{of_seeds}"
-    return f"x{edge:g}{' and more' if edge == multiples[-1] else ''}{of_seeds}"
+    tried = sorted({run["multiple"] for run in runs})
+    edges = crossings(runs)
+    low, high = (_edge(edge, tried) for edge in (min(edges), max(edges)))
+    seeds = f"{len(edges)} seed{'s' * (len(edges) != 1)}"
+    return f"{low if low == high else f'{low} to {high}'} ({seeds})"
 
 
-def _line_cells(
-    found: dict[str, tuple[int, list[Run]]],
-    of_arm: dict[str, list[Run]],
-    edges: dict[str, float | None],
-) -> str:
-    """Fit a line where the edge lies inside of what was tried, at two sizes at least."""
-    inside = {
-        name: edge
-        for name, edge in edges.items()
-        if edge is not None and edge < max(run["multiple"] for run in of_arm[name])
-    }
+def _edge(edge: float, tried: list[float]) -> str:
+    if edge == 0:
+        return f"below x{tried[0]:g}"
+    return f"above x{tried[-1]:g}" if math.isinf(edge) else f"x{edge:.0f}"
+
+
+def _line_cells(sizes: dict[str, int], of_arm: dict[str, list[Run]]) -> str:
+    """Fit a line where every seed's edge lies inside of what was tried, at two sizes at least."""
+    edges = {name: crossings(runs) for name, runs in of_arm.items() if runs}
+    inside = {n: e for n, e in edges.items() if all(0 < edge < math.inf for edge in e)}
     if len(inside) < 2:
         return "– | –"
-    sizes = [found[name][0] for name in inside]
-    factor, exponent = power_law(sizes, [BASE_RATE * edge for edge in inside.values()])
+    rates = [BASE_RATE * geometric_mean(found) for found in inside.values()]
+    factor, exponent = power_law([sizes[name] for name in inside], rates)
     return f"size^{exponent:.2f} | {factor * TARGET**exponent:.1e}"
 
 
@@ -176,7 +186,7 @@ def _actions(runs: Sequence[Run]) -> str:
     return ", ".join(f"{kind} {number}" for kind, number in sorted(counts.items())) or "none"
 
 
-def report_sizes(work: Path) -> dict[str, Any]:
+def report_sizes(work: Path, plots: Path | None) -> dict[str, Any]:
     folders = {name: work / name for name in SCALES if name.startswith("size-")}
     found = {
         name: (num_parameters(folder / "base"), read_runs(folder))
@@ -184,16 +194,26 @@ def report_sizes(work: Path) -> dict[str, Any]:
         if (folder / "runs").exists()
     }
     print(*sizes_table(found), sep="\n")
+    if plots:
+        from benchmarks.stability_sizes_plots import (
+            jumps_by_size,  # matplotlib is needed for it alone
+        )
+
+        jumps_by_size(found, plots / "sizes.png")
     return {name: {"parameters": size, "runs": runs} for name, (size, runs) in found.items()}
 
 
-def report_dirt(work: Path) -> dict[str, Any]:
+def report_dirt(work: Path, plots: Path | None) -> dict[str, Any]:
     runs = read_runs(work / "dirty")
     print(*dirty_table(runs), sep="\n")
+    if plots:
+        from benchmarks.stability_sizes_plots import damage_curves
+
+        damage_curves(work / "dirty", runs, plots / "dirty.png")
     return {"runs": runs}
 
 
-_REPORTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+_REPORTS: dict[str, Callable[[Path, Path | None], dict[str, Any]]] = {
     "sizes": report_sizes,
     "dirty": report_dirt,
 }
@@ -203,8 +223,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("report", choices=list(_REPORTS))
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--plots", type=Path, help="folder to draw into, as docs/stability")
     options = parser.parse_args()
-    found = _REPORTS[options.report](options.work)
+    found = _REPORTS[options.report](options.work, options.plots)
     print(write_figures(f"stability_{options.report}", **found))
 
 

@@ -10,7 +10,9 @@ import pytest
 import benchmarks
 
 NAMES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
-NEEDS = {"stability_plots": "matplotlib", "stability_report": "matplotlib"}  # no dependency of koe
+NEEDS = dict.fromkeys(  # no dependency of koe
+    ("stability_plots", "stability_report", "stability_sizes_plots"), "matplotlib"
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ from benchmarks.stability_damage import (
     with_shuffled_slots,
 )
 from benchmarks.stability_data import CodeSource, Corpus, Vocabulary, write_shards
-from benchmarks.stability_sizes import dirty_table, largest_survived, power_law, read_runs
-from benchmarks.stability_spikes import damage_figures
+from benchmarks.stability_sizes import crossings, dirty_table, power_law, read_runs, sizes_table
+from benchmarks.stability_spikes import JUMP, damage_figures
 from benchmarks.stability_text import Record
 from koe.errors import ConfigError
 from koe.vocabulary import CODEBOOK_SIZE, FIRST_AUDIO, SLOTS, speech_ids
@@ -118,11 +119,31 @@ def run(multiple: float, jump: float, seed: int = 0, arm: str = "exploding", **m
             "guarded": False, "guard": {}, "spikes": 0, "validation_loss": losses, **more}  # fmt: skip
 
 
-def test_the_largest_rate_survived_is_below_the_first_jump_of_any_seed():
-    runs = [run(16, 1.0), run(64, 1.2), run(64, 1.6, seed=1), run(256, 1.0)]
-    assert largest_survived(runs) == 16
-    assert largest_survived([run(16, 1.0), run(64, 1.2)]) == 64
-    assert largest_survived([run(16, 1.0) | {"stopped": "exploded"}]) is None
+@given(st.floats(17, 255), st.floats(0.2, 2))
+def test_the_edge_lies_where_a_straight_line_of_logarithms_reaches_the_jump(
+    edge: float, slope: float
+):
+    jumps = {multiple: JUMP * (multiple / edge) ** slope for multiple in (16.0, 64.0, 256.0)}
+    runs = [run(multiple, jump, seed) for seed in (0, 1) for multiple, jump in jumps.items()]
+    assert crossings(runs) == pytest.approx([edge, edge])
+
+
+def test_the_edge_is_outside_of_what_was_tried_where_all_or_none_jump():
+    assert crossings([run(16, 1.6), run(64, 2.0)]) == [0]
+    assert crossings([run(16, 1.0), run(64, 1.2)]) == [math.inf]
+    assert crossings([run(16, 1.0), run(64, 1.0) | {"stopped": "exploded"}]) == pytest.approx([32])
+
+
+def test_the_table_of_sizes_draws_a_line_through_the_edges():
+    found = {
+        name: (size, [run(16, 1.0, seed, arm) for seed in (0, 1) for arm in ("exploding", "cure")]
+               + [run(64, jump, seed) for seed in (0, 1)] + [run(64, 1.0, 0, "cure")])
+        for name, size, jump in (("size-1M", 1_000_000, 1.5**2), ("size-10M", 10_000_000, 1.5**4))
+    }  # fmt: skip
+    head, _, exploding, cure = sizes_table(found)
+    assert head == "| arm | 1 M | 10 M | line | at 3.3 B |"
+    assert exploding.startswith("| exploding | x32 (2 seeds) | x23 (2 seeds) | size^-0.15 |")
+    assert cure == "| cure | above x64 (2 seeds) | above x64 (2 seeds) | – | – |"
 
 
 @given(st.floats(-2, 2), st.floats(0.1, 10))
