@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,15 +43,26 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Made once a session, for all its processes: nobody may change it.
     """
+
+    def make(folder: Path) -> None:
+        config = write_corpus(folder)
+        code, _, errors = koe("run", "--to", "interleave", "-c", str(config))
+        assert code == 0, errors
+
+    return once_a_session(tmp_path_factory, "finished-run", make) / "pipeline.yaml"
+
+
+def once_a_session(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """Return a folder that the first process of the session to ask for it has `make` fill."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    folder = root / "finished-run"
-    with (root / "finished-run.lock").open("w") as lock:
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "complete").exists():
-            config = write_corpus(folder)
-            code, _, errors = koe("run", "--to", "interleave", "-c", str(config))
-            assert code == 0, errors
+            make(folder)
             (folder / "complete").touch()
-    return folder / "pipeline.yaml"
+    return folder

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.clients.exports import write_exports
-from tests.shared import one_tokenizer
+from tests.shared import once_a_session, one_tokenizer
 from tests.training.helpers import one_thread
 
 __all__ = ["one_thread", "one_tokenizer"]
@@ -21,13 +19,4 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Made once a session, for all its processes: nobody may change it.
     """
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    folder = root / "exports"
-    with (root / "exports.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            write_exports(folder)
-            (folder / "complete").touch()
-    return folder
+    return once_a_session(tmp_path_factory, "exports", write_exports)

@@ -24,6 +24,20 @@ from training.model.optim import build_optimizer
 from training.places import Place, beside
 
 VOCABULARY = 512
+# The `train` section of a pipeline.yaml for the smallest model that takes every id.
+SMALLEST: dict[str, Any] = {
+    "launcher": "inline",
+    "device": "cpu",
+    "workers": 1,
+    "base_model": None,
+    "tiny": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},
+    "precision": "fp32",
+    "micro_batch_rows": 2,
+    "accumulation_steps": 1,
+    "warmup_steps": 1,
+    "checkpoint_every_steps": 1,
+    "allow": ["few_sequences"],
+}
 
 
 @pytest.fixture(autouse=True)

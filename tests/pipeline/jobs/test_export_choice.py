@@ -13,7 +13,7 @@ from koe.errors import ConfigError
 from pipeline.cli.app import app
 from pipeline.config.load import load_config
 from pipeline.jobs.train import training_place
-from tests.training.helpers import one_thread
+from tests.training.helpers import SMALLEST, one_thread
 from tests.training.shards import write_shards
 from training import loop
 from training.checkpoint.folder import open_store
@@ -26,24 +26,14 @@ __all__ = ["one_thread"]  # applies to every test here
 pytestmark = pytest.mark.slow
 
 TRAIN = {
-    "launcher": "inline",
-    "device": "cpu",
-    "workers": 1,
-    "base_model": None,
-    "tiny": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},
-    "precision": "fp32",
-    "micro_batch_rows": 2,
-    "accumulation_steps": 1,
+    **SMALLEST,
     "max_steps": 4,
-    "warmup_steps": 1,
     "learning_rate": 0.01,
-    "checkpoint_every_steps": 1,
     "keep_checkpoints": 1,
     "keep_weights_only": True,
     "guard": {"roll_back_steps": 1},
     "ema_decay": 0.5,
     "evaluation": {"every_steps": 2, "prompts": 0, "max_rows": 1},
-    "allow": ["few_sequences"],
 }
 
 

@@ -14,7 +14,7 @@ from koe.errors import ConfigError
 from pipeline.config.models import PipelineConfig
 from pipeline.jobs.exports import export_run
 from pipeline.jobs.train import check_training, replay_event, run_training, training_place
-from tests.training.helpers import one_thread
+from tests.training.helpers import SMALLEST, one_thread
 from tests.training.remote import upload
 from tests.training.shards import write_shards
 from training.launch import launch
@@ -26,20 +26,10 @@ from training.report import write_report
 __all__ = ["one_thread"]  # applies to every test here
 
 TRAIN = {
-    "launcher": "inline",
-    "device": "cpu",
-    "workers": 1,
-    "base_model": None,
-    "tiny": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},
-    "precision": "fp32",
-    "micro_batch_rows": 2,
-    "accumulation_steps": 1,
+    **SMALLEST,
     "max_steps": 2,
-    "warmup_steps": 1,
-    "checkpoint_every_steps": 1,
     "evaluation": {"every_steps": 0},
     "guard": {"max_gradient_norm": 1e-3, "max_rollbacks": 0},
-    "allow": ["few_sequences"],
 }
 
 
