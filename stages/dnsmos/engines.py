@@ -34,10 +34,10 @@ from stages.dnsmos.network import (
     UnknownNetwork,
     cut,
 )
-from stages.dnsmos.on_torch import shared_layers, torch_parts
+from stages.dnsmos.on_torch import require_sound, shared_layers, torch_parts
 from stages.dnsmos.onnx_session import Run, open_session, require_provider, runner, shapes
 from stages.native.compiler import Unavailable, instruction_set, load_library
-from stages.native.repeatable import require_gpu
+from stages.native.repeatable import deterministic_inference, require_gpu
 from stages.settings import Precision, Provider, ScorerEngine
 
 # How far a clip's ovrl may lie from FP32 when the convolutions run in BF16.
@@ -156,7 +156,10 @@ def open_network(
         raise _not_dnsmos(path, str(error)) from error
     if engine == "torch" and provider == "cuda":
         require_gpu("score.provider")
-        return BatchedNetwork(torch_parts(parts, "cuda", precision), gpu_share=gpu_share)
+        on_gpu = torch_parts(parts, "cuda", precision)
+        with deterministic_inference():
+            require_sound(on_gpu[1], parts.weights, "cuda", precision)
+        return BatchedNetwork(on_gpu, gpu_share=gpu_share)
     if engine == "torch":
         return Network(*torch_parts(parts, "cpu", precision), map_segments)
     spectrogram, shared, head = (

@@ -17,11 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.dnsmos.network import Part, Parts
+from koe.errors import ConfigError
+from stages.dnsmos.network import EDGE_COLUMNS, WINDOW_FRAMES, Part, Parts
 
 # How the shared convolutions compute. tf32 rounds their operands to 11 significant bits; tf32x3 is
 # as exact as FP32, by three such products for each (tensor cores do both; a CPU has only FP32).
 Arithmetic = Literal["fp32", "tf32", "tf32x3", "bf16"]
+
+# Of the largest feature, how far one may lie from FP32 on a CPU.
+_TOLERANCES: dict[Arithmetic, float] = {"fp32": 1e-4, "tf32x3": 1e-4, "tf32": 0.01, "bf16": 0.05}
+_COMPARED_FRAMES = 48
 
 _MIN_POWER = 1e-12  # the model's, like the rest of the log power
 _POOLED = (3, 4)  # convolutions of `Parts.shared` that a pooling follows
@@ -30,7 +35,6 @@ _CHANNEL_BYTES = 16  # a GPU's fast kernels read the channels of a pixel in piec
 
 _Weights = Sequence[tuple[np.ndarray, np.ndarray]]
 _Convolve = Callable[[Tensor, Tensor, Tensor], Tensor]
-_Split = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,8 +56,41 @@ def torch_parts(parts: Parts, device: str, arithmetic: Arithmetic) -> tuple[Part
     )
 
 
+def require_sound(
+    shared: Part,
+    weights: _Weights,
+    device: str,
+    arithmetic: Arithmetic,
+    num_frames: int = WINDOW_FRAMES,
+) -> None:
+    """Compare `shared` with FP32 on this CPU, at both ends and in the middle of two windows at once.
+
+    Raises: ConfigError when a feature lies further from it than rounding explains.
+    """
+    drawn = np.random.default_rng(0).uniform(-12, 2, (2, 1, num_frames, 161))
+    power = torch.from_numpy(drawn.astype(np.float32))
+    found = shared(power.to(device)).cpu()
+    exact, off = shared_layers(weights, "cpu", "fp32"), 0.0
+    for start in (0, num_frames // 2 // 4 * 4, num_frames - _COMPARED_FRAMES):
+        stop = start + _COMPARED_FRAMES
+        expected = exact(power[:, :, start:stop])
+        # Only columns that see all that they see in the whole window.
+        columns = slice(EDGE_COLUMNS if start else 0, -EDGE_COLUMNS if stop < num_frames else None)
+        error = (found[:, :, start // 4 : stop // 4] - expected)[:, :, columns].abs().max()
+        off = max(off, float((error / expected.abs().max()).nan_to_num(torch.inf)))
+    if off > _TOLERANCES[arithmetic]:
+        raise ConfigError(
+            f"score.precision {arithmetic} cannot be used on {device}",
+            f"its convolutions are off by {off:.1e} of the largest feature there",
+            "Set score.provider: cpu, and report the GPU and the versions of torch and cuDNN.",
+        )
+
+
 def _spectrogram(filters: np.ndarray, device: str) -> Part:
-    """Return `Parts.spectrogram` of its Fourier `filters`, for any number of clips at once."""
+    """Return `Parts.spectrogram` of its `filters`, for any number of clips at once.
+
+    A product, as they were trained: no Fourier transform gives theirs.
+    """
     basis = torch.from_numpy(filters.reshape(-1, filters.shape[2]).T.copy()).to(device)
 
     def run(frames: Tensor) -> Tensor:
@@ -88,10 +125,10 @@ def shared_layers(weights: _Weights, device: str, arithmetic: Arithmetic) -> Par
     if arithmetic == "fp32":
         layers = [_Layer(*_moved(layer, device)) for layer in weights]
         return lambda power: _run(power, layers, _convolve)
-    split = _split_bf16 if arithmetic == "bf16" else _split_tf32
+    rounding = _BF16 if arithmetic == "bf16" else _TF32
     num_split = len(weights) if arithmetic == "tf32x3" else 1
     layers = [
-        _rounded(*_moved(layer, device), split, in_halves=place < num_split)
+        _rounded(*_moved(layer, device), rounding, in_halves=place < num_split)
         for place, layer in enumerate(weights)
     ]
     uses_tf32 = arithmetic != "bf16"
@@ -141,29 +178,34 @@ def fused_where_it_runs(layers: Sequence[_Layer]) -> _Convolve:
     return _fused
 
 
-def _rounded(kernel: Tensor, bias: Tensor, split: _Split, in_halves: bool) -> _Layer:
-    """Round a layer; `in_halves` makes it one of an input that goes in as high, low and high.
+class _Rounding(NamedTuple):
+    """How values become fewer bits: `split` into two whose sum they are but for a rest.
 
-    With the kernel (high, high, low) that is every product but the one of both lows.
+    `halves` lays out an input [n, channels, ...] as high, low, high along its channels, and zeros
+    up to what a GPU reads at once. With the kernel (high, high, low) a convolution then has every
+    product but the one of both lows.
     """
-    high, low = split(kernel)
-    if not in_halves:
-        high = high.contiguous(memory_format=torch.channels_last)
-        return _Layer(high, bias.to(high.dtype))
 
-    def halves(x: Tensor) -> Tensor:
-        high, low = split(x)
-        return _joined(high, low, high)
+    split: Callable[[Tensor], tuple[Tensor, Tensor]]
+    halves: Callable[[Tensor], Tensor]
 
-    return _Layer(_joined(high, high, low), bias.to(high.dtype), halves)
+
+def _rounded(kernel: Tensor, bias: Tensor, rounding: _Rounding, in_halves: bool) -> _Layer:
+    high, low = rounding.split(kernel)
+    laid = _joined(high, high, low) if in_halves else high
+    laid = laid.contiguous(memory_format=torch.channels_last)
+    return _Layer(laid, bias.to(high.dtype), rounding.halves if in_halves else None)
 
 
 def _joined(*parts: Tensor) -> Tensor:
     """Join parts along the channels, filled up with zeros to what a GPU reads at once."""
-    step = _CHANNEL_BYTES // parts[0].element_size()
-    num_zeros = -sum(part.shape[1] for part in parts) % step
+    num_zeros = _num_zeros(sum(part.shape[1] for part in parts), parts[0].element_size())
     zeros = parts[0].new_zeros(parts[0].shape[0], num_zeros, *parts[0].shape[2:])
-    return torch.cat((*parts, zeros), dim=1).contiguous(memory_format=torch.channels_last)
+    return torch.cat((*parts, zeros), dim=1)
+
+
+def _num_zeros(num_channels: int, num_bytes: int) -> int:
+    return -num_channels % (_CHANNEL_BYTES // num_bytes)
 
 
 def _split_bf16(exact: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,16 +213,43 @@ def _split_bf16(exact: Tensor) -> tuple[Tensor, Tensor]:
     return rounded, (exact - rounded).to(torch.bfloat16)
 
 
+def _bf16_halves(x: Tensor) -> Tensor:
+    high, low = _split_bf16(x)
+    return _joined(high, low, high).contiguous(memory_format=torch.channels_last)
+
+
 def _split_tf32(exact: Tensor) -> tuple[Tensor, Tensor]:
     high = round_to_tf32(exact)
     return high, round_to_tf32(exact - high)
 
 
+def _tf32_halves(x: Tensor) -> Tensor:
+    """Write each value where it belongs: this is done to every activation, and memory is slow.
+
+    Instead of rounding, high leaves bits out, and the tensor cores do so with low.
+    """
+    num, channels, *size = x.shape
+    num_zeros = _num_zeros(3 * channels, x.element_size())
+    laid = torch.empty(
+        (num, 3 * channels + num_zeros, *size),
+        dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
+    )  # fmt: skip
+    high, low, again, zeros = laid.split([channels, channels, channels, num_zeros], dim=1)
+    torch.bitwise_and(x.view(torch.int32), -(1 << _TF32_LOST_BITS), out=high.view(torch.int32))
+    torch.sub(x, high, out=low)
+    again.copy_(high)
+    zeros.zero_()
+    return laid
+
+
 def round_to_tf32(exact: Tensor) -> Tensor:
     """Round finite FP32 to the nearest value that TF32 holds, ties away from zero."""
     lost = 1 << _TF32_LOST_BITS
-    bits = exact.view(torch.int32)
-    return ((bits + lost // 2) & -lost).view(torch.float32)
+    return ((exact.view(torch.int32) + lost // 2) & -lost).view(torch.float32)
+
+
+_BF16 = _Rounding(_split_bf16, _bf16_halves)
+_TF32 = _Rounding(_split_tf32, _tf32_halves)
 
 
 def _moved(layer: tuple[np.ndarray, np.ndarray], device: str) -> tuple[Tensor, Tensor]:

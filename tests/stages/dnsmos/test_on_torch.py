@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from koe.errors import ConfigError
 from stages.dnsmos import on_torch
 from stages.dnsmos.network import cut
-from stages.dnsmos.on_torch import fused_where_it_runs, round_to_tf32, shared_layers
+from stages.dnsmos.on_torch import fused_where_it_runs, require_sound, round_to_tf32, shared_layers
 from stages.dnsmos.scorer import find_model
 from stages.native.repeatable import deterministic_inference
 
@@ -54,22 +55,34 @@ def _truncated(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("arithmetic", ["tf32", "tf32x3"])
 def test_what_tensor_cores_leave_out_of_operands_costs_no_more(arithmetic, exact, monkeypatch):
-    """Three products lose nothing by it, as each operand is a value of TF32 already."""
-    given_to = []
+    kernels = []
 
     def on_tensor_cores(x, kernel, bias):
-        given_to.append((x, kernel))
+        kernels.append(kernel)
         return functional.conv2d(_truncated(x), _truncated(kernel), bias, padding=1).relu_()
 
-    plain = shared_layers(PARTS.weights, "cpu", arithmetic)(_power())
     monkeypatch.setattr(on_torch, "_convolve", on_tensor_cores)
     found = shared_layers(PARTS.weights, "cpu", arithmetic)(_power())
     error = float((found.double() - exact).abs().max() / exact.abs().max())
-    assert error < _ERRORS[arithmetic]
-    assert len(given_to) == 6
-    if arithmetic == "tf32x3":
-        torch.testing.assert_close(found, plain, rtol=0, atol=0)
-        assert all(torch.equal(_truncated(values), values) for pair in given_to for values in pair)
+    assert 0 < error < _ERRORS[arithmetic]
+    assert len(kernels) == 6
+    assert all(torch.equal(_truncated(kernel), kernel) for kernel in kernels)
+
+
+@given(st.integers(1, 9), st.sampled_from([torch.contiguous_format, torch.channels_last]))
+def test_the_halves_of_an_input_are_the_input(channels, layout):
+    drawn = np.random.default_rng(channels).normal(0, 1, (2, channels, 3, 5)).astype(np.float32)
+    x = torch.from_numpy(drawn).contiguous(memory_format=layout)
+    for rounding, bits in ((on_torch._TF32, 0), (on_torch._BF16, 16)):
+        laid = rounding.halves(x)
+        high, low, again, zeros = laid.float().split(
+            [channels, channels, channels, laid.shape[1] - 3 * channels], dim=1
+        )
+        assert torch.equal(high, again)
+        assert torch.equal(high + low, x) or bits
+        assert not zeros.any()
+        torch.testing.assert_close(high + low, x, rtol=2.0**-16, atol=0)
+        torch.testing.assert_close(high, x, rtol=2.0**-8 if bits else 2.0**-10, atol=0)
 
 
 @given(st.floats(-(2.0**100), 2.0**100, width=32))
@@ -134,6 +147,28 @@ def test_channels_come_in_pieces_that_a_gpu_reads_at_once(arithmetic, monkeypatc
     shared_layers(PARTS.weights, "cpu", arithmetic)(_power())
     assert len(shapes) == 6
     assert all(of_x == of_kernel and of_x % 16 == 0 for of_x, of_kernel in shapes)
+
+
+@pytest.mark.parametrize("arithmetic", _ERRORS)
+def test_rounding_alone_is_sound(arithmetic):
+    with deterministic_inference():
+        shared = shared_layers(PARTS.weights, "cpu", arithmetic)
+        require_sound(shared, PARTS.weights, "cpu", arithmetic, num_frames=104)
+
+
+@pytest.mark.parametrize(
+    ("column", "changed"), [(0, 0.001), (18, 0.001), (25, 0.001), (25, np.nan)]
+)
+def test_a_gpu_that_computes_something_else_is_refused(column, changed):
+    shared = shared_layers(PARTS.weights, "cpu", "fp32")
+
+    def wrong(power: torch.Tensor) -> torch.Tensor:
+        features = shared(power)
+        features[1, :, column] += changed * features.max()
+        return features
+
+    with pytest.raises(ConfigError, match=r"fp32 cannot be used on cpu.*are off by"):
+        require_sound(wrong, PARTS.weights, "cpu", "fp32", num_frames=104)
 
 
 def _layers():
