@@ -37,7 +37,7 @@ from benchmarks.results import run_command, write_result
 from koe.errors import ConfigError
 from koe.vocabulary import CODEC_HZ, flatten_codes
 from stages.clips import load_file
-from stages.encode import similar_length_batches
+from stages.snac.batches import similar_length_batches
 from stages.snac.codec import Codec, resolve_codec
 from stages.snac.untrained import untrained_model
 from stages.snac.weights import UNTRAINED

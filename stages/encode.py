@@ -16,12 +16,8 @@ from koe.stage import Exclusions, Outcome, Resources, Stage, Transform
 from koe.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
 from stages.clips import load_clips, load_file, location
 from stages.settings import EncodeConfig
-from stages.snac.codec import Codec, CodecSpec, padded_samples
-
-_CUDA_BATCH_SECONDS = 60.0
-
-# Clips wait for others of about their length; no more audio than this many batches is held.
-_WAITING_BATCHES = 16
+from stages.snac.codec import Codec, CodecSpec
+from stages.snac.engines import usual_batch_seconds
 
 
 @dataclass(frozen=True)
@@ -56,20 +52,17 @@ class EncodeStage:
 
     @property
     def batch_seconds(self) -> float:
-        """Return how much audio is encoded at once; 0: clip by clip.
-
-        On a CPU eager batches of 8 are slower than single clips.
-        """
+        """Return how much audio is encoded at once; 0: clip by clip."""
         if self.settings.batch_seconds is not None:
             return self.settings.batch_seconds
-        return _CUDA_BATCH_SECONDS if self.codec.device == "cuda" else 0.0
+        return usual_batch_seconds(self.codec.engine, self.codec.device)
 
     def open(self) -> Transform:
         """Load the codec.
 
         Raises: ConfigError when its weights or device are absent or not the planned ones.
         """
-        codec = Codec.open(self.codec)
+        codec = Codec.open(self.codec, min(1.0, self.resources.gpus or 1.0))
         return partial(
             _encode,
             codec=codec,
@@ -179,44 +172,8 @@ def _encode_clips(
             else:
                 yield row, audio
 
-    ids = clips["id"].to_pylist()
-    for batch in similar_length_batches(sound(), batch_samples):
-        names = ", ".join(ids[row] for row, _ in batch)
-        encoded = codec.encode([audio for _, audio in batch], names)
-        results.update(zip((row for row, _ in batch), encoded, strict=True))
+    results.update(codec.stream(sound(), batch_samples, clips["id"].to_pylist()))
     return results
-
-
-def similar_length_batches(
-    clips: Iterable[tuple[int, np.ndarray]], batch_samples: int
-) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Group (row, audio at 24 kHz) by length, `batch_samples` per batch at most, padding included.
-
-    A clip longer than that is alone in its batch.
-    """
-    waiting: list[tuple[int, np.ndarray]] = []
-    samples = 0
-    for row, audio in clips:
-        waiting.append((row, audio))
-        samples += padded_samples(len(audio))
-        if samples >= _WAITING_BATCHES * batch_samples:
-            yield from _batches(waiting, batch_samples)
-            waiting, samples = [], 0
-    yield from _batches(waiting, batch_samples)
-
-
-def _batches(
-    clips: list[tuple[int, np.ndarray]], batch_samples: int
-) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Cut clips, the longest first, into batches of at most `batch_samples`."""
-    batch: list[tuple[int, np.ndarray]] = []
-    for row, audio in sorted(clips, key=lambda clip: -len(clip[1])):
-        if batch and (len(batch) + 1) * padded_samples(len(batch[0][1])) > batch_samples:
-            yield batch
-            batch = []
-        batch.append((row, audio))
-    if batch:
-        yield batch
 
 
 def _encoded_table(clips: pa.Table, codes: dict[int, np.ndarray]) -> pa.Table:

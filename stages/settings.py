@@ -17,7 +17,8 @@ Provider = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 ScorerEngine = Literal["auto", "native", "torch", "onnxruntime"]
 Device = Literal["cpu", "cuda"]
-CodecEngine = Literal["auto", "native", "tiled", "eager"]
+CodecEngine = Literal["auto", "native", "tiled", "eager", "fused"]
+CodecPrecision = Literal["fp32", "tf32"]
 Language = Literal["ja"]  # each is a file of stages/text
 Overlong = Literal["drop", "split"]
 # natural, or places of the run (0 start, 1 end) with the rows of text to rows of speech there
@@ -86,7 +87,11 @@ class SnacConfig(Strict):
     """Where clips are encoded."""
     engine: CodecEngine = "auto"
     """How clips are encoded, chosen once for a run: near ties between codes depend on it.
-    native needs a C compiler."""
+    native and tiled are for a CPU, and native needs a C compiler; fused is for CUDA, and needs
+    Triton and a C compiler; eager runs on both."""
+    precision: CodecPrecision = "fp32"
+    """Precision of the encoder's products; tf32 is what the snac package computes with on a GPU, is
+    for the engine fused, and changes codes that are nearly tied."""
 
 
 class EncodeConfig(WorkerConfig):
@@ -97,7 +102,8 @@ class EncodeConfig(WorkerConfig):
     """Clips are kept whose ovrl is above it. Changing it never scores clips again."""
     batch_seconds: float | None = Field(default=None, ge=0)
     """Seconds of audio that are encoded at once; 0: clip by clip; null: 0 on a CPU, where that is
-    fastest, and 60 on CUDA."""
+    fastest, 60 on CUDA, and 88 there with snac.engine fused, which encodes at least 22 at once. The
+    memory of a GPU may allow less."""
 
 
 class TranscriptsConfig(Strict):

@@ -21,7 +21,7 @@ from stages.interleave import OrderStage
 from stages.native.repeatable import require_gpu
 from stages.score import ScoreStage
 from stages.settings import InterleaveSettings
-from stages.snac.codec import CodecSpec, resolve_codec
+from stages.snac.codec import CodecSpec, codec_of
 from stages.sources.base import SpeechFiles, TextFiles
 from stages.sources.files.source_index import index_folder
 from stages.sources.readers import speech_source, text_source
@@ -81,8 +81,7 @@ class Assembly:
 
     @cached_property
     def codec(self) -> CodecSpec:
-        snac = self.config.snac
-        return resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device, snac.engine)
+        return codec_of(self.config.snac)
 
     @cached_property
     def scorer(self) -> DnsmosModel:

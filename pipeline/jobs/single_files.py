@@ -22,7 +22,7 @@ from stages.dnsmos.scorer import DnsmosScorer, find_model
 from stages.encode import encode_files
 from stages.score import score_files
 from stages.settings import Windows
-from stages.snac.codec import Codec, clip_seed, resolve_codec
+from stages.snac.codec import Codec, clip_seed, codec_of
 from stages.text.tokenizer import load_tokenizer
 
 
@@ -77,8 +77,7 @@ def write_wavs(
 
 
 def _codec(config: PipelineConfig) -> Codec:
-    snac = config.snac
-    return Codec.open(resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device, snac.engine))
+    return Codec.open(codec_of(config.snac))
 
 
 def _write(path: Path, audio: Any) -> Path:

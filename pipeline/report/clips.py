@@ -20,7 +20,7 @@ from pipeline.stats.model import CodecUsed
 from pipeline.trace.outcomes import ClipOutcome, ClipOutcomes
 from stages.clips import load_clips
 from stages.settings import SnacConfig
-from stages.snac.codec import Codec, clip_seed, resolve_codec
+from stages.snac.codec import Codec, clip_seed, codec_of
 from stages.sources.files.source_index import index_folder
 
 MAX_SECONDS = 20  # of a clip that are embedded
@@ -103,7 +103,7 @@ class Reconstruction:
         are missing, or are not those, the result says so and nothing is raised.
         """
         try:
-            spec = resolve_codec(snac.weights, snac.sha256, snac.seed, snac.device, snac.engine)
+            spec = codec_of(snac)
             if used is not None and used.sha256 != spec.sha256:
                 problem = (
                     f"the run was encoded by {used.label}, but snac.weights is {spec.label}. Set "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ from snac import SNAC
 
 from koe.errors import BadRecord, ConfigError
 from koe.memory import keep_memory
-from koe.vocabulary import FRAME_SAMPLES, flatten_codes, unflatten_codes
+from koe.vocabulary import unflatten_codes
 from stages.native.repeatable import require_gpu
-from stages.settings import CodecEngine, Device
+from stages.settings import CodecEngine, CodecPrecision, Device, SnacConfig
 from stages.snac.architecture import fold_weight_norm
 from stages.snac.encoder import supports
-from stages.snac.engines import guarded, open_engine, resolve_engine
+from stages.snac.engines import open_stream, resolve_engine
+from stages.snac.guarding import Attempt, guarded
 from stages.snac.untrained import RECIPE
 from stages.snac.weights import UNTRAINED, architecture_of, find_weights, load_model
 
@@ -68,6 +69,7 @@ def resolve_codec(
     seed: int = 0,
     device: Device = "cpu",
     engine: CodecEngine = "auto",
+    precision: CodecPrecision = "fp32",
 ) -> CodecSpec:
     """Find and check the weights, and choose the engine: once, before any work.
 
@@ -77,8 +79,20 @@ def resolve_codec(
     engine does not run here.
     """
     location, found = find_weights(weights, sha256, seed)
-    name = resolve_engine(engine, device, supports(architecture_of(location)))
+    name = resolve_engine(engine, device, supports(architecture_of(location)), precision)
     return CodecSpec(location, found, name, seed, device)
+
+
+def codec_of(settings: SnacConfig) -> CodecSpec:
+    """Return what `resolve_codec` finds for a run's settings. Raises: as it does."""
+    return resolve_codec(
+        settings.weights,
+        settings.sha256,
+        settings.seed,
+        settings.device,
+        settings.engine,
+        settings.precision,
+    )
 
 
 def clip_seed(clip_id: str, seed: int) -> int:
@@ -87,23 +101,26 @@ def clip_seed(clip_id: str, seed: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits without wrapping
 
 
-def padded_samples(num_samples: int) -> int:
-    """Return the length to which SNAC pads a clip on the right: complete frames of 2048."""
-    return math.ceil(num_samples / FRAME_SAMPLES) * FRAME_SAMPLES
+def _with_samples(clip: tuple[int, np.ndarray]) -> tuple[int, np.ndarray]:
+    if not len(clip[1]):
+        raise BadRecord("empty_audio", "the clip has no samples")
+    return clip
 
 
 class Codec:
     """A SNAC model ready to run. Not picklable: open one per worker from a `CodecSpec`."""
 
-    def __init__(self, spec: CodecSpec, model: SNAC) -> None:
+    def __init__(self, spec: CodecSpec, model: SNAC, gpu_share: float = 1.0) -> None:
         self.spec = spec
         self._model = model
         self._device = torch.device(spec.device)
-        self._encode = open_engine(model, spec.engine, spec.device)
+        self._clips = open_stream(model, spec.engine, spec.device, gpu_share)
 
     @classmethod
-    def open(cls, spec: CodecSpec) -> Codec:
+    def open(cls, spec: CodecSpec, gpu_share: float = 1.0) -> Codec:
         """Build the model, and hold torch to one thread in this process.
+
+        On CUDA, `gpu_share` of the GPU's memory bounds the batches.
 
         More workers, not threads, use more cores: with several threads torch splits its sums by
         the shape of the batch, and the last bits decide between two near codes (measured: 1 of
@@ -122,23 +139,29 @@ class Codec:
                 f"their sha256 is {sha256}, expected {spec.sha256}",
                 "Put the same weights (untrained: the same koe and torch) on every machine.",
             )
-        return cls(spec, fold_weight_norm(model).to(spec.device))
+        return cls(spec, fold_weight_norm(model).to(spec.device), gpu_share)
 
     def encode(self, clips_24k: Sequence[np.ndarray], clip_id: str = "") -> list[np.ndarray]:
         """Encode clips together: float32 [samples] to uint16 [7 F] each, as if each were alone.
 
         `clip_id` names the clips in errors.
-        Raises: BadRecord empty_audio for no samples; StageError when torch fails.
+        Raises: as `stream`.
         """
-        frames = [padded_samples(len(clip)) // FRAME_SAMPLES for clip in clips_24k]
-        if not all(frames):
-            raise BadRecord("empty_audio", "the clip has no samples")
-        audio = np.zeros((len(frames), max(frames) * FRAME_SAMPLES), np.float32)
-        for row, clip in zip(audio, clips_24k, strict=True):
-            row[: len(clip)] = clip  # SNAC too pads to complete frames with zeros
-        with guarded(f"encode {len(audio)} x {audio.shape[1]} samples", clip_id):
-            encoded = self._encode(torch.from_numpy(audio), frames)
-        return [flatten_codes([one.numpy() for one in codebooks]) for codebooks in encoded]
+        names = [clip_id] * len(clips_24k)
+        codes = dict(self.stream(enumerate(clips_24k), sys.maxsize, names))
+        return [codes[clip] for clip in range(len(clips_24k))]
+
+    def stream(
+        self, clips: Iterable[tuple[int, np.ndarray]], batch_samples: int, names: Sequence[str]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Encode clips as they come, `batch_samples` at once or what memory holds of them.
+
+        Takes float32 [samples] and yields uint16 [7 F], each as if the clip were alone, beside the
+        place that the clip has in `names`; in no particular order, and some clips behind.
+        Raises: BadRecord empty_audio for no samples; StageError, which names the clips, when torch
+        fails, or when memory does not hold one of them.
+        """
+        return self._clips.stream(map(_with_samples, clips), batch_samples, names)
 
     def decode(self, flat_codes: np.ndarray, seed: int, clip_id: str = "") -> np.ndarray:
         """Decode one clip: uint16 [7 F] to float32 [2048 F] at 24 kHz.
@@ -151,7 +174,7 @@ class Codec:
         devices = [self._device] if self._device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices=devices),
-            guarded(f"decode {len(codebooks[0][0])} frames", clip_id),
+            guarded(Attempt(f"decode {len(codebooks[0][0])} frames", clip_id)),
         ):
             torch.manual_seed(seed)
             audio = self._model.decode([codes.to(self._device) for codes in codebooks])

@@ -66,7 +66,7 @@ class TiledEncoder:
         self._tiles = tiles or Tiles()
         self._first = first.weight[:, 0].t().contiguous()
         offsets = [first.bias, *(torch.zeros_like(block.block[-1].bias) for block in blocks)]
-        self._blocks = [_Block.of(*pair) for pair in zip(blocks, offsets[:-1], strict=True)]
+        self._blocks = [Block.of(*pair) for pair in zip(blocks, offsets[:-1], strict=True)]
         self._last = last
         self._quantizer = model.quantizer
 
@@ -137,7 +137,7 @@ def _copies(rows: Tensor, first: int) -> Callable[[Span], Tensor]:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """A residual unit of width C: the kernels' constants, and the 1x1 convolution [C, C]."""
 
     constants: Tensor
@@ -145,7 +145,7 @@ class _Unit:
     dilation: int
 
     @classmethod
-    def of(cls, unit: Any, offset: Tensor) -> _Unit:
+    def of(cls, unit: Any, offset: Tensor) -> Unit:
         first, depthwise, second, pointwise = unit.block
         constants = offset.new_empty(CONSTANTS, len(offset))
         constants[:TAP] = _snake_constants(first, offset)
@@ -170,26 +170,26 @@ def _snake_constants(snake: Any, offset: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """Residual units, Snake and a strided convolution [2 stride C, outputs].
 
     The biases of the convolutions are not added to the residual: the next Snake adds their sum to
     what it reads, which saves a pass over the residual.
     """
 
-    units: list[_Unit]
+    units: list[Unit]
     snake: Tensor
     weight: Tensor
     bias: Tensor
     stride: int
 
     @classmethod
-    def of(cls, block: Any, offset: Tensor) -> _Block:
+    def of(cls, block: Any, offset: Tensor) -> Block:
         """Copy a module; `offset` [C] is what its input lacks."""
         *residuals, snake, strided = block.block
         units = []
         for residual in residuals:
-            units.append(_Unit.of(residual, offset))
+            units.append(Unit.of(residual, offset))
             offset = offset + residual.block[-1].bias
         weight = strided.weight.permute(2, 1, 0).flatten(0, 1).contiguous()
         constants = _snake_constants(snake, offset)

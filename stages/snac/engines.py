@@ -5,68 +5,120 @@
 | native | CPU | `encoder.py` on compiled C; needs a C compiler | 16 |
 | tiled | CPU | `encoder.py` on torch's operations | 9 to 10 |
 | eager | CPU, CUDA | the package's modules, their weight norm removed | 6 |
+| fused | CUDA | `on_gpu.py` on Triton's kernels, in launches of a few sizes (`packed.py`) | |
 
 On CUDA, eager runs clips of several lengths at once (`masking.py`), on an H200 with 1,022
-audio-seconds/s in batches of 60 s.
+audio-seconds/s in batches of 60 s. `benchmarks/snac_gpu.py` measures fused.
 
-`auto` is native on a CPU, tiled where there is no compiler, and eager on CUDA: a rule, because a
-measurement at the start would be decided by noise. Tiled is faster than eager where there is no
-compiler, and its memory does not grow with the clip.
+`auto` is native on a CPU, tiled where there is no compiler; on CUDA it is fused where its kernels
+run on this machine's GPU and agree with torch, and eager elsewhere: a rule, because a measurement
+at the start would be decided by noise. Tiled is faster than eager where there is no compiler, and
+its memory does not grow with the clip.
 
 Engines differ in the order in which they sum, and so do instruction sets, so where two entries are
 nearly as close, one may choose the other. On the untrained weights that is rare: 0 of 4,396 codes
 (`benchmarks/codec_distance.py`); weights that amplify rounding have more. So the engine is chosen
-once, where the run starts, under a name that says both, `native-avx512`; it is part of receipts and
-of the shards' metadata, and a worker that cannot run just that one refuses.
+once, where the run starts, under a name that says both, `native-avx512`, or on CUDA the precision of
+its products, `fused-tf32`; it is part of receipts and of the shards' metadata, and a worker that
+cannot run just that one refuses.
 """
 
 from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, get_args
 
+import numpy as np
+import torch
 from snac import SNAC
 from torch import Tensor
 
-from koe.errors import ConfigError, StageError
+from koe.errors import ConfigError
 from koe.vocabulary import FRAME_SAMPLES
 from stages.native.compiler import instruction_set
-from stages.native.repeatable import deterministic_inference
-from stages.settings import CodecEngine, Device
+from stages.settings import CodecEngine, CodecPrecision, Device
+from stages.snac.batches import Clip, Encode, Grouped
 from stages.snac.encoder import TiledEncoder
 from stages.snac.kernels import Kernels, TorchKernels, Unavailable, native_kernels
 from stages.snac.masking import MaskedEncoder
+from stages.snac.on_gpu import RowsEncoder, fused_pointwise, require_agreement
+from stages.snac.packed import PackedEncoder
 
-# Clips padded to one length, [clips, samples], and the number of frames of each, to the codes of
-# each in three codebooks, int64 on any device.
-Encode = Callable[[Tensor, Sequence[int]], list[list[Tensor]]]
+# Seconds of audio at once on CUDA.
+_EAGER_SECONDS = 60.0
+_FUSED_SECONDS = 88.0
+
+_OTHER_BUILD = "the encoder of these weights is not built as the published one is"
 
 _LOG = logging.getLogger(__name__)
 
 
-def resolve_engine(engine: CodecEngine, device: Device, encoder_rearranges: bool) -> str:
-    """Choose the engine here, once for all workers of a run; `open_engine` takes its name.
+class ClipStream(Protocol):
+    """Encodes clips as they come, each as if it were alone; `codec.Codec.stream` says how."""
+
+    def stream(
+        self, clips: Iterable[Clip], batch_samples: int, names: Sequence[str]
+    ) -> Iterator[tuple[int, np.ndarray]]: ...
+
+
+def resolve_engine(
+    engine: CodecEngine,
+    device: Device,
+    encoder_rearranges: bool,
+    precision: CodecPrecision = "fp32",
+) -> str:
+    """Choose the engine here, once for all workers of a run; `open_stream` takes its name.
 
     `encoder_rearranges` is what `supports` says of the weights.
-    Raises: ConfigError for a named engine that does not run here.
+    Raises: ConfigError for a named engine, or a precision, that does not run here.
     """
     if engine not in get_args(CodecEngine):
         raise _refused(engine, "there is no such engine")
     if device == "cuda":
-        if engine in ("native", "tiled"):
-            raise _refused(engine, f"it runs on a CPU and snac.device is {device}")
-        return "eager"
+        return _on_cuda(engine, encoder_rearranges, precision)
+    if engine == "fused":
+        raise _refused(engine, f"it runs on CUDA and snac.device is {device}")
+    if precision != "fp32":
+        raise _imprecise(precision, "CPUs compute in FP32")
     return f"{_on_cpu(engine, encoder_rearranges)}-{instruction_set()}"
+
+
+def _on_cuda(engine: CodecEngine, encoder_rearranges: bool, precision: CodecPrecision) -> str:
+    if engine in ("native", "tiled"):
+        raise _refused(engine, "it runs on a CPU and snac.device is cuda")
+    if engine == "fused" and not encoder_rearranges:
+        raise _refused(engine, _OTHER_BUILD)
+    if engine == "fused" or (engine == "auto" and _fused_runs_here(encoder_rearranges)):
+        return f"fused-{precision}"
+    if precision != "fp32":
+        raise _imprecise(precision, "the engine eager computes in FP32")
+    return "eager"
+
+
+def _fused_runs_here(encoder_rearranges: bool) -> bool:
+    """Tell whether the fast engine of a GPU can be checked here and agrees; otherwise say why not."""
+    why = _OTHER_BUILD
+    if encoder_rearranges:
+        try:
+            fused_pointwise("cuda")
+            return True
+        except Unavailable as error:
+            why = str(error)
+    _LOG.warning(
+        "SNAC runs on CUDA with the package's modules (snac.engine: eager), not with the engine "
+        "fused, because %s. If the workers' machines run it, set snac.engine: fused.",
+        why,
+    )
+    return False
 
 
 def _on_cpu(engine: CodecEngine, encoder_rearranges: bool) -> CodecEngine:
     if engine == "eager" or (engine == "auto" and not encoder_rearranges):
         return "eager"
     if not encoder_rearranges:
-        raise _refused(engine, "the encoder of these weights is not built as the published one is")
+        raise _refused(engine, _OTHER_BUILD)
     if engine == "tiled":
         return engine
     try:
@@ -79,12 +131,40 @@ def _on_cpu(engine: CodecEngine, encoder_rearranges: bool) -> CodecEngine:
         return "tiled"
 
 
-def open_engine(model: SNAC, engine: str, device: Device) -> Encode:
+def open_stream(model: SNAC, engine: str, device: Device, gpu_share: float = 1.0) -> ClipStream:
     """Bind the engine `resolve_engine` named to `model`, whose weight norm is removed.
 
-    Returns the encoder, which gives a clip the same codes in any batch.
+    Returns the encoder, which gives a clip the same codes in any batch. On CUDA, `gpu_share` of the
+    GPU's memory bounds the batches.
     Raises: ConfigError when this machine cannot run just that engine.
     """
+    if not engine.startswith("fused-"):
+        return Grouped(open_engine(model, engine, device), device, gpu_share)
+    tf32 = engine == "fused-tf32"
+    try:
+        encoder = RowsEncoder(model, fused_pointwise(device))
+        require_agreement(encoder, model, device, tf32)
+    except Unavailable as error:
+        remedy = (
+            "Install Triton and a C compiler on every machine with a GPU, or set snac.engine: "
+            "eager, which computes with torch alone."
+        )
+        raise _unequal(engine, str(error), remedy) from error
+    return PackedEncoder(encoder, torch.device(device), tf32, gpu_share)
+
+
+def usual_batch_seconds(engine: str, device: Device) -> float:
+    """Return how much audio an engine encodes at once; 0: clip by clip.
+
+    On a CPU eager batches of 8 are slower than single clips.
+    """
+    if device == "cpu":
+        return 0.0
+    return _EAGER_SECONDS if engine == "eager" else _FUSED_SECONDS
+
+
+def open_engine(model: SNAC, engine: str, device: Device) -> Encode:
+    """Bind an engine that takes clips padded to one length. Raises: as `open_stream`."""
     name, _, wanted = engine.partition("-")
     if device == "cpu" and wanted != instruction_set():
         why = f"this machine computes with {instruction_set()}, with which some codes would differ"
@@ -134,17 +214,9 @@ def _refused(engine: str, why: str) -> ConfigError:
     )
 
 
-@contextmanager
-def guarded(doing: str, clip_id: str) -> Iterator[None]:
-    """Run the model without gradients, repeatably, and name the clip if torch fails."""
-    try:
-        with deterministic_inference():
-            yield
-    except RuntimeError as error:  # torch's out-of-memory errors are RuntimeErrors too
-        raise StageError(
-            f"SNAC could not {doing} of clip {clip_id!r}",
-            str(error).strip(),
-            "If memory ran out, lower encode.batch_seconds or ingest.max_seconds, or give the "
-            "stage fewer workers; the unit can be resumed.",
-            clip_id=clip_id,
-        ) from error
+def _imprecise(precision: CodecPrecision, why: str) -> ConfigError:
+    return ConfigError(
+        f"snac.precision {precision} cannot be used",
+        why,
+        "Set snac.precision: fp32, or snac.device: cuda with snac.engine: fused.",
+    )

@@ -15,9 +15,10 @@ from koe.errors import BadRecord, ContractError
 from koe.schema import CLIP, SCORED
 from koe.stage import Exclusions, check_outcome
 from koe.vocabulary import FRAME_SAMPLES, flatten_codes
-from stages.encode import EncodeStage, encode_files, similar_length_batches
+from stages.encode import EncodeStage, encode_files
 from stages.settings import EncodeConfig
-from stages.snac.codec import Codec, CodecSpec, padded_samples, resolve_codec
+from stages.snac.batches import padded_samples, similar_length_batches
+from stages.snac.codec import Codec, CodecSpec, resolve_codec
 from tests.real_data import WORDS
 from tests.stages.snac.exact import assert_near_ties
 from tests.stages.speech import clip_row, clip_table, speech_24k, synthetic_speech
@@ -188,8 +189,9 @@ def test_content_holds_the_codec_and_threshold_but_no_resources(spec):
 
 
 def test_batches_are_for_gpus_unless_the_settings_say_otherwise(spec):
-    on_gpu = replace(spec, device="cuda")
-    assert [EncodeStage(codec).batch_seconds for codec in (spec, on_gpu)] == [0, 60]
+    on_gpu = replace(spec, device="cuda", engine="eager")
+    fused = replace(on_gpu, engine="fused-tf32")
+    assert [EncodeStage(codec).batch_seconds for codec in (spec, on_gpu, fused)] == [0, 60, 88]
     chosen = EncodeConfig(batch_seconds=5)
     assert [EncodeStage(codec, chosen).batch_seconds for codec in (spec, on_gpu)] == [5, 5]
 

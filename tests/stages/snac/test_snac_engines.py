@@ -18,7 +18,7 @@ from stages.snac import kernels as snac_kernels
 from stages.snac.architecture import ARCHITECTURE, fold_weight_norm
 from stages.snac.codec import Codec, resolve_codec
 from stages.snac.encoder import TiledEncoder, Tiles, supports
-from stages.snac.engines import open_engine, resolve_engine
+from stages.snac.engines import open_engine, open_stream, resolve_engine
 from stages.snac.kernels import CONSTANTS, TorchKernels, native_kernels
 from stages.snac.masking import MaskedEncoder
 from stages.snac.untrained import untrained_model
@@ -161,7 +161,40 @@ def test_a_gpu_gives_the_codes_of_fp64_in_any_batch():
 def test_engines_of_the_cpu_do_not_run_on_cuda(engine):
     with pytest.raises(ConfigError, match=r"snac\.device is cuda"):
         resolve_engine(engine, "cuda", True)
-    assert resolve_engine("auto", "cuda", True) == "eager"
+
+
+def test_fused_does_not_run_on_a_cpu_nor_on_another_build():
+    with pytest.raises(ConfigError, match=r"snac\.engine fused .*runs on CUDA"):
+        resolve_engine("fused", "cpu", True)
+    with pytest.raises(ConfigError, match="not built as the published one"):
+        resolve_engine("fused", "cuda", False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_where_the_kernels_of_a_gpu_cannot_be_checked_auto_is_eager_and_says_so(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert resolve_engine("auto", "cuda", True) == "eager"
+    assert "torch finds no CUDA device" in caplog.text
+    assert "set snac.engine: fused" in caplog.text
+    assert resolve_engine("fused", "cuda", True) == "fused-fp32"
+    model = fold_weight_norm(SNAC(**ARCHITECTURE))
+    with pytest.raises(ConfigError, match="fused-fp32 cannot be used on this machine") as caught:
+        open_stream(model, "fused-fp32", "cuda")
+    assert "snac.engine: eager" in caught.value.remedy
+
+
+def test_the_precision_is_refused_where_it_does_not_run_and_part_of_the_name():
+    with pytest.raises(ConfigError, match=r"snac\.precision tf32 cannot be used.*CPUs") as caught:
+        resolve_codec("untrained", precision="tf32")
+    assert "snac.precision: fp32" in caught.value.remedy
+    with pytest.raises(ConfigError, match=r"snac\.precision tf32 .*eager computes in FP32"):
+        resolve_engine("eager", "cuda", True, "tf32")
+    fp32, tf32 = (
+        resolve_codec("untrained", device="cuda", engine="fused", precision=precision)
+        for precision in ("fp32", "tf32")
+    )
+    assert [fp32.describe()["engine"], tf32.describe()["engine"]] == ["fused-fp32", "fused-tf32"]
+    assert fp32.describe() != tf32.describe()
 
 
 def test_an_encoder_of_another_build_runs_eagerly():
