@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import soundfile
 
 from koe.errors import ConfigError
+from koe.schema import CLIP
+from stages.audio.decode import resample
 from stages.clips import load_file
 
 PACKAGED = Path(str(resources.files("pipeline.demo"))) / "data" / "speech"
@@ -67,3 +72,28 @@ def real_clips(num_clips: int, audio_hz: int, data: Path, seed: int = 0) -> list
             clip = clip + rng.normal(0, 10 ** rng.uniform(-3, -1.3), length).astype(np.float32)
         clips.append(np.clip(clip, -1, 1))
     return clips
+
+
+def flac_files(folder: Path, audios: Sequence[np.ndarray], from_hz: int, audio_hz: int) -> pa.Table:
+    """Write float32 [samples] at `from_hz` as FLAC of `audio_hz`; return their rows of CLIP."""
+    rows = []
+    for number, audio in enumerate(audios):
+        path = folder / f"{number}.flac"
+        soundfile.write(path, resample(audio, from_hz, audio_hz).clip(-1, 1), audio_hz)
+        rows.append(
+            {
+                **dict.fromkeys(CLIP.names),
+                **dict.fromkeys(("text", "audio_member"), ""),
+                "id": path.name,
+                "source": "benchmark",
+                "audio_kind": "file",
+                "audio_path": str(path),
+                "audio_offset": 0,
+                "audio_bytes": path.stat().st_size,
+                "start_seconds": 0.0,
+                "seconds": soundfile.info(path).duration,
+                "audio_hz": audio_hz,
+                "channels": 1,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=CLIP)

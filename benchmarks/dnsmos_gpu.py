@@ -22,19 +22,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 import torch
 from rich.console import Console
 
-from benchmarks.clips import add_data_option, real_clips
+from benchmarks.clips import add_data_option, flac_files, real_clips
 from benchmarks.dnsmos import speechmos
 from benchmarks.results import run_command, write_figures
 from koe.errors import ConfigError
-from koe.schema import CLIP
 from stages.dnsmos.batches import FRAMES_AT_ONCE, BatchedNetwork
 from stages.dnsmos.engines import BF16_OVRL_ERROR
 from stages.dnsmos.network import HOP_SAMPLES, WINDOW_SAMPLES, Clip, Part, cut
-from stages.dnsmos.on_torch import Arithmetic, torch_parts
+from stages.dnsmos.on_torch import Arithmetic, shared_layers, torch_parts
 from stages.dnsmos.scorer import SCORER_HZ, find_model, mean_scores, window_starts
 from stages.native.repeatable import deterministic_inference, require_gpu
 from stages.score import ScoreStage
@@ -42,8 +40,17 @@ from stages.settings import Precision, ScoreConfig
 
 THRESHOLD = 2.5
 PEER = "speechmos without P.808, all CPU cores"
-ARITHMETIC: tuple[Arithmetic, ...] = ("fp32", "tf32x3", "tf32", "bf16")
+# Arithmetic of the convolutions, and whether cuDNN fuses them with ReLU; None: as koe does.
+WAYS: dict[str, tuple[Arithmetic, bool | None]] = {
+    "fp32": ("fp32", None),
+    "fp32, fused": ("fp32", True),
+    "tf32x3": ("tf32x3", None),
+    "tf32": ("tf32", None),
+    "bf16": ("bf16", None),
+    "bf16, not fused": ("bf16", False),
+}
 SETTINGS: tuple[Precision, ...] = ("fp32", "bf16")
+_ROUNDED = ("tf32", "bf16", "bf16, not fused", "bf16, alone")
 _PEER_CLIPS = 12
 _BATCH_SIZES = (4_096, 8_192, 16_384, 32_768, 65_536)
 _USUAL_WINDOWS = 4  # of a clip in the batch that lies on the GPU
@@ -52,7 +59,7 @@ _STAGE_CPUS = (1, 4, 8, 16)
 _SHOWN_KERNELS = 8
 
 Scores = dict[str, list[float]]  # by the way of computing, ovrl of every clip
-Networks = dict[Arithmetic, tuple[Part, Part, Part]]
+Networks = dict[str, tuple[Part, Part, Part]]
 
 
 def main() -> int:
@@ -64,8 +71,7 @@ def main() -> int:
         Clip(number, f"clip-{number}", audio.astype(np.float32), window_starts(len(audio), "reference"))
         for number, audio in enumerate(audios)
     ]  # fmt: skip
-    parts = cut(Path(find_model().path).read_bytes())
-    networks: Networks = {name: torch_parts(parts, options.device, name) for name in ARITHMETIC}
+    networks = _networks(options.device)
     figures: dict[str, Any] = {
         "peer": PEER,
         "unit": "windows per second",
@@ -81,15 +87,25 @@ def main() -> int:
     return 0
 
 
+def _networks(device: str) -> Networks:
+    parts = cut(Path(find_model().path).read_bytes())
+    spectrogram, _, head = torch_parts(parts, device, "fp32")
+    return {
+        name: (spectrogram, shared_layers(parts.weights, device, arithmetic, fuse), head)
+        for name, (arithmetic, fuse) in WAYS.items()
+        if device == "cuda" or fuse is None
+    }
+
+
 def _parts(clips: list[Clip], networks: Networks, options) -> dict[str, Callable[[], Any]]:
     """Return what is measured, what matters most first."""
     scores: Scores = {}
     device, rounds = options.device, options.rounds
 
-    def batched(name: Arithmetic, *size: int, of: list[float]) -> dict[str, Any]:
+    def batched(name: str, *size: int, of: list[float]) -> dict[str, Any]:
         return _batched(BatchedNetwork(networks[name], device, *size), clips, rounds, of)
 
-    def one_by_one(name: Arithmetic) -> float:
+    def one_by_one(name: str) -> float:
         of = scores.setdefault(f"{name}, alone", [])
         return _one_by_one(BatchedNetwork(networks[name], device), clips, of)
 
@@ -174,8 +190,7 @@ def _differences(scores: Scores) -> dict[str, Any]:
         if name in ("fp32", "speechmos"):
             continue
         ovrl = np.array(of)
-        rounded = name == "tf32" or name.startswith("bf16")
-        near = np.abs(ovrl - THRESHOLD) <= (BF16_OVRL_ERROR if rounded else 0)
+        near = np.abs(ovrl - THRESHOLD) <= (BF16_OVRL_ERROR if name in _ROUNDED else 0)
         settled = np.where(near, exact, ovrl)
         found[name] = {
             "largest_difference": _largest(ovrl, exact),
@@ -235,7 +250,8 @@ def _stage(clips: list[Clip], options) -> dict[str, Any]:
     """Score FLAC files through the stage, by the number of its threads."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        table = pa.concat_tables([_files(Path(folder), clips)] * options.rounds)
+        files = flac_files(Path(folder), [clip.audio for clip in clips], SCORER_HZ, _FILE_HZ)
+        table = pa.concat_tables([files] * options.rounds)
         for precision in SETTINGS if options.device == "cuda" else SETTINGS[:1]:
             found[precision] = {
                 cpus: _stage_speed(table, precision, cpus, options.device)
@@ -255,33 +271,6 @@ def _stage_speed(table: pa.Table, precision: Precision, cpus: int, device: Any) 
     kept = transform(table).kept
     assert kept.num_rows == table.num_rows, "a file was not scored"
     return round(sum(kept["windows"].to_pylist()) / (time.perf_counter() - begin), 1)
-
-
-def _files(folder: Path, clips: list[Clip]) -> pa.Table:
-    """Write the clips as FLAC of 24 kHz, and return their rows."""
-    rows = []
-    for clip in clips:
-        path = folder / f"{clip.name}.flac"
-        length = len(clip.audio) * _FILE_HZ // SCORER_HZ
-        at = np.linspace(0, len(clip.audio) - 1, length)
-        soundfile.write(path, np.interp(at, np.arange(len(clip.audio)), clip.audio), _FILE_HZ)
-        rows.append(
-            {
-                **dict.fromkeys(CLIP.names),
-                **dict.fromkeys(("text", "audio_member"), ""),
-                "id": clip.name,
-                "source": "benchmark",
-                "audio_kind": "file",
-                "audio_path": str(path),
-                "audio_offset": 0,
-                "audio_bytes": path.stat().st_size,
-                "start_seconds": 0.0,
-                "seconds": length / _FILE_HZ,
-                "audio_hz": _FILE_HZ,
-                "channels": 1,
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=CLIP)
 
 
 def _options() -> argparse.Namespace:

@@ -96,11 +96,11 @@ class ScoreStage:
             return 0.0
         return ovrl_error(self.settings.precision)
 
-    def exact(self) -> ScoreStage:
-        """Return the stage that gives the same scores in FP32."""
-        provider = self.settings.provider
+    def exact(self, on_gpu: bool = True) -> ScoreStage:
+        """Return the stage that gives the same scores in FP32; on a CPU where there is no GPU."""
+        provider = self.settings.provider if on_gpu else "cpu"
         engine = resolve_engine("auto", provider, "fp32")
-        changes = {"precision": "fp32", "engine": engine}
+        changes = {"precision": "fp32", "provider": provider, "engine": engine}
         return replace(self, settings=self.settings.model_copy(update=changes))
 
     @property

@@ -57,7 +57,8 @@ class ScoreConfig(WorkerConfig):
     model: PathOrUrl | None = None
     """The DNSMOS model; null: sig_bak_ovr.onnx of the package speechmos."""
     provider: Provider = "cpu"
-    """Where the model runs; a missing provider stops the run."""
+    """Where the model runs; a missing provider stops the run. On cuda many clips are scored at
+    once, which the worker's CPUs decode ahead."""
     precision: Precision = "fp32"
     """Precision of the convolutions; clips near the threshold are scored in fp32 in any case."""
     engine: ScorerEngine = "auto"

@@ -126,7 +126,9 @@ class Assembly:
         # Built only where scores are inexact: otherwise encoding must not require the DNSMOS model.
         inexact = ovrl_error(self.config.score.precision) > 0
         rescores = inexact and self.config.score.scorer == "dnsmos"
-        exact_scores = self.score().exact() if rescores else None
+        # They are computed by workers of encode, which may have no GPU where those of score do.
+        on_gpu = self.config.encode.gpus_per_worker > 0
+        exact_scores = self.score().exact(on_gpu) if rescores else None
         return EncodeStage(self.codec, self.config.encode, exact_scores, self.index_folder)
 
     def tokenize_speech(self) -> Stage:

@@ -116,27 +116,29 @@ def _head(weights: _Weights, device: str) -> Part:
     return run
 
 
-def shared_layers(weights: _Weights, device: str, arithmetic: Arithmetic) -> Part:
+def shared_layers(
+    weights: _Weights, device: str, arithmetic: Arithmetic, fuse: bool | None = None
+) -> Part:
     """Return `Parts.shared` of its `weights`.
 
     The input of the first convolution, 1 % of the work, is never rounded: its rounding alone would
-    double the error of a score.
+    double the error of a score. `fuse` takes the convolutions with ReLU that only CUDA has, where
+    None is: on CUDA, but for FP32, for which cuDNN has better kernels without.
     """
-    if arithmetic == "fp32":
-        layers = [_Layer(*_moved(layer, device)) for layer in weights]
-        return lambda power: _run(power, layers, _convolve)
-    rounding = _BF16 if arithmetic == "bf16" else _TF32
+    moved = [_moved(layer, device) for layer in weights]
+    rounding = {"fp32": None, "bf16": _BF16}.get(arithmetic, _TF32)
     num_split = len(weights) if arithmetic == "tf32x3" else 1
     layers = [
-        _rounded(*_moved(layer, device), rounding, in_halves=place < num_split)
-        for place, layer in enumerate(weights)
+        _rounded(*layer, rounding, in_halves=place < num_split) if rounding else _Layer(*layer)
+        for place, layer in enumerate(moved)
     ]
-    uses_tf32 = arithmetic != "bf16"
-    with _cudnn(uses_tf32):
-        convolve = fused_where_it_runs(layers) if device == "cuda" else _convolve
+    if fuse is None:
+        fuse = device == "cuda" and arithmetic != "fp32"
+    with _cudnn(tf32=rounding is _TF32):
+        convolve = fused_where_it_runs(layers) if fuse else _convolve
 
     def run(power: Tensor) -> Tensor:
-        with _cudnn(uses_tf32):
+        with _cudnn(tf32=rounding is _TF32):
             return _run(power, layers, convolve).float()
 
     return run
@@ -170,8 +172,7 @@ def fused_where_it_runs(layers: Sequence[_Layer]) -> _Convolve:
     """Return the fastest convolution with ReLU that cuDNN has for all of the layers."""
     try:
         for kernel, bias, _ in layers:
-            few = kernel.new_zeros(1, kernel.shape[1], 8, 8)
-            _fused(few.contiguous(memory_format=torch.channels_last), kernel, bias)
+            _fused(kernel.new_zeros(1, kernel.shape[1], 8, 8), kernel, bias)
     except RuntimeError as error:
         _LOG.warning("DNSMOS scores slower, as cuDNN cannot fuse its convolutions: %s", error)
         return _convolve

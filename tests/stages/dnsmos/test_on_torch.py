@@ -198,6 +198,21 @@ def test_the_fused_convolution_is_asked_for_what_the_plain_one_computes(monkeypa
     assert torch.equal(fused(x, kernel, bias), on_torch._convolve(x, kernel, bias))
 
 
+@pytest.mark.parametrize("arithmetic", _ERRORS)
+def test_fused_layers_are_the_plain_ones(arithmetic, monkeypatch):
+    called = []
+
+    def cudnn(x, kernel, bias, stride, padding, dilation, groups):
+        called.append(torch.backends.cudnn.allow_tf32)
+        return functional.conv2d(x, kernel, bias, stride, padding, dilation, groups).relu_()
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", cudnn)
+    fused = shared_layers(PARTS.weights, "cpu", arithmetic, fuse=True)
+    assert torch.equal(fused(_power()), shared_layers(PARTS.weights, "cpu", arithmetic)(_power()))
+    # Each layer once to see that it runs, and then in use, in the arithmetic that was asked for.
+    assert called == [arithmetic.startswith("tf32")] * 12
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("arithmetic", _ERRORS)
 def test_a_gpu_rounds_no_more(arithmetic, exact, caplog):
