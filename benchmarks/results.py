@@ -1,4 +1,7 @@
-"""What the benchmarks share: their result files, and how a command ends."""
+"""What the benchmarks share: their result files, and how a command ends.
+
+`python -m benchmarks.results FOLDER` prints what the results in a folder say.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ import torch
 
 from koe.errors import ConfigError, KoeError
 
-RESULTS = Path(__file__).parent / "results"
+COMMITTED = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("KOE_BENCHMARK_RESULTS", COMMITTED))  # where new ones are written
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -44,8 +48,11 @@ def hardware() -> str:
 
 def commit() -> str:
     """Return the commit of the working tree, with + where it has changes."""
-    run = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+    run = ["git", "-C", str(COMMITTED), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not known: a copy without its history"
 
 
 def write_result(
@@ -73,7 +80,25 @@ def write_figures(name: str, **figures: Any) -> Path:
     date = datetime.now(UTC).date().isoformat()
     found = {"name": name, **figures, "commit": commit(), "hardware": hardware(), "date": date}
     short = re.sub(r"[^a-z0-9]+", "-", hardware().lower()).strip("-")
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}_{short}_{date}.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def said(folder: Path) -> list[str]:
+    """Say in a line each what the results in a folder are."""
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        line = f"{found['name']}, {found['hardware']}:"
+        if "ratio" in found:
+            line += (
+                f" {found['ours']:.5g} {found['unit']}, {found['ratio']:.2f} times {found['peer']}"
+            )
+        lines.append(line)
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(said(Path(sys.argv[1]))))

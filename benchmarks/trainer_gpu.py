@@ -95,10 +95,10 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         speed, wait = run_koe(folder, number, options.steps)
         ours.append(speed)
         waits.append(wait)
+        print(f"koe {speed:,.0f} tokens/s", flush=True)
         for name, speeds in peers.items():
             speeds.append(run_peer(name, folder, options))
-        said = "  ".join(f"{name} {speeds[-1]:,.0f}" for name, speeds in peers.items())
-        print(f"koe {ours[-1]:,.0f}  {said} tokens/s", flush=True)
+            print(f"{name} {speeds[-1]:,.0f} tokens/s", flush=True)
     best = max(peers, key=lambda name: median(peers[name]))
     theirs = peers[best]
     print(f"ratio {median(a / b for a, b in zip(ours, theirs, strict=True)):.2f} to {best}")

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from koe.secrets import without_credentials
 from koe.stage import Resources
 
+_SMALLEST_PART = 1e-4  # Ray counts resources in ten-thousandths
+
 
 class Strict(BaseModel):
     """A frozen section of the configuration that refuses unknown keys and numbers like nan.
@@ -67,14 +69,24 @@ class WorkerConfig(Strict):
     cpus_per_worker: float = Field(default=Resources.cpus, gt=0)
     """CPUs that Ray reserves for each worker; may be a fraction."""
     gpus_per_worker: float = Field(default=Resources.gpus, ge=0)
-    """GPUs that Ray reserves for each worker; may be a fraction."""
-
+    """GPUs that Ray reserves for each worker, which sees no others: a part of one, such as 0.25 for four
+    workers on a GPU, or a whole number. Of a stage on CUDA, 0 stands for one GPU, or for an equal part
+    where there are fewer GPUs than such stages."""
     memory_gigabytes_per_worker: float = Field(default=1.0, ge=0)
     """Memory that Ray reserves for each worker, in gigabytes (10^9 bytes); 0: none. The default is
     what one was measured to need at its most, with some room."""
     resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
     """Other resources that Ray reserves for each worker, by the names given to `ray start
     --resources`: the stage then runs on the nodes that have them."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _as_ray_reserves(cls, found: float) -> float:
+        if found > 1 and found != int(found):
+            raise ValueError(f"{found:g} is neither a part of one GPU nor a whole number of GPUs")
+        if 0 < found < _SMALLEST_PART:
+            raise ValueError(f"{found:g} of a GPU: Ray reserves no part below {_SMALLEST_PART:g}")
+        return found
 
     @field_validator("resources_per_worker")
     @classmethod
@@ -88,9 +100,15 @@ class WorkerConfig(Strict):
 
     @property
     def resources(self) -> Resources:
+        return self.resources_with(gpu=False)
+
+    def resources_with(self, gpu: bool) -> Resources:
+        """Return what a worker needs; with `gpu` it computes on one, and is given one by default."""
+        by_default = gpu and not self.gpus_per_worker
         return Resources(
             cpus=self.cpus_per_worker,
-            gpus=self.gpus_per_worker,
+            gpus=1.0 if by_default else self.gpus_per_worker,
+            shares_gpu=by_default,
             workers=self.workers,
             memory=self.memory_gigabytes_per_worker * 1e9,
             others=self.resources_per_worker,

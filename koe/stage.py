@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
@@ -12,6 +13,10 @@ from koe.errors import BadRecord, ContractError
 from koe.printable import shorten
 from koe.schema import EXCLUDED, QUARANTINED, REJECTED, require_schema
 
+# A thread decodes and resamples 1,350 seconds of FLAC per second, 360 of Opus; the fastest network
+# that was measured on an H200 scores 3,500 (docs/performance.md).
+THREADS_PER_GPU = 4
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -19,13 +24,23 @@ class Resources:
 
     `workers` None lets the engine choose from the cluster's size. `memory` is in bytes, 0 for any.
     `others` are resources that only some nodes have, by the names that these were started with.
+    With `shares_gpu`, a part of the GPU does where there is not one for every stage.
     """
 
     cpus: float = 1.0
     gpus: float = 0.0
+    shares_gpu: bool = False
     workers: int | None = None
     memory: float = 0.0
     others: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> int:
+        """How many threads prepare a worker's clips for its model: one per CPU, and enough for a GPU.
+
+        Those of a GPU have nothing to do once they are ahead of it.
+        """
+        return max(1, int(self.cpus), math.ceil(THREADS_PER_GPU * self.gpus))
 
     def amounts(self) -> dict[str, float]:
         """Return what one worker needs, by the names that Ray has for it."""

@@ -48,7 +48,8 @@ class EncodeStage:
 
     @property
     def resources(self) -> Resources:
-        return self.settings.resources
+        rescores_on_gpu = self.exact_scores is not None and self.exact_scores.resources.gpus > 0
+        return self.settings.resources_with(self.codec.device == "cuda" or rescores_on_gpu)
 
     @property
     def batch_seconds(self) -> float:
@@ -69,7 +70,7 @@ class EncodeStage:
             rescore=_opened_late(self.exact_scores),
             threshold_ovrl=self.settings.threshold_ovrl,
             batch_samples=int(self.batch_seconds * CODEC_HZ),
-            num_threads=max(1, int(self.resources.cpus)),
+            num_threads=self.resources.threads,
             index_folder=self.index_folder,
         )
 

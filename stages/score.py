@@ -86,8 +86,19 @@ class ScoreStage:
         )
 
     @property
+    def decoded_hz(self) -> int:
+        """Return the sample rate that clips are decoded to; 0 where none is."""
+        if self.model is None:
+            return 0
+        return SCORER_HZ if self._reconstructs is None else CODEC_HZ
+
+    @property
     def resources(self) -> Resources:
-        return self.settings.resources
+        on_gpu = self.model is not None and self.settings.provider == "cuda"
+        codec = self._reconstructs
+        return self.settings.resources_with(
+            on_gpu or (codec is not None and codec.device == "cuda")
+        )
 
     @property
     def ovrl_error(self) -> float:
@@ -115,7 +126,7 @@ class ScoreStage:
         if self.model is None:
             return partial(_outcome, stage=self, score=_source_scores)
         settings = self.settings
-        num_threads = max(1, int(self.resources.cpus))
+        num_threads = self.resources.threads
         torch.set_num_threads(1)  # resampling is torch's, and must not slow the model down
         scorer = DnsmosScorer(
             self.model.path,

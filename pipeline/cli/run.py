@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import sys
 from dataclasses import replace
@@ -161,19 +160,37 @@ def plan(
     seconds: Annotated[
         float, typer.Option(min=1, help="Measure for about this long, in seconds.")
     ] = 30,
+    cores: Annotated[
+        float | None,
+        typer.Option(min=1, help="CPU cores of the machine; by default Ray's, or this machine's."),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs like this machine's; by default Ray's, or this machine's."),
+    ] = None,
+    read_megabytes: Annotated[
+        float | None,
+        typer.Option(
+            "--read-megabytes", min=0.001, help="MB of audio that can be read a second, if known."
+        ),
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the units, and estimate from a few clips what a run costs."""
+    """List the units, and estimate from a few clips what a run costs, and what a machine lacks for it."""
     from dataclasses import asdict
 
-    from pipeline.estimate import estimate_run
+    from pipeline.estimate import estimate_run, on_machine_of
+    from pipeline.estimate.hardware import machine_for
     from pipeline.jobs.run import plan_run
     from pipeline.run_dir.lock import run_lock
     from pipeline.run_dir.storage import Storage
+    from pipeline.terminal.machine import machine_json, machine_view
     from pipeline.terminal.plan import estimate_view, plan_rows, plan_view
 
     settings = load_config(config, overrides)
+    reading = None if read_megabytes is None else 1e6 * read_megabytes
+    machine = machine_for(settings, cores, gpus, reading) if clips else None
     with run_lock(Storage(settings.run_dir), lambda text: say(text, "yellow")) as storage:
         planned = plan_run(settings, err, storage)
     estimates = []
@@ -183,12 +200,15 @@ def plan(
         )
     if as_json:
         stages = [{**asdict(item), "per_second": item.rates()} for item in estimates]
-        print_json({"sources": plan_rows(planned), "stages": stages})
+        found = {"sources": plan_rows(planned), "stages": stages}
+        if machine:
+            found["machine"] = machine_json(on_machine_of(estimates, machine), machine)
+        print_json(found)
         return
     out.print(plan_view(planned))
-    if estimates:
-        cpus = settings.ray.num_cpus or os.cpu_count() or 1
-        out.print(estimate_view(estimates, cpus))
+    if estimates and machine:
+        out.print(estimate_view(estimates))
+        out.print(machine_view(on_machine_of(estimates, machine), machine))
 
 
 def status(

@@ -1,13 +1,15 @@
-"""What a run will cost, measured on a few of the user's own clips before anything runs."""
+"""What a run will cost, measured on a few of the user's own clips before anything runs, and how long a
+machine takes for it."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from koe.schema import SPEECH, TEXT, Unit
 from pipeline.config.models import PipelineConfig
+from pipeline.estimate.machine import Machine, OnMachine, StageLoad, on_machine
 from pipeline.estimate.sample import SpeechStages, measure_speech, measure_text
 from pipeline.estimate.shards import estimate_shards
 from pipeline.estimate.timed import Clock
@@ -16,7 +18,7 @@ from pipeline.estimate.training import estimate_training
 from pipeline.jobs.assembly import Assembly
 from pipeline.run_dir.plan import Plan
 
-__all__ = ["StageEstimate", "estimate_run"]
+__all__ = ["StageEstimate", "estimate_run", "on_machine_of"]
 
 OnProgress = Callable[[str], None]
 
@@ -60,10 +62,27 @@ def estimate_run(
     shards = estimate_shards(assembly, tracks, clock)
     names = dict.fromkeys((track.stage, track.modality) for track in tracks)
     estimates = [
-        sum_tracks(config, [track for track in tracks if (track.stage, track.modality) == name])
+        sum_tracks([track for track in tracks if (track.stage, track.modality) == name])
         for name in names
     ]
     return [*estimates, shards, estimate_training(config, shards)] if shards else estimates
+
+
+def on_machine_of(estimates: Sequence[StageEstimate], machine: Machine) -> list[OnMachine]:
+    """Tell what each chain of stages takes on a machine; the chains follow one another."""
+    chains: dict[str, list[StageLoad]] = {}
+    for item in estimates:
+        if item.resources is None or item.worker_hours is None:  # training has GPUs of its own
+            continue
+        load = StageLoad(
+            stage=item.stage,
+            resources=item.resources,
+            worker_seconds=3600 * item.worker_hours,
+            decode_seconds=3600 * item.decode_hours,
+            read_bytes=item.read_bytes,
+        )
+        chains.setdefault(item.chain, []).append(load)
+    return [on_machine(chain, machine) for chain in chains.values()]
 
 
 def _wanted(sources: dict[str, list[Unit]], num_clips: int) -> dict[str, int]:

@@ -6,13 +6,18 @@ measured is used: the lengths of all clips whose headers were read, the scores o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 
 from koe.schema import SPEECH, TEXT, Unit
 from koe.stage import Stage
+from koe.vocabulary import CODEC_HZ
+from pipeline.estimate.decoding import audio_bytes, decode_seconds, fed
 from pipeline.estimate.timed import Clock, Opened, Read, Taken, read_units, take_clips
 from pipeline.estimate.track import Track, work_of
 from pipeline.estimate.uncertainty import (
@@ -27,6 +32,7 @@ from pipeline.jobs.assembly import Assembly
 from stages.dnsmos.scorer import SCORER_HZ, window_starts
 from stages.settings import Windows
 
+_STARVED = 0.8  # of the time: above it the GPU may have waited for decoding
 # Of a source's time. The scored clips tell how many of all will pass, and the headers how long
 # those are; a few of those that pass are enough to tell the codes and tokens per second.
 _SHARES = {"ingest": 0.1, "score": 0.6, "encode": 0.25, "tokenize": 0.05}
@@ -35,13 +41,23 @@ _SHARES = {"ingest": 0.1, "score": 0.6, "encode": 0.25, "tokenize": 0.05}
 class SpeechStages:
     """The stages of speech, their models loaded."""
 
-    def __init__(self, assembly: Assembly, clock: Clock) -> None:
+    def __init__(
+        self, assembly: Assembly, clock: Clock, cpu_clock: Clock = time.process_time
+    ) -> None:
         self.windows: Windows = assembly.config.score.windows
         self.threshold_ovrl = assembly.config.encode.threshold_ovrl
+        score, encode = assembly.score(), assembly.encode()
         self.ingest = Opened(assembly.ingest(), clock)
-        self.score = Opened(assembly.score(), clock)
-        self.encode = Opened(assembly.encode(), clock)
+        self.score = Opened(score, clock, fed(score))
+        self.encode = Opened(encode, clock, fed(encode))
         self.tokenize = Opened(assembly.tokenize_speech(), clock)
+        self._decoded_hz = {score.name: score.decoded_hz, encode.name: CODEC_HZ}
+        self._index_folder, self._cpu_clock = assembly.index_folder, cpu_clock
+
+    def decode_seconds(self, stage: str, clips: pa.Table) -> float:
+        """Return the seconds of a core that decode clips for a stage; 0 where it decodes none."""
+        hz = self._decoded_hz[stage]
+        return decode_seconds(clips, hz, self._index_folder, self._cpu_clock) if hz else 0.0
 
 
 def measure_speech(
@@ -50,7 +66,8 @@ def measure_speech(
     """Measure all stages on at most `most` clips of a source, in about `seconds` altogether."""
     rng = _rng(units[0].source)
     read = read_units(stages.ingest, units, _SHARES["ingest"] * seconds, rng)
-    ingested = _read_track(stages.ingest.name, SPEECH, read, units, UNKNOWN)
+    ingested = _read_track(stages.ingest, SPEECH, read, units, UNKNOWN)
+    ingested = replace(ingested, read_bytes=audio_bytes(ingested.kept) * ingested.scale)
     clips = ingested.kept
     if not clips.num_rows:
         return [ingested]
@@ -63,6 +80,7 @@ def measure_speech(
     taken = take(stages.score, ingested)
     units_read = _of_units(read, windows, ingested.scale)
     scored = _track(ingested, stages.score, taken, windows, ingested.scale, units_read)
+    scored = _with_decoding(stages, stages.score, scored, ingested)
     if not scored.kept.num_rows:
         return [ingested, scored]
 
@@ -76,6 +94,7 @@ def measure_speech(
     passing += _of_units(read, lengths, ingested.scale)
     taken = take(stages.encode, scored)
     encoded = _track(scored, stages.encode, taken, promising, scale, passing)
+    encoded = _with_decoding(stages, stages.encode, encoded, ingested)
     if not encoded.kept.num_rows:
         return [ingested, scored, encoded]
 
@@ -87,18 +106,19 @@ def measure_speech(
 
 def measure_text(stage: Stage, units: Sequence[Unit], seconds: float, clock: Clock) -> Track:
     """Measure units of a text source, at least one, in about `seconds`."""
-    read = read_units(Opened(stage, clock), units, seconds, _rng(units[0].source))
+    opened = Opened(stage, clock)
+    read = read_units(opened, units, seconds, _rng(units[0].source))
     found = _of_units(read, work_of(stage.name, read.kept), _scale(read, units))
-    return _read_track(stage.name, TEXT, read, units, found)
+    return _read_track(opened, TEXT, read, units, found)
 
 
 def _read_track(
-    stage: str, modality: str, read: Read, units: Sequence[Unit], uncertainty: Uncertainty
+    stage: Opened, modality: str, read: Read, units: Sequence[Unit], uncertainty: Uncertainty
 ) -> Track:
     """Scale units that were read up to the source, by the number of records."""
     kept, scale = read.kept, _scale(read, units)
     return Track(
-        stage=stage,
+        stage=stage.name,
         modality=modality,
         measured=read.records,
         seconds=read.seconds,
@@ -108,6 +128,7 @@ def _read_track(
         scale=scale,
         uncertainty=uncertainty,
         units=units,
+        resources=stage.resources,
     )
 
 
@@ -146,6 +167,22 @@ def _track(
         scale=scale,
         uncertainty=uncertainty + of_records(work[taken.rows], drawn, 1 / scale if scale else 0.0),
         units=before.units,
+        resources=stage.resources,
+    )
+
+
+def _with_decoding(stages: SpeechStages, stage: Opened, track: Track, ingested: Track) -> Track:
+    """Add what decoding takes of the clips that the stage kept, and what it reads of all of them."""
+    seconds = stages.decode_seconds(stage.name, track.kept)
+    share = track.records_kept / max(ingested.records_kept, 1e-9)
+    starved = stage.resources.gpus and seconds / stage.threads > _STARVED * track.seconds
+    return replace(
+        track,
+        decode_seconds=seconds,
+        read_bytes=ingested.read_bytes * min(share, 1.0) if seconds else 0.0,
+        note=f"{stage.threads} threads could hardly feed the GPU, which may be faster"
+        if starved
+        else "",
     )
 
 

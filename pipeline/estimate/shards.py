@@ -69,17 +69,18 @@ def estimate_shards(
     rows = sum(int(piece["row"][-1].as_py()) + 1 for piece in order.shards().values())
     seconds = gathering + planning * gathered / max(placed, 1)
     hours = seconds * placed * shrink / max(gathered, 1) / 3600
+    settings = assembly.order().settings
     disk = (stored_bytes(order.table) + size * placed / max(gathered, 1)) * shrink
     # order and tokens once more, between the two passes
     notes = [f"until the shards are made, about {file_size(disk)} of disk more"] if placed else []
-    settings = assembly.order().settings
     return replace(
         nothing,
         seconds=seconds,
         amounts={"tokens": float(gathered)},
         totals={"rows": rows * shrink, "tokens": placed * shrink},
         worker_hours=hours,
-        cpu_hours=hours * assembly.config.interleave.cpus_per_worker,
+        cpu_hours=hours * settings.resources.cpus,
+        resources=settings.resources,
         disk_bytes=disk,
         note="; ".join([*_left_out(order, units, last), *_unknown(settings), *notes]),
     )

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
 import numpy as np
 import pyarrow as pa
 
-from koe.dataflow import work_measure
+from koe.dataflow import INTERLEAVE, work_measure
 from koe.schema import SPEECH, Unit
-from koe.settings import WorkerConfig
-from pipeline.config.models import PipelineConfig
+from koe.stage import Resources
 from pipeline.estimate.uncertainty import UNKNOWN, Uncertainty
 from pipeline.run_dir.storage import BATCH_ROWS
 
@@ -36,6 +35,8 @@ class StageEstimate:
     units: 0 where all of them were measured, None where too few were measured to tell. It leaves
     out that the machine may be busy. Hours are None where they are not known; `note` says why.
     `disk_bytes` are those of the stage's tables, without receipts and excluded records.
+    `decode_hours` are those of one core that decodes and resamples, part of `cpu_hours` on a CPU;
+    `read_bytes` are those of audio. `resources`: of one worker, None of what is no stage.
     """
 
     stage: str
@@ -50,6 +51,15 @@ class StageEstimate:
     disk_bytes: float
     error: float | None = None
     note: str = ""
+    decode_hours: float = 0.0
+    read_bytes: float = 0.0
+    resources: Resources | None = None
+    modality: str = SPEECH
+
+    @property
+    def chain(self) -> str:
+        """Name what the stages that work at the same time have in common."""
+        return INTERLEAVE if self.stage == INTERLEAVE else self.modality
 
     def rates(self) -> dict[str, float]:
         """Return the records and amounts per second of one worker."""
@@ -64,6 +74,7 @@ class Track:
     `measured` records took `seconds`, and `kept` is the stage's output for them, in plan order.
     `scale` times their work is that of all `records` of the source that reach the stage, of which
     it will keep `records_kept`; `uncertainty` is that of this product. `units`: all of the source.
+    `decode_seconds`: of one core, for the records measured; `read_bytes`: of audio, for all records.
     """
 
     stage: str
@@ -76,6 +87,10 @@ class Track:
     scale: float
     uncertainty: Uncertainty
     units: Sequence[Unit]
+    resources: Resources = field(default_factory=Resources)
+    decode_seconds: float = 0.0
+    read_bytes: float = 0.0
+    note: str = ""
 
     def amounts(self) -> dict[str, float]:
         measure = work_measure(self.stage)
@@ -92,14 +107,15 @@ class Track:
         return per_unit * len(self.units) + (together - per_unit) * self.scale
 
 
-def sum_tracks(config: PipelineConfig, tracks: Sequence[Track]) -> StageEstimate:
+def sum_tracks(tracks: Sequence[Track]) -> StageEstimate:
     """Sum up the tracks of one stage and modality over the sources."""
-    stage, modality = tracks[0].stage, tracks[0].modality
-    settings: WorkerConfig = getattr(config, stage)
+    stage, modality, needs = tracks[0].stage, tracks[0].modality, tracks[0].resources
     hours = sum(track.seconds * track.scale for track in tracks) / 3600
     amounts = [track.amounts() for track in tracks]
     error = _uncertainty(tracks).half_width()
     is_unknown = error is None and any(sum(amount.values()) for amount in amounts)
+    notes = ["too few records were measured to tell the error"] if is_unknown else []
+    notes += dict.fromkeys(track.note for track in tracks if track.note)
     return StageEstimate(
         stage=stage if modality == SPEECH else f"{stage} ({modality})",
         measured=sum(track.measured for track in tracks),
@@ -111,11 +127,15 @@ def sum_tracks(config: PipelineConfig, tracks: Sequence[Track]) -> StageEstimate
             for unit in amounts[0]
         },
         worker_hours=hours,
-        cpu_hours=hours * settings.cpus_per_worker,
-        gpu_hours=hours * settings.gpus_per_worker,
+        cpu_hours=hours * needs.cpus,
+        gpu_hours=hours * needs.gpus,
         disk_bytes=sum(track.disk_bytes() for track in tracks),
         error=error,
-        note="too few records were measured to tell the error" if is_unknown else "",
+        note="; ".join(notes),
+        decode_hours=sum(track.decode_seconds * track.scale for track in tracks) / 3600,
+        read_bytes=sum(track.read_bytes for track in tracks),
+        resources=needs,
+        modality=modality,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import math
 import os
 import time
@@ -14,8 +15,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from koe.errors import ConfigError
+from koe.ray_session import ray_session
 from koe.stage import Resources
-from pipeline.execution.placement import Amounts, describe_nodes, missing
+from pipeline.execution.placement import Amounts, describe_nodes, missing, sharing_gpus
 
 # Stages that work at the same time, by their names; a run has one such chain after another.
 Chain = Mapping[str, Resources]
@@ -51,6 +53,15 @@ def live_nodes() -> list[Amounts]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def nodes_at(address: str | None) -> list[Amounts]:
+    """Join a Ray for a moment; return what each of its living nodes has.
+
+    Raises: ConfigError when it cannot be reached.
+    """
+    with ray_session(address, None, {}, logging_level=logging.ERROR, log_to_driver=False):
+        return live_nodes()
+
+
 def with_the_driver() -> NodeAffinitySchedulingStrategy:
     """Place an actor on the node of this process: what a run cannot go on without ends with it alone."""
     here = ray.get_runtime_context().get_node_id()
@@ -73,19 +84,22 @@ def require_room(
     """
     with _asking_for_nodes() as ask:
         for chain in chains:
-            needs = {stage: resources.amounts() for stage, resources in chain.items()}
-            _wait_for(needs, wait_minutes, say, ask)
+            _wait_for(chain, wait_minutes, say, ask)
 
 
 def _wait_for(
-    needs: Mapping[str, Amounts],
+    chain: Chain,
     wait_minutes: float,
     say: Callable[[str], None],
     ask: Callable[[Sequence[Amounts]], None],
 ) -> None:
     end = time.monotonic() + 60 * wait_minutes
     asked = False
-    while what := missing(needs, nodes := live_nodes()):
+    while True:
+        nodes = live_nodes()
+        needs = {stage: found.amounts() for stage, found in sharing_gpus(chain, nodes).items()}
+        if not (what := missing(needs, nodes)):
+            return
         names = dict.fromkeys(name for need in needs.values() for name in need)
         has = f"the cluster has {describe_nodes(nodes, names)}"
         if time.monotonic() >= end:

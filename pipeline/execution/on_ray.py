@@ -22,7 +22,7 @@ from koe.ray_session import ray_session
 from koe.stage import Resources
 from pipeline.execution.attempt_log import AttemptLog, log_of
 from pipeline.execution.nodes import Chain, live_nodes, local_options, may_grow, require_room
-from pipeline.execution.placement import Amounts, max_workers
+from pipeline.execution.placement import Amounts, max_workers, sharing_gpus
 from pipeline.execution.runner import SET_ASIDE, STOPPED, Stop, UnitResult, Work
 from pipeline.execution.starts import STALL_SECONDS, StallGuard, cannot_start
 from pipeline.execution.workers import Drained, Worker, end_overdue, start_progress, words_of
@@ -110,9 +110,10 @@ def run_ray(
         # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list
         # so that Ray does not unpack it: a worker that dies can then always be started again.
         stored = [ray.put(work) for work in chain]
-        consumer = _Consumer(_dataset(chain, units, stored, progress))
+        needs = sharing_gpus({work.name: work.resources for work in chain}, live_nodes())
+        consumer = _Consumer(_dataset(needs, units, stored, progress))
         consumer.start()
-        guard = StallGuard([(work.name, work.resources) for work in chain], stall_seconds)
+        guard = StallGuard(list(needs.items()), stall_seconds)
         return _follow(consumer, progress, on_result, stop or Stop(), log, guard)
 
 
@@ -175,7 +176,7 @@ def _keep(log: AttemptLog, drained: Drained) -> None:
 
 
 def _dataset(
-    chain: Sequence[Work], units: Sequence[str], stored: Sequence[Any], progress: Any
+    chain: Chain, units: Sequence[str], stored: Sequence[Any], progress: Any
 ) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -184,14 +185,15 @@ def _dataset(
     dataset = ray.data.from_items(
         [{"unit": unit, "status": ""} for unit in units], override_num_blocks=len(units)
     )
-    for work, reference, pool in zip(chain, stored, _pools(chain, len(units)), strict=True):
+    pools = _pools(list(chain.values()), len(units))
+    for (name, needs), work, pool in zip(chain.items(), stored, pools, strict=True):
         dataset = dataset.map_batches(
             Worker,
-            fn_constructor_args=(work.name, [reference], progress),
+            fn_constructor_args=(name, [work], progress),
             batch_size=1,
             batch_format="numpy",
             compute=pool,
-            **_ray_arguments(work.resources),
+            **_ray_arguments(needs),
         )
     return dataset
 
@@ -206,7 +208,7 @@ def _ray_arguments(needs: Resources) -> dict[str, Any]:
     return found
 
 
-def _pools(chain: Sequence[Work], num_units: int) -> list[ActorPoolStrategy]:
+def _pools(chain: Sequence[Resources], num_units: int) -> list[ActorPoolStrategy]:
     """Give each stage its pool: of a fixed size, or growing while its stage is the bottleneck.
 
     Growing pools begin with as many workers as fit when each stage has equally many: Ray Data adds
@@ -216,7 +218,7 @@ def _pools(chain: Sequence[Work], num_units: int) -> list[ActorPoolStrategy]:
     nodes, unbounded = live_nodes(), may_grow()
     first = _even_share(chain, nodes)
     pools = []
-    for needs in (work.resources for work in chain):
+    for needs in chain:
         if needs.workers:
             pools.append(ActorPoolStrategy(size=min(needs.workers, num_units)))
             continue
@@ -227,14 +229,14 @@ def _pools(chain: Sequence[Work], num_units: int) -> list[ActorPoolStrategy]:
     return pools
 
 
-def _even_share(chain: Sequence[Work], nodes: Sequence[Amounts]) -> float:
+def _even_share(chain: Sequence[Resources], nodes: Sequence[Amounts]) -> float:
     """Return how many workers each growing stage may have beside those of fixed number."""
     left: defaultdict[str, float] = defaultdict(float)
     for node in nodes:
         for name, amount in node.items():
             left[name] += amount
     asked: defaultdict[str, float] = defaultdict(float)
-    for needs in (work.resources for work in chain):
+    for needs in chain:
         for name, amount in needs.amounts().items():
             if needs.workers:
                 left[name] -= amount * needs.workers

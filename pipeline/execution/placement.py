@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from koe.stage import Resources
 
 Amounts = Mapping[
     str, float
@@ -90,6 +92,22 @@ def _fit(free: Sequence[Free], needs: Sequence[Amounts]) -> bool:
             if _fit([*free[:place], left, *free[place + 1 :]], needs[1:]):
                 return True
     return False
+
+
+def sharing_gpus(chain: Mapping[str, Resources], nodes: Sequence[Amounts]) -> dict[str, Resources]:
+    """Give the stages that may share a GPU the largest equal part with which one worker of each fits.
+
+    Where none does, it is something else that is missing, and they stay as they are.
+    """
+    sharing = sum(needs.shares_gpu for needs in chain.values())
+    for parts in range(1, sharing + 1):
+        shared = {
+            stage: replace(needs, gpus=needs.gpus / parts) if needs.shares_gpu else needs
+            for stage, needs in chain.items()
+        }
+        if fit_together([needs.amounts() for needs in shared.values()], nodes):
+            return shared
+    return dict(chain)
 
 
 def missing(stages: Mapping[str, Amounts], nodes: Sequence[Amounts]) -> str:

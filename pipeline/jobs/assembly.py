@@ -122,7 +122,7 @@ class Assembly:
             index_folder=self.index_folder,
         )
 
-    def encode(self) -> Stage:
+    def encode(self) -> EncodeStage:
         # Built only where scores are inexact: otherwise encoding must not require the DNSMOS model.
         inexact = ovrl_error(self.config.score.precision) > 0
         rescores = inexact and self.config.score.scorer == "dnsmos"

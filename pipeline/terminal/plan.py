@@ -60,8 +60,8 @@ def plan_view(plan: Plan) -> RenderableType:
     return Group(titled(table), *faults, Text(""))
 
 
-def estimate_view(estimates: Sequence[StageEstimate], cpus: int) -> RenderableType:
-    """Render what `koe plan` measured, for a machine of `cpus` CPUs."""
+def estimate_view(estimates: Sequence[StageEstimate]) -> RenderableType:
+    """Render what `koe plan` measured."""
     table = grid("Estimate", "stage", "of the corpus", "per worker", "CPU time", "GPU time", "disk")
     for item in estimates:
         # The last total is what the work is counted in: windows, audio seconds or tokens.
@@ -87,8 +87,7 @@ def estimate_view(estimates: Sequence[StageEstimate], cpus: int) -> RenderableTy
     lines = [
         f"Records sampled by one worker: {sampled}.",
         f"Up to the shards {_work_time(cpu)} of a CPU, {_work_time(gpu)} of a GPU and "
-        f"{file_size(sum(item.disk_bytes for item in data))}: "
-        f"{_work_time(cpu / cpus)} on {cpus} CPUs that do nothing else.",
+        f"{file_size(sum(item.disk_bytes for item in data))}.",
         *(f"{item.stage.capitalize()}: {item.note}." for item in estimates if item.note),
     ]
     return Group(titled(table), Text(""), Text("\n".join(lines)))

@@ -42,6 +42,7 @@ INSTEAD = {
     "koe run --set encode.threshold_ovrl=2.8": "koe run --set encode.threshold_ovrl=1.29",
     "koe run --to interleave --set encode.threshold_ovrl=2.8": "koe run --to interleave --set encode.threshold_ovrl=1.3",
     "koe plan": "koe plan --clips 2",
+    "koe plan --cores 96 --gpus 8 --read-megabytes 2000": "koe plan --clips 2 --cores 96 --gpus 8 --read-megabytes 2000",
     "koe stats --source jchat": "koe stats --source clips",
     "koe inspect jchat/a/0012.flac": "koe inspect clips/3.flac",
     "koe export model/ --gguf": "koe export model-for-llama-cpp/ --gguf",  # model/ is there by then

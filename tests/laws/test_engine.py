@@ -136,8 +136,7 @@ def test_pools_start_with_the_workers_that_fit(monkeypatch):
         nodes = [{"CPU": cpus, "GPU": gpus, "memory": memory}]
         monkeypatch.setattr(on_ray, "live_nodes", lambda: nodes)
         monkeypatch.setattr(on_ray, "may_grow", lambda: grows)
-        works = [StageWork(Numbers(resources=need), None, "", {}) for need in needs]
-        return [(p.initial_size, p.max_size) for p in _pools(works, units)]
+        return [(p.initial_size, p.max_size) for p in _pools(needs, units)]
 
     cpu, quarter = Resources(cpus=1.0), Resources(cpus=0.25)
     assert sizes(2.0, cpu) == [(2, 2)]

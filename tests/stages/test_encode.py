@@ -13,10 +13,12 @@ import soundfile
 
 from koe.errors import BadRecord, ContractError
 from koe.schema import CLIP, SCORED
-from koe.stage import Exclusions, check_outcome
+from koe.stage import THREADS_PER_GPU, Exclusions, Resources, check_outcome
 from koe.vocabulary import FRAME_SAMPLES, flatten_codes
+from stages.dnsmos.scorer import find_model
 from stages.encode import EncodeStage, encode_files
-from stages.settings import EncodeConfig
+from stages.score import ScoreStage
+from stages.settings import EncodeConfig, ScoreConfig
 from stages.snac.batches import padded_samples, similar_length_batches
 from stages.snac.codec import Codec, CodecSpec, resolve_codec
 from tests.real_data import WORDS
@@ -196,6 +198,18 @@ def test_batches_are_for_gpus_unless_the_settings_say_otherwise(spec):
     assert [EncodeStage(codec, chosen).batch_seconds for codec in (spec, on_gpu)] == [5, 5]
 
 
+def test_a_stage_on_cuda_asks_for_a_gpu_unless_the_settings_say_how_much(spec):
+    on_gpu = EncodeStage(replace(spec, device="cuda")).resources
+    assert (on_gpu.gpus, on_gpu.shares_gpu, on_gpu.threads) == (1.0, True, THREADS_PER_GPU)
+    quarter = EncodeStage(replace(spec, device="cuda"), EncodeConfig(gpus_per_worker=0.25))
+    assert (quarter.resources.gpus, quarter.resources.shares_gpu) == (0.25, False)
+    on_cpu = EncodeStage(spec).resources
+    assert (on_cpu.gpus, on_cpu.shares_gpu, on_cpu.threads) == (0.0, False, 1)
+    assert EncodeStage(spec, EncodeConfig(cpus_per_worker=6.5)).resources.threads == 6
+    rescores = ScoreStage(ScoreConfig(provider="cuda"), model=find_model())
+    assert EncodeStage(spec, exact_scores=rescores).resources.gpus == 1.0
+
+
 def test_files_are_encoded_for_the_command_line(tmp_path, spec, codec):
     clips = clip_table(tmp_path, {"voice": synthetic_speech(5000, 24_000)}).to_pylist()
     (tmp_path / "text.wav").write_text("not audio")
@@ -217,6 +231,7 @@ class _Exact:
     asked: list
 
     content = {"scorer": "exact"}  # noqa: RUF012 - as of a stage
+    resources = Resources()
 
     def open(self):
         def transform(clips: pa.Table):

@@ -211,6 +211,18 @@ def test_the_label_and_content_say_what_decides_the_scores():
     )
 
 
+def test_a_stage_on_cuda_asks_for_a_gpu():
+    codec = resolve_codec("untrained")
+    on_gpu = replace(codec, device="cuda")
+    assert _stage(provider="cuda").resources.gpus == 1.0
+    assert _stage(provider="cuda", gpus_per_worker=2).resources.gpus == 2.0
+    assert _stage().resources.gpus == 0.0
+    assert _stage(codec=on_gpu).resources.gpus == 0.0  # it plays no part
+    assert _stage(signal="reconstruction", codec=codec).resources.gpus == 0.0
+    assert _stage(signal="reconstruction", codec=on_gpu).resources.gpus == 1.0
+    assert ScoreStage(ScoreConfig(scorer="source", provider="cuda")).resources.gpus == 0.0
+
+
 def test_an_inexact_score_says_so_and_knows_its_exact_stage():
     assert _stage().ovrl_error == ScoreStage(ScoreConfig(scorer="source")).ovrl_error == 0
     stage = _stage(precision="bf16")

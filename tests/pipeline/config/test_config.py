@@ -97,6 +97,9 @@ def test_a_default_is_told_from_the_same_value_in_the_file(tmp_path):
         ("interleave: {ratio: [[0.5, {text: 1}]]}", "must start at 0.0"),
         ("interleave: {ratio: [[0.0, {text: 0}]]}", "must not be negative nor all zero"),
         ("train: {workers: 0}", "train.workers"),
+        ("score: {gpus_per_worker: 1.5}", "gpus_per_worker: 1.5 is neither a part of one GPU nor"),
+        ("encode: {gpus_per_worker: 0.00001}", "1e-05 of a GPU: Ray reserves no part below 0.0001"),
+        ("encode: {gpus_per_worker: -1}", "encode.gpus_per_worker"),
         ("interleave: {ratio: [[0.0, {tekst: 1}]]}", "interleave.ratio"),
         (
             "interleave: {ratio: even}",

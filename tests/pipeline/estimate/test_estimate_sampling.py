@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from koe.schema import SPEECH, Unit
-from koe.stage import Outcome
+from koe.stage import Outcome, Resources
 from pipeline.estimate.sample import measure_speech
 from pipeline.estimate.timed import take_clips
 from pipeline.estimate.track import Track
@@ -19,6 +19,7 @@ from stages.dnsmos.scorer import SCORER_HZ, window_starts
 THRESHOLD = 2.5
 WINDOW_SECONDS, ENCODING_SECONDS = 0.12, 0.08  # of a window, of a second of audio
 NUM_UNITS, UNIT_CLIPS = 40, 50
+DECODING_SECONDS, BYTES = 0.001, 5000  # of a core for a second of audio; of a recording
 
 
 def make_source() -> pa.Table:
@@ -37,6 +38,10 @@ def make_source() -> pa.Table:
             "windows": windows,
             "ovrl": 3.2 - 0.1 * seconds + quality[unit] + rng.normal(0, 0.4, len(unit)),
             "broken_at": broken_at,
+            "audio_path": [f"c{n // 2}.flac" for n in range(len(unit))],  # two clips of a recording
+            "audio_member": [""] * len(unit),
+            "audio_offset": [0] * len(unit),
+            "audio_bytes": [BYTES] * len(unit),
             "tokens": (85 * seconds + rng.integers(10, 60, len(unit))).astype(int),
         }
     )
@@ -47,6 +52,8 @@ SOURCE = make_source()
 
 class Timed:
     """A stage that takes the time its records should, and no other."""
+
+    resources, threads = Resources(), 1
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -88,9 +95,14 @@ def truth() -> dict[str, tuple[float, float, float]]:
     return found
 
 
+def decode_seconds(stage: str, clips: pa.Table) -> float:
+    return DECODING_SECONDS * sum(clips["seconds"].to_pylist())
+
+
 STAGES = SimpleNamespace(
     windows="reference",
     threshold_ovrl=THRESHOLD,
+    decode_seconds=decode_seconds,
     **{name: Timed(name) for name in ("ingest", "score", "encode", "tokenize")},
 )
 
@@ -189,3 +201,17 @@ def test_a_stage_stops_when_its_time_is_up(seconds):
     assert len(taken.rows) == 8 or taken.seconds <= 1.2 * seconds + 3 * longest
     few = take_clips(STAGES.score, clips, 5, 1e9, rng)
     assert len(few.rows) == 5
+
+
+def test_what_is_decoded_and_read_is_told_of_all_clips():
+    tracks = measured(1e9, 1)[0]  # all of them
+    good = through("score", through("ingest", SOURCE)[0])[0]
+    kept, _ = through("encode", good)
+    for stage, clips in (("score", good), ("encode", kept)):
+        seconds = tracks[stage].decode_seconds * tracks[stage].scale
+        assert seconds == pytest.approx(DECODING_SECONDS * sum(clips["seconds"].to_pylist()))
+    recordings = len(set(through("ingest", SOURCE)[0]["audio_path"].to_pylist()))
+    assert tracks["ingest"].read_bytes == pytest.approx(BYTES * recordings)
+    share = kept.num_rows / through("ingest", SOURCE)[0].num_rows
+    assert tracks["encode"].read_bytes == pytest.approx(BYTES * recordings * share)
+    assert tracks["tokenize"].read_bytes == tracks["tokenize"].decode_seconds == 0

@@ -1,11 +1,15 @@
 """What fits on which node, compared with trying every placement."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
+from koe.settings import WorkerConfig
+from koe.stage import Resources
 from pipeline.execution.placement import (
     describe,
     describe_nodes,
@@ -13,6 +17,7 @@ from pipeline.execution.placement import (
     max_workers,
     missing,
     num_fitting,
+    sharing_gpus,
 )
 
 AMOUNTS = st.fixed_dictionaries(
@@ -73,6 +78,70 @@ def test_a_node_holds_as_many_workers_as_fit_on_it(need, nodes):
         if held < 4:
             assert not fit_together([need] * (held + 1), [node])
     assert max_workers(need, nodes) == sum(num_fitting(need, node) for node in nodes)
+
+
+STAGES = st.lists(
+    st.builds(
+        lambda cpus, gpus, on_gpu: WorkerConfig(
+            cpus_per_worker=cpus, gpus_per_worker=gpus, memory_gigabytes_per_worker=0
+        ).resources_with(on_gpu),
+        st.sampled_from([0.25, 1.0, 2.0]),
+        st.sampled_from([0.0, 0.0, 0.25, 1.0]),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(STAGES, NODES)
+def test_stages_share_a_gpu_only_where_each_cannot_have_one(stages, nodes):
+    chain = {f"stage{k}": needs for k, needs in enumerate(stages)}
+    shared = sharing_gpus(chain, nodes)
+    parts = {
+        needs.gpus for stage, needs in shared.items() if chain[stage].shares_gpu
+    }  # an equal part for each
+    assert len(parts) <= 1
+    for stage, needs in shared.items():  # what was set stays, and so does all but the GPU
+        assert needs == (
+            replace(chain[stage], gpus=needs.gpus) if chain[stage].shares_gpu else chain[stage]
+        )
+
+    def with_part(part):
+        return [
+            replace(needs, gpus=part).amounts() if needs.shares_gpu else needs.amounts()
+            for needs in stages
+        ]
+
+    tried = [1 / k for k in range(1, sum(needs.shares_gpu for needs in stages) + 1)]
+    fitting = [part for part in tried if fits(with_part(part), nodes)]
+    assert parts <= {max(fitting, default=1.0)}
+
+
+def test_one_gpu_is_enough_for_two_stages_and_two_are_divided():
+    alone = WorkerConfig(memory_gigabytes_per_worker=0).resources_with(gpu=True)
+    chain = {"ingest": Resources(cpus=0.25), "score": alone, "encode": alone}
+
+    def gpus(node):
+        return [needs.gpus for needs in sharing_gpus(chain, [node]).values()]
+
+    assert gpus({"CPU": 8.0, "GPU": 1.0}) == [0.0, 0.5, 0.5]
+    assert gpus({"CPU": 8.0, "GPU": 2.0}) == [0.0, 1.0, 1.0]
+    assert gpus({"CPU": 8.0}) == gpus({"CPU": 1.0, "GPU": 8.0}) == [0.0, 1.0, 1.0]  # then refused
+
+
+@given(st.floats(0, 10) | st.integers(0, 64).map(float))
+def test_the_parts_of_gpus_that_are_accepted_are_those_of_ray(gpus):
+    def accepts(function):
+        try:
+            function()
+        except ValueError:
+            return False
+        return True
+
+    # above one Ray says it when a worker is to be placed, and this before any work
+    rays = accepts(lambda: ray.remote(num_gpus=gpus)(int)) and (gpus <= 1 or gpus.is_integer())
+    assert accepts(lambda: WorkerConfig(gpus_per_worker=gpus)) == rays
 
 
 def test_cpus_of_two_nodes_are_not_put_together():
