@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -113,6 +113,10 @@ class WorkerConfig(Strict):
             memory=self.memory_gigabytes_per_worker * 1e9,
             others=self.resources_per_worker,
         )
+
+    def with_gpus(self, gpus: float) -> Self:
+        """Return the section with a said part of a GPU for each worker."""
+        return self.model_copy(update={"gpus_per_worker": gpus})
 
     def content(self) -> dict[str, Any]:
         """Return the keys that decide what a stage makes: all but its workers' resources."""

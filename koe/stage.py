@@ -93,6 +93,13 @@ class Stage(Recorded, Protocol):
 
 
 @runtime_checkable
+class SharesGpu(Protocol):
+    """A stage whose workers may have a part of a GPU, and must know which."""
+
+    def with_gpus(self, gpus: float) -> Self: ...
+
+
+@runtime_checkable
 class ReadsUnits(Protocol):
     """A stage that reads the records of a unit by itself, out of its source."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -50,6 +50,10 @@ class EncodeStage:
     def resources(self) -> Resources:
         rescores_on_gpu = self.exact_scores is not None and self.exact_scores.resources.gpus > 0
         return self.settings.resources_with(self.codec.device == "cuda" or rescores_on_gpu)
+
+    def with_gpus(self, gpus: float) -> EncodeStage:
+        """Return the stage for workers that have this part of a GPU."""
+        return replace(self, settings=self.settings.with_gpus(gpus))
 
     @property
     def batch_seconds(self) -> float:

@@ -100,6 +100,10 @@ class ScoreStage:
             on_gpu or (codec is not None and codec.device == "cuda")
         )
 
+    def with_gpus(self, gpus: float) -> ScoreStage:
+        """Return the stage for workers that have this part of a GPU."""
+        return replace(self, settings=self.settings.with_gpus(gpus))
+
     @property
     def ovrl_error(self) -> float:
         """Return how far a score may lie from FP32, which near the threshold decides."""

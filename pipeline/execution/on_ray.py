@@ -107,10 +107,10 @@ def run_ray(
         return True
     with log_of(chain, log) as log:
         progress = start_progress(log.attempts())
+        needs = sharing_gpus({work.name: work.resources for work in chain}, live_nodes())
         # Work can be megabytes (a tokenizer). This process owns it for the whole run, inside a list
         # so that Ray does not unpack it: a worker that dies can then always be started again.
-        stored = [ray.put(work) for work in chain]
-        needs = sharing_gpus({work.name: work.resources for work in chain}, live_nodes())
+        stored = [ray.put(work.with_share(needs[work.name])) for work in chain]
         consumer = _Consumer(_dataset(needs, units, stored, progress))
         consumer.start()
         guard = StallGuard(list(needs.items()), stall_seconds)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, Self, TypeVar
 
 from koe.errors import KoeError, StorageError
-from koe.stage import Outcome, Recorded, Resources
+from koe.stage import Outcome, Recorded, Resources, SharesGpu
 from koe.store_errors import comes_from_store, storage_error
 from pipeline.run_dir.ledger import Ledger, Receipt, Streamed
 from pipeline.run_dir.lock import worker_storage
@@ -126,6 +126,14 @@ class Work(ABC, Generic[S]):
     @property
     def resources(self) -> Resources:
         return self.stage.resources
+
+    def with_share(self, needs: Resources) -> Self:
+        """Return this work for workers that are given `needs`, perhaps a part of the GPU asked for."""
+        if needs == self.resources or not isinstance(self.stage, SharesGpu):
+            return self
+        sharing = copy(self)
+        object.__setattr__(sharing, "stage", self.stage.with_gpus(needs.gpus))
+        return sharing
 
     def under(self, lock: str) -> Self:
         """Return this work as part of a run that holds the lock with this token."""

@@ -23,9 +23,9 @@ from pipeline.execution.runner import DONE
 from pipeline.execution.stage_work import StageWork
 from tests.pipeline.run_dir.test_ledger import OUT, Numbers
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-_SECONDS = 60.0  # for all workers to be there
+_SECONDS = 240.0  # for all workers to be there, on a machine that is busy
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,9 @@ def test_each_worker_sees_a_gpu_of_its_own(session, tmp_path):
     assert sorted(devices for _, devices, _ in seen) == ["0", "1"]
 
 
-def test_four_workers_share_two_gpus(session, tmp_path):
-    seen = seen_by_workers(tmp_path, Resources(cpus=0.5, gpus=0.5, workers=4))
-    assert Counter(devices for _, devices, _ in seen) == {"0": 2, "1": 2}
-
-
-def test_two_stages_have_a_gpu_each_and_three_have_halves(session, tmp_path):
+def test_three_stages_share_two_gpus(session, tmp_path):
     alone = Resources(cpus=0.5, gpus=1.0, shares_gpu=True, workers=1)
-    (tmp_path / "two").mkdir()
-    seen = seen_by_workers(tmp_path / "two", alone, alone)
-    assert sorted(devices for _, devices, _ in seen) == ["0", "1"]
-    assert [reserved for *_, reserved in seen] == [1.0, 1.0]
-    (tmp_path / "three").mkdir()
-    seen = seen_by_workers(tmp_path / "three", alone, alone, alone)
+    seen = seen_by_workers(tmp_path, alone, alone, alone)
     assert {stage for stage, *_ in seen} == {"stage0", "stage1", "stage2"}
     assert [reserved for *_, reserved in seen] == [0.5, 0.5, 0.5]
-    assert max(Counter(devices for _, devices, _ in seen).values()) == 2
+    assert Counter(devices for _, devices, _ in seen).most_common(1)[0][1] == 2
