@@ -157,7 +157,11 @@ def better_cpus(stages: Sequence[StageLoad], machine: Machine) -> dict[str, int]
 def _fastest(stages: Sequence[StageLoad], place: int, machine: Machine) -> StageLoad:
     """Return the stage at `place` with the fewest CPUs of those that make the run fastest."""
     stage = stages[place]
-    tried = [stage, *(stage.with_cpus(float(n)) for n in range(1, int(machine.cores) + 1))]
+    if not stage.worker_seconds:
+        return stage
+    enough_cpus = math.ceil(stage.cores_per_gpu * max(stage.gpu_part, 1.0))
+    most = min(int(machine.cores), enough_cpus)
+    tried = [stage, *(stage.with_cpus(float(number)) for number in range(1, most + 1))]
     times = [seconds_on([*stages[:place], one, *stages[place + 1 :]], machine) for one in tried]
     enough = min(times) * (1 + _ROUNDING)
     return next(one for one, time in zip(tried, times, strict=True) if time <= enough)

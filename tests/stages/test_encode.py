@@ -203,6 +203,7 @@ def test_a_stage_on_cuda_asks_for_a_gpu_unless_the_settings_say_how_much(spec):
     assert (on_gpu.gpus, on_gpu.shares_gpu, on_gpu.threads) == (1.0, True, THREADS_PER_GPU)
     quarter = EncodeStage(replace(spec, device="cuda"), EncodeConfig(gpus_per_worker=0.25))
     assert (quarter.resources.gpus, quarter.resources.shares_gpu) == (0.25, False)
+    assert EncodeStage(replace(spec, device="cuda")).with_gpus(0.25) == quarter
     on_cpu = EncodeStage(spec).resources
     assert (on_cpu.gpus, on_cpu.shares_gpu, on_cpu.threads) == (0.0, False, 1)
     assert EncodeStage(spec, EncodeConfig(cpus_per_worker=6.5)).resources.threads == 6

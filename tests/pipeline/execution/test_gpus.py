@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,8 +35,12 @@ class SeesGpus(Numbers):
     folder: str = ""
     workers: int = 1
 
+    def with_gpus(self, gpus: float) -> SeesGpus:
+        return replace(self, resources=replace(self.resources, gpus=gpus, shares_gpu=False))
+
     def open(self) -> Transform:
         reserved = ray.get_runtime_context().get_assigned_resources().get("GPU", 0)
+        assert self.resources.gpus == reserved  # what it may take of the memory follows from it
         seen = [self.name, os.environ.get("CUDA_VISIBLE_DEVICES"), reserved]
         path = Path(self.folder) / f"{os.getpid()}"
         path.with_suffix(".part").write_text(json.dumps(seen))
