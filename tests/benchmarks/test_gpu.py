@@ -67,7 +67,7 @@ def stand_in(tmp_path) -> str:
 def test_what_fails_or_takes_too_long_costs_no_other_part_its_result(tmp_path, stand_in):
     quick = tmp_path / "benchmarks" / "gpu.sh"
     quick.parent.mkdir()
-    quick.write_text(SCRIPT.read_text().replace("[snac]=100", "[snac]=1"))
+    quick.write_text(SCRIPT.read_text().replace("[snac]=130", "[snac]=1"))
     environment = os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": stand_in}
     environment["PYTHONPATH"] = str(ROOT)
     ran = subprocess.run(["bash", str(quick)], env=environment, capture_output=True, text=True)
