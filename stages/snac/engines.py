@@ -43,7 +43,7 @@ from stages.snac.batches import Clip, Encode, Grouped
 from stages.snac.encoder import TiledEncoder
 from stages.snac.kernels import Kernels, TorchKernels, Unavailable, native_kernels
 from stages.snac.masking import MaskedEncoder
-from stages.snac.on_gpu import RowsEncoder, fused_pointwise, require_agreement
+from stages.snac.on_gpu import RowsEncoder, fused_pointwise, require_agreement, why_not_fused
 from stages.snac.packed import PackedEncoder
 
 # Seconds of audio at once on CUDA.
@@ -99,13 +99,9 @@ def _on_cuda(engine: CodecEngine, encoder_rearranges: bool, precision: CodecPrec
 
 def _fused_runs_here(encoder_rearranges: bool) -> bool:
     """Tell whether the fast engine of a GPU can be checked here and agrees; otherwise say why not."""
-    why = _OTHER_BUILD
-    if encoder_rearranges:
-        try:
-            fused_pointwise("cuda")
-            return True
-        except Unavailable as error:
-            why = str(error)
+    why = why_not_fused() if encoder_rearranges else _OTHER_BUILD
+    if not why:
+        return True
     _LOG.warning(
         "SNAC runs on CUDA with the package's modules (snac.engine: eager), not with the engine "
         "fused, because %s. If the workers' machines run it, set snac.engine: fused.",

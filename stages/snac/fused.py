@@ -8,6 +8,7 @@ read it again: sin^2 has the period pi, so a sine is a polynomial after one redu
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any
 
@@ -162,3 +163,10 @@ def largest_difference(one: Pointwise, other: Pointwise, device: str) -> float:
         mine, theirs = (ops.unit(x, constants, dilation, inside) for ops in (one, other))
         found.append(mine - theirs)
     return max(difference.abs().max().item() for difference in found)
+
+
+if __name__ == "__main__":  # `on_gpu.why_not_fused` tries them in a process of their own
+    try:
+        checked_pointwise("cuda")
+    except Unavailable as error:
+        sys.exit(str(error))

@@ -14,7 +14,7 @@ from koe.vocabulary import FRAME_SAMPLES, SLOTS
 from stages.snac.pieces import Piece, starts
 
 # Launches on their way at once: one computes, one waits, and the host fills the third.
-SLOTS_IN_FLIGHT = 3
+LAUNCHES_IN_FLIGHT = 3
 
 Encode = Callable[[Tensor, Tensor], Tensor]  # audio [2048 F], inside [F] to codes [F, 7]
 
@@ -129,7 +129,7 @@ class Launcher:
         slot.empty()
         if slot.capacity < capacity:
             slot = self._slots[self._next] = self._new_slot(capacity)
-        self._next = (self._next + 1) % SLOTS_IN_FLIGHT
+        self._next = (self._next + 1) % LAUNCHES_IN_FLIGHT
         return slot
 
     def _new_slot(self, capacity: int) -> _Slot:

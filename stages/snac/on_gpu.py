@@ -12,7 +12,10 @@ therefore gives a clip the same codes, at any place in it.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,6 +33,8 @@ from stages.snac.pointwise import Pointwise, outside_zeroed
 # 21.8 s: the last product, of 1,024 rows, then makes about half of an H200 busy, and each value
 # of the first block is read from memory once.
 CHUNK_FRAMES = 256
+
+_NO_GPU = "torch finds no CUDA device on this machine"
 
 # How far from the package's modules, in parts of the largest value, an encoder without fault may be.
 # On a CPU FP32 was at most 2e-5 apart; TF32 keeps 10 bits of FP32's 23.
@@ -131,12 +136,30 @@ def fused_pointwise(device: str) -> Pointwise:
     Raises: Unavailable where there is no GPU, no Triton or no C compiler, or when they disagree.
     """
     if not torch.cuda.is_available():
-        raise Unavailable("torch finds no CUDA device on this machine")
+        raise Unavailable(_NO_GPU)
     try:
         from stages.snac.fused import checked_pointwise  # Triton is on machines with CUDA alone
     except ImportError as error:
         raise Unavailable(f"Triton cannot be imported ({error})") from error
     return checked_pointwise(device)
+
+
+@cache
+def why_not_fused() -> str:
+    """Say why Triton's kernels do not run on this machine's GPU; empty where they do.
+
+    They are tried in a process of their own, so that this one, which may not be the one that
+    encodes, takes no memory of the GPU.
+    """
+    if not torch.cuda.is_available():
+        return _NO_GPU
+    command = [sys.executable, "-m", "stages.snac.fused"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+    return said[-1] if done.returncode else ""
 
 
 def require_agreement(encoder: RowsEncoder, model: SNAC, device: str, tf32: bool) -> None:

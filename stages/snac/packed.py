@@ -11,7 +11,7 @@ import torch
 from koe.vocabulary import FRAME_SAMPLES, flatten_codes
 from stages.native.memory import Bound, halving, measured_limit
 from stages.snac.guarding import Attempt, guarded, named
-from stages.snac.launches import SLOTS_IN_FLIGHT, Launch, Launcher
+from stages.snac.launches import LAUNCHES_IN_FLIGHT, Launch, Launcher
 from stages.snac.on_gpu import RowsEncoder
 from stages.snac.pieces import GAP, Piece, filled, frames_taken, pieces
 
@@ -56,7 +56,7 @@ class PackedEncoder:
         for batch in filled(cut, lambda: self._frames_at_once(most)):
             with guarded(attempt, self._tf32):
                 running.extend(halving(batch, started, self._cost, self._bound))
-            while len(running) >= SLOTS_IN_FLIGHT:
+            while len(running) >= LAUNCHES_IN_FLIGHT:
                 yield from _finished(running.popleft(), begun, names)
         while running:
             yield from _finished(running.popleft(), begun, names)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+import torch
 
 from koe.errors import BadRecord, ContractError
 from koe.schema import CLIP, SCORED
@@ -21,6 +22,9 @@ from stages.score import ScoreStage
 from stages.settings import EncodeConfig, ScoreConfig
 from stages.snac.batches import padded_samples, similar_length_batches
 from stages.snac.codec import Codec, CodecSpec, resolve_codec
+from stages.snac.on_gpu import RowsEncoder
+from stages.snac.packed import PackedEncoder
+from stages.snac.pointwise import TorchPointwise
 from tests.real_data import WORDS
 from tests.stages.snac.exact import assert_near_ties
 from tests.stages.speech import clip_row, clip_table, speech_24k, synthetic_speech
@@ -77,6 +81,32 @@ def test_codes_are_those_of_each_clip_alone(tmp_path, spec, codec, batch_seconds
     for row, length in zip(kept, LENGTHS, strict=True):
         assert row["codes"] == _codes_alone(codec, row["audio_path"])
         assert row["frames"] == padded_samples(length) // FRAME_SAMPLES == len(row["codes"]) // 7
+
+
+@pytest.mark.slow
+def test_launches_of_a_gpu_keep_the_order_and_the_exclusions_of_a_unit(
+    tmp_path, spec, codec, monkeypatch
+):
+    """The encoder for GPUs on a CPU: clips are packed, cut, and lost to their own faults alone."""
+
+    def packed(model, *_):
+        return PackedEncoder(RowsEncoder(model, TorchPointwise(), 16), torch.device("cpu"))
+
+    monkeypatch.setattr("stages.snac.codec.open_stream", packed)
+    lengths = {f"c{n}": n for n in (*LENGTHS, 33 * FRAME_SAMPLES)}
+    audios = {name: speech_24k(n, 12_000 + n) for name, n in lengths.items()}
+    clips = clip_table(tmp_path, audios)
+    (tmp_path / "c2048.flac").write_bytes(b"")
+    stage = EncodeStage(spec, EncodeConfig(batch_seconds=5))
+    outcome = _run(stage, _scored(clips))
+    kept = outcome.kept.to_pylist()
+    assert [row["id"] for row in kept] == [name for name in lengths if name != "c2048"]
+    assert outcome.quarantined["id"].to_pylist() == ["c2048"]
+    for row in kept:
+        codes = np.array(row["codes"])
+        assert row["frames"] == padded_samples(lengths[row["id"]]) // FRAME_SAMPLES
+        audio, _ = soundfile.read(row["audio_path"], dtype="float32")
+        assert_near_ties(codes, audio)
 
 
 def test_real_speech_has_the_nearest_entries(tmp_path, spec):

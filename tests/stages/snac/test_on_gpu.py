@@ -18,7 +18,7 @@ from koe.vocabulary import FRAME_SAMPLES, SLOTS
 from stages.snac.architecture import fold_weight_norm
 from stages.snac.encoder import TiledEncoder
 from stages.snac.kernels import TorchKernels
-from stages.snac.launches import SLOTS_IN_FLIGHT
+from stages.snac.launches import LAUNCHES_IN_FLIGHT
 from stages.snac.on_gpu import RowsEncoder, require_agreement
 from stages.snac.packed import MOST_CHUNKS, PackedEncoder
 from stages.snac.pieces import filled, frames_taken, num_frames, pieces, starts
@@ -253,7 +253,7 @@ def test_a_few_launches_are_on_their_way_and_no_more(small):
     stream = _packed(small).stream(clips(), CHUNK * FRAME_SAMPLES, ["clip"] * 9)
     for number, (clip, _) in enumerate(stream):
         assert clip == number
-        assert taken <= number + SLOTS_IN_FLIGHT + 1
+        assert taken <= number + LAUNCHES_IN_FLIGHT + 1
 
 
 def test_the_quantiser_chooses_the_packages_codes_of_the_same_latents(full):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from koe.memory import keep_memory
 from koe.vocabulary import flatten_codes
 from stages.native.compiler import Unavailable, instruction_set
 from stages.snac import kernels as snac_kernels
+from stages.snac import on_gpu
 from stages.snac.architecture import ARCHITECTURE, fold_weight_norm
 from stages.snac.codec import Codec, resolve_codec
 from stages.snac.encoder import TiledEncoder, Tiles, supports
@@ -181,6 +183,29 @@ def test_where_the_kernels_of_a_gpu_cannot_be_checked_auto_is_eager_and_says_so(
     with pytest.raises(ConfigError, match="fused-fp32 cannot be used on this machine") as caught:
         open_stream(model, "fused-fp32", "cuda")
     assert "snac.engine: eager" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("program", "engine"),
+    [("", "fused-fp32"), ("raise SystemExit('ptxas is lost')", "eager"), ("1 / 0", "eager")],
+)
+def test_auto_is_fused_where_the_kernels_run_in_a_process_of_their_own(
+    program, engine, monkeypatch, tmp_path, caplog
+):
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\n{program}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(on_gpu.sys, "executable", str(python))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    on_gpu.why_not_fused.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert resolve_engine("auto", "cuda", True) == engine
+    finally:
+        on_gpu.why_not_fused.cache_clear()
+    expected = {"": "", "1 / 0": "ZeroDivisionError"}.get(program, "ptxas is lost")
+    assert expected in caplog.text
+    assert bool(caplog.text) == (engine == "eager")
 
 
 def test_the_precision_is_refused_where_it_does_not_run_and_part_of_the_name():
