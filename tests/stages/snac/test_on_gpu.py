@@ -160,6 +160,7 @@ def _latents(encoder: RowsEncoder, clip: np.ndarray) -> torch.Tensor:
     return rows[1 : 1 + frames].flatten(0, 1).t()[None]
 
 
+@pytest.mark.slow
 def test_a_long_clip_that_is_cut_has_the_codes_of_the_whole(full):
     clip = speech_24k(37 * FRAME_SAMPLES + 5)
     (codes,) = _codes(_packed(full), [clip])
@@ -206,6 +207,7 @@ class _Bounded:
         return self._encoder.encode(audio, inside)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_launches_and_changes_no_code(small, caplog):
     clips = [speech_24k(length, 3 * length) for length in (30_000, 9_000, 80_000, 2_048) * 2]
     expected = [codes.tolist() for codes in _codes(_packed(small), clips)]
@@ -231,6 +233,7 @@ def test_where_one_clip_does_not_fit_the_error_names_it(small):
     assert "gpus_per_worker" in caught.value.remedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fits", "largest"), [(0.5, 1), (2.1, 2), (3.9, 2), (1e3, MOST_CHUNKS)])
 def test_no_launch_is_larger_than_what_memory_was_measured_to_hold(small, fits, largest):
     bounded = _Bounded(small, ANY)
