@@ -81,6 +81,11 @@ def main() -> int:
     }
     for name, measure in _parts(clips, networks, options).items():
         figures[name] = measure()
+        if name == "stage_on_files":  # of the speed on the same clips in memory
+            figures["stage_share"] = {
+                precision: round(max(of.values()) / figures["batched"][precision]["median"], 3)
+                for precision, of in figures[name].items()
+            }
         Console().print(name, figures[name])
         if options.device == "cuda":
             write_figures("dnsmos_gpu_batches", **figures)

@@ -122,8 +122,8 @@ def shared_layers(
     """Return `Parts.shared` of its `weights`.
 
     The input of the first convolution, 1 % of the work, is never rounded: its rounding alone would
-    double the error of a score. `fuse` takes the convolutions with ReLU that only CUDA has, where
-    None is: on CUDA, but for FP32, for which cuDNN has better kernels without.
+    double the error of a score. `fuse` takes cuDNN's convolutions with ReLU in one kernel; None: on
+    CUDA, but not in FP32, whose speed was measured without.
     """
     moved = [_moved(layer, device) for layer in weights]
     rounding = {"fp32": None, "bf16": _BF16}.get(arithmetic, _TF32)
@@ -164,7 +164,10 @@ def _convolve(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 
 
 def _fused(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """As `_convolve`, by a kernel of cuDNN that writes what it computes once instead of thrice."""
+    """As `_convolve`, by a kernel of cuDNN that writes what it computes once instead of thrice.
+
+    It heeds no `cudnn.deterministic`; what it chooses by rule for a shape, it chooses every time.
+    """
     return torch.cudnn_convolution_relu(x, kernel, bias, (1, 1), (1, 1), (1, 1), 1)
 
 

@@ -96,14 +96,19 @@ def measured_limit(
     """Return what a batch may cost on a GPU, after a batch of `cost` that `run` computes.
 
     The bytes that it takes at its most are those of its cost in proportion; `share` (0 to 1) of
-    the GPU's memory is the caller's, of which it plans with what is free now. Not to be called for
-    a CPU, whose memory nothing bounds here.
+    the GPU's memory is the caller's, of which it plans with what is free now. 0 where memory lacks
+    for that batch already. Not to be called for a CPU, whose memory nothing bounds here.
     """
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    run()
-    torch.cuda.synchronize(device)
+    try:
+        run()
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return 0.0
     taken = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)

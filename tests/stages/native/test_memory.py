@@ -144,6 +144,17 @@ def test_a_batch_is_bounded_by_what_one_took(monkeypatch):
     assert measured_limit(device, run, 4) == pytest.approx(0.8 * 600 / 100 * 4)
     assert measured_limit(device, run, 4, share=0.25) == pytest.approx(0.8 * 250 / 100 * 4)
 
+    def too_much() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert measured_limit(device, too_much, 4) == 0
+
+    def broken() -> None:
+        raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")
+
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
+        measured_limit(device, broken, 4)
+
 
 def test_workers_that_share_a_gpu_plan_with_their_share_of_it():
     assert sum(planned(1000, 1000, 0.25) for _ in range(4)) <= 1000
