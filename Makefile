@@ -80,7 +80,7 @@ format: $(STAMP)
 clean:
 	rm -rf build
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py stages/native/build.py
 	@test -n "$(PYTHON)" || { echo "koe needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -114,7 +114,8 @@ class ScoreStage:
     def exact(self, on_gpu: bool = True) -> ScoreStage:
         """Return the stage that gives the same scores in FP32; on a CPU where there is no GPU."""
         provider = self.settings.provider if on_gpu else "cpu"
-        engine = resolve_engine("auto", provider, "fp32")
+        libraries = self.p808 is not None or self._reconstructs is not None
+        engine = resolve_engine("auto", provider, "fp32", libraries)
         changes = {"precision": "fp32", "provider": provider, "engine": engine}
         return replace(self, settings=self.settings.model_copy(update=changes))
 

@@ -113,7 +113,10 @@ class Assembly:
         settings = self.config.score
         if settings.scorer == "source":
             return ScoreStage(settings)
-        engine = resolve_engine(settings.engine, settings.provider, settings.precision)
+        libraries = (
+            settings.p808 or settings.signal == "reconstruction"
+        )  # SNAC's decoder is torch's
+        engine = resolve_engine(settings.engine, settings.provider, settings.precision, libraries)
         return ScoreStage(
             settings.model_copy(update={"engine": engine}),
             model=self.scorer,

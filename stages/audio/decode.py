@@ -5,17 +5,15 @@ from __future__ import annotations
 import io
 import math
 import os
-from functools import lru_cache
 from typing import BinaryIO
 
 import numpy as np
-import torch
-import torchaudio
 
 from koe.errors import BadRecord
 from stages.audio.containers import scan
 from stages.audio.links import AudioHeader
 from stages.audio.recording import Recording
+from stages.audio.resampling import resampled
 from stages.audio.sndfile import Window
 
 # Durations in manifests are rounded, and MP3 encoders pad: a clip may end this much past its file.
@@ -135,8 +133,4 @@ def resample(audio: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     divisor = math.gcd(from_hz, to_hz)
     if (from_hz // divisor) * (to_hz // divisor) > _MAX_KERNEL_ENTRIES:
         raise BadRecord("unsupported_rate", f"{from_hz} Hz to {to_hz} Hz")
-    with torch.inference_mode():
-        return _resampler(from_hz, to_hz)(torch.from_numpy(audio)).numpy()
-
-
-_resampler = lru_cache(maxsize=32)(torchaudio.transforms.Resample)
+    return resampled(audio, from_hz // divisor, to_hz // divisor)

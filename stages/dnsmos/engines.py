@@ -1,14 +1,15 @@
 """The engines and precisions of the DNSMOS network, and which of them this machine can use.
 
-| engine of the convolutions | runs on | seconds per window, one Zen 4 core |
+| engine | runs on | seconds per window, one Zen 4 core |
 |---|---|---|
-| native, FP32 | CPU; needs a C compiler and AVX2 | 0.12 |
+| native, FP32 | CPU with AVX2 or NEON; needs a C compiler, here or where koe was installed | 0.12 |
 | torch, BF16 (`precision: bf16`) | CPU with AVX-512 BF16 or AMX, CUDA | 0.21 |
 | onnxruntime, FP32 | any provider | 0.35 |
 | torch, FP32 | CUDA; a CPU too, slowly | |
 
-The spectrogram and the head, 1 % of the work, are FP32 always: torch computes them with the engine
-torch, onnxruntime otherwise.
+The spectrogram and the head, 1 % of the work, are FP32 always: those of the engine, and with BF16 on a
+CPU those of onnxruntime. The native engine gives the same bits on every CPU; the libraries sum as the
+instruction set lets them, so a run that uses one carries it in its engine's name.
 """
 
 from __future__ import annotations
@@ -24,9 +25,16 @@ import torch
 
 from koe.errors import ConfigError
 from stages.dnsmos.batches import BatchedNetwork
-from stages.dnsmos.kernels import SOURCE, NativeShared
+from stages.dnsmos.kernels import (
+    SOURCE,
+    SPECTROGRAM_SOURCE,
+    NativeHead,
+    NativeShared,
+    NativeSpectrogram,
+)
 from stages.dnsmos.network import (
     EDGE_FRAMES,
+    FRAME_SAMPLES,
     WINDOW_SAMPLES,
     Network,
     Part,
@@ -36,7 +44,8 @@ from stages.dnsmos.network import (
 )
 from stages.dnsmos.on_torch import require_sound, shared_layers, torch_parts
 from stages.dnsmos.onnx_session import Run, open_session, require_provider, runner, shapes
-from stages.native.compiler import Unavailable, instruction_set, load_library
+from stages.native.build import Unavailable
+from stages.native.compiler import instruction_set, load_library
 from stages.native.repeatable import deterministic_inference, require_gpu
 from stages.settings import Precision, Provider, ScorerEngine
 
@@ -67,15 +76,19 @@ def require_precision(precision: Precision, provider: Provider) -> None:
         )
 
 
-def resolve_engine(engine: ScorerEngine, provider: Provider, precision: Precision) -> str:
+def resolve_engine(
+    engine: ScorerEngine, provider: Provider, precision: Precision, libraries: bool = False
+) -> str:
     """Choose the engine here, once for all workers of a run; `auto` is what is fastest.
 
     The name says how sums are taken, which decides a score's last bits: on a CPU with the
-    instruction set, `native-avx512`.
+    instruction set, `onnxruntime-avx512`, unless they are the same on all. `libraries` says that
+    the scores depend on torch or onnxruntime whatever the engine is.
     Raises: ConfigError for an engine that does not run here, or not with the others.
     """
     chosen = _choose(engine, provider, precision)
-    return f"{chosen}-{instruction_set()}" if provider == "cpu" else chosen
+    portable = chosen == "native" and not libraries
+    return f"{chosen}-{instruction_set()}" if provider == "cpu" and not portable else chosen
 
 
 def _choose(engine: ScorerEngine, provider: Provider, precision: Precision) -> ScorerEngine:
@@ -97,7 +110,7 @@ def _choose(engine: ScorerEngine, provider: Provider, precision: Precision) -> S
             raise ConfigError(
                 "score.engine native cannot be used",
                 str(error),
-                "Set score.engine: auto, or give every worker a C compiler (Debian's package gcc).",
+                "Set score.engine: auto, or install a C compiler on every machine (Debian's package gcc).",
             ) from error
         if provider == "cpu" and precision == "fp32":
             _LOG.warning("DNSMOS scores at a third of its speed without compiled code: %s", error)
@@ -122,10 +135,8 @@ def _required(engine: str, provider: Provider, precision: Precision) -> ScorerEn
 def _require_native(provider: Provider, precision: Precision) -> None:
     if provider != "cpu" or precision != "fp32":
         raise Unavailable(f"it is FP32 on a CPU, not {precision} on {provider}")
-    found = torch.cpu.get_capabilities()
-    if not (found.get("avx2") and found.get("fma3")):
-        raise Unavailable(f"this CPU ({platform.machine()}) has no AVX2: onnxruntime is faster")
-    load_library(SOURCE)
+    for source in (SOURCE, SPECTROGRAM_SOURCE):
+        load_library(source)
 
 
 def open_network(
@@ -167,7 +178,7 @@ def open_network(
         for part in (parts.spectrogram, parts.shared, parts.head)
     )
     if engine == "native":
-        shared = _checked(parts, shared)
+        spectrogram, shared, head = _native(parts, spectrogram, shared, head)
     return Network(
         _on_tensors(spectrogram),
         _on_tensors(shared)
@@ -183,20 +194,28 @@ def _on_tensors(run: Run) -> Part:
     return lambda values: torch.from_numpy(run(values.contiguous().numpy()))
 
 
-def _checked(parts: Parts, reference: Run) -> Run:
-    """Open the compiled convolutions, and compare them with onnxruntime's once."""
-    shared = NativeShared(parts.weights)
-    power = np.linspace(-12, 2, EDGE_FRAMES * 161, dtype=np.float32)
-    power = np.random.default_rng(0).permutation(power).reshape(1, 1, EDGE_FRAMES, 161)
-    expected = reference(power)
-    difference = float(np.abs(shared(power) - expected).max() / np.abs(expected).max())
-    if not difference < 1e-4:
-        raise ConfigError(
-            "score.engine native cannot be used",
-            f"the code compiled from {SOURCE.name} is off by {difference:.1e}",
-            "Set score.engine: onnxruntime, and report the compiler's version.",
-        )
-    return shared
+def _native(parts: Parts, *references: Run) -> tuple[Run, Run, Run]:
+    """Open the compiled parts, and compare each with onnxruntime's once."""
+    made = (
+        NativeSpectrogram(parts.filters),
+        NativeShared(parts.weights),
+        NativeHead(parts.head_weights),
+    )
+    draws = np.random.default_rng(0)
+    frames = draws.normal(0, 0.1, (1, EDGE_FRAMES, FRAME_SAMPLES))
+    power = draws.uniform(-12, 2, (1, 1, EDGE_FRAMES, 161))
+    features = draws.exponential(1, (1, 32, EDGE_FRAMES, 40))
+    for run, reference, values in zip(made, references, (frames, power, features), strict=True):
+        values = values.astype(np.float32)
+        expected = reference(values)
+        difference = float(np.abs(run(values) - expected).max() / np.abs(expected).max())
+        if not difference < 1e-4:
+            raise ConfigError(
+                "score.engine native cannot be used",
+                f"its {type(run).__name__}, compiled from C, is off by {difference:.1e}",
+                "Set score.engine: onnxruntime, and report the compiler's version.",
+            )
+    return made
 
 
 def _not_dnsmos(path: str, why: str) -> ConfigError:

@@ -1,47 +1,68 @@
-"""The convolutions of DNSMOS that windows share, compiled: FP32 by Winograd's F(4x4, 3x3).
+"""The DNSMOS network compiled, in FP32, with the same bits on every instruction set.
 
-This needs a quarter of the products, and no activation leaves the cache before it is used: 0.12 s
-per window on one Zen 4 core, against 0.35 in onnxruntime and 0.21 in torch with BF16. The features
-differ from onnxruntime's by 5e-6 of the largest, the scores by some 1e-6.
+The convolutions that windows share run by Winograd's F(4x4, 3x3): a quarter of the products, and no
+activation leaves the cache before it is used. That takes 0.12 s per window on one Zen 4 core, against
+0.35 in onnxruntime and 0.21 in torch with BF16. The features differ from onnxruntime's by 5e-6 of the
+largest, the scores by some 1e-6.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 
-from stages.native.compiler import Unavailable, load_library
+from stages.native.build import Unavailable
+from stages.native.compiler import Library, load_library
+from stages.native.products import panels
 
 SOURCE = Path(__file__).with_suffix(".c")
-_Floats = ctypes.POINTER(ctypes.c_float)
+SPECTROGRAM_SOURCE = SOURCE.with_name("spectrogram.c")
+_BINS, _FRAME_SAMPLES = 161, 320
 # Kernel and bias of each layer that the C expects.
-_SHAPES = [(128, 1, 3, 3), (64, 128, 3, 3), (64, 64, 3, 3), (32, 64, 3, 3)] + 2 * [(32, 32, 3, 3)]
+_SHARED = [(128, 1, 3, 3), (64, 128, 3, 3), (64, 64, 3, 3), (32, 64, 3, 3)] + 2 * [(32, 32, 3, 3)]
+_HEAD = [(64, 32, 3, 3), (64, 128), (128, 64), (64, 3)]
 # A kernel's values at Winograd's points 0, 1, -1, 2, -2 and infinity, scaled.
 _POINTS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+
+Weights = Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+class NativeSpectrogram:
+    """Frames [1, frames, 320] to log power [1, 1, frames, 161]."""
+
+    def __init__(self, filters: np.ndarray, library: Library | None = None) -> None:
+        """Take the filters of `network.Parts`. Raises: Unavailable without a C compiler."""
+        if filters.shape != (2, _BINS, _FRAME_SAMPLES):
+            raise Unavailable("the model's filters are not those of the compiled code")
+        self._library = library or load_library(SPECTROGRAM_SOURCE)
+        basis = filters.reshape(-1, _FRAME_SAMPLES).T.copy()
+        self._panels = panels(torch.from_numpy(basis))
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        rows = frames.shape[1]
+        frames = np.ascontiguousarray(frames, np.float32)
+        outputs = self._panels.shape[0] * self._panels.shape[2]
+        products = np.empty((rows, outputs), np.float32)
+        power = np.empty((1, 1, rows, _BINS), np.float32)
+        sizes = (rows, _FRAME_SAMPLES, outputs, _BINS)
+        self._library.log_power(frames, self._panels, products, power, *sizes)
+        return power
 
 
 class NativeShared:
     """The shared convolutions: log power [n, 1, frames, 161] to [n, 32, frames // 4, 40]."""
 
-    def __init__(self, weights: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    def __init__(self, weights: Weights, library: Library | None = None) -> None:
         """Take kernel and bias of each convolution, as `network.Parts` has them.
 
         Raises: Unavailable without a C compiler.
         """
-        if [kernel.shape for kernel, _ in weights] != _SHAPES:
-            raise Unavailable("the model's convolutions are not those of the compiled code")
-        library = load_library(SOURCE)
-        length, many = ctypes.c_ssize_t, ctypes.POINTER(_Floats)
-        self._run, self._size = library.shared_layers, library.workspace_floats
-        self._run.argtypes = [_Floats, length, length, _Floats, many, many, _Floats, _Floats]
-        self._run.restype = None
-        self._size.argtypes, self._size.restype = [length, length], length
+        _check(weights, _SHARED)
+        self._library = library or load_library(SOURCE)
         self._first = _first(*weights[0])
-        # The C code is given the addresses of these arrays, so they are kept.
         self._points = [_transformed(kernel) for kernel, _ in weights[1:]]
         self._biases = [np.ascontiguousarray(bias, np.float32) for _, bias in weights[1:]]
 
@@ -49,20 +70,39 @@ class NativeShared:
         num, _, rows, columns = power.shape
         power = np.ascontiguousarray(power, np.float32)
         features = np.empty((num, 32, rows // 4, columns // 4), np.float32)
-        workspace = np.empty(self._size(rows, columns), np.float32)
-        layers = [_addresses(self._points), _addresses(self._biases)]
+        workspace = np.empty(self._library.workspace_floats(rows, columns), np.float32)
         for image, out in zip(power, features, strict=True):
-            pointers = (_address(self._first), *layers, _address(workspace), _address(out))
-            self._run(_address(image), rows, columns, *pointers)
+            layers = (self._first, self._points, self._biases)
+            self._library.shared_layers(image, rows, columns, *layers, workspace, out)
         return features
 
 
-def _addresses(arrays: Sequence[np.ndarray]) -> Any:
-    return (_Floats * len(arrays))(*map(_address, arrays))
+class NativeHead:
+    """What follows in each window: features [n, 32, 225, 40] to raw scores [n, 3]."""
+
+    def __init__(self, weights: Weights, library: Library | None = None) -> None:
+        """Take `head_weights` of `network.Parts`. Raises: Unavailable without a C compiler."""
+        _check(weights, _HEAD)
+        self._library = library or load_library(SOURCE)
+        (kernel, _), *dense = weights
+        matrices = [np.ascontiguousarray(matrix, np.float32) for matrix, _ in dense]
+        self._weights = [_transformed(kernel), *matrices]
+        self._biases = [np.ascontiguousarray(bias, np.float32) for _, bias in weights]
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        rows, columns = features.shape[2:]
+        features = np.ascontiguousarray(features, np.float32)
+        scores = np.empty((len(features), 3), np.float32)
+        workspace = np.empty(self._library.head_floats(rows, columns), np.float32)
+        for window, out in zip(features, scores, strict=True):
+            layers = (self._weights, self._biases)
+            self._library.window_head(window, rows, columns, *layers, workspace, out)
+        return scores
 
 
-def _address(array: np.ndarray) -> Any:
-    return array.ctypes.data_as(_Floats)
+def _check(weights: Weights, expected: list[tuple[int, ...]]) -> None:
+    if [kernel.shape for kernel, _ in weights] != expected:
+        raise Unavailable("the model's layers are not those of the compiled code")
 
 
 def _first(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -74,5 +114,11 @@ def _first(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
 def _transformed(kernel: np.ndarray) -> np.ndarray:
     """Transform kernels [outputs, inputs, 3, 3] in FP64 to float32 [36, inputs, outputs]."""
     outputs, inputs = kernel.shape[:2]
-    points = np.einsum("ia,ocab,jb->ijco", _POINTS, kernel.astype(np.float64), _POINTS)
+    rows = _at_points(kernel.astype(np.float64).transpose(2, 3, 1, 0))
+    points = _at_points(rows.transpose(1, 0, 2, 3)).transpose(1, 0, 2, 3)
     return np.ascontiguousarray(points.reshape(36, inputs, outputs), np.float32)
+
+
+def _at_points(values: np.ndarray) -> np.ndarray:
+    """Map the three values of the first axis to six, summed in one order on every CPU."""
+    return np.stack([(a * values[0] + b * values[1]) + c * values[2] for a, b, c in _POINTS])

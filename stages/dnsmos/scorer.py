@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -182,9 +183,11 @@ class DnsmosScorer:
 
 def mean_scores(raw: np.ndarray, p808: float | None) -> Scores:
     """Turn raw outputs [windows, 3] into the means of their MOS."""
-    # The reference's quadratics and means are FP64 too, whatever the model's output is.
+    # The reference's quadratics and means are FP64 too, whatever the model's output is. `fsum` rounds
+    # once, where numpy sums in the order of its build.
     columns = zip((_SIG, _BAK, _OVRL), raw.astype(np.float64).T, strict=True)
-    sig, bak, ovrl = (float(np.mean(np.polyval(poly, values))) for poly, values in columns)
+    sums = (math.fsum(np.polyval(poly, values)) for poly, values in columns)
+    sig, bak, ovrl = (total / len(raw) for total in sums)
     return Scores(sig, bak, ovrl, len(raw), p808)
 
 

@@ -4,22 +4,16 @@
  * 2, -2): `transform` takes patches of 6x6 pixels to 36 points, `products` multiplies every point
  * with a layer's weights, `restore` makes pixels of them.
  *
- * Vector types of GCC and clang: one source for every CPU. Channels are multiples of 2 LANES.
+ * Vector types of GCC and clang, one source for every CPU, and the same bits on each (lanes.h).
+ * Channels are multiples of 32.
  */
 
-#include <stddef.h>
+#include "lanes.h"
 
-#ifdef __AVX512F__
-enum { LANES = 16, PANEL = 4, ROWS = 6 }; /* 24 accumulators of 32 registers */
-#else
-enum { LANES = 8, PANEL = 2, ROWS = 6 }; /* 12 of 16; vectors as long as those of AVX2 */
-#endif
+/* The products: 24 accumulators of 32 registers, 12 of 16. */
+enum { ACROSS = REGISTERS == 32 ? 4 : 2, TALL = 6 };
 
 enum { TILE = 4, PATCH = 6, POINTS = 36 };
-
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-#define INLINE static inline __attribute__((always_inline))
 
 /* A layer: `points` [36][inputs][outputs] transformed weights, `bias` [outputs]. */
 typedef struct {
@@ -27,20 +21,19 @@ typedef struct {
     ptrdiff_t inputs, outputs;
 } layer;
 
-INLINE lanes load(const float *from) { return *(const lanes *)from; }
-INLINE void store(float *to, lanes value) { *(lanes *)to = value; }
-INLINE lanes positive(lanes x) { return (lanes)((ints)x & (x > 0)); }
-
 /* One dimension of a patch to its points. */
 INLINE void into(const lanes x[6], lanes y[6])
 {
-    lanes a = x[4] - 4 * x[2], b = x[3] - 4 * x[1], c = x[4] - x[2], d = 2 * (x[3] - x[1]);
-    y[0] = 4 * x[0] - 5 * x[2] + x[4];
+    const lanes four = spread(4), less_four = spread(-4), less_five = spread(-5);
+    lanes a = fused(less_four, x[2], x[4]), b = fused(less_four, x[1], x[3]);
+    lanes c = x[4] - x[2], d = x[3] - x[1];
+    d = d + d;
+    y[0] = fused(four, x[0], fused(less_five, x[2], x[4]));
     y[1] = a + b;
     y[2] = a - b;
     y[3] = c + d;
     y[4] = c - d;
-    y[5] = 4 * x[1] - 5 * x[3] + x[5];
+    y[5] = fused(four, x[1], fused(less_five, x[3], x[5]));
 }
 
 /* One dimension of points to the pixels of a tile. */
@@ -48,9 +41,9 @@ INLINE void back(const lanes x[6], lanes y[4])
 {
     lanes a = x[1] + x[2], b = x[1] - x[2], c = x[3] + x[4], d = x[3] - x[4];
     y[0] = x[0] + a + c;
-    y[1] = b + 2 * d;
-    y[2] = a + 4 * c;
-    y[3] = b + 8 * d + x[5];
+    y[1] = fused(spread(2), d, b);
+    y[2] = fused(spread(4), c, a);
+    y[3] = fused(spread(8), d, b) + x[5];
 }
 
 /* A patch of 6x6 pixels, whose rows lie `row` values apart, to points that lie `point` apart. */
@@ -75,42 +68,42 @@ INLINE void transform(const float *patch, ptrdiff_t row, ptrdiff_t channels, flo
     }
 }
 
-/* [tiles][inputs] times [inputs][outputs], `count` tiles and `panel` vectors of outputs. */
+/* [tiles][inputs] times [inputs][outputs], `count` tiles and `across` vectors of outputs. */
 INLINE void multiply(const float *a, const float *b, float *to, ptrdiff_t inputs,
-                     ptrdiff_t outputs, const int count, const int panel)
+                     ptrdiff_t outputs, const int count, const int across)
 {
-    lanes sum[ROWS * PANEL];
-    for (int i = 0; i < count * panel; i++)
-        sum[i] = (lanes){0};
+    lanes sum[TALL * ACROSS];
+    for (int i = 0; i < count * across; i++)
+        sum[i] = spread(0);
     for (ptrdiff_t k = 0; k < inputs; k++) {
-        lanes right[PANEL];
-        for (int j = 0; j < panel; j++)
+        lanes right[ACROSS];
+        for (int j = 0; j < across; j++)
             right[j] = load(b + k * outputs + j * LANES);
         for (int i = 0; i < count; i++) {
-            float left = a[i * inputs + k];
-            for (int j = 0; j < panel; j++)
-                sum[i * panel + j] += left * right[j];
+            lanes left = spread(a[i * inputs + k]);
+            for (int j = 0; j < across; j++)
+                sum[i * across + j] = fused(left, right[j], sum[i * across + j]);
         }
     }
     for (int i = 0; i < count; i++)
-        for (int j = 0; j < panel; j++)
-            store(to + i * outputs + j * LANES, sum[i * panel + j]);
+        for (int j = 0; j < across; j++)
+            store(to + i * outputs + j * LANES, sum[i * across + j]);
 }
 
-INLINE void multiply_panel(const float *a, const float *b, float *to, ptrdiff_t tiles,
-                           ptrdiff_t inputs, ptrdiff_t outputs, const int panel)
+INLINE void multiply_strip(const float *a, const float *b, float *to, ptrdiff_t tiles,
+                           ptrdiff_t inputs, ptrdiff_t outputs, const int across)
 {
     ptrdiff_t t = 0;
-    for (; t + ROWS <= tiles; t += ROWS)
-        multiply(a + t * inputs, b, to + t * outputs, inputs, outputs, ROWS, panel);
+    for (; t + TALL <= tiles; t += TALL)
+        multiply(a + t * inputs, b, to + t * outputs, inputs, outputs, TALL, across);
     a += t * inputs;
     to += t * outputs;
     switch (tiles - t) {
-    case 5: multiply(a, b, to, inputs, outputs, 5, panel); break;
-    case 4: multiply(a, b, to, inputs, outputs, 4, panel); break;
-    case 3: multiply(a, b, to, inputs, outputs, 3, panel); break;
-    case 2: multiply(a, b, to, inputs, outputs, 2, panel); break;
-    case 1: multiply(a, b, to, inputs, outputs, 1, panel); break;
+    case 5: multiply(a, b, to, inputs, outputs, 5, across); break;
+    case 4: multiply(a, b, to, inputs, outputs, 4, across); break;
+    case 3: multiply(a, b, to, inputs, outputs, 3, across); break;
+    case 2: multiply(a, b, to, inputs, outputs, 2, across); break;
+    case 1: multiply(a, b, to, inputs, outputs, 1, across); break;
     }
 }
 
@@ -120,10 +113,10 @@ static void products(layer of, const float *from, float *to, ptrdiff_t tiles)
         const float *a = from + p * tiles * of.inputs, *b = of.points + p * of.inputs * of.outputs;
         float *c = to + p * tiles * of.outputs;
         ptrdiff_t n = 0;
-        for (; n + PANEL * LANES <= of.outputs; n += PANEL * LANES)
-            multiply_panel(a, b + n, c + n, tiles, of.inputs, of.outputs, PANEL);
+        for (; n + ACROSS * LANES <= of.outputs; n += ACROSS * LANES)
+            multiply_strip(a, b + n, c + n, tiles, of.inputs, of.outputs, ACROSS);
         for (; n + 2 * LANES <= of.outputs; n += 2 * LANES)
-            multiply_panel(a, b + n, c + n, tiles, of.inputs, of.outputs, 2);
+            multiply_strip(a, b + n, c + n, tiles, of.inputs, of.outputs, 2);
     }
 }
 

@@ -1,66 +1,97 @@
-"""Compiles C sources for the CPU that runs them, in the process that loads them."""
+"""Loads the C of the stages for the CPU that runs it: built at installation, or compiled now."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-import shlex
-import shutil
-import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
-_COMPILERS = ("cc", "gcc", "clang")
-# Every process compiles anew, in 0.3 s: no cache to invalidate, and no code built for another CPU.
-# Vectors wider than the CPU's registers never leave a file, so that their calling convention,
-# which GCC warns about, does not matter.
-_FLAGS = ("-O3", "-fPIC", "-shared", "-Wno-psabi")
-# CPUs of one instruction set get the same code; -march=native would tell them apart.
-_ARCHITECTURES = {
-    "avx512": ("-march=skylake-avx512", "-mtune=generic"),
-    "avx2": ("-march=haswell", "-mtune=generic"),
-}
+from stages.native.build import BUILT, TARGETS, Unavailable, compile_source, library_name
 
-
-class Unavailable(Exception):
-    """Compiled code cannot be used here; the text says why."""
+Argument = int | Tensor | np.ndarray | Sequence[np.ndarray]
+Function = Callable[..., int]  # of `Argument`s
 
 
 def instruction_set() -> str:
-    """Name what torch and the compiled code compute with here: `avx512`, `avx2`, or the machine.
+    """Name what torch and onnxruntime compute with here: `avx512`, `avx2`, or the machine.
 
-    Sums are taken in another order by another instruction set, so it decides their last bits.
+    Their sums are taken in another order by another instruction set, so it decides their last bits.
+    That of the compiled code does not.
     """
     found = torch.backends.cpu.get_cpu_capability().lower()
-    return found if found in _ARCHITECTURES else platform.machine().lower()
+    known = TARGETS.get(platform.machine(), ())
+    return found if found in known else platform.machine().lower()
+
+
+def target() -> str:
+    """Name the instruction set that compiled code uses here.
+
+    Raises: Unavailable on a CPU for which there is none.
+    """
+    machine, found = platform.machine(), torch.cpu.get_capabilities()
+    if machine == "aarch64":
+        return "neon"
+    if machine == "x86_64" and found.get("avx2") and found.get("fma3"):
+        wide = all(found.get(f"avx512_{part}") for part in ("f", "bw", "cd", "dq", "vl"))
+        return "avx512" if wide else "avx2"
+    raise Unavailable(f"this CPU ({machine}) has neither AVX2 with FMA nor NEON")
+
+
+class Library:
+    """C functions of pointers and sizes, called with arrays, tensors and ints."""
+
+    def __init__(self, loaded: ctypes.CDLL) -> None:
+        self._loaded = loaded
+
+    def __getattr__(self, name: str) -> Function:
+        """Return a function, which takes the memory of arrays as it is: the caller lays it out."""
+        found = getattr(self._loaded, name)
+        found.restype = ctypes.c_ssize_t
+
+        def call(*values: Argument) -> int:
+            return found(*map(_argument, values))
+
+        setattr(self, name, call)
+        return call
+
+
+def load_library(source: Path) -> Library:
+    """Load what a C file was compiled to for this CPU, or compile it; once per process.
+
+    Raises: Unavailable on another kind of CPU, or where it has to be compiled without a compiler.
+    """
+    return load_target(source, target())
 
 
 @cache
-def load_library(source: Path) -> ctypes.CDLL:
-    """Compile a C file and load it; once per process.
-
-    Raises: Unavailable without a compiler (`CC`, cc, gcc or clang), or when it fails.
-    """
-    with tempfile.TemporaryDirectory(prefix="koe-native-") as folder:
-        path = Path(folder) / f"{source.stem}.so"
-        architecture = _ARCHITECTURES.get(instruction_set(), ("-march=native",))
-        command = [*_compiler(), *_FLAGS, *architecture, "-o", str(path), str(source)]
+def load_target(source: Path, target: str) -> Library:
+    """Load what a C file is compiled to for an instruction set; once per process."""
+    path = BUILT / library_name(source, target)
+    if path.exists():
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-            if done.returncode:
-                first = " ".join(done.stderr.strip().splitlines()[:1])
-                raise Unavailable(f"`{shlex.join(command)}` failed: {first}")
-            return ctypes.CDLL(str(path))
-        except (OSError, subprocess.TimeoutExpired) as error:
+            return Library(ctypes.CDLL(str(path)))
+        except OSError:
+            pass  # built on a machine with another C library: compiled here instead
+    with tempfile.TemporaryDirectory(prefix="koe-native-") as folder:
+        made = compile_source(source, target, Path(folder) / path.name)
+        try:
+            return Library(ctypes.CDLL(str(made)))
+        except OSError as error:
             raise Unavailable(str(error)) from error
 
 
-def _compiler() -> list[str]:
-    for command in (shlex.split(os.environ.get("CC", "")), *([name] for name in _COMPILERS)):
-        if command and shutil.which(command[0]):
-            return command
-    raise Unavailable(f"no C compiler was found: neither $CC nor {', '.join(_COMPILERS)}")
+def _argument(value: Argument) -> ctypes.c_void_p | ctypes.c_ssize_t | ctypes.Array:
+    if isinstance(value, int):
+        return ctypes.c_ssize_t(value)
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, np.ndarray):
+        return ctypes.c_void_p(value.ctypes.data)
+    return (ctypes.c_void_p * len(value))(*(item.ctypes.data for item in value))

@@ -22,12 +22,12 @@ from snac import SNAC
 from torch import Tensor, nn
 
 from koe.vocabulary import FRAME_SAMPLES
+from stages.native.products import PANEL
 from stages.snac.kernels import (
     ALPHA,
     ALPHA_2,
     BIAS,
     CONSTANTS,
-    LANES,
     OFFSET,
     RECIPROCAL,
     TAP,
@@ -37,6 +37,7 @@ from stages.snac.kernels import (
 )
 
 Span = tuple[int, int]  # rows from, to
+Prepare = Callable[[Tensor], Tensor]  # lays out a matrix [inputs, outputs] for its products
 _MARGIN = TAPS // 2  # of the first convolution
 
 
@@ -64,36 +65,46 @@ class TiledEncoder:
         first, *blocks, last = encoder.block
         self._kernels = kernels
         self._tiles = tiles or Tiles()
-        self._first = first.weight[:, 0].t().contiguous()
+        self._stem = first.weight[:, 0].t().contiguous()
         offsets = [first.bias, *(torch.zeros_like(block.block[-1].bias) for block in blocks)]
-        self._blocks = [Block.of(*pair) for pair in zip(blocks, offsets[:-1], strict=True)]
-        self._last = last
-        self._quantizer = model.quantizer
+        pairs = zip(blocks, offsets[:-1], strict=True)
+        self._blocks = [Block.of(*pair, kernels.prepared) for pair in pairs]
+        self._last = last.bias.new_zeros(CONSTANTS, len(last.bias))
+        self._last[TAP:BIAS] = last.weight[:, 0].t()
+        self._last[BIAS] = last.bias
+        self._quantize = kernels.quantizer(model.quantizer)
 
     def encode(self, audio: Tensor) -> list[Tensor]:
         """Encode one clip: float32 [samples] to int64 [F], [2 F] and [4 F]."""
         # Of complete frames: the quantiser averages over 4, 2 and 1 rows.
-        pieces = self.latents(audio).split(self._tiles.distances // 4 * 4, dim=-1)
-        codes = [self._quantizer(piece)[1] for piece in pieces]
-        return [torch.cat(level, dim=-1)[0] for level in zip(*codes, strict=True)]
+        pieces = self._latent_rows(audio).split(self._tiles.distances // 4 * 4)
+        return [torch.cat(level) for level in zip(*map(self._quantize, pieces), strict=True)]
 
     def latents(self, audio: Tensor) -> Tensor:
         """Return what is quantised: float32 [samples] to [1, channels, 4 F]."""
+        return self._latent_rows(audio).t()[None]
+
+    def _latent_rows(self, audio: Tensor) -> Tensor:
+        """Encode one clip to [4 F, channels]."""
         fill = -len(audio) % FRAME_SAMPLES
         padded = nn.functional.pad(audio, (_MARGIN, fill + _MARGIN))
         totals = [len(audio) + fill]
         for block in self._blocks:
             totals.append(totals[-1] // block.stride)
-        top = len(self._blocks) - 1
-        segments = _parts(totals[-1], self._tiles.latents)
-        parts = [self._rows(top, segment, padded, totals) for segment in segments]
-        return self._last(torch.cat(parts).t()[None])
+        top, total = len(self._blocks) - 1, totals[-1]
+        rows = audio.new_zeros(_MARGIN + total + _MARGIN, self._last.shape[1])
+        for start, stop in _parts(total, self._tiles.latents):
+            segment = self._rows(top, (start, stop), padded, totals)
+            rows[_MARGIN + start : _MARGIN + stop] = segment
+        out = rows.new_empty(total, rows.shape[1])
+        self._kernels.depthwise(rows, self._last, out)
+        return out
 
     def _rows(self, level: int, span: Span, padded: Tensor, totals: list[int]) -> Tensor:
         """Return rows of the output of a block: [to - from, channels]."""
         block, total = self._blocks[level], totals[level]
         if level == 0:
-            load = self._stem(padded)
+            load = self._stems(padded)
         else:
             needed = block.needs(span, total)
             load = _copies(self._rows(level - 1, needed, padded, totals), needed[0])
@@ -106,11 +117,12 @@ class TiledEncoder:
             block.run(load(needed), needed, total, tile, self._kernels, out[low:high])
         return out
 
-    def _stem(self, padded: Tensor) -> Callable[[Span], Tensor]:
+    def _stems(self, padded: Tensor) -> Callable[[Span], Tensor]:
         def load(span: Span) -> Tensor:
             start, stop = span
-            windows = padded[start:].as_strided((stop - start, len(self._first)), (1, 1))
-            return windows @ self._first
+            out = padded.new_empty(stop - start, self._stem.shape[1])
+            self._kernels.stem(padded[start:], self._stem, out)
+            return out
 
         return load
 
@@ -120,7 +132,7 @@ def supports(architecture: dict[str, Any]) -> bool:
     rates = architecture["encoder_rates"]
     return (
         bool(architecture.get("depthwise"))
-        and architecture["encoder_dim"] % LANES == 0
+        and architecture["encoder_dim"] % PANEL == 0
         and all(rate % 2 == 0 for rate in rates)
     )
 
@@ -138,21 +150,21 @@ def _copies(rows: Tensor, first: int) -> Callable[[Span], Tensor]:
 
 @dataclass(frozen=True)
 class Unit:
-    """A residual unit of width C: the kernels' constants, and the 1x1 convolution [C, C]."""
+    """A residual unit: the kernels' constants, and its 1x1 convolution as they take it."""
 
     constants: Tensor
     weight: Tensor
     dilation: int
 
     @classmethod
-    def of(cls, unit: Any, offset: Tensor) -> Unit:
+    def of(cls, unit: Any, offset: Tensor, prepared: Prepare = Tensor.contiguous) -> Unit:
         first, depthwise, second, pointwise = unit.block
         constants = offset.new_empty(CONSTANTS, len(offset))
         constants[:TAP] = _snake_constants(first, offset)
         constants[TAP:BIAS] = depthwise.weight[:, 0].t()
         constants[BIAS] = depthwise.bias
         constants[ALPHA_2:] = _snake_constants(second, offset)[ALPHA:]
-        weight = pointwise.weight[:, :, 0].t().contiguous()
+        weight = prepared(pointwise.weight[:, :, 0].t())
         return cls(constants, weight, depthwise.dilation[0])
 
     @property
@@ -171,7 +183,7 @@ def _snake_constants(snake: Any, offset: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """Residual units, Snake and a strided convolution [2 stride C, outputs].
+    """Residual units, Snake and a strided convolution, whose matrix is [2 stride C, outputs].
 
     The biases of the convolutions are not added to the residual: the next Snake adds their sum to
     what it reads, which saves a pass over the residual.
@@ -184,14 +196,14 @@ class Block:
     stride: int
 
     @classmethod
-    def of(cls, block: Any, offset: Tensor) -> Block:
+    def of(cls, block: Any, offset: Tensor, prepared: Prepare = Tensor.contiguous) -> Block:
         """Copy a module; `offset` [C] is what its input lacks."""
         *residuals, snake, strided = block.block
         units = []
         for residual in residuals:
-            units.append(Unit.of(residual, offset))
+            units.append(Unit.of(residual, offset, prepared))
             offset = offset + residual.block[-1].bias
-        weight = strided.weight.permute(2, 1, 0).flatten(0, 1).contiguous()
+        weight = prepared(strided.weight.permute(2, 1, 0).flatten(0, 1))
         constants = _snake_constants(snake, offset)
         return cls(units, constants, weight, strided.bias, strided.stride[0])
 
@@ -226,12 +238,13 @@ class Block:
             hidden = inner[: len(around) - 2 * unit.reach]
             kernels.unit(x, unit.constants, unit.dilation, around, head, hidden)
             x = x[lost : lost + len(hidden)]
-            x.addmm_(hidden, unit.weight)
+            kernels.add_product(hidden, unit.weight, x)
             first += lost
         pad = self.stride // 2
         head, tail = pad * begins, pad * ends
         kernels.snake(x, self.snake, surrounded(scratch[: head + len(x) + tail], head, len(x)))
         windows = scratch[start * self.stride - pad - first + head :].as_strided(
-            (stop - start, len(self.weight)), (self.row_values, 1)
+            (stop - start, 2 * self.row_values), (self.row_values, 1)
         )
-        torch.addmm(self.bias, windows, self.weight, out=out)
+        out.copy_(self.bias.expand_as(out))
+        kernels.add_product(windows, self.weight, out)

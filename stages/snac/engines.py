@@ -2,7 +2,7 @@
 
 | engine | runs on | what | audio-seconds/s, one Zen 4 core |
 |---|---|---|---|
-| native | CPU | `encoder.py` on compiled C; needs a C compiler | 16 |
+| native | CPU with AVX2 or NEON | `encoder.py` on compiled C; needs a C compiler, here or where koe was installed | 16 |
 | tiled | CPU | `encoder.py` on torch's operations | 9 to 10 |
 | eager | CPU, CUDA | the package's modules, their weight norm removed | 6 |
 | fused | CUDA | `on_gpu.py` on Triton's kernels, in launches of a few sizes (`packed.py`) | |
@@ -15,12 +15,13 @@ run on this machine's GPU and agree with torch, and eager elsewhere: a rule, bec
 at the start would be decided by noise. Tiled is faster than eager where there is no compiler, and
 its memory does not grow with the clip.
 
-Engines differ in the order in which they sum, and so do instruction sets, so where two entries are
-nearly as close, one may choose the other. On the untrained weights that is rare: 0 of 4,396 codes
-(`benchmarks/codec_distance.py`); weights that amplify rounding have more. So the engine is chosen
-once, where the run starts, under a name that says both, `native-avx512`, or on CUDA the precision of
-its products, `fused-tf32`; it is part of receipts and of the shards' metadata, and a worker that
-cannot run just that one refuses.
+Engines differ in the order in which they sum, so where two entries are nearly as close, one may choose
+the other. On the untrained weights that is rare: 0 of 4,396 codes (`benchmarks/codec_distance.py`);
+weights that amplify rounding have more. So the engine is chosen once, where the run starts; its name
+is part of receipts and of the shards' metadata, and a worker that cannot run just that one refuses.
+The native engine gives the same codes on every CPU. The others sum as torch does with the CPU's
+instruction set, which is then part of the name, `tiled-avx512`; on CUDA the precision of the products
+is, `fused-tf32`.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ from torch import Tensor
 
 from koe.errors import ConfigError
 from koe.vocabulary import FRAME_SAMPLES
+from stages.native.build import Unavailable
 from stages.native.compiler import instruction_set
 from stages.settings import CodecEngine, CodecPrecision, Device
 from stages.snac.batches import Clip, Encode, Grouped
+from stages.snac.compiled import native_kernels
 from stages.snac.encoder import TiledEncoder
-from stages.snac.kernels import Kernels, TorchKernels, Unavailable, native_kernels
+from stages.snac.kernels import Kernels, TorchKernels
 from stages.snac.masking import MaskedEncoder
 from stages.snac.on_gpu import RowsEncoder, fused_pointwise, require_agreement, why_not_fused
 from stages.snac.packed import PackedEncoder
@@ -82,7 +85,8 @@ def resolve_engine(
         raise _refused(engine, f"it runs on CUDA and snac.device is {device}")
     if precision != "fp32":
         raise _imprecise(precision, "CPUs compute in FP32")
-    return f"{_on_cpu(engine, encoder_rearranges)}-{instruction_set()}"
+    chosen = _on_cpu(engine, encoder_rearranges)
+    return chosen if chosen == "native" else f"{chosen}-{instruction_set()}"
 
 
 def _on_cuda(engine: CodecEngine, encoder_rearranges: bool, precision: CodecPrecision) -> str:
@@ -162,7 +166,7 @@ def usual_batch_seconds(engine: str, device: Device) -> float:
 def open_engine(model: SNAC, engine: str, device: Device) -> Encode:
     """Bind an engine that takes clips padded to one length. Raises: as `open_stream`."""
     name, _, wanted = engine.partition("-")
-    if device == "cpu" and wanted != instruction_set():
+    if device == "cpu" and name != "native" and wanted != instruction_set():
         why = f"this machine computes with {instruction_set()}, with which some codes would differ"
         raise _unequal(engine, why, "Run koe and its workers on machines of one kind.")
     if name == "eager":

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stages.native.compiler import Unavailable
+from stages.native.build import Unavailable
 from stages.snac import kernels
 from stages.snac.pointwise import Pointwise, TorchPointwise
 

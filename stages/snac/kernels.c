@@ -1,22 +1,14 @@
-/* The pointwise half of SNAC's encoder, on rows of `width` channels (a multiple of LANES).
+/* SNAC's encoder on rows of `width` channels, a multiple of PANEL.
  *
- * Compiled by stages/snac/kernels.py where there is a compiler. Vector types of GCC and clang, no
- * intrinsics, one source for every CPU.
+ * Vector types of GCC and clang, one source for every CPU, and the same bits on each: see lanes.h.
  *
  * `constants` holds rows of `width` floats; the enums below name them.
  */
 
-#include <stddef.h>
-
-#ifdef __AVX512F__
-enum { LANES = 16 };
-#else
-enum { LANES = 8 }; /* AVX2: 15.6 audio-seconds per second, 11.3 with vectors of two registers */
-#endif
+#include "products.h"
+#include "quantizer.h"
 
 enum { TAPS = 7, ROWS_AT_ONCE = 32 };
-
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 enum { OFFSET, ALPHA, RECIPROCAL, TAP, BIAS = TAP + TAPS, ALPHA_2, RECIPROCAL_2 };
 
@@ -26,24 +18,20 @@ enum { OFFSET, ALPHA, RECIPROCAL, TAP, BIAS = TAP + TAPS, ALPHA_2, RECIPROCAL_2 
  * square. Adding 1.5 * 2^23 rounds to an integer. Pi is the sum of two floats. The polynomial's
  * relative error is 5e-9, a tenth of a float's rounding.
  */
-static inline lanes snake(lanes x, lanes alpha, lanes reciprocal)
+INLINE lanes snake(lanes x, lanes alpha, lanes reciprocal)
 {
-    const float round = 12582912.0f;
+    const lanes round = spread(12582912.0f);
     lanes angle = alpha * x;
-    lanes turns = (angle * 0.318309886f + round) - round;
-    angle = angle - turns * 3.14159274f;
-    angle = angle + turns * 8.74227766e-8f;
+    lanes turns = fused(angle, spread(0.318309886f), round) - round;
+    angle = fused(turns, spread(-3.14159274f), angle);
+    angle = fused(turns, spread(8.74227766e-8f), angle);
     lanes square = angle * angle;
-    lanes poly = square * 2.60890397e-6f - 1.98111011e-4f;
-    poly = poly * square + 8.33308790e-3f;
-    poly = poly * square - 1.66666597e-1f;
-    lanes sine = angle + angle * square * poly;
-    return x + reciprocal * (sine * sine);
+    lanes poly = fused(square, spread(2.60890397e-6f), spread(-1.98111011e-4f));
+    poly = fused(poly, square, spread(8.33308790e-3f));
+    poly = fused(poly, square, spread(-1.66666597e-1f));
+    lanes sine = fused(angle * square, poly, angle);
+    return fused(reciprocal, sine * sine, x);
 }
-
-static inline lanes load(const float *from) { return *(const lanes *)from; }
-
-static inline void store(float *to, lanes value) { *(lanes *)to = value; }
 
 /* out[t] = snake(x[t] + offset) */
 void snake_rows(const float *x, const float *constants, float *out, ptrdiff_t rows, ptrdiff_t width)
@@ -57,9 +45,9 @@ void snake_rows(const float *x, const float *constants, float *out, ptrdiff_t ro
     }
 }
 
-/* out[t] = snake(bias + sum over k of tap[k] * x[t + k * dilation]) */
-static void convolve_rows(const float *x, const float *constants, float *out, ptrdiff_t rows,
-                          ptrdiff_t width, ptrdiff_t dilation)
+/* out[t] = bias + sum over k of tap[k] * x[t + k * dilation], and with `snaked` snake of that. */
+INLINE void convolve(const float *x, const float *constants, float *out, ptrdiff_t rows,
+                     ptrdiff_t width, ptrdiff_t dilation, const int snaked)
 {
     ptrdiff_t step = dilation * width;
     for (ptrdiff_t c = 0; c < width; c += LANES) {
@@ -72,10 +60,41 @@ static void convolve_rows(const float *x, const float *constants, float *out, pt
         for (ptrdiff_t i = c; i < rows * width; i += width) {
             lanes sum = bias;
             for (int k = 0; k < TAPS; k++)
-                sum += tap[k] * load(x + i + k * step);
-            store(out + i, snake(sum, alpha, reciprocal));
+                sum = fused(tap[k], load(x + i + k * step), sum);
+            store(out + i, snaked ? snake(sum, alpha, reciprocal) : sum);
         }
     }
+}
+
+/* The last convolution, depthwise: `x` has TAPS - 1 rows more than `out`. */
+void depthwise_rows(const float *x, const float *constants, float *out, ptrdiff_t rows,
+                    ptrdiff_t width)
+{
+    convolve(x, constants, out, rows, width, 1, 0);
+}
+
+/* The first convolution: `x` of one channel, TAPS - 1 values more than `rows`; `taps` [TAPS][width]. */
+void stem_rows(const float *x, const float *taps, float *out, ptrdiff_t rows, ptrdiff_t width)
+{
+    for (ptrdiff_t c = 0; c < width; c += LANES) {
+        lanes tap[TAPS];
+        for (int k = 0; k < TAPS; k++)
+            tap[k] = load(taps + k * width + c);
+        for (ptrdiff_t t = 0; t < rows; t++) {
+            lanes sum = spread(x[t]) * tap[0];
+            for (int k = 1; k < TAPS; k++)
+                sum = fused(spread(x[t + k]), tap[k], sum);
+            store(out + t * width + c, sum);
+        }
+    }
+}
+
+/* out += x times `panels`: see products.h. Rows of `x` lie `step` values apart, and may overlap. */
+void add_product(const float *x, ptrdiff_t step, const float *panels, float *out, ptrdiff_t rows,
+                 ptrdiff_t depth, ptrdiff_t outputs)
+{
+    matrix left = {(float *)x, step}, to = {out, outputs};
+    add_products(left, panels, to, rows, depth, outputs);
 }
 
 /* A residual unit up to its 1x1 convolution: snake, depthwise convolution, snake.
@@ -94,8 +113,8 @@ void unit_rows(const float *x, const float *constants, float *scratch, float *ou
         made += fresh;
         ptrdiff_t ready = made == head + rows ? total : made;
         if (ready - span > convolved) {
-            convolve_rows(scratch + convolved * width, constants, out + convolved * width,
-                          ready - span - convolved, width, dilation);
+            convolve(scratch + convolved * width, constants, out + convolved * width,
+                     ready - span - convolved, width, dilation, 1);
             convolved = ready - span;
         }
     }

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from koe.vocabulary import FRAME_SAMPLES
-from stages.native.compiler import Unavailable
+from stages.native.build import Unavailable
 from stages.native.repeatable import deterministic_inference, fp32_products
 from stages.snac.encoder import Block
 from stages.snac.kernels import TAPS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stages.native.compiler import load_library
-from stages.snac.kernels import native_kernels
+from stages.native.compiler import load_target
+from stages.snac.compiled import native_kernels
 from stages.text.tokenizer import load_tokenizer, text_tokenizer
 
 
@@ -14,7 +14,8 @@ def no_compiler(monkeypatch, tmp_path):
     """A machine without a compiler, and a process that has not compiled yet."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    caches = (load_library, native_kernels)
+    monkeypatch.setattr("stages.native.compiler.BUILT", tmp_path / "built")
+    caches = (load_target, native_kernels)
     for cached in caches:
         cached.cache_clear()
     yield

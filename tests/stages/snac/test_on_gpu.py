@@ -179,7 +179,7 @@ def test_a_clip_of_nonsense_does_not_change_its_neighbours(small):
 
 
 def test_agreement_with_the_package_is_required(small, monkeypatch):
-    from stages.native.compiler import Unavailable
+    from stages.native.build import Unavailable
 
     require_agreement(small, competing_model(), "cpu", tf32=False)
 

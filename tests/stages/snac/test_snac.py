@@ -71,7 +71,8 @@ def test_decoding_equals_the_package_given_the_same_noise(codec, referee):
     with torch.inference_mode():
         tensors = [torch.from_numpy(one)[None] for one in unflatten_codes(codes)]
         expected = referee.decode(tensors)[0, 0].numpy()
-    np.testing.assert_array_equal(audio, expected)
+    # The weights are normalised in FP64 here, and in FP32 at every call there.
+    np.testing.assert_allclose(audio, expected, atol=5e-5)
     np.testing.assert_array_equal(audio, codec.decode(codes, seed=11))
     assert not np.array_equal(audio, codec.decode(codes, seed=12))
 
