@@ -24,6 +24,7 @@ Run = dict[str, Any]
 _COLUMNS = 3
 _SEED = 0  # of the curves; the tables show all seeds
 _NOT_DRAWN = {0.12, 1.2}  # multiples that only one arm has, too near to x1 to tell apart
+_GAP = 8  # batches between two steps, above which a curve is broken
 _TOP = {"text": 20.0, "gradient_norm": 1e4}  # beyond it a curve is cut off
 
 
@@ -84,7 +85,9 @@ def draw_line(panel: Axes, work: Path, run: Run, key: str, **style: Any) -> None
         rows = [row for row in rows if row["text"] is not None]
     values = np.array([float(row[key]) for row in rows])
     values[~np.isfinite(values)] = np.nan
-    steps = [row["data_step"] for row in rows]
+    steps = np.array([row["data_step"] for row in rows])
+    gaps = np.flatnonzero(np.diff(steps) > _GAP) + 1  # where the guard left data out
+    steps, values = np.insert(steps, gaps, steps[gaps]), np.insert(values, gaps, np.nan)
     panel.plot(steps, np.minimum(values, _TOP[key]), linewidth=0.8, **style)
 
 
