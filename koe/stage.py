@@ -93,7 +93,7 @@ class Stage(Recorded, Protocol):
 
 
 @runtime_checkable
-class SharesGpu(Protocol):
+class SharesGpu(Stage, Protocol):
     """A stage whose workers may have a part of a GPU, and must know which."""
 
     def with_gpus(self, gpus: float) -> Self: ...

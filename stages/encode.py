@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from koe.errors import BadRecord, ContractError
 from koe.schema import CLIP, ENCODED
-from koe.stage import Exclusions, Outcome, Resources, Stage, Transform
+from koe.stage import Exclusions, Outcome, Resources, SharesGpu, Stage, Transform
 from koe.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
 from stages.clips import load_clips, load_file, location
 from stages.settings import EncodeConfig
@@ -52,8 +52,11 @@ class EncodeStage:
         return self.settings.resources_with(self.codec.device == "cuda" or rescores_on_gpu)
 
     def with_gpus(self, gpus: float) -> EncodeStage:
-        """Return the stage for workers that have this part of a GPU."""
-        return replace(self, settings=self.settings.with_gpus(gpus))
+        """Return the stage for workers that have this part of a GPU, for scoring again too."""
+        scores = self.exact_scores
+        if isinstance(scores, SharesGpu):
+            scores = scores.with_gpus(gpus)
+        return replace(self, settings=self.settings.with_gpus(gpus), exact_scores=scores)
 
     @property
     def batch_seconds(self) -> float:

@@ -238,7 +238,12 @@ def test_a_stage_on_cuda_asks_for_a_gpu_unless_the_settings_say_how_much(spec):
     assert (on_cpu.gpus, on_cpu.shares_gpu, on_cpu.threads) == (0.0, False, 1)
     assert EncodeStage(spec, EncodeConfig(cpus_per_worker=6.5)).resources.threads == 6
     rescores = ScoreStage(ScoreConfig(provider="cuda"), model=find_model())
-    assert EncodeStage(spec, exact_scores=rescores).resources.gpus == 1.0
+    rescoring = EncodeStage(spec, exact_scores=rescores)
+    assert rescoring.resources.gpus == 1.0
+    half = rescoring.with_gpus(0.5)
+    assert half.exact_scores is not None
+    assert half.resources.gpus == half.exact_scores.resources.gpus == 0.5
+    assert half.content == rescoring.content
 
 
 def test_files_are_encoded_for_the_command_line(tmp_path, spec, codec):
