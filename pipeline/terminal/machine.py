@@ -66,8 +66,10 @@ def _said(chain: OnMachine) -> Iterator[str]:
     if not math.isfinite(chain.seconds):
         yield f"{names}: never, since the machine has no {' and no '.join(chain.short)}."
         return
-    needed = ", ".join(f"{name} for {duration(value)}" for name, value in chain.needed.items())
-    yield f"{names}, together: {duration(chain.seconds)}. Needed are {needed}."
+    several = len(chain.stages) > 1  # of one alone the table says it
+    if several:
+        parts = [f"{name} for {duration(value)}" for name, value in chain.needed.items() if value]
+        yield f"{names}, together: {duration(chain.seconds)}. Needed are {', '.join(parts)}."
     for stage in chain.stages:
         if stage.waits_for_decoding:
             yield (
@@ -80,7 +82,7 @@ def _said(chain: OnMachine) -> Iterator[str]:
             f"With {sets} it takes {duration(chain.seconds_then)}, and more "
             f"{' and '.join(chain.short_then)} would help further."
         )
-    elif chain.short:
+    elif chain.short and several:
         yield f"More {' and '.join(chain.short)} would help, and nothing else."
 
 

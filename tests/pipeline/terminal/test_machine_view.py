@@ -36,9 +36,11 @@ def test_a_gpu_that_waits_for_decoding_is_named_with_what_feeds_it():
 
 
 def test_where_no_setting_helps_the_machine_is_to_grow():
-    assert "More GPUs would help, and nothing else." in said(ENCODE, cores=96, gpus=8)
-    assert "More cores would help, and nothing else." in said(ENCODE, cores=8, gpus=8)
-    slow = said(SCORE, cores=960, gpus=80, read_bytes_per_second=1e6)
+    assert "More GPUs would help, and nothing else." in said(INGEST, ENCODE, cores=96, gpus=8)
+    assert "More cores would help, and nothing else." in said(INGEST, ENCODE, cores=8, gpus=8)
+    alone = said(INGEST, cores=96)
+    assert "ingest 9.4 s cores – Up to the shards about 9.4 s" in alone
+    slow = said(INGEST, SCORE, cores=960, gpus=80, read_bytes_per_second=1e6)
     assert "More reading would help, and nothing else." in slow
     assert "--read-megabytes" not in slow
 
