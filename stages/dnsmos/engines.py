@@ -113,7 +113,11 @@ def _choose(engine: ScorerEngine, provider: Provider, precision: Precision) -> S
                 "Set score.engine: auto, or install a C compiler on every machine (Debian's package gcc).",
             ) from error
         if provider == "cpu" and precision == "fp32":
-            _LOG.warning("DNSMOS scores at a third of its speed without compiled code: %s", error)
+            _LOG.warning(
+                "DNSMOS scores with onnxruntime, at about 0.45 of the speed of compiled code: %s. "
+                "Install a C compiler (Debian's packages gcc and libc6-dev) on every machine.",
+                error,
+            )
     return "onnxruntime"
 
 

@@ -6,8 +6,8 @@ windows that overlap in memory and are not copied, and the rest runs along the c
 works on tiles of about a megabyte, each with the rows around it that its convolutions reach, and
 zeros only where the clip ends: a tile gives what the complete clip would.
 
-One Zen 4 core, 5 s of audio: 16 audio-seconds/s. The products of matrices take 80 % of the
-time, at 95 GFLOP/s of the core's 105. Memory does not grow with the clip, save for 4 kB per frame.
+One Zen 5 core, 5 s of audio: 42 audio-seconds/s on compiled C, against 20 where the products are
+torch's. Memory does not grow with the clip, save for some 24 kB per frame.
 """
 
 from __future__ import annotations

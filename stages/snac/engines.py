@@ -1,10 +1,10 @@
 """The engines that run SNAC's encoder, and which of them a run uses.
 
-| engine | runs on | what | audio-seconds/s, one Zen 4 core |
+| engine | runs on | what | audio-seconds/s, one Zen 5 core |
 |---|---|---|---|
-| native | CPU with AVX2 or NEON | `encoder.py` on compiled C; needs a C compiler, here or where koe was installed | 16 |
-| tiled | CPU | `encoder.py` on torch's operations | 9 to 10 |
-| eager | CPU, CUDA | the package's modules, their weight norm removed | 6 |
+| native | CPU with AVX2 or NEON | `encoder.py` on compiled C; needs a C compiler, here or where koe was installed | 42 |
+| tiled | CPU | `encoder.py` on torch's operations | 0.3 of native |
+| eager | CPU, CUDA | the package's modules, their weight norm removed | 6, on Zen 4 |
 | fused | CUDA | `on_gpu.py` on Triton's kernels, in launches of a few sizes (`packed.py`) | |
 
 On CUDA, eager runs clips of several lengths at once (`masking.py`), on an H200 with 1,022
@@ -127,7 +127,11 @@ def _on_cpu(engine: CodecEngine, encoder_rearranges: bool) -> CodecEngine:
     except Unavailable as error:
         if engine == "native":
             raise _refused(engine, str(error)) from error
-        _LOG.warning("SNAC encodes at about 0.6 of its speed without compiled code: %s", error)
+        _LOG.warning(
+            "SNAC encodes with the engine tiled, at about 0.3 of the speed of compiled code: %s. "
+            "Install a C compiler (Debian's packages gcc and libc6-dev) on every machine.",
+            error,
+        )
         return "tiled"
 
 

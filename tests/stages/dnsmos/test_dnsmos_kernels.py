@@ -101,6 +101,7 @@ def test_auto_is_native_where_it_compiles(native):
 def test_without_a_compiler_auto_is_onnxruntime_and_says_so(no_compiler, caplog):
     assert resolve_engine("auto", "cpu", "fp32").startswith("onnxruntime-")
     assert "no C compiler" in caplog.text
+    assert "Install a C compiler" in caplog.text
     with pytest.raises(ConfigError, match="no C compiler") as caught:
         resolve_engine("native", "cpu", "fp32")
     assert "score.engine: auto" in caught.value.remedy

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 
 import pytest
 
-from stages.native.build import Unavailable
-from stages.native.compiler import load_library
+from stages.native.build import (
+    TARGETS,
+    Unavailable,
+    build_all,
+    compile_source,
+    library_name,
+    sources,
+)
+from stages.native.compiler import load_library, load_target, target
 
 
 def test_a_source_is_compiled_and_loaded_once(tmp_path):
@@ -46,3 +55,32 @@ def test_a_compiler_that_fails_is_quoted(no_compiler, monkeypatch, tmp_path, scr
 def _empty(source: Path) -> Path:
     source.touch()
     return source
+
+
+def test_what_was_built_at_installation_needs_no_compiler(no_compiler, monkeypatch, tmp_path):
+    source, built = _empty(tmp_path / "kernel.c"), tmp_path / "built"
+    built.mkdir()
+    monkeypatch.setenv("PATH", os.defpath)
+    try:
+        own = target()
+        compile_source(source, own, built / library_name(source, own))
+    except Unavailable as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    load_library(source)
+    source.write_text("int changed;")  # after the installation: that library is no longer its own
+    load_target.cache_clear()
+    with pytest.raises(Unavailable, match="no C compiler was found"):
+        load_library(source)
+
+
+def test_every_source_is_built_for_every_instruction_set_of_this_machine(tmp_path):
+    (tmp_path / "former.so").touch()
+    try:
+        names = {path.name for path in build_all(tmp_path)}
+    except Unavailable as error:
+        pytest.skip(str(error))
+    targets = TARGETS.get(platform.machine(), {})
+    assert len(names) == len(targets) * len(sources())
+    assert len(sources()) > 3
+    assert {path.name for path in tmp_path.iterdir()} == names

@@ -116,6 +116,7 @@ def test_without_a_compiler_auto_is_tiled_and_says_so(no_compiler, caplog):
         spec = resolve_codec("untrained")
     assert spec.engine == f"tiled-{instruction_set()}"
     assert "no C compiler" in caplog.text
+    assert "Install a C compiler" in caplog.text
 
 
 def test_without_a_compiler_native_is_refused(no_compiler):
