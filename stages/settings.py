@@ -92,7 +92,7 @@ class SnacConfig(Strict):
     Triton and a C compiler; eager runs on both."""
     precision: CodecPrecision = "fp32"
     """Precision of the encoder's products; tf32 is what the snac package computes with on a GPU, is
-    for the engine fused, and changes codes that are nearly tied."""
+    for the engine fused, and changes some per cent of the codes, those whose next entry is near."""
 
 
 class EncodeConfig(WorkerConfig):
