@@ -34,13 +34,13 @@ import soundfile
 import torch
 from rich.console import Console
 from snac import SNAC
-from torch.nn.functional import pad
 
 from benchmarks.clips import add_data_option, real_clips
 from benchmarks.codec_distance import code_margins, differing, entries_used
 from benchmarks.results import run_command, write_figures
+from benchmarks.snac_package import flat, package_codes, package_fp32, package_latents
 from koe.schema import SCORED
-from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, flatten_codes, unflatten_codes
+from koe.vocabulary import CODEC_HZ, FRAME_SAMPLES, unflatten_codes
 from stages.encode import EncodeStage
 from stages.native.repeatable import deterministic_inference
 from stages.settings import CodecEngine, CodecPrecision, EncodeConfig
@@ -98,9 +98,9 @@ def _options() -> argparse.Namespace:
 def _package(options: argparse.Namespace, clips: Sequence[np.ndarray]) -> dict[str, Any]:
     model = _model(options)
     some = list(_up_to(clips, 300 if options.device == "cuda" else 10))
-    _synchronized(options.device, lambda: _package_codes(model, some[0], options.device))
+    _synchronized(options.device, lambda: package_codes(model, some[0], options.device))
     seconds = _synchronized(
-        options.device, lambda: [_package_codes(model, clip, options.device) for clip in some]
+        options.device, lambda: [package_codes(model, clip, options.device) for clip in some]
     )
     return {"rate": _rate(some, seconds), "audio_seconds": round(_seconds(some), 1)}
 
@@ -166,14 +166,14 @@ def _distance(options: argparse.Namespace, clips: Sequence[np.ndarray]) -> dict[
     some = list(_up_to(clips, options.exact_seconds))
     exact, device = _model(options).double(), options.device
     judge = copy.deepcopy(exact).cpu()
-    values = [_package_latents(exact, clip, device).cpu() for clip in some]
+    values = [package_latents(exact, clip, device).cpu() for clip in some]
     with torch.inference_mode():
-        expected = [_flat(judge.quantizer(latents)[1]) for latents in values]
+        expected = [flat(judge.quantizer(latents)[1]) for latents in values]
     ways: dict[str, Callable[[], list[np.ndarray]]] = {
         "package, as torch sets it": lambda: [
-            _package_codes(exact.float(), clip, device) for clip in some
+            package_codes(exact.float(), clip, device) for clip in some
         ],
-        "package fp32": lambda: _package_fp32(exact.float(), some, device),
+        "package fp32": lambda: package_fp32(exact.float(), some, device),
     }
     for engine, precision in WAYS[device]:
         spec = _spec(options, engine, precision)
@@ -246,26 +246,6 @@ def _model(options: argparse.Namespace) -> SNAC:
     else:
         model = SNAC.from_pretrained(options.weights)
     return model.eval().to(options.device)
-
-
-def _package_codes(model: SNAC, clip: np.ndarray, device: str) -> np.ndarray:
-    with torch.inference_mode():
-        return _flat(model.encode(torch.from_numpy(clip)[None, None].to(device)))
-
-
-def _package_fp32(model: SNAC, clips: Sequence[np.ndarray], device: str) -> list[np.ndarray]:
-    with deterministic_inference():
-        return [_package_codes(model, clip, device) for clip in clips]
-
-
-def _package_latents(model: SNAC, clip: np.ndarray, device: str) -> torch.Tensor:
-    audio = pad(torch.from_numpy(clip).to(device), (0, -len(clip) % FRAME_SAMPLES))
-    with torch.inference_mode():
-        return model.encoder(audio[None, None].double())
-
-
-def _flat(codebooks: Sequence[torch.Tensor]) -> np.ndarray:
-    return flatten_codes([codebook[0].cpu().numpy() for codebook in codebooks])
 
 
 def _up_to(clips: Sequence[np.ndarray], seconds: float) -> Iterator[np.ndarray]:

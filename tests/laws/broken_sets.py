@@ -44,6 +44,14 @@ def write_beside(
     return write
 
 
+def one_spoilt(line: str, part: bytes, rng: Generator, is_broken: bool) -> tuple[bytes, bytes]:
+    """Return a record's line and its member of the tar, of which a broken one has one spoilt."""
+    is_line = bool(rng.integers(0, 2))
+    if is_broken and not is_line:
+        part = spoil_member(part, rng)
+    return (spoil_json(line, rng) if is_broken and is_line else line.encode()), part
+
+
 def write_shar(folder: Path, records: Sequence[Content], broken: set[int], rng: Generator) -> None:
     """Write cuts beside the tar with their audio; broken is a cut's line, or its member."""
     lines, tar = [], io.BytesIO()
@@ -57,10 +65,8 @@ def write_shar(folder: Path, records: Sequence[Content], broken: set[int], rng: 
         cut["supervisions"] = [{"id": f"s{number}", **place, **fields}]
         line = json.dumps(cut, ensure_ascii=False)
         part = member(f"c{number}.wav", audio, tarfile.GNU_FORMAT)
-        is_line = bool(rng.integers(0, 2))
-        if number in broken and not is_line:
-            part = spoil_member(part, rng)
-        lines.append(spoil_json(line, rng) if number in broken and is_line else line.encode())
+        written, part = one_spoilt(line, part, rng, number in broken)
+        lines.append(written)
         tar.write(part)
     (folder / "cuts.000000.jsonl").write_bytes(b"\n".join(lines))
     (folder / "recording.000000.tar").write_bytes(tar.getvalue() + bytes(1024))
@@ -72,10 +78,8 @@ def write_nemo(folder: Path, records: Sequence[Content], broken: set[int], rng: 
     for number, (fields, audio) in enumerate(records):
         line = json.dumps({"audio_filepath": f"{number}.wav", "shard_id": 0, **fields})
         part = member(f"{number}.wav", audio, tarfile.PAX_FORMAT)
-        is_line = bool(rng.integers(0, 2))
-        if number in broken and not is_line:
-            part = spoil_member(part, rng)
-        lines.append(spoil_json(line, rng) if number in broken and is_line else line.encode())
+        written, part = one_spoilt(line, part, rng, number in broken)
+        lines.append(written)
         tar.write(part)
     (folder / "manifest_0.json").write_bytes(b"\n".join(lines))
     (folder / "audio_0.tar").write_bytes(tar.getvalue() + bytes(1024))

@@ -20,7 +20,7 @@ from stages.dnsmos.scorer import find_model
 from stages.encode import EncodeStage, encode_files
 from stages.score import ScoreStage
 from stages.settings import EncodeConfig, ScoreConfig
-from stages.snac.batches import padded_samples, similar_length_batches
+from stages.snac.batches import padded_samples
 from stages.snac.codec import Codec, CodecSpec, resolve_codec
 from stages.snac.on_gpu import RowsEncoder
 from stages.snac.packed import PackedEncoder
@@ -161,51 +161,6 @@ def test_an_empty_unit_and_one_wholly_rejected_are_encoded(tmp_path, spec):
     assert _run(EncodeStage(spec), SCORED.empty_table()).num_records() == 0
     clips = clip_table(tmp_path, {"a": synthetic_speech(500, 24_000)})
     assert _run(EncodeStage(spec), _scored(clips, 1.0)).rejected.num_rows == 1
-
-
-def test_batches_are_of_similar_lengths_bounded_and_complete():
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(1, 12 * FRAME_SAMPLES, 300)
-    batch_samples = 20 * FRAME_SAMPLES
-    held = taken = padding = 0
-
-    def clips():
-        nonlocal held, taken
-        for row, size in enumerate(sizes):
-            taken += 1
-            held += padded_samples(size)
-            assert held <= 17 * batch_samples + 12 * FRAME_SAMPLES
-            yield row, np.zeros(size, np.float32)
-
-    seen = []
-    for batch in similar_length_batches(clips(), batch_samples):
-        lengths = [padded_samples(len(audio)) for _, audio in batch]
-        assert len(batch) * max(lengths) <= batch_samples
-        held -= sum(lengths)
-        padding += len(batch) * max(lengths) - sum(lengths)
-        seen += [row for row, _ in batch]
-    assert padding < 0.05 * sum(map(padded_samples, sizes))
-    assert sorted(seen) == list(range(300))
-    assert held == 0
-
-
-def test_without_batches_no_clip_waits():
-    taken = []
-
-    def clips():
-        for row in range(5):
-            taken.append(row)
-            yield row, np.zeros(FRAME_SAMPLES, np.float32)
-
-    for number, batch in enumerate(similar_length_batches(clips(), 0)):
-        assert [row for row, _ in batch] == [number]
-        assert taken == list(range(number + 1))
-
-
-def test_a_clip_longer_than_a_batch_is_encoded_alone():
-    clips = [(0, np.zeros(50_000, np.float32)), (1, np.zeros(50_000, np.float32))]
-    batches = list(similar_length_batches(clips, 24_000))
-    assert [[row for row, _ in batch] for batch in batches] == [[0], [1]]
 
 
 def test_content_holds_the_codec_and_threshold_but_no_resources(spec):
