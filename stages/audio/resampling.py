@@ -2,24 +2,29 @@
 
 The sum of a sample runs over its terms in one order, in FP64, in compiled C or in numpy; torch's
 convolution takes it as its instruction set does. Also the filter is computed here, because sines differ
-by C library and CPU. The samples are torchaudio's to some 1e-7.
+by C library and CPU. The samples are torchaudio's to some 1e-7, which each worker proves at the first clip of a rate.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+import torch
+import torchaudio
 
+from koe.errors import StageError
 from stages.native.build import Unavailable
 from stages.native.compiler import Library, load_library
 
 SOURCE = Path(__file__).with_suffix(".c")
 # torchaudio's defaults: zero crossings of the sinc on either side, and where it cuts off.
 _CROSSINGS, _ROLLOFF = 6, 0.99
+_MOST_APART = 1e-6  # from torchaudio in FP64: FP32's rounding of taps and samples
 _TERMS = 14  # of a sine's Taylor series: the first left out is below 1e-17 at pi / 2
 
 
@@ -46,14 +51,36 @@ class Filter:
 
 
 def resampled(audio: np.ndarray, step: int, phases: int) -> np.ndarray:
-    """Resample float32 [samples] to `phases` samples for every `step`, which share no divisor."""
+    """Resample float32 [samples] to `phases` samples for every `step`, which share no divisor.
+
+    Raises: StageError where the samples are not torchaudio's on this machine.
+    """
+    return _proved(step, phases)(audio)
+
+
+@lru_cache(maxsize=32)
+def _proved(step: int, phases: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what resamples, in C or else in numpy, after a comparison with torchaudio."""
     of = windowed_sinc(step, phases)
-    samples, values = padded(of, audio)
     try:
-        library = load_library(SOURCE)
+        compute = partial(in_c, library=load_library(SOURCE))
     except Unavailable:
-        return in_numpy(of, values, samples)
-    return in_c(of, values, samples, library)
+        compute = in_numpy
+
+    def resample(audio: np.ndarray) -> np.ndarray:
+        samples, values = padded(of, audio)
+        return compute(of, values, samples)
+
+    probe = np.sin(np.arange(2 * step + 99) ** 1.5 / 40, dtype=np.float32)  # rises to high tones
+    exact = torchaudio.functional.resample(torch.from_numpy(probe).double(), step, phases).numpy()
+    apart = float(np.abs(resample(probe) - exact).max())
+    if not apart < _MOST_APART:
+        raise StageError(
+            f"resampling by {phases}/{step} is off by {apart:.1e} from torchaudio's",
+            f"the code compiled from {SOURCE.name} or numpy computes wrongly on this machine",
+            "Install koe again on this machine, or leave it out of the run.",
+        )
+    return resample
 
 
 def padded(of: Filter, audio: np.ndarray) -> tuple[int, np.ndarray]:
