@@ -54,6 +54,7 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
         system, place = url_to_fs(url, **_bounds(url), **options)
         if is_s3(system):
             system.retries = _S3_TRIES
+            _send_bodies_at_once(system)
         return system, place
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None) or error.name
@@ -74,6 +75,21 @@ def _bounds(url: str) -> dict[str, Any]:
         return {}
     own = [conf.get(name, {}).get("config_kwargs", {}) for name in _S3]
     return {"config_kwargs": {**_S3_CONFIG, **own[1], **own[0]}}
+
+
+def _send_bodies_at_once(system: Any) -> None:
+    """Have s3fs send what it writes without asking first ("Expect: 100-continue").
+
+    aiohttp 3.14 loses the timeout of some requests whose permission came first: every fourth PUT to a store
+    that then stood still was waited for without end. Asking also costs a round trip for each file.
+    """
+    if system.session is not None:
+        return
+    from aiobotocore.session import AioSession  # there where s3fs is
+    from botocore.handlers import add_expect_header
+
+    system.session = AioSession(**system.kwargs)
+    system.session.unregister("before-call.s3", add_expect_header)
 
 
 def is_s3(system: Any) -> bool:

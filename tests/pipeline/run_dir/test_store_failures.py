@@ -53,6 +53,16 @@ def test_a_stalled_store_is_given_up(impatient: S3Server) -> None:
             use()
 
 
+@pytest.mark.slow
+def test_each_write_to_a_stalled_store_is_given_up(impatient: S3Server) -> None:
+    """aiohttp lost the timeout of about every fourth."""
+    storage = Storage(impatient.make_bucket("writes") + "/run")
+    impatient.fail(kind="stall", share=1, seconds=15)
+    for _ in range(10):
+        with pytest.raises(StorageError, match="did not answer in time"):
+            storage.write_bytes("score/u.json", b"{}")
+
+
 def test_a_store_that_refuses_is_given_up(impatient: S3Server) -> None:
     storage = Storage(impatient.make_bucket("refusing") + "/run")
     impatient.fail(kind="error", share=1)
