@@ -24,7 +24,7 @@ class Resources:
 
     `workers` None lets the engine choose from the cluster's size. `memory` is in bytes, 0 for any.
     `others` are resources that only some nodes have, by the names that these were started with.
-    With `shares_gpu`, a part of the GPU does where there is not one for every stage.
+    `shares_gpu`: where there are fewer GPUs than stages that need one, the worker may be given a part of one.
     """
 
     cpus: float = 1.0

@@ -52,3 +52,13 @@ USES = [
 def test_what_is_missing_is_named(no_packages, use, url, words):
     with pytest.raises(ConfigError, match=words):
         use(url)
+
+
+def test_s3_keeps_its_way_of_sending_when_it_connects_again(s3):
+    system, place = file_system(s3.make_bucket("again"))
+    system.pipe_file(f"{place}/a", b"1")
+    session = system.session
+    system.connect(refresh=True)
+    system.pipe_file(f"{place}/a", b"2")
+    assert system.session is session
+    assert system.cat_file(f"{place}/a") == b"2"
