@@ -1,8 +1,9 @@
 /* The convolutions of DNSMOS that windows share, and what follows them in each window, in FP32.
  *
- * Images are [rows + pads][columns + pads][channels] with zeros around them, a row of 4x4 tiles is
- * made in blocks whose transforms stay in the cache, and a layer follows the one before it by a row
- * of tiles, while that is still in the cache too.
+ * Images are [rows + pads][columns + pads][channels] with zeros around them, and a row of 4x4 tiles is
+ * made in blocks whose transforms stay in the cache. A layer follows the one before it by a row of
+ * tiles, and of an image between two layers no more than they need is kept: whole, the widest two would
+ * have to be written to memory and read again.
  */
 
 #include <string.h>
@@ -12,15 +13,16 @@
 enum { BLOCK = 24 }; /* tiles */
 enum { FIRST = 128 }; /* channels of the first layer, which has one input and is not stored */
 
-/* An image whose row and column -1 are the first stored; `stored` counts columns with the pads. */
+/* An image whose row `top` - 1 and column -1 are the first stored; `stored` counts columns with the
+ * pads. */
 typedef struct {
     float *data;
-    ptrdiff_t rows, columns, channels, stored;
+    ptrdiff_t rows, columns, channels, stored, top;
 } image;
 
 INLINE float *at(image of, ptrdiff_t row, ptrdiff_t column)
 {
-    return of.data + ((row + 1) * of.stored + column + 1) * of.channels;
+    return of.data + ((row - of.top + 1) * of.stored + column + 1) * of.channels;
 }
 
 static void emit(layer of, const float *from, ptrdiff_t tiles, image to, ptrdiff_t row,
@@ -29,7 +31,7 @@ static void emit(layer of, const float *from, ptrdiff_t tiles, image to, ptrdiff
     for (ptrdiff_t t = 0; t < tiles; t++, column += TILE)
         for (ptrdiff_t c = 0; c < of.outputs; c += LANES) {
             lanes out[TILE][TILE];
-            restore(of, from + t * of.outputs, tiles * of.outputs, c, out);
+            restore(of, from + t * of.outputs, point_floats(tiles, of.outputs), c, out);
             if (pooled) {
                 for (int i = 0; i < TILE / 2 && row / 2 + i < to.rows; i++)
                     for (int j = 0; j < TILE / 2 && column / 2 + j < to.columns; j++) {
@@ -79,8 +81,8 @@ static void first_rows(image power, const float *weights, ptrdiff_t row, ptrdiff
 static void tile_row(layer of, image from, image to, ptrdiff_t row, int pooled, float *scratch,
                      const float *first)
 {
-    float *points = scratch, *made = points + POINTS * BLOCK * of.inputs;
-    float *fresh = made + POINTS * BLOCK * of.outputs;
+    float *points = scratch, *made = points + POINTS * point_floats(BLOCK, of.inputs);
+    float *fresh = made + POINTS * point_floats(BLOCK, of.outputs);
     ptrdiff_t total = (from.columns + TILE - 1) / TILE;
     for (ptrdiff_t t = 0; t < total; t += BLOCK) {
         ptrdiff_t tiles = total - t < BLOCK ? total - t : BLOCK, column = t * TILE;
@@ -91,18 +93,20 @@ static void tile_row(layer of, image from, image to, ptrdiff_t row, int pooled, 
             first_rows(from, first, row, column, width, fresh);
         for (ptrdiff_t k = 0; k < tiles; k++)
             transform(patch + k * TILE * of.inputs, stride, of.inputs, points + k * of.inputs,
-                      tiles * of.inputs);
+                      point_floats(tiles, of.inputs));
         products(of, points, made, tiles);
         emit(of, made, tiles, to, row, column, pooled);
     }
 }
 
-/* What the five layers after the first write: how they are scaled down, and their channels. */
+/* What the five layers after the first write: how it is scaled down, and its channels. */
 static const struct {
     int scale, channels, pooled;
 } LAYERS[] = {{1, 64, 0}, {1, 64, 0}, {2, 32, 1}, {4, 32, 1}, {4, 32, 0}};
 
 enum { NUM_LAYERS = sizeof LAYERS / sizeof *LAYERS, WIDEST = (BLOCK * TILE + 2) * PATCH * FIRST };
+enum { IN_STEP = 3 };      /* layers that run a row of tiles apart, and pass rolling images on */
+enum { HELD = 2 * TILE + 1 }; /* rows of a rolling image: those of a patch, and of the tiles to come */
 
 static ptrdiff_t padded(ptrdiff_t count) { return (count + TILE - 1) / TILE * TILE + 2; }
 
@@ -114,7 +118,7 @@ static ptrdiff_t framed_floats(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t chan
 /* Take an image from `memory` whose pads are zero; its inside is not set. */
 static image framed(float **memory, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t channels)
 {
-    image made = {*memory, rows, columns, channels, padded(columns)};
+    image made = {*memory, rows, columns, channels, padded(columns), 0};
     *memory += framed_floats(rows, columns, channels);
     memset(at(made, -1, -1), 0, sizeof(float) * made.stored * channels);
     for (ptrdiff_t row = 0; row < padded(rows) - 1; row++) {
@@ -125,13 +129,44 @@ static image framed(float **memory, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t
     return made;
 }
 
+static ptrdiff_t rolling_floats(ptrdiff_t columns, ptrdiff_t channels)
+{
+    return HELD * padded(columns) * channels;
+}
+
+/* Take an image from `memory` of which HELD rows are stored, all of them zero. */
+static image rolling(float **memory, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t channels)
+{
+    image made = {*memory, rows, columns, channels, padded(columns), 0};
+    memset(*memory, 0, sizeof(float) * rolling_floats(columns, channels));
+    *memory += rolling_floats(columns, channels);
+    return made;
+}
+
+/* Forget as many rows as a tile has, and make room for the same number, which are zero. */
+static void roll(image *of)
+{
+    ptrdiff_t row = of->stored * of->channels, kept = (HELD - TILE) * row;
+    memmove(of->data, of->data + TILE * row, sizeof(float) * kept);
+    memset(of->data + kept, 0, sizeof(float) * TILE * row);
+    of->top += TILE;
+}
+
+/* The floats of the tiles of a block, for layers of at most so many channels. */
+static ptrdiff_t block_floats(ptrdiff_t inputs, ptrdiff_t outputs)
+{
+    return POINTS * (point_floats(BLOCK, inputs) + point_floats(BLOCK, outputs));
+}
+
 /* The floats of `workspace`. */
 ptrdiff_t workspace_floats(ptrdiff_t rows, ptrdiff_t columns)
 {
-    ptrdiff_t total = framed_floats(rows, columns, 1) + POINTS * BLOCK * (FIRST + 64) + WIDEST;
-    for (int n = 0; n < NUM_LAYERS; n++)
-        total += framed_floats(rows / LAYERS[n].scale, columns / LAYERS[n].scale,
-                               LAYERS[n].channels);
+    ptrdiff_t total = framed_floats(rows, columns, 1) + block_floats(FIRST, 64) + WIDEST;
+    for (int n = 0; n < NUM_LAYERS; n++) {
+        ptrdiff_t scale = LAYERS[n].scale, channels = LAYERS[n].channels;
+        total += n + 1 < IN_STEP ? rolling_floats(columns / scale, channels)
+                                 : framed_floats(rows / scale, columns / scale, channels);
+    }
     return total;
 }
 
@@ -151,16 +186,21 @@ void shared_layers(const float *power, ptrdiff_t rows, ptrdiff_t columns, const 
         memcpy(at(images[0], row, 0), power + row * columns, sizeof(float) * columns);
     for (int n = 0; n < NUM_LAYERS; n++) {
         ptrdiff_t channels = LAYERS[n].channels, scale = LAYERS[n].scale;
-        images[n + 1] = framed(&workspace, rows / scale, columns / scale, channels);
+        images[n + 1] = (n + 1 < IN_STEP ? rolling : framed)(&workspace, rows / scale,
+                                                             columns / scale, channels);
         layers[n] = (layer){weights[n], biases[n], n ? layers[n - 1].outputs : FIRST, channels};
     }
     ptrdiff_t tiles = (rows + TILE - 1) / TILE;
-    for (ptrdiff_t r = 0; r < tiles + 2; r++)
-        for (int n = 0; n < 3; n++)
-            if (n <= r && r - n < tiles)
-                tile_row(layers[n], images[n], images[n + 1], (r - n) * TILE, LAYERS[n].pooled,
-                         workspace, n ? NULL : first);
-    for (int n = 3; n < NUM_LAYERS; n++)
+    for (ptrdiff_t r = 0; r < tiles + IN_STEP - 1; r++)
+        for (int n = 0; n < IN_STEP; n++) {
+            if (n > r || r - n >= tiles)
+                continue;
+            tile_row(layers[n], images[n], images[n + 1], (r - n) * TILE, LAYERS[n].pooled,
+                     workspace, n ? NULL : first);
+            if (n)
+                roll(&images[n]);
+        }
+    for (int n = IN_STEP; n < NUM_LAYERS; n++)
         for (ptrdiff_t row = 0; row < images[n].rows; row += TILE)
             tile_row(layers[n], images[n], images[n + 1], row, LAYERS[n].pooled, workspace, NULL);
     image last = images[NUM_LAYERS];
@@ -177,7 +217,7 @@ ptrdiff_t head_floats(ptrdiff_t rows, ptrdiff_t columns)
 {
     return framed_floats(rows / 2, columns / 2, HEAD_INPUTS) +
            framed_floats(rows / 2, columns / 2, HEAD_OUTPUTS) +
-           POINTS * BLOCK * (HEAD_INPUTS + HEAD_OUTPUTS);
+           block_floats(HEAD_INPUTS, HEAD_OUTPUTS);
 }
 
 /* The largest of four neighbours: features [channels][rows][columns] to an image of half of each. */

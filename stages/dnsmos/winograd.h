@@ -15,6 +15,12 @@ enum { ACROSS = REGISTERS == 32 ? 4 : 2, TALL = 6 };
 
 enum { TILE = 4, PATCH = 6, POINTS = 36 };
 
+/* Floats between a point and the next, beyond those of its tiles. Caches place a line by its address:
+ * without a gap, all 36 values that a pixel's transform writes would share one set of the first. */
+enum { GAP = 16 };
+
+INLINE ptrdiff_t point_floats(ptrdiff_t tiles, ptrdiff_t channels) { return tiles * channels + GAP; }
+
 /* A layer: `points` [36][inputs][outputs] transformed weights, `bias` [outputs]. */
 typedef struct {
     const float *points, *bias;
@@ -110,8 +116,9 @@ INLINE void multiply_strip(const float *a, const float *b, float *to, ptrdiff_t 
 static void products(layer of, const float *from, float *to, ptrdiff_t tiles)
 {
     for (int p = 0; p < POINTS; p++) {
-        const float *a = from + p * tiles * of.inputs, *b = of.points + p * of.inputs * of.outputs;
-        float *c = to + p * tiles * of.outputs;
+        const float *a = from + p * point_floats(tiles, of.inputs);
+        const float *b = of.points + p * of.inputs * of.outputs;
+        float *c = to + p * point_floats(tiles, of.outputs);
         ptrdiff_t n = 0;
         for (; n + ACROSS * LANES <= of.outputs; n += ACROSS * LANES)
             multiply_strip(a, b + n, c + n, tiles, of.inputs, of.outputs, ACROSS);
@@ -120,7 +127,7 @@ static void products(layer of, const float *from, float *to, ptrdiff_t tiles)
     }
 }
 
-/* Products [36][tiles][outputs] of tile `t` of a block to 4x4 pixels, biased and rectified. */
+/* Products of a tile, `point` floats from one to the next, to 4x4 pixels, biased and rectified. */
 INLINE void restore(layer of, const float *from, ptrdiff_t point, ptrdiff_t c, lanes out[4][4])
 {
     lanes half[PATCH][TILE];
