@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks.clips import add_data_option, real_clips
 from benchmarks.results import run_command, write_result
 from koe.errors import ConfigError
-from stages.dnsmos.engines import BF16_OVRL_ERROR, require_precision, resolve_engine
+from stages.dnsmos.engines import ovrl_error, require_precision, resolve_engine
 from stages.dnsmos.onnx_session import open_session
 from stages.dnsmos.scorer import DnsmosScorer, find_model, window_starts
 
@@ -140,10 +140,11 @@ def _side(side: str, provider: Any) -> Callable[[np.ndarray], tuple[list[float],
     engine = "onnxruntime" if side == PLAIN else "auto"
     exact = DnsmosScorer(find_model().path, provider, engine=engine)
     rough = DnsmosScorer(find_model().path, provider, precision="bf16") if side == BF16 else exact
+    error = ovrl_error("bf16", resolve_engine("auto", provider, "bf16")) if side == BF16 else 0.0
 
     def score(audio: np.ndarray) -> tuple[list[float], bool]:
         found = rough.score(audio, "reference")
-        near = rough is not exact and abs(found.ovrl - THRESHOLD) <= BF16_OVRL_ERROR
+        near = rough is not exact and abs(found.ovrl - THRESHOLD) <= error
         if near:
             found = exact.score(audio, "reference")
         return [found.sig, found.bak, found.ovrl], near

@@ -109,7 +109,7 @@ class ScoreStage:
         """Return how far a score may lie from FP32, which near the threshold decides."""
         if self.model is None:
             return 0.0
-        return ovrl_error(self.settings.precision)
+        return ovrl_error(self.settings.precision, self.settings.engine)
 
     def exact(self, on_gpu: bool = True) -> ScoreStage:
         """Return the stage that gives the same scores in FP32; on a CPU where there is no GPU."""

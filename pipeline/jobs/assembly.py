@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from koe.stage import Stage
 from pipeline.config.models import PipelineConfig
 from pipeline.run_dir.ledger import Receipt
-from stages.dnsmos.engines import ovrl_error, require_precision, resolve_engine
+from stages.dnsmos.engines import require_precision, resolve_engine
 from stages.dnsmos.onnx_session import require_provider
 from stages.dnsmos.scorer import P808_FILE, DnsmosModel, find_model
 from stages.encode import EncodeStage
@@ -127,7 +127,7 @@ class Assembly:
 
     def encode(self) -> EncodeStage:
         # Built only where scores are inexact: otherwise encoding must not require the DNSMOS model.
-        inexact = ovrl_error(self.config.score.precision) > 0
+        inexact = self.config.score.precision != "fp32"
         rescores = inexact and self.config.score.scorer == "dnsmos"
         # They are computed by workers of encode, which may have no GPU where those of score do.
         on_gpu = self.config.encode.gpus_per_worker > 0

@@ -1,45 +1,59 @@
-/* 3x3 convolutions of 4x4 outputs by Winograd's F(4x4, 3x3), in FP32.
+/* 3x3 convolutions of 4x4 outputs by Winograd's F(4x4, 3x3).
  *
- * 36 products a channel pair instead of 144 (Lavin and Gray 2015, arXiv:1509.09308, points 0, 1, -1,
- * 2, -2): `transform` takes patches of 6x6 pixels to 36 points, `products` multiplies every point
- * with a layer's weights, `restore` makes pixels of them.
+ * 36 products a channel pair instead of 144 (Lavin and Gray 2015, arXiv:1509.09308): `transform` takes
+ * patches of 6x6 pixels to 36 points, `products` multiplies every point with a layer's weights,
+ * `restore` makes pixels of them. The points of one dimension are 0, two pairs and infinity. FP32 takes
+ * 1, -1, 2, -2; with BF16 for the products, those below lose a third as much by its rounding.
  *
  * Vector types of GCC and clang, one source for every CPU, and the same bits on each (lanes.h).
  * Channels are multiples of 32.
  */
 
-#include "lanes.h"
+#include "terms.h"
 
 /* The products: 24 accumulators of 32 registers, 12 of 16. */
 enum { ACROSS = REGISTERS == 32 ? 4 : 2, TALL = 6 };
 
 enum { TILE = 4, PATCH = 6, POINTS = 36 };
 
-/* Floats between a point and the next, beyond those of its tiles. Caches place a line by its address:
+#if defined(TERMS_IN_BF16)
+#define NEAR 0.75f
+#define FAR 1.5f
+#else
+#define NEAR 1.0f
+#define FAR 2.0f
+#endif
+
+/* Values between a point and the next, beyond those of its tiles. Caches place a line by its address:
  * without a gap, all 36 values that a pixel's transform writes would share one set of the first. */
 enum { GAP = 16 };
 
-INLINE ptrdiff_t point_floats(ptrdiff_t tiles, ptrdiff_t channels) { return tiles * channels + GAP; }
+/* Keeps a compiler from computing all addresses of a patch before a loop: they would lie on the stack,
+ * and every load or store would load its address first. */
+#define AS_IF_NEW(x) __asm__("" : "+r"(x))
 
-/* A layer: `points` [36][inputs][outputs] transformed weights, `bias` [outputs]. */
+INLINE ptrdiff_t point_size(ptrdiff_t tiles, ptrdiff_t channels) { return tiles * channels + GAP; }
+
+/* A layer: transformed weights `points` [36][inputs / TERMS][outputs][TERMS], `bias` [outputs]. */
 typedef struct {
-    const float *points, *bias;
+    const value *points;
+    const float *bias;
     ptrdiff_t inputs, outputs;
 } layer;
 
 /* One dimension of a patch to its points. */
 INLINE void into(const lanes x[6], lanes y[6])
 {
-    const lanes four = spread(4), less_four = spread(-4), less_five = spread(-5);
-    lanes a = fused(less_four, x[2], x[4]), b = fused(less_four, x[1], x[3]);
-    lanes c = x[4] - x[2], d = x[3] - x[1];
-    d = d + d;
-    y[0] = fused(four, x[0], fused(less_five, x[2], x[4]));
-    y[1] = a + b;
+    const lanes less_near = spread(-NEAR * NEAR), less_far = spread(-FAR * FAR);
+    const lanes less_both = less_near + less_far, product = less_near * less_far;
+    lanes a = fused(less_far, x[2], x[4]), b = NEAR * fused(less_far, x[1], x[3]);
+    lanes c = fused(less_near, x[2], x[4]), d = FAR * fused(less_near, x[1], x[3]);
+    y[0] = fused(product, x[0], fused(less_both, x[2], x[4]));
+    y[1] = a + b; /* sums run beside fused products, on units of their own */
     y[2] = a - b;
     y[3] = c + d;
     y[4] = c - d;
-    y[5] = fused(four, x[1], fused(less_five, x[3], x[5]));
+    y[5] = fused(product, x[1], fused(less_both, x[3], x[5]));
 }
 
 /* One dimension of points to the pixels of a tile. */
@@ -47,20 +61,24 @@ INLINE void back(const lanes x[6], lanes y[4])
 {
     lanes a = x[1] + x[2], b = x[1] - x[2], c = x[3] + x[4], d = x[3] - x[4];
     y[0] = x[0] + a + c;
-    y[1] = fused(spread(2), d, b);
-    y[2] = fused(spread(4), c, a);
-    y[3] = fused(spread(8), d, b) + x[5];
+    y[1] = fused(spread(FAR), d, spread(NEAR) * b);
+    y[2] = fused(spread(FAR * FAR), c, spread(NEAR * NEAR) * a);
+    y[3] = fused(spread(FAR * FAR * FAR), d, spread(NEAR * NEAR * NEAR) * b) + x[5];
 }
 
 /* A patch of 6x6 pixels, whose rows lie `row` values apart, to points that lie `point` apart. */
-INLINE void transform(const float *patch, ptrdiff_t row, ptrdiff_t channels, float *to,
+INLINE void transform(const float *patch, ptrdiff_t row, ptrdiff_t channels, value *to,
                       ptrdiff_t point)
 {
     for (ptrdiff_t c = 0; c < channels; c += LANES) {
         lanes half[PATCH][PATCH], line[PATCH];
+        ptrdiff_t right = channels, down = row, next = point;
+        AS_IF_NEW(right);
+        AS_IF_NEW(down);
+        AS_IF_NEW(next);
         for (int i = 0; i < PATCH; i++) {
             for (int j = 0; j < PATCH; j++)
-                line[j] = load(patch + i * row + j * channels + c);
+                line[j] = load(patch + i * down + j * right + c);
             into(line, half[i]);
         }
         for (int j = 0; j < PATCH; j++) {
@@ -69,26 +87,26 @@ INLINE void transform(const float *patch, ptrdiff_t row, ptrdiff_t channels, flo
                 column[i] = half[i][j];
             into(column, out);
             for (int i = 0; i < PATCH; i++)
-                store(to + (i * PATCH + j) * point + c, out[i]);
+                put(to + (i * PATCH + j) * next + c, out[i]);
         }
     }
 }
 
 /* [tiles][inputs] times [inputs][outputs], `count` tiles and `across` vectors of outputs. */
-INLINE void multiply(const float *a, const float *b, float *to, ptrdiff_t inputs,
+INLINE void multiply(const value *a, const value *b, float *to, ptrdiff_t inputs,
                      ptrdiff_t outputs, const int count, const int across)
 {
     lanes sum[TALL * ACROSS];
     for (int i = 0; i < count * across; i++)
         sum[i] = spread(0);
-    for (ptrdiff_t k = 0; k < inputs; k++) {
-        lanes right[ACROSS];
+    for (ptrdiff_t k = 0; k < inputs; k += TERMS) {
+        terms right[ACROSS];
         for (int j = 0; j < across; j++)
-            right[j] = load(b + k * outputs + j * LANES);
+            right[j] = load_terms(b + k * outputs + j * LANES * TERMS);
         for (int i = 0; i < count; i++) {
-            lanes left = spread(a[i * inputs + k]);
+            terms left = spread_terms(a + i * inputs + k);
             for (int j = 0; j < across; j++)
-                sum[i * across + j] = fused(left, right[j], sum[i * across + j]);
+                sum[i * across + j] = fused_terms(left, right[j], sum[i * across + j]);
         }
     }
     for (int i = 0; i < count; i++)
@@ -96,7 +114,7 @@ INLINE void multiply(const float *a, const float *b, float *to, ptrdiff_t inputs
             store(to + i * outputs + j * LANES, sum[i * across + j]);
 }
 
-INLINE void multiply_strip(const float *a, const float *b, float *to, ptrdiff_t tiles,
+INLINE void multiply_strip(const value *a, const value *b, float *to, ptrdiff_t tiles,
                            ptrdiff_t inputs, ptrdiff_t outputs, const int across)
 {
     ptrdiff_t t = 0;
@@ -113,17 +131,17 @@ INLINE void multiply_strip(const float *a, const float *b, float *to, ptrdiff_t 
     }
 }
 
-static void products(layer of, const float *from, float *to, ptrdiff_t tiles)
+static void products(layer of, const value *from, float *to, ptrdiff_t tiles)
 {
     for (int p = 0; p < POINTS; p++) {
-        const float *a = from + p * point_floats(tiles, of.inputs);
-        const float *b = of.points + p * of.inputs * of.outputs;
-        float *c = to + p * point_floats(tiles, of.outputs);
+        const value *a = from + p * point_size(tiles, of.inputs);
+        const value *b = of.points + p * of.inputs * of.outputs;
+        float *c = to + p * point_size(tiles, of.outputs);
         ptrdiff_t n = 0;
         for (; n + ACROSS * LANES <= of.outputs; n += ACROSS * LANES)
-            multiply_strip(a, b + n, c + n, tiles, of.inputs, of.outputs, ACROSS);
+            multiply_strip(a, b + n * TERMS, c + n, tiles, of.inputs, of.outputs, ACROSS);
         for (; n + 2 * LANES <= of.outputs; n += 2 * LANES)
-            multiply_strip(a, b + n, c + n, tiles, of.inputs, of.outputs, 2);
+            multiply_strip(a, b + n * TERMS, c + n, tiles, of.inputs, of.outputs, 2);
     }
 }
 
@@ -131,6 +149,7 @@ static void products(layer of, const float *from, float *to, ptrdiff_t tiles)
 INLINE void restore(layer of, const float *from, ptrdiff_t point, ptrdiff_t c, lanes out[4][4])
 {
     lanes half[PATCH][TILE];
+    AS_IF_NEW(point);
     for (int i = 0; i < PATCH; i++) {
         lanes line[PATCH];
         for (int j = 0; j < PATCH; j++)

@@ -44,6 +44,16 @@ def target() -> str:
     raise Unavailable(f"this CPU ({machine}) has neither AVX2 with FMA nor NEON")
 
 
+def bf16_target() -> str:
+    """Name the instruction set that compiled code uses here to multiply in BF16.
+
+    Raises: Unavailable on a CPU that has none, or for which there is none.
+    """
+    if target() == "avx512" and torch.cpu.get_capabilities().get("avx512_bf16"):
+        return "avx512bf16"
+    raise Unavailable(f"this CPU ({platform.machine()}) has no AVX-512 BF16")
+
+
 class Library:
     """C functions of pointers and sizes, called with arrays, tensors and ints."""
 

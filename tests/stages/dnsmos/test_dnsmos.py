@@ -14,7 +14,7 @@ import speechmos.dnsmos as reference
 import torch
 
 from koe.errors import BadRecord, ConfigError, StageError
-from stages.dnsmos.engines import BF16_OVRL_ERROR, require_precision
+from stages.dnsmos.engines import BF16_OVRL_ERROR, ovrl_error, require_precision
 from stages.dnsmos.network import WINDOW_SAMPLES
 from stages.dnsmos.onnx_session import require_provider
 from stages.dnsmos.scorer import (
@@ -24,6 +24,7 @@ from stages.dnsmos.scorer import (
     repeated_samples,
     window_starts,
 )
+from tests.stages.native.engines import runnable_in_bf16
 from tests.stages.speech import speech_16k
 
 SECONDS = (0.3, 1.0, 3.0, 4.505, 5.0, 9.0, 9.01, 10.0, 16.0, 17.0, 20.0, 30.0, 70.3)
@@ -198,13 +199,17 @@ def test_bf16_is_refused_where_the_cpu_would_only_emulate_it(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 9.0, 20.0])
-def test_bf16_stays_within_its_stated_error(seconds, scorer, monkeypatch):
+@pytest.mark.parametrize("engine", ["native", "onnxruntime"])
+def test_bf16_stays_within_its_stated_error(engine, seconds, scorer, monkeypatch):
     # Emulated where the CPU lacks it: slower, the same rounding.
     monkeypatch.setattr("stages.dnsmos.engines.require_precision", lambda *_: None)
-    bf16 = DnsmosScorer(find_model().path, precision="bf16")
+    if engine == "native":
+        name = runnable_in_bf16()[0]
+        monkeypatch.setattr("stages.dnsmos.kernels.bf16_target", lambda: name)
+    bf16 = DnsmosScorer(find_model().path, precision="bf16", engine=engine)
     audio = speech_16k(seconds)
     ours, exact = bf16.score(audio, "reference"), scorer.score(audio, "reference")
-    assert 0 < abs(ours.ovrl - exact.ovrl) < BF16_OVRL_ERROR
+    assert 0 < abs(ours.ovrl - exact.ovrl) < ovrl_error("bf16", engine)
     assert bf16.score(audio, "reference") == ours
 
 

@@ -18,6 +18,7 @@ from stages.dnsmos.network import cut
 from stages.dnsmos.scorer import DnsmosScorer, find_model
 from stages.native.build import Unavailable
 from stages.native.compiler import instruction_set
+from tests.stages.native.engines import library, runnable_in_bf16
 from tests.stages.speech import speech_16k
 
 PARTS = cut(Path(find_model().path).read_bytes())
@@ -29,6 +30,13 @@ def native() -> NativeShared:
         return NativeShared(PARTS.weights)
     except Unavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def native_bf16() -> NativeShared:
+    """In BF16, with the code for CPUs that have no instructions for it where there are none."""
+    name = runnable_in_bf16()[0]
+    return NativeShared(PARTS.weights, "bf16", library(dnsmos_kernels.BF16_SOURCE, name))
 
 
 def _plain(power: np.ndarray, weights=PARTS.weights) -> np.ndarray:
@@ -55,7 +63,19 @@ def test_every_size_equals_plain_convolutions(native, rows, columns):
     np.testing.assert_allclose(native(power), expected, atol=3e-5 * np.abs(expected).max())
 
 
-def test_the_workspace_is_not_expected_to_be_clean(native, monkeypatch):
+@pytest.mark.parametrize("columns", [4, 97, 161])
+@pytest.mark.parametrize("rows", [4, 12, 52])
+def test_bf16_is_off_by_its_rounding_alone(native, native_bf16, rows, columns):
+    power = np.random.default_rng(rows).normal(-4, 3, (2, 1, rows, columns)).astype(np.float32)
+    found, expected = native_bf16(power), native(power)
+    difference = found - expected
+    assert np.sqrt((difference**2).mean() / (expected**2).mean()) < 0.1
+    assert (difference != 0).any()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_workspace_is_not_expected_to_be_clean(precision, request, monkeypatch):
+    native = request.getfixturevalue("native" if precision == "fp32" else "native_bf16")
     power = np.random.default_rng(0).normal(-4, 3, (2, 1, 24, 161)).astype(np.float32)
     expected = native(power)
     empty = np.empty
@@ -91,11 +111,32 @@ def test_auto_is_native_where_it_compiles(native):
     assert resolve_engine("auto", "cpu", "fp32") == "native"
     assert resolve_engine("auto", "cpu", "fp32", True) == f"native-{instruction_set()}"
     assert resolve_engine("onnxruntime", "cpu", "fp32").startswith("onnxruntime-")
-    assert resolve_engine("auto", "cpu", "bf16").startswith("onnxruntime-")
     assert resolve_engine("auto", "cuda", "fp32") == "torch"
     assert resolve_engine("auto", "cuda", "bf16") == "torch"
-    with pytest.raises(ConfigError, match="bf16 on cpu"):
-        resolve_engine("native", "cpu", "bf16")
+    with pytest.raises(ConfigError, match="not on cuda"):
+        resolve_engine("native", "cuda", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("has", "chosen"),
+    [
+        ({"avx512_bf16"}, "native"),
+        ({"avx512_bf16", "amx_bf16"}, f"onnxruntime-{instruction_set()}"),  # torch multiplies there
+        (set(), f"onnxruntime-{instruction_set()}"),
+    ],
+)
+def test_bf16_is_compiled_where_the_cpu_multiplies_it_but_not_in_tiles(
+    native, monkeypatch, caplog, has, chosen
+):
+    found = torch.cpu.get_capabilities() | {"avx512_bf16": False, "amx_bf16": False}
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: found | dict.fromkeys(has, True))
+    monkeypatch.setattr("stages.native.compiler.target", lambda: "avx512")
+    monkeypatch.setattr("stages.dnsmos.kernels.load_target", lambda *_: None)
+    assert resolve_engine("auto", "cpu", "bf16") == chosen
+    assert ("torch in BF16" in caplog.text) == (not has)
+    if not has:
+        with pytest.raises(ConfigError, match="no AVX-512 BF16"):
+            resolve_engine("native", "cpu", "bf16")
 
 
 def test_without_a_compiler_auto_is_onnxruntime_and_says_so(no_compiler, caplog):
@@ -117,7 +158,7 @@ def test_without_avx2_onnxruntime_is_taken(monkeypatch, caplog):
 def test_compiled_code_that_computes_something_else_is_not_used(native, monkeypatch):
     wrong = [(kernel * np.float32(1.01), bias) for kernel, bias in PARTS.weights]
     shared = NativeShared(wrong)
-    monkeypatch.setattr(dnsmos_engines, "NativeShared", lambda _: shared)
+    monkeypatch.setattr(dnsmos_engines, "NativeShared", lambda *_: shared)
     with pytest.raises(ConfigError, match=r"NativeShared.* is off by"):
         open_network(find_model().path, "cpu", "fp32", "native", map)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stages.dnsmos.kernels import (
+    BF16_SOURCE,
     SOURCE,
     SPECTROGRAM_SOURCE,
     NativeHead,
@@ -21,7 +22,7 @@ from stages.dnsmos.kernels import (
 from stages.dnsmos.network import Network, Part, Parts, cut
 from stages.dnsmos.scorer import find_model
 from stages.native.build import PORTABLE, Unavailable
-from stages.native.compiler import Library, load_target, target
+from stages.native.compiler import Library, bf16_target, load_target, target
 from stages.snac import compiled
 from stages.snac.architecture import fold_weight_norm
 from stages.snac.encoder import TiledEncoder
@@ -37,6 +38,14 @@ def runnable() -> list[str]:
     except Unavailable:
         return [PORTABLE]
     return [own, *(["avx2"] if own == "avx512" else []), PORTABLE]
+
+
+def runnable_in_bf16() -> list[str]:
+    """Name what `runnable` does, first of all what this CPU multiplies BF16 with, if it does."""
+    try:
+        return [bf16_target(), *runnable()]
+    except Unavailable:
+        return runnable()
 
 
 def library(source: Path, name: str) -> Library:
@@ -63,13 +72,22 @@ class NativeEngines:
     def raw_scores(self, audio: np.ndarray, starts: list[int]) -> np.ndarray:
         return Network(*self.scorer_parts(), map).raw_scores(audio, starts)
 
+    def bf16_features(self, power: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        """Return what the shared convolutions of `Network`, scaled, make of log power in BF16."""
+        weights = [
+            (kernel * np.float32(scale), bias * 0) for kernel, bias in dnsmos_parts().weights
+        ]
+        if scale == 1.0:
+            weights = dnsmos_parts().weights
+        return NativeShared(weights, "bf16", self._library(BF16_SOURCE))(power)
+
     def scorer_parts(self) -> tuple[Part, Part, Part]:
         """Return spectrogram, shared convolutions and head of `Network`."""
         parts, windows = dnsmos_parts(), self._library(SOURCE)
         spectrogram = self._library(SPECTROGRAM_SOURCE)
         made = (
             NativeSpectrogram(parts.filters, spectrogram),
-            NativeShared(parts.weights, windows),
+            NativeShared(parts.weights, "fp32", windows),
             NativeHead(parts.head_weights, windows),
         )
         first, second, third = (_on_tensors(run) for run in made)

@@ -19,7 +19,7 @@ from stages.audio import resampling
 from stages.native.build import HEADERS, PORTABLE, sources
 from stages.native.products import PANEL, panels
 from stages.snac import compiled
-from tests.stages.native.engines import NativeEngines, library, runnable
+from tests.stages.native.engines import NativeEngines, library, runnable, runnable_in_bf16
 from tests.stages.native.recording import RecordedLibrary, Recording
 from tests.stages.native.whole import computed
 from tests.stages.speech import speech_16k, speech_24k
@@ -59,6 +59,25 @@ def _short_scoring(name: str, wrap=lambda library: library) -> list[torch.Tensor
     frames = torch.from_numpy(speech_16k(0.26)).unfold(0, 320, 160)
     features = shared(spectrogram(frames.contiguous()[None]))
     return [features, head(features)]
+
+
+def _some_power(seed: int = 0, num_frames: int = 12) -> np.ndarray:
+    """Log power as `NativeShared` takes it, in which silence makes most points zero."""
+    draws = np.random.default_rng(seed)
+    power = draws.normal(-6, 3, (1, 1, num_frames, 161)).astype(np.float32)
+    power[..., 90:] = -12
+    return power
+
+
+# With small weights most products, and then most sums, are too small to be normal values.
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 3e-7])
+@pytest.mark.parametrize("other", runnable_in_bf16()[1:])
+def test_bf16_has_the_same_bits_with_and_without_instructions_for_it(other, scale):
+    own = runnable_in_bf16()[0]
+    power = _some_power(num_frames=8 if other == PORTABLE else 60)
+    expected = NativeEngines(own).bf16_features(power, scale)
+    found = NativeEngines(other).bf16_features(power, scale)
+    np.testing.assert_array_equal(found, expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -128,6 +147,7 @@ def test_neon_gives_the_same_bits_under_emulation(tmp_path):
 
     NativeEngines(OWN, wrap).latents_and_codes(speech_24k(1_000))
     _short_scoring(OWN, wrap)
+    NativeEngines(OWN, wrap).bf16_features(_some_power(num_frames=4))
     results = _replayed(recording, tmp_path)
     expected = b"".join(recording.results)
     assert len(results) == len(expected)
