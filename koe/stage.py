@@ -100,6 +100,16 @@ class SharesGpu(Stage, Protocol):
 
 
 @runtime_checkable
+class RunsModel(Stage, Protocol):
+    """A stage that runs a model, by one of several engines."""
+
+    @property
+    def computes(self) -> str:
+        """Say which engine it is; nothing where the stage is set to need none."""
+        ...
+
+
+@runtime_checkable
 class ReadsUnits(Protocol):
     """A stage that reads the records of a unit by itself, out of its source."""
 

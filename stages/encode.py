@@ -17,7 +17,7 @@ from koe.vocabulary import CODEC_HZ, SLOTS, unflatten_codes
 from stages.clips import load_clips, load_file, location
 from stages.settings import EncodeConfig
 from stages.snac.codec import Codec, CodecSpec
-from stages.snac.engines import usual_batch_seconds
+from stages.snac.engines import describe_engine, usual_batch_seconds
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class EncodeStage:
         if isinstance(scores, SharesGpu):
             scores = scores.with_gpus(gpus)
         return replace(self, settings=self.settings.with_gpus(gpus), exact_scores=scores)
+
+    @property
+    def computes(self) -> str:
+        """Say what the codes are computed with."""
+        return describe_engine(self.codec.device, self.codec.engine)
 
     @property
     def batch_seconds(self) -> float:

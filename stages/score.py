@@ -18,7 +18,7 @@ from koe.stage import Exclusions, Outcome, Resources, Transform
 from koe.vocabulary import CODEC_HZ
 from stages.audio.decode import resample
 from stages.clips import load_clips, load_file, location
-from stages.dnsmos.engines import ovrl_error, resolve_engine
+from stages.dnsmos.engines import describe_engine, ovrl_error, resolve_engine
 from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer
 from stages.settings import ScoreConfig, Windows
 from stages.snac.codec import Codec, CodecSpec, clip_seed
@@ -84,6 +84,14 @@ class ScoreStage:
             f"signal={signal} {settings.precision} provider={settings.provider} "
             f"engine={settings.engine}"
         )
+
+    @property
+    def computes(self) -> str:
+        """Say what the scores are computed with; nothing where the source has them."""
+        if self.model is None:
+            return ""
+        settings = self.settings
+        return describe_engine(settings.provider, settings.precision, settings.engine)
 
     @property
     def decoded_hz(self) -> int:

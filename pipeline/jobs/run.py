@@ -16,6 +16,7 @@ from koe.numbers import counted
 from koe.printable import escape_control_characters
 from koe.schema import QUARANTINED, SPEECH, TEXT
 from koe.secrets import scrub
+from koe.stage import RunsModel
 from pipeline.config.models import PipelineConfig
 from pipeline.execution.attempt_log import AttemptLog
 from pipeline.execution.done_before import leave_done
@@ -26,7 +27,7 @@ from pipeline.execution.runner import UnitResult, Work
 from pipeline.execution.selection import Selection
 from pipeline.execution.stage_work import StageWork
 from pipeline.jobs.assembly import Assembly
-from pipeline.jobs.chains import build_chains, chains_of_work, room_needed
+from pipeline.jobs.chains import Chain, build_chains, chains_of_work, room_needed
 from pipeline.jobs.forecast import forecast, warnings
 from pipeline.jobs.interleave import Shards
 from pipeline.jobs.order import OrderWork
@@ -133,6 +134,7 @@ def _run_job(
     if order is not None:
         order = replace(order, samples=sum(unit.records for unit in plan.units))
         _say_what_to_expect(assembly, plan, selection, console)
+    _say_what_computes(built, console)
     ledger = Ledger(storage)
     ledger.storage.sweep((*stage_names(), SHARDS))
     with attempt_log(ledger.storage, config.plan, retry_set_aside, selection.stages) as log:
@@ -192,6 +194,13 @@ def _run_units(
 def _say(console: Console, text: str) -> None:
     text = escape_control_characters(text)
     console.print(text, markup=False, style="yellow", highlight=False, soft_wrap=True)
+
+
+def _say_what_computes(chains: Sequence[Chain], console: Console) -> None:
+    for stage in (stage for chain in chains for stage in chain.stages):
+        if isinstance(stage, RunsModel) and stage.computes:
+            line = f"{stage.name}: {stage.computes}"
+            console.print(line, markup=False, style="dim", soft_wrap=True)
 
 
 def _say_what_to_expect(

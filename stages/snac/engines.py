@@ -89,6 +89,12 @@ def resolve_engine(
     return chosen if chosen == "native" else f"{chosen}-{instruction_set()}"
 
 
+def describe_engine(device: Device, engine: str) -> str:
+    """Say what computes the codes; what would be faster was said when it was not found."""
+    where = "a GPU" if device == "cuda" else "CPUs"
+    return f"SNAC runs on {where} with the {engine} engine"
+
+
 def _on_cuda(engine: CodecEngine, encoder_rearranges: bool, precision: CodecPrecision) -> str:
     if engine in ("native", "tiled"):
         raise _refused(engine, "it runs on a CPU and snac.device is cuda")

@@ -82,7 +82,12 @@ def test_run_says_it_before_the_first_unit(tmp_path):
     assert code == 0
     lines = err.splitlines()
     (said,) = (n for n, line in enumerate(lines) if "interleave.ratio will leave out" in line)
-    assert said < min(n for n, line in enumerate(lines) if line.startswith("tokenize"))
+    first = min(n for n, line in enumerate(lines) if line.startswith("tokenize"))
+    assert said < first
+    engines = [n for n, line in enumerate(lines) if "score: DNSMOS runs on CPUs in FP32" in line]
+    engines += [n for n, line in enumerate(lines) if "encode: SNAC runs on CPUs" in line]
+    assert len(engines) == 2
+    assert max(engines) < first
 
 
 def test_a_source_that_cannot_be_read_is_named_and_stops_nothing(tmp_path):

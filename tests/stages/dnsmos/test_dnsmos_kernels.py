@@ -12,7 +12,7 @@ from torch.nn import functional
 from koe.errors import ConfigError
 from stages.dnsmos import engines as dnsmos_engines
 from stages.dnsmos import kernels as dnsmos_kernels
-from stages.dnsmos.engines import open_network, resolve_engine
+from stages.dnsmos.engines import describe_engine, open_network, resolve_engine
 from stages.dnsmos.kernels import NativeShared
 from stages.dnsmos.network import cut
 from stages.dnsmos.scorer import DnsmosScorer, find_model
@@ -137,6 +137,19 @@ def test_bf16_is_compiled_where_the_cpu_multiplies_it_but_not_in_tiles(
     if not has:
         with pytest.raises(ConfigError, match="no AVX-512 BF16"):
             resolve_engine("native", "cpu", "bf16")
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_the_engine_is_described_with_what_would_be_faster(native, monkeypatch, has_bf16):
+    found = torch.cpu.get_capabilities() | {"avx512_bf16": has_bf16, "amx_bf16": False}
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: found)
+    monkeypatch.setattr("stages.native.compiler.target", lambda: "avx512")
+    said = describe_engine("cpu", "fp32", "native")
+    assert said.startswith("DNSMOS runs on CPUs in FP32, with the native engine")
+    assert ("score.precision: bf16" in said) == has_bf16
+    assert "as fast" not in describe_engine("cpu", "bf16", "native")
+    assert describe_engine("cuda", "fp32", "torch").startswith("DNSMOS runs on a GPU")
+    assert "as fast" not in describe_engine("cuda", "fp32", "torch")
 
 
 def test_without_a_compiler_auto_is_onnxruntime_and_says_so(no_compiler, caplog):
