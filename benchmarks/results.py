@@ -35,15 +35,24 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 
 def hardware() -> str:
-    """Name the GPU, or the CPU and its number of cores."""
+    """Name the GPU, or the CPU and its number of cores.
+
+    On a virtual machine a CPU's name may be that of several generations, so its family and model, where
+    the system gives them, belong to it: "AMD EPYC" is Zen 4 as 25-17 and Zen 5 as 26-2.
+    """
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        name = next(line.split(":")[1] for line in text.splitlines() if "model name" in line)
-    except (OSError, StopIteration):
-        name = platform.processor()
-    return f"{os.cpu_count()}x {name.strip()}"
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    fields = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
+    name = fields.get("model name") or platform.processor()
+    if "cpu family" in fields and "model" in fields:
+        name += f" {fields['cpu family']}-{fields['model']}"
+    return f"{os.cpu_count()}x {name}"
 
 
 def commit() -> str:
