@@ -1,6 +1,6 @@
 """The engines and precisions of the DNSMOS network, and which of them this machine can use.
 
-| engine | runs on | seconds per window, one Zen 4 core |
+| engine | runs on | seconds per window of a mix of clips, one Zen 4 core |
 |---|---|---|
 | native, FP32 | CPU with AVX2 or NEON; needs a C compiler, here or where koe was installed | 0.051 |
 | native, BF16 (`precision: bf16`) | CPU with AVX-512 BF16; needs a C compiler as well | 0.033 |
