@@ -89,6 +89,9 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         torch.cuda.empty_cache()
     config = config.model_copy(update={"base_model": str(base)})
     (folder / "train.json").write_text(config.model_dump_json(), encoding="utf-8")
+    peak = None if options.tiny else matmul_flops()
+    if peak:
+        torch.cuda.empty_cache()
     ours, waits = [], []
     peers: dict[str, list[float]] = {name: [] for name in options.peers}
     for number in range(options.repeats):
@@ -99,28 +102,34 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
         for name, speeds in peers.items():
             speeds.append(run_peer(name, folder, options))
             print(f"{name} {speeds[-1]:,.0f} tokens/s", flush=True)
-    best = max(peers, key=lambda name: median(peers[name]))
-    theirs = peers[best]
-    print(f"ratio {median(a / b for a, b in zip(ours, theirs, strict=True)):.2f} to {best}")
-    if options.tiny:
-        return
-    peak = matmul_flops()
+            ran = {peer: found for peer, found in peers.items() if len(found) == len(ours)}
+            best = max(ran, key=lambda peer: median(ran[peer]))
+            ratio = median(a / b for a, b in zip(ours, ran[best], strict=True))
+            print(f"ratio {ratio:.2f} to {best}", flush=True)
+            if peak:  # after every peer, so that what was measured stays when time is up
+                more = {"data_wait_share": median(waits), "tokens_per_second_of_peers": ran}
+                more |= shares_of_peak(
+                    config.tiny, row_tokens, median(ours), median(ran[best]), peak
+                )
+                more["micro_batch_rows"] = options.micro_batch_rows
+                path = write_result("trainer_gpu", best, "tokens/s", ours, ran[best], **more)
+                print(f"wrote {path}", flush=True)
+
+
+def shares_of_peak(
+    shape: TinyModelConfig, row_tokens: int, ours: float, theirs: float, peak: float
+) -> dict[str, float]:
+    """Return what part of the GPU's `peak` FLOP/s tokens/s of either side are."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(llama_config(config.tiny))
+        model = LlamaForCausalLM(llama_config(shape))
     num_parameters = sum(p.numel() for p in model.parameters())
     full, causal = flops_per_token(model.config, num_parameters, row_tokens)
-    more = {
+    return {
         "measured_peak_tflops": peak / 1e12,
-        "mfu_causal_of_measured_peak": median(ours) * causal / peak,
-        "mfu_full_of_measured_peak": median(ours) * full / peak,
-        "peer_mfu_causal": median(theirs) * causal / peak,
-        "data_wait_share": median(waits),
-        "micro_batch_rows": options.micro_batch_rows,
-        "tokens_per_second_of_peers": peers,
+        "mfu_causal_of_measured_peak": ours * causal / peak,
+        "mfu_full_of_measured_peak": ours * full / peak,
+        "peer_mfu_causal": theirs * causal / peak,
     }
-    path = write_result("trainer_gpu", best, "tokens/s", ours, theirs, **more)
-    print(json.dumps(more, indent=1))
-    print(f"wrote {path}")
 
 
 def koe_config(options: argparse.Namespace) -> TrainConfig:
