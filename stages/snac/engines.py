@@ -16,7 +16,7 @@ at the start would be decided by noise. Tiled is faster than eager where there i
 its memory does not grow with the clip.
 
 Engines differ in the order in which they sum, so where two entries are nearly as close, one may choose
-the other. On the untrained weights that is rare: 0 of 4,396 codes (`benchmarks/codec_distance.py`);
+the other. On the untrained weights that is rare: 3 of 16,702 codes (`benchmarks/codec_distance.py`);
 weights that amplify rounding have more. So the engine is chosen once, where the run starts; its name
 is part of receipts and of the shards' metadata, and a worker that cannot run just that one refuses.
 The native engine gives the same codes on every CPU. The others sum as torch does with the CPU's
