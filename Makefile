@@ -50,6 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.dnsmos
 	$(BIN)/python -m benchmarks.snac
+	$(BIN)/python -m benchmarks.codec_distance
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.long_recordings
 	$(BIN)/python -m benchmarks.packing
