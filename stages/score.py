@@ -22,6 +22,7 @@ from stages.dnsmos.engines import describe_engine, ovrl_error, resolve_engine
 from stages.dnsmos.scorer import SCORER_HZ, DnsmosModel, DnsmosScorer
 from stages.settings import ScoreConfig, Windows
 from stages.snac.codec import Codec, CodecSpec, clip_seed
+from stages.snac.engines import usual_batch_seconds
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class ScoreStage:
             return partial(_outcome, stage=self, score=_source_scores)
         settings = self.settings
         num_threads = self.resources.threads
+        gpu_share = min(1.0, self.resources.gpus or 1.0)
         torch.set_num_threads(1)  # resampling is torch's, and must not slow the model down
         scorer = DnsmosScorer(
             self.model.path,
@@ -149,14 +151,14 @@ class ScoreStage:
             settings.precision,
             self.p808,
             settings.engine,
-            gpu_share=min(1.0, self.resources.gpus or 1.0),
+            gpu_share=gpu_share,
         )
         score = partial(
             _model_scores,
             scorer=scorer,
             windows=settings.windows,
             num_threads=num_threads,
-            codec=Codec.open(self._reconstructs) if self._reconstructs else None,
+            codec=Codec.open(self._reconstructs, gpu_share) if self._reconstructs else None,
             index_folder=self.index_folder,
         )
         return partial(_outcome, stage=self, score=score)
@@ -191,28 +193,46 @@ def _model_scores(
     """Yield in order the score of each clip, or with `codec` of what it makes of the clip."""
     results: dict[int, _Scored | BadRecord] = {}
     codes: dict[int, np.ndarray] = {}
+    names: list[str] = clips["id"].to_pylist()
 
-    def sound() -> Iterator[tuple[int, str, np.ndarray]]:
+    def sound() -> Iterator[tuple[int, np.ndarray]]:
         audios = load_clips(clips, CODEC_HZ if codec else SCORER_HZ, num_threads, index_folder)
-        for row, (clip_id, audio) in enumerate(zip(clips["id"].to_pylist(), audios, strict=True)):
+        for row, audio in enumerate(audios):
             if isinstance(audio, BadRecord):
                 results[row] = audio
-                continue
-            if codec:
-                codes[row], audio = _reconstruction(audio, codec, clip_id)
-            yield row, clip_id, audio
+            else:
+                yield row, audio
 
-    for row, scores in scorer.score_each(sound(), windows):
+    heard = _reconstructed(sound(), codec, names, codes) if codec else sound()
+    for row, scores in scorer.score_each(((row, names[row], x) for row, x in heard), windows):
         results[row] = _Scored(**asdict(scores), codes=codes.get(row))
     for row in range(clips.num_rows):
         yield results[row]
 
 
-def _reconstruction(audio: np.ndarray, codec: Codec, clip_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return a clip's codes, and what they sound like at the rate of the scorer."""
-    (codes,) = codec.encode([audio], clip_id)
-    decoded = codec.decode(codes, clip_seed(clip_id, codec.spec.seed), clip_id)
-    return codes, resample(decoded[: len(audio)], CODEC_HZ, SCORER_HZ)
+def _reconstructed(
+    clips: Iterable[tuple[int, np.ndarray]],
+    codec: Codec,
+    names: Sequence[str],
+    codes: dict[int, np.ndarray],
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield what the codec makes of clips, at the rate of the scorer; their codes go to `codes`.
+
+    Clips are encoded at once where encode does so, and come in no particular order. They are decoded
+    one by one: the noise in a clip's decoder is drawn from a seed of its own.
+    """
+    lengths: dict[int, int] = {}
+
+    def counted() -> Iterator[tuple[int, np.ndarray]]:
+        for row, audio in clips:
+            lengths[row] = len(audio)
+            yield row, audio
+
+    at_once = int(usual_batch_seconds(codec.spec.engine, codec.spec.device) * CODEC_HZ)
+    for row, found in codec.stream(counted(), at_once, names):
+        codes[row] = found
+        decoded = codec.decode(found, clip_seed(names[row], codec.spec.seed), names[row])
+        yield row, resample(decoded[: lengths.pop(row)], CODEC_HZ, SCORER_HZ)
 
 
 def _outcome(clips: pa.Table, *, stage: ScoreStage, score) -> Outcome:

@@ -160,10 +160,15 @@ def test_source_scores_are_taken_without_touching_the_audio():
 
 
 @pytest.mark.slow
-def test_reconstruction_scores_what_the_codec_makes_of_the_clip(tmp_path, scorer):
-    spec = resolve_codec(str(write_snac_weights(tmp_path)), seed=5)  # of the noise alone
-    # One window each; the second is not of whole frames, so its decoded end is cut off.
-    audios = {"a": synthetic_speech(8192, 24_000), "b": synthetic_speech(7200, 24_000, 1)}
+@pytest.mark.parametrize("at_once", [0.0, 60.0])  # seconds: clip by clip, and as on a GPU
+def test_reconstruction_scores_what_the_codec_makes_of_the_clip(
+    tmp_path, scorer, monkeypatch, at_once
+):
+    monkeypatch.setattr("stages.score.usual_batch_seconds", lambda *_: at_once)
+    # The seed is of the noise alone. The engine puts the longest clip of a batch first.
+    spec = resolve_codec(str(write_snac_weights(tmp_path)), seed=5, engine="eager")
+    # One window each; the first is not of whole frames, so its decoded end is cut off.
+    audios = {"a": synthetic_speech(7200, 24_000, 1), "b": synthetic_speech(8192, 24_000)}
     clips = clip_table(tmp_path, audios)
     stage = _stage(signal="reconstruction", codec=spec)
     transform = stage.open()
