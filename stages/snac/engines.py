@@ -92,7 +92,7 @@ def resolve_engine(
 def describe_engine(device: Device, engine: str) -> str:
     """Say what computes the codes; what would be faster was said when it was not found."""
     where = "a GPU" if device == "cuda" else "CPUs"
-    return f"SNAC runs on {where} with the {engine} engine"
+    return f"SNAC runs on {where}, with the {engine} engine"
 
 
 def _on_cuda(engine: CodecEngine, encoder_rearranges: bool, precision: CodecPrecision) -> str:
