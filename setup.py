@@ -26,7 +26,9 @@ class BuildWithLibraries(build_py):
             for path in build_all(folder):
                 self.announce(f"compiled {path.name}", 2)
         except Unavailable as error:
-            self.warn(f"koe's C is not compiled now but by each process, where it can be: {error}")
+            self.warn(
+                f"not all of koe's C is compiled now; each process tries the rest again: {error}"
+            )
 
 
 class WheelOfThisPlatform(bdist_wheel):

@@ -42,6 +42,11 @@ class Resources:
         """
         return max(1, int(self.cpus), math.ceil(THREADS_PER_GPU * self.gpus))
 
+    @property
+    def gpu_share(self) -> float:
+        """Return the part of a GPU whose memory a worker may plan with: 1 where none is reserved."""
+        return min(1.0, self.gpus or 1.0)
+
     def amounts(self) -> dict[str, float]:
         """Return what one worker needs, by the names that Ray has for it."""
         known = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
@@ -104,8 +109,8 @@ class RunsModel(Stage, Protocol):
     """A stage that runs a model, by one of several engines."""
 
     @property
-    def computes(self) -> str:
-        """Say which engine it is; nothing where the stage is set to need none."""
+    def engine_description(self) -> str:
+        """Say which engine runs it; nothing where the stage is set to need no model."""
         ...
 
 

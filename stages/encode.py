@@ -59,7 +59,7 @@ class EncodeStage:
         return replace(self, settings=self.settings.with_gpus(gpus), exact_scores=scores)
 
     @property
-    def computes(self) -> str:
+    def engine_description(self) -> str:
         """Say what the codes are computed with."""
         return describe_engine(self.codec.device, self.codec.engine)
 
@@ -75,7 +75,7 @@ class EncodeStage:
 
         Raises: ConfigError when its weights or device are absent or not the planned ones.
         """
-        codec = Codec.open(self.codec, min(1.0, self.resources.gpus or 1.0))
+        codec = Codec.open(self.codec, self.resources.gpu_share)
         return partial(
             _encode,
             codec=codec,

@@ -87,7 +87,7 @@ class ScoreStage:
         )
 
     @property
-    def computes(self) -> str:
+    def engine_description(self) -> str:
         """Say what the scores are computed with; nothing where the source has them."""
         if self.model is None:
             return ""
@@ -141,7 +141,7 @@ class ScoreStage:
             return partial(_outcome, stage=self, score=_source_scores)
         settings = self.settings
         num_threads = self.resources.threads
-        gpu_share = min(1.0, self.resources.gpus or 1.0)
+        gpu_share = self.resources.gpu_share
         torch.set_num_threads(1)  # resampling is torch's, and must not slow the model down
         scorer = DnsmosScorer(
             self.model.path,

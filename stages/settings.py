@@ -61,7 +61,7 @@ class ScoreConfig(WorkerConfig):
     once, which the worker's CPUs decode ahead."""
     precision: Precision = "fp32"
     """Precision of the convolutions; clips near the threshold are scored in fp32 in any case. On a
-    CPU, bf16 needs AVX-512 BF16 or AMX, and the scores that are stored are up to 0.05 off."""
+    CPU, bf16 needs AVX-512 BF16 or AMX, and the scores that are stored are up to 0.06 off."""
     engine: ScorerEngine = "auto"
     """How the model is computed, chosen once for a run; in fp32 the engines' scores agree to about
     1e-6. native needs a C compiler; auto on CUDA is torch."""

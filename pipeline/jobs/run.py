@@ -134,7 +134,7 @@ def _run_job(
     if order is not None:
         order = replace(order, samples=sum(unit.records for unit in plan.units))
         _say_what_to_expect(assembly, plan, selection, console)
-    _say_what_computes(built, console)
+    _say_which_engines_run(built, console)
     ledger = Ledger(storage)
     ledger.storage.sweep((*stage_names(), SHARDS))
     with attempt_log(ledger.storage, config.plan, retry_set_aside, selection.stages) as log:
@@ -196,10 +196,10 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, style="yellow", highlight=False, soft_wrap=True)
 
 
-def _say_what_computes(chains: Sequence[Chain], console: Console) -> None:
+def _say_which_engines_run(chains: Sequence[Chain], console: Console) -> None:
     for stage in (stage for chain in chains for stage in chain.stages):
-        if isinstance(stage, RunsModel) and stage.computes:
-            line = f"{stage.name}: {stage.computes}"
+        if isinstance(stage, RunsModel) and stage.engine_description:
+            line = f"{stage.name}: {stage.engine_description}"
             console.print(line, markup=False, style="dim", soft_wrap=True)
 
 

@@ -62,7 +62,7 @@ class NativeShared:
     ) -> None:
         """Take kernel and bias of each convolution, as `network.Parts` has them.
 
-        Raises: Unavailable without a C compiler, or for BF16 on a CPU that does not multiply it.
+        Raises: Unavailable without a C compiler, or for BF16 on a CPU without AVX-512 BF16.
         """
         _check(weights, _SHARED)
         self._library = library or load_shared(precision)

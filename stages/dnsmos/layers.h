@@ -2,8 +2,8 @@
  *
  * Images are [rows + pads][columns + pads][channels] with zeros around them, and a row of 4x4 tiles is
  * made in blocks whose transforms stay in the cache. A layer follows the one before it by a row of
- * tiles, and of an image between two layers no more than they need is kept: whole, the widest two would
- * have to be written to memory and read again.
+ * tiles. Of the widest two images only the rows that are still needed are kept ("rolling" images):
+ * whole, they would not fit into the cache.
  */
 
 #ifndef KOE_LAYERS_H
@@ -109,8 +109,8 @@ static const struct {
 } LAYERS[] = {{1, 64, 0}, {1, 64, 0}, {2, 32, 1}, {4, 32, 1}, {4, 32, 0}};
 
 enum { NUM_LAYERS = sizeof LAYERS / sizeof *LAYERS, WIDEST = (BLOCK * TILE + 2) * PATCH * FIRST };
-enum { IN_STEP = 3 };      /* layers that run a row of tiles apart, and pass rolling images on */
-enum { HELD = 2 * TILE + 1 }; /* rows of a rolling image: those of a patch, and of the tiles to come */
+enum { STAGGERED = 3 }; /* the first layers, which run a row of tiles apart on rolling images */
+enum { ROLLING_ROWS = 2 * TILE + 1 }; /* those of a patch, and of the next row of tiles */
 
 static ptrdiff_t padded(ptrdiff_t count) { return (count + TILE - 1) / TILE * TILE + 2; }
 
@@ -135,10 +135,10 @@ static image framed(float **memory, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t
 
 static ptrdiff_t rolling_floats(ptrdiff_t columns, ptrdiff_t channels)
 {
-    return HELD * padded(columns) * channels;
+    return ROLLING_ROWS * padded(columns) * channels;
 }
 
-/* Take an image from `memory` of which HELD rows are stored, all of them zero. */
+/* Take an image from `memory` of which ROLLING_ROWS rows are stored, all of them zero. */
 static image rolling(float **memory, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t channels)
 {
     image made = {*memory, rows, columns, channels, padded(columns), 0};
@@ -150,7 +150,7 @@ static image rolling(float **memory, ptrdiff_t rows, ptrdiff_t columns, ptrdiff_
 /* Forget as many rows as a tile has, and make room for the same number, which are zero. */
 static void roll(image *of)
 {
-    ptrdiff_t row = of->stored * of->channels, kept = (HELD - TILE) * row;
+    ptrdiff_t row = of->stored * of->channels, kept = (ROLLING_ROWS - TILE) * row;
     memmove(of->data, of->data + TILE * row, sizeof(float) * kept);
     memset(of->data + kept, 0, sizeof(float) * TILE * row);
     of->top += TILE;
@@ -168,7 +168,7 @@ static ptrdiff_t layers_floats(ptrdiff_t rows, ptrdiff_t columns)
     ptrdiff_t total = framed_floats(rows, columns, 1) + block_floats(FIRST, 64) + WIDEST;
     for (int n = 0; n < NUM_LAYERS; n++) {
         ptrdiff_t scale = LAYERS[n].scale, channels = LAYERS[n].channels;
-        total += n + 1 < IN_STEP ? rolling_floats(columns / scale, channels)
+        total += n + 1 < STAGGERED ? rolling_floats(columns / scale, channels)
                                  : framed_floats(rows / scale, columns / scale, channels);
     }
     return total;
@@ -190,13 +190,13 @@ static void run_layers(const float *power, ptrdiff_t rows, ptrdiff_t columns, co
         memcpy(at(images[0], row, 0), power + row * columns, sizeof(float) * columns);
     for (int n = 0; n < NUM_LAYERS; n++) {
         ptrdiff_t channels = LAYERS[n].channels, scale = LAYERS[n].scale;
-        images[n + 1] = (n + 1 < IN_STEP ? rolling : framed)(&workspace, rows / scale,
+        images[n + 1] = (n + 1 < STAGGERED ? rolling : framed)(&workspace, rows / scale,
                                                              columns / scale, channels);
         layers[n] = (layer){weights[n], biases[n], n ? layers[n - 1].outputs : FIRST, channels};
     }
     ptrdiff_t tiles = (rows + TILE - 1) / TILE;
-    for (ptrdiff_t r = 0; r < tiles + IN_STEP - 1; r++)
-        for (int n = 0; n < IN_STEP; n++) {
+    for (ptrdiff_t r = 0; r < tiles + STAGGERED - 1; r++)
+        for (int n = 0; n < STAGGERED; n++) {
             if (n > r || r - n >= tiles)
                 continue;
             tile_row(layers[n], images[n], images[n + 1], (r - n) * TILE, LAYERS[n].pooled,
@@ -204,7 +204,7 @@ static void run_layers(const float *power, ptrdiff_t rows, ptrdiff_t columns, co
             if (n)
                 roll(&images[n]);
         }
-    for (int n = IN_STEP; n < NUM_LAYERS; n++)
+    for (int n = STAGGERED; n < NUM_LAYERS; n++)
         for (ptrdiff_t row = 0; row < images[n].rows; row += TILE)
             tile_row(layers[n], images[n], images[n + 1], row, LAYERS[n].pooled, workspace, NULL);
     image last = images[NUM_LAYERS];

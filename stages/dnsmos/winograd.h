@@ -3,7 +3,7 @@
  * 36 products a channel pair instead of 144 (Lavin and Gray 2015, arXiv:1509.09308): `transform` takes
  * patches of 6x6 pixels to 36 points, `products` multiplies every point with a layer's weights,
  * `restore` makes pixels of them. The points of one dimension are 0, two pairs and infinity. FP32 takes
- * 1, -1, 2, -2; with BF16 for the products, those below lose a third as much by its rounding.
+ * 1, -1, 2, -2. BF16 takes 3/4, -3/4, 3/2, -3/2, with which its rounding error is a third as large.
  *
  * Vector types of GCC and clang, one source for every CPU, and the same bits on each (lanes.h).
  * Channels are multiples of 32.
@@ -28,9 +28,9 @@ enum { TILE = 4, PATCH = 6, POINTS = 36 };
  * without a gap, all 36 values that a pixel's transform writes would share one set of the first. */
 enum { GAP = 16 };
 
-/* Keeps a compiler from computing all addresses of a patch before a loop: they would lie on the stack,
- * and every load or store would load its address first. */
-#define AS_IF_NEW(x) __asm__("" : "+r"(x))
+/* Hides a value from the compiler, which would otherwise compute all addresses of a patch before the
+ * loop and keep them on the stack: every load and store would then have to load its address first. */
+#define OPAQUE(x) __asm__("" : "+r"(x))
 
 INLINE ptrdiff_t point_size(ptrdiff_t tiles, ptrdiff_t channels) { return tiles * channels + GAP; }
 
@@ -44,16 +44,16 @@ typedef struct {
 /* One dimension of a patch to its points. */
 INLINE void into(const lanes x[6], lanes y[6])
 {
-    const lanes less_near = spread(-NEAR * NEAR), less_far = spread(-FAR * FAR);
-    const lanes less_both = less_near + less_far, product = less_near * less_far;
-    lanes a = fused(less_far, x[2], x[4]), b = NEAR * fused(less_far, x[1], x[3]);
-    lanes c = fused(less_near, x[2], x[4]), d = FAR * fused(less_near, x[1], x[3]);
-    y[0] = fused(product, x[0], fused(less_both, x[2], x[4]));
+    const lanes minus_near = spread(-NEAR * NEAR), minus_far = spread(-FAR * FAR);
+    const lanes minus_both = minus_near + minus_far, product = minus_near * minus_far;
+    lanes a = fused(minus_far, x[2], x[4]), b = NEAR * fused(minus_far, x[1], x[3]);
+    lanes c = fused(minus_near, x[2], x[4]), d = FAR * fused(minus_near, x[1], x[3]);
+    y[0] = fused(product, x[0], fused(minus_both, x[2], x[4]));
     y[1] = a + b; /* sums run beside fused products, on units of their own */
     y[2] = a - b;
     y[3] = c + d;
     y[4] = c - d;
-    y[5] = fused(product, x[1], fused(less_both, x[3], x[5]));
+    y[5] = fused(product, x[1], fused(minus_both, x[3], x[5]));
 }
 
 /* One dimension of points to the pixels of a tile. */
@@ -73,9 +73,9 @@ INLINE void transform(const float *patch, ptrdiff_t row, ptrdiff_t channels, val
     for (ptrdiff_t c = 0; c < channels; c += LANES) {
         lanes half[PATCH][PATCH], line[PATCH];
         ptrdiff_t right = channels, down = row, next = point;
-        AS_IF_NEW(right);
-        AS_IF_NEW(down);
-        AS_IF_NEW(next);
+        OPAQUE(right);
+        OPAQUE(down);
+        OPAQUE(next);
         for (int i = 0; i < PATCH; i++) {
             for (int j = 0; j < PATCH; j++)
                 line[j] = load(patch + i * down + j * right + c);
@@ -87,7 +87,7 @@ INLINE void transform(const float *patch, ptrdiff_t row, ptrdiff_t channels, val
                 column[i] = half[i][j];
             into(column, out);
             for (int i = 0; i < PATCH; i++)
-                put(to + (i * PATCH + j) * next + c, out[i]);
+                store_values(to + (i * PATCH + j) * next + c, out[i]);
         }
     }
 }
@@ -149,7 +149,7 @@ static void products(layer of, const value *from, float *to, ptrdiff_t tiles)
 INLINE void restore(layer of, const float *from, ptrdiff_t point, ptrdiff_t c, lanes out[4][4])
 {
     lanes half[PATCH][TILE];
-    AS_IF_NEW(point);
+    OPAQUE(point);
     for (int i = 0; i < PATCH; i++) {
         lanes line[PATCH];
         for (int j = 0; j < PATCH; j++)

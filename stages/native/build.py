@@ -33,7 +33,7 @@ TARGETS = {
     },
     "aarch64": {"neon": ("-march=armv8-a",)},
 }
-# Where BF16 is multiplied faster than FP32, for the files that do so.
+# Instruction sets that multiply BF16 faster than FP32, for the files whose names end in bf16.
 BF16_TARGETS = {"x86_64": {"avx512bf16": ("-march=cooperlake", "-mtune=generic")}}
 PORTABLE = "portable"  # needs no instruction set, and is too slow for anything but comparisons
 
@@ -75,7 +75,8 @@ def compile_source(source: Path, target: str, to: Path) -> Path:
 def build_all(folder: Path) -> Iterator[Path]:
     """Compile every source for every instruction set of this kind of machine into `folder`.
 
-    Raises: Unavailable at the end, when `compile_source` did: an old compiler does not know all CPUs.
+    Raises: Unavailable as `compile_source` does, but after the others are compiled: an old compiler
+    may not know every CPU.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pairs = [(source, target) for source in sources() for target in targets(source)]

@@ -1,8 +1,8 @@
 /* What the terms of a sum are made of: values of FP32 or, with TERMS_IN_BF16, of BF16.
  *
- * BF16 comes in pairs, which are two terms of a sum. The second is added first, each is rounded to
- * FP32, and values too small to be normal are zero: so does the instruction VDPBF16PS of AVX-512, and
- * what stands here for CPUs without it gives the same bits, at half the speed of FP32.
+ * BF16 comes in pairs, which are two terms of a sum. The second is added first, each sum is rounded to
+ * FP32, and denormal values count as zero. The instruction VDPBF16PS of AVX-512 does this; the code for
+ * CPUs without it gives the same bits, at half the speed of FP32.
  */
 
 #ifndef KOE_TERMS_H
@@ -20,7 +20,7 @@ enum { TERMS = 2 };
 
 #if defined(__AVX512BF16__)
 
-INLINE void put(value *to, lanes from)
+INLINE void store_values(value *to, lanes from)
 {
     *(__m256i_u *)to = (__m256i)_mm512_cvtneps_pbh((__m512)from);
 }
@@ -31,14 +31,14 @@ INLINE lanes fused_terms(terms a, terms b, lanes c)
 
 #else
 
-INLINE lanes normal(lanes x)
+INLINE lanes denormals_as_zero(lanes x)
 {
     return (lanes)((ints)x & (((ints)x & 0x7f800000) != 0));
 }
-INLINE void put(value *to, lanes from)
+INLINE void store_values(value *to, lanes from)
 {
     typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-    words bits = (words)normal(from);
+    words bits = (words)denormals_as_zero(from);
     bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     for (int i = 0; i < LANES; i++)
         to[i] = (value)bits[i];
@@ -46,8 +46,8 @@ INLINE void put(value *to, lanes from)
 INLINE lanes fused_terms(terms a, terms b, lanes c)
 {
     const ints upper = (ints)spread(0) - 0x10000;
-    c = normal(fused((lanes)(a & upper), (lanes)(b & upper), c));
-    return normal(fused((lanes)(a << 16), (lanes)(b << 16), c));
+    c = denormals_as_zero(fused((lanes)(a & upper), (lanes)(b & upper), c));
+    return denormals_as_zero(fused((lanes)(a << 16), (lanes)(b << 16), c));
 }
 
 #endif
@@ -64,7 +64,7 @@ typedef float value;
 typedef lanes terms;
 enum { TERMS = 1 };
 
-INLINE void put(value *to, lanes from) { store(to, from); }
+INLINE void store_values(value *to, lanes from) { store(to, from); }
 INLINE lanes fused_terms(terms a, terms b, lanes c) { return fused(a, b, c); }
 INLINE terms load_terms(const value *from) { return load(from); }
 INLINE terms spread_terms(const value *from) { return spread(*from); }

@@ -148,6 +148,7 @@ def test_the_engine_is_described_with_what_would_be_faster(native, monkeypatch, 
     assert said.startswith("DNSMOS runs on CPUs in FP32, with the native engine")
     assert ("score.precision: bf16" in said) == has_bf16
     assert "as fast" not in describe_engine("cpu", "bf16", "native")
+    assert "torch's convolutions" in describe_engine("cpu", "bf16", "onnxruntime-avx512")
     assert describe_engine("cuda", "fp32", "torch").startswith("DNSMOS runs on a GPU")
     assert "as fast" not in describe_engine("cuda", "fp32", "torch")
 
